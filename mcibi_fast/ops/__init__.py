@@ -1,0 +1,19 @@
+"""The fused operators: public functions on tensors, differentiable and traceable."""
+
+from mcibi_fast.ops.confidence_attention import confidence_attention
+from mcibi_fast.ops.dispatch import BackendError
+from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
+from mcibi_fast.ops.labels import check_labels
+from mcibi_fast.ops.memory_update import class_feature_sums, memory_update
+from mcibi_fast.ops.philox import Philox
+
+__all__ = [
+    "BackendError",
+    "Philox",
+    "check_labels",
+    "class_feature_sums",
+    "confidence_attention",
+    "gaussian_aggregate",
+    "gaussian_table",
+    "memory_update",
+]

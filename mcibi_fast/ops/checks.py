@@ -1,0 +1,76 @@
+"""Checks that the ops share. Each error names the argument and says what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an op computes: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tensor(name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises unless ``value`` is a tensor with one dimension per word of ``dims``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor ({dims}), got {type(value).__name__}")
+    if value.dim() != len(dims.split(", ")):
+        raise ValueError(f"{name}: expected shape ({dims}), got {tuple(value.shape)}")
+    if value.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name}: dtype {value.dtype} is not supported; use one of {names}")
+
+
+def same_device(**tensors: Tensor) -> None:
+    """Raises unless all the named tensors are on one device."""
+    (first, reference), *rest = tensors.items()
+    for name, value in rest:
+        if value.device != reference.device:
+            raise ValueError(
+                f"{name}: is on {value.device}, but {first} is on {reference.device}; "
+                "move them to one device"
+            )
+
+
+def positive(name: str, value: int) -> None:
+    """Raises unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: must be at least 1, got {value}")
+
+
+def memory(value: Tensor) -> None:
+    """Raises unless ``value`` is a (K, 2) memory in float32 or float64."""
+    tensor("memory", value, "K, 2", (torch.float32, torch.float64))
+    if value.shape[1] != 2:
+        raise ValueError(
+            f"memory: expected shape (K, 2), mean and standard deviation, got {tuple(value.shape)}"
+        )
+
+
+def features_and_labels(features: Tensor, labels: Tensor) -> None:
+    """Raises unless features are (B, Z, h, w) floats and labels (B, H, W) integers."""
+    tensor("features", features, "B, Z, h, w", FLOATS)
+    tensor("labels", labels, "B, H, W", INTEGERS)
+    same_device(features=features, labels=labels)
+    if features.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"labels: batch of {labels.shape[0]}, but features have a batch of {features.shape[0]}"
+        )
+    for name, value in (("features", features), ("labels", labels)):
+        if any(size == 0 for size in value.shape):
+            raise ValueError(f"{name}: no dimension may be empty, got {tuple(value.shape)}")
+
+
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Inside autocast, the tensors in its dtype, as its own matrix products do (float64 stays)."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

@@ -1,0 +1,234 @@
+"""How an op finds the kernel it runs.
+
+Every op is a dispatcher operator ``torch.ops.mcibi_fast.<name>`` with a fake kernel, so
+``torch.compile`` and ``torch.export`` see one opaque node. Which backend computes it is decided
+each time the node *runs*: the first kernel of the op's list that has no reason against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcibi_fast import _build
+
+BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa")
+
+library = torch.library.Library("mcibi_fast", "DEF")
+_ops: dict[str, Op] = {}
+_forced = "auto"
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run this call."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute an op.
+
+    Args:
+        backend: its name, one of ``BACKENDS``.
+        run: computes the op from the dispatcher arguments.
+        why_not: given the same arguments, why it cannot run, or None where it can.
+        composite: made of differentiable PyTorch operators, so that eager autograd can go
+            through it; the others need the op's autograd Function.
+    """
+
+    backend: str
+    run: Callable[..., Any]
+    why_not: Callable[..., str | None]
+    composite: bool = False
+
+
+class Op:
+    """A dispatcher operator and the kernels behind it.
+
+    Args:
+        name: of the operator, and of the public function.
+        schema: arguments and results in the dispatcher's notation.
+        kernels: in the order of preference.
+        fake: shapes and dtypes of the results, for tracing.
+        prepare: turns the public function's arguments into the dispatcher's, checking them;
+            None for an operator that is not public (a backward).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        kernels: Sequence[Kernel],
+        fake: Callable[..., Any],
+        prepare: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.name, self.kernels, self.prepare = name, tuple(kernels), prepare
+        library.define(name + schema)
+        for key in ("CPU", "CUDA"):
+            library.impl(name, lambda *args: self.select(*args).run(*args), key)
+            library.impl(name, self._without_autocast(f"Autocast{key}"), f"Autocast{key}")
+        torch.library.register_fake(f"mcibi_fast::{name}", fake, lib=library)
+        self.call = getattr(torch.ops.mcibi_fast, name).default
+        _ops[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+    def _without_autocast(self, key: str) -> Callable[..., Any]:
+        """The operator with autocast off inside: its inputs are in the dtype it should use."""
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def run(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.call(*args)
+
+        return run
+
+    def below_autograd(self, *args: Any) -> Any:
+        """Runs the operator inside an autograd Function, whose job the gradient is."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.call(*args)
+
+    def differentiable(
+        self, with_gradient: Callable[..., Any], wants_gradient: Callable[..., bool]
+    ) -> None:
+        """Gives the operator its gradient.
+
+        Args:
+            with_gradient: computes the operator so that autograd can follow, as
+                ``autograd.Function.apply`` does.
+            wants_gradient: given the arguments, whether an input that has a gradient needs it.
+        """
+
+        def autograd(*args: Any) -> Any:
+            if not torch.is_grad_enabled() or not wants_gradient(*args):
+                return self.below_autograd(*args)
+            if _eager(args) and (kernel := self.select(*args)).composite:
+                return kernel.run(*args)
+            return with_gradient(*args)
+
+        library.impl(self.name, autograd, "Autograd")
+
+    def select(self, *args: Any) -> Kernel:
+        """The kernel that runs these dispatcher arguments.
+
+        Raises:
+            BackendError: no kernel can, or the forced one cannot; the message gives the reasons.
+        """
+        forced = [k for k in self.kernels if k.backend == _forced]
+        reasons = []
+        for kernel in forced or self.kernels:
+            reason = kernel.why_not(*args)
+            if reason is None:
+                return kernel
+            reasons.append(f"{kernel.backend}: {reason}")
+        raise BackendError(f"{self.name}: no backend can run this call ({'; '.join(reasons)})")
+
+
+def _eager(args: Sequence[Any]) -> bool:
+    """True where real tensors are computed; while tracing they are of other classes."""
+    plain = (Tensor, torch.nn.Parameter)
+    return all(type(a) in plain for a in args if isinstance(a, Tensor))
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces one backend, in the whole process, for every op that has it.
+
+    Ops without a backend of that name keep their own choice (``explain`` says which). An op that
+    has it and cannot run the call with it raises ``BackendError``.
+
+    Args:
+        name: "reference", "cpu", "cuda", "triton", "sdpa", or "auto" for the usual choice.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+    global _forced
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"backend: {name!r} is none of {', '.join((*BACKENDS, 'auto'))}")
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
+    """Says which backend would run a call, and of every other one why not.
+
+    Args:
+        op: the public function of ``mcibi_fast.ops`` or its name.
+        inputs, options: what the call would be given.
+
+    Returns:
+        One line an op backend, the chosen one first.
+
+    Raises:
+        ValueError: no public op has that name, or the inputs are not valid for it.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    found = _ops.get(name)
+    if found is None or found.prepare is None:
+        public = sorted(n for n, o in _ops.items() if o.prepare is not None)
+        raise ValueError(f"explain: no op {name!r}; the ops are {', '.join(public)}")
+    args = found.prepare(*inputs, **options)
+    try:
+        chosen: Kernel | None = found.select(*args)
+    except BackendError:
+        chosen = None
+    lines = [f"{name}: {chosen.backend if chosen else 'no backend can run this call'}"]
+    for kernel in found.kernels:
+        if kernel is chosen:
+            verdict = "runs" + (" (forced)" if _forced == kernel.backend else "")
+        elif (reason := kernel.why_not(*args)) is not None:
+            verdict = f"no: {reason}"
+        elif chosen is not None and _forced == chosen.backend:
+            verdict = f"could run, but {_forced} is forced"
+        else:
+            verdict = "could run, but comes later in the order of preference"
+        lines.append(f"  {kernel.backend:<10}{verdict}")
+    missing = [b for b in BACKENDS if all(b != k.backend for k in found.kernels)]
+    lines += [f"  {b:<10}no: {name} has no kernel of this kind" for b in missing]
+    return "\n".join(lines)
+
+
+def always(*_args: Any) -> str | None:
+    """``why_not`` of a kernel that runs everywhere."""
+    return None
+
+
+def compiled_for(backend_name: str, device: str) -> Callable[..., str | None]:
+    """``why_not`` of compiled kernels: the extension must be there, the tensors on its device."""
+
+    def why_not(*args: Any) -> str | None:
+        reason = _build.load_extensions()[backend_name]
+        if reason is not None:
+            return reason
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.device.type != device:
+                return f"a tensor is on {arg.device.type}, not on {device}"
+        return None
+
+    return why_not
+
+
+cpu_only = compiled_for("cpu", "cpu")
+cuda_only = compiled_for("cuda", "cuda")
+
+
+def recompute_gradients(
+    run: Callable[..., Any], inputs: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The backward of a composite kernel, where a traced graph asks for it as an operator.
+
+    Runs the kernel once more under autograd. Below the autograd key (where operators are
+    computed) autograd is off for good, so the keys are let in again for the recomputation.
+    """
+    with torch.enable_grad(), torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutogradCPU):
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(run(*leaves), leaves, grad)

@@ -1,0 +1,70 @@
+"""Labels outside [0, K): an error at once on the CPU, a flag to be read later on CUDA."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+# What the flag's third entry means. The order is also in csrc/common.
+OPS_WITH_LABELS = ("class_feature_sums", "class_feature_sums_backward", "memory_update")
+
+_flags: dict[torch.device, Tensor] = {}
+
+
+def flag(device: torch.device) -> Tensor:
+    """The device's flag: int64 (number of bad labels, first bad value, index of the op)."""
+    if device not in _flags:
+        _flags[device] = torch.zeros(3, dtype=torch.int64, device=device)
+    return _flags[device]
+
+
+def check_labels() -> None:
+    """Raises if any op on any GPU met a bad label since the last call. Waits for the GPUs.
+
+    CUDA kernels never stop at a bad label: it contributes to nothing and is counted. Call this
+    wherever the device is waited for anyway, for example where the loss is read. With
+    ``MCIBI_FAST_CHECKS=sync`` in the environment every op calls it by itself (slow).
+
+    Raises:
+        ValueError: naming the op, how many labels were bad, and the first of them.
+    """
+    for device, tensor in _flags.items():
+        count, value, op = tensor.tolist()
+        if count:
+            tensor.zero_()
+            raise ValueError(
+                f"labels: {OPS_WITH_LABELS[op]} on {device} met {count} labels outside "
+                f"[0, num_classes) that are not ignore_index; the first is {value}"
+            )
+
+
+def check_now() -> None:
+    """What an op does after a launch: nothing, unless MCIBI_FAST_CHECKS=sync asks for it."""
+    if os.environ.get("MCIBI_FAST_CHECKS") == "sync":
+        check_labels()
+
+
+def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: str) -> Tensor:
+    """The labels as int64 with -1 for ignored ones, for the reference.
+
+    Raises:
+        ValueError: on the CPU, a label is neither in [0, num_classes) nor ``ignore_index``. On
+            CUDA it is flagged instead, and ignored.
+    """
+    labels = labels.long()
+    valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
+    bad = ~valid & (labels != ignore_index)
+    if labels.is_cuda:
+        found, first = flag(labels.device), labels[bad.nonzero(as_tuple=True)]
+        if first.numel():
+            found += torch.tensor([first.numel(), 0, 0], device=labels.device)
+            found[1], found[2] = first[0], OPS_WITH_LABELS.index(op)
+    elif bad.any():
+        b, y, x = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels: value {int(labels[b, y, x])} at (b={b}, y={y}, x={x}) is outside "
+            f"[0, {num_classes}) and is not ignore_index ({ignore_index})"
+        )
+    return labels.masked_fill(~valid, -1)

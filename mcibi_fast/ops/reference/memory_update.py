@@ -1,0 +1,63 @@
+"""Memory update, Eqs. 6-9: the specification, in the order of the paper's text."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def class_feature_sums(
+    features: Tensor, labels: Tensor, num_classes: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """Sum over the pixels of each class of the upsampled features, and the number of pixels.
+
+    Args:
+        features: R, (B, Z, h, w).
+        labels: GT, (B, H, W) int64; every value outside [0, num_classes) is ignored.
+        num_classes: K.
+        align_corners: of the bilinear upsampling.
+
+    Returns:
+        sums (K, Z) in float32, float64 for float64 features; counts (K,) int64.
+    """
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    upsampled = F.interpolate(
+        features.to(dtype), size=labels.shape[-2:], mode="bilinear", align_corners=align_corners
+    )
+    R = upsampled.movedim(1, -1).flatten(0, 2)  # (B H W, Z)
+    GT = labels.flatten()  # (B H W,)
+    members = [R[GT == k] for k in range(num_classes)]  # noqa: SIM300 - R_{c_k} of Eq. 7
+    sums = torch.stack([rows.sum(0) for rows in members])
+    counts = torch.tensor([len(rows) for rows in members], device=labels.device)
+    return sums, counts
+
+
+def moving_average(
+    memory: Tensor, sums: Tensor, counts: Tensor, momentum: float, unbiased: bool
+) -> Tensor:
+    """Eqs. 8, 9 and 6: from the sums of each class to the next memory.
+
+    Args:
+        memory: M, (K, 2); column 0 the mean, column 1 the standard deviation.
+        sums, counts: what ``class_feature_sums`` returns.
+        momentum: m.
+        unbiased: divide the variance by Z - 1 (released form) instead of Z (paper).
+
+    Returns:
+        The next memory (K, 2); classes without a pixel keep their row.
+    """
+    seen = counts > 0
+    mean_vector = sums / counts.clamp(min=1).to(sums.dtype).unsqueeze(1)  # Eq. 8, (K, Z)
+    # An unseen class must not send a gradient through the root of a zero variance.
+    mean_vector = torch.where(seen.unsqueeze(1), mean_vector, _ramp_like(mean_vector))
+    mean = mean_vector.mean(1)  # Eq. 9
+    std = mean_vector.std(1, correction=int(unbiased))
+    new = torch.stack([mean, std], dim=1).to(memory.dtype)
+    moved = (1 - momentum) * memory + momentum * new  # Eq. 6
+    return torch.where(seen.unsqueeze(1), moved, memory)
+
+
+def _ramp_like(rows: Tensor) -> Tensor:
+    """Rows 0, 1, 2, ...: any constant rows with a variance would do."""
+    return torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device).expand_as(rows)

@@ -1,0 +1,51 @@
+"""What every test may use: recorded data, where it lies beside the checkout, and NaN-filled memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Loads a file of inputs and outputs recorded from the released code, by its name."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("needs the recorded outputs of the released code in ../shared/golden")
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(folder / name) as data:
+            return dict(data)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """The CamVid folder."""
+    folder = SHARED / "camvid"
+    if not folder.is_dir():
+        pytest.skip("needs the CamVid images in ../shared/camvid")
+    return folder
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Fills all new memory with NaN (integers: the largest), so nothing unwritten looks right."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1000).isnan().all(), "PyTorch no longer fills uninitialised memory"
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Random numbers of the test's own."""
+    return torch.Generator().manual_seed(0)

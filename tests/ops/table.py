@@ -1,0 +1,197 @@
+"""One row per public op: everything the tests of all ops need to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from mcibi_fast import ops
+from mcibi_fast.ops.dispatch import _ops
+
+
+def randn(g: Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers that are exact in every dtype a test may convert them to."""
+    return torch.randn(shape, generator=g, dtype=torch.float64).bfloat16().to(dtype)
+
+
+def label_map(g: Generator, shape: tuple[int, ...], num_classes: int) -> Tensor:
+    """Blocky labels with a few ignored pixels and, where there are 3 classes, an absent one."""
+    b, height, width = shape
+    coarse = torch.randint(0, num_classes, (b, 1, 3, 4), generator=g).float()
+    labels = F.interpolate(coarse, (height, width)).long().squeeze(1)
+    if num_classes > 2:
+        labels[labels == num_classes - 1] = 0
+    labels[torch.rand(shape, generator=g) < 0.1] = 255
+    return labels
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op's inputs at one size.
+
+    ``inputs``: positional arguments, in float64; ``options``: keyword arguments;
+    ``differentiable``: which positional arguments have a gradient; ``cast``: which follow the
+    dtype under test.
+    """
+
+    name: str
+    inputs: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    differentiable: tuple[int, ...] = (0,)
+    cast: tuple[int, ...] = (0,)
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.note}" if self.note else self.name
+
+    @property
+    def op(self) -> Callable[..., Any]:
+        return getattr(ops, self.name)
+
+    def args(self, dtype: torch.dtype = torch.float64, layout: str = "contiguous") -> list[Any]:
+        """The positional arguments in a dtype and memory layout."""
+        cast = [a.to(dtype) if i in self.cast else a for i, a in enumerate(self.inputs)]
+        return [laid_out(a.clone(), layout) if isinstance(a, Tensor) else a for a in cast]
+
+    def call(self, *args: Any) -> Tensor:
+        """The first result."""
+        result = self.op(*args, **self.options)
+        return result[0] if isinstance(result, tuple) else result
+
+    def backends(self) -> list[str]:
+        """The backends that can run this case on this machine, without the reference."""
+        op = _ops[self.name]
+        assert op.prepare is not None
+        args = op.prepare(*self.inputs, **self.options)
+        return [
+            k.backend for k in op.kernels if k.backend != "reference" and k.why_not(*args) is None
+        ]
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The same values as a contiguous, channels_last or strided tensor."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    if layout == "strided":
+        # Every second element of a larger tensor, whose other elements are poison.
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), -1 if _integer(t) else float("nan"))
+        wide = wide.to(t.dtype)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+    return t.contiguous()
+
+
+def _integer(t: Tensor) -> bool:
+    return not t.is_floating_point()
+
+
+def _memory(g: Generator, num_classes: int) -> Tensor:
+    return torch.stack([randn(g, num_classes), randn(g, num_classes).abs() + 0.1], dim=1)
+
+
+def _sums(
+    size: tuple[int, ...], labels: tuple[int, int], K: int, note: str, **options: Any
+) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    features = randn(g, *size)
+    return Case(
+        "class_feature_sums",
+        (features, label_map(g, (size[0], *labels), K), K),
+        options,
+        note=note,
+    )
+
+
+def _update(
+    size: tuple[int, ...], labels: tuple[int, int], K: int, note: str, **options: Any
+) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    inputs = (_memory(g, K), randn(g, *size), label_map(g, (size[0], *labels), K))
+    return Case("memory_update", inputs, options, differentiable=(0, 1), cast=(1,), note=note)
+
+
+def _aggregate(size: tuple[int, ...], Z: int, note: str, philox: bool = False, **more: Any) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    logits, memory = randn(g, *size), _memory(g, size[1])
+    noise = ops.Philox(torch.tensor([7, 3])) if philox else randn(g, size[1], Z)
+    return Case("gaussian_aggregate", (logits, memory, Z), {"noise": noise, **more}, note=note)
+
+
+def _attention(queries: int, keys: int, D: int, Dv: int, note: str, **options: Any) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    inputs = (randn(g, 2, queries, D), randn(g, 2, keys, D), randn(g, 2, keys, Dv))
+    return Case(
+        "confidence_attention",
+        inputs,
+        options,
+        differentiable=(0, 1, 2),
+        cast=(0, 1, 2),
+        note=note,
+    )
+
+
+def hash_of(note: str) -> int:
+    """A seed that is the same in every run, unlike hash()."""
+    return int.from_bytes(note.encode()[:6], "little")
+
+
+# The first row of each op is the small one on which gradcheck, opcheck and tracing run.
+CASES = [
+    _sums((2, 5, 3, 4), (12, 17), 4, "small"),
+    _sums((2, 37, 7, 11), (53, 89), 19, "prime"),
+    _sums((1, 16, 8, 8), (64, 64), 150, "many-classes", align_corners=True),
+    _sums((1, 3, 9, 8), (4, 3), 3, "labels-smaller"),
+    _sums((3, 1, 1, 1), (1, 1), 1, "one-pixel"),
+    _update((2, 5, 3, 4), (12, 17), 4, "small"),
+    _update((2, 37, 7, 11), (53, 89), 19, "prime", momentum=0.3),
+    _update((1, 16, 8, 8), (64, 64), 150, "many-classes", unbiased=True, align_corners=True),
+    _update((1, 2, 1, 1), (5, 3), 1, "one-feature"),
+    _aggregate((2, 3, 2, 3), 5, "small"),
+    _aggregate((2, 3, 2, 3), 6, "small-philox", philox=True),
+    _aggregate((2, 19, 7, 11), 37, "prime"),
+    _aggregate((1, 150, 9, 13), 129, "many-classes", philox=True),
+    _aggregate((1, 1, 1, 1), 1, "one"),
+    _attention(5, 7, 4, 3, "small"),
+    _attention(37, 53, 16, 16, "prime"),
+    _attention(1, 1, 1, 1, "one-key", scale=0.5),
+    _attention(29, 31, 64, 64, "wide"),
+]
+SMALL = [c for c in CASES if c.note.startswith("small")]
+HARD = _aggregate((2, 7, 5, 3), 9, "hard", hard=True)
+
+
+def eager(case: Case, args: list[Any]) -> Tensor:
+    """What PyTorch gives in the dtype of the arguments: the yardstick of the relative rule."""
+    if case.name == "class_feature_sums":
+        return _eager_sums(*args, **case.options)
+    if case.name == "memory_update":
+        from mcibi_fast.ops.reference.memory_update import moving_average
+
+        memory, features, labels = args
+        options = dict(case.options)
+        momentum, unbiased = options.pop("momentum", 0.1), options.pop("unbiased", False)
+        sums = _eager_sums(features, labels, len(memory), **options)
+        counts = torch.stack([(labels == k).sum() for k in range(len(memory))])
+        return moving_average(memory, sums, counts, momentum, unbiased)
+    if case.name == "gaussian_aggregate":
+        logits, memory, Z = args
+        table = ops.gaussian_table(memory, Z, noise=case.options["noise"]).to(logits.dtype)
+        W = torch.softmax(logits, 1)
+        return torch.matmul(table.T, W.flatten(2)).unflatten(2, logits.shape[2:])
+    query, key, value = args
+    scale = case.options.get("scale") or query.shape[2] ** -0.5
+    return torch.softmax(scale * query @ key.mT, -1) @ value
+
+
+def _eager_sums(features: Tensor, labels: Tensor, K: int, align_corners: bool = False) -> Tensor:
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    R = F.interpolate(
+        features.to(wide), labels.shape[1:], mode="bilinear", align_corners=align_corners
+    )
+    onehot = torch.stack([labels == k for k in range(K)]).to(wide)
+    return torch.einsum("kbhw,bzhw->kz", onehot, R)

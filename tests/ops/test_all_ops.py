@@ -1,0 +1,231 @@
+"""What must hold for every op, driven by the table of ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from table import CASES, HARD, SMALL, Case, eager
+from torch import Tensor
+
+import mcibi_fast
+from mcibi_fast.ops.dispatch import _ops
+
+LAYOUTS = ("contiguous", "channels_last", "strided")
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+RUNS = [(c, b) for c in [*CASES, HARD] for b in c.backends()]
+SMALL_RUNS = [(c, b) for c in SMALL for b in (*c.backends(), "reference")]
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """Relative error in the Euclidean norm; absolute where the truth is zero."""
+    size = float(truth.norm())
+    return float((result.double() - truth).norm()) / (size or 1.0)
+
+
+def reference(case: Case, args: list[Any]) -> Tensor:
+    with mcibi_fast.backend("reference"):
+        return case.call(*args)
+
+
+def with_gradient(case: Case, args: list[Any], cotangent: Tensor) -> list[Tensor]:
+    """The result and the gradients of the differentiable arguments."""
+    leaves = [
+        a.detach().requires_grad_() if i in case.differentiable else a for i, a in enumerate(args)
+    ]
+    result = case.call(*leaves)
+    inputs = [leaves[i] for i in case.differentiable]
+    grads = torch.autograd.grad(result, inputs, cotangent.to(result.dtype))
+    return [result.detach(), *grads]
+
+
+def yardstick(case: Case, args: list[Any], cotangent: Tensor) -> list[Tensor]:
+    leaves = [
+        a.detach().requires_grad_() if i in case.differentiable else a for i, a in enumerate(args)
+    ]
+    result = eager(case, leaves)
+    inputs = [leaves[i] for i in case.differentiable]
+    grads = torch.autograd.grad(result, inputs, cotangent.to(result.dtype))
+    return [result.detach(), *grads]
+
+
+def cotangent_for(case: Case, args: list[Any]) -> Tensor:
+    shape = reference(case, args).shape
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=g, dtype=torch.float64).bfloat16().double()
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("case", "backend"), RUNS, ids=str)
+def test_equals_the_reference_in_float64(
+    case: Case, backend: str, layout: str, poison: None
+) -> None:
+    args = case.args(torch.float64, layout)
+    with mcibi_fast.backend(backend):
+        result = case.call(*args)
+    torch.testing.assert_close(result, reference(case, case.args()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("case", "backend"), [r for r in RUNS if r[0] is not HARD], ids=str)
+def test_gradients_equal_the_reference_in_float64(
+    case: Case, backend: str, layout: str, poison: None
+) -> None:
+    cotangent = cotangent_for(case, case.args())
+    with mcibi_fast.backend("reference"):
+        truth = with_gradient(case, case.args(), cotangent)
+    with mcibi_fast.backend(backend):
+        results = with_gradient(case, case.args(torch.float64, layout), cotangent)
+    for result, true in zip(results, truth, strict=True):
+        torch.testing.assert_close(result, true, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize(("case", "backend"), [r for r in RUNS if r[0] is not HARD], ids=str)
+def test_error_is_at_most_twice_pytorchs(
+    case: Case, backend: str, dtype: torch.dtype, poison: None
+) -> None:
+    cotangent = cotangent_for(case, case.args())
+    with mcibi_fast.backend("reference"):
+        truth = with_gradient(case, case.args(), cotangent)
+    bars = [
+        error(r, t)
+        for r, t in zip(yardstick(case, case.args(dtype), cotangent), truth, strict=True)
+    ]
+    # One unit of rounding is allowed where PyTorch happens to be exact.
+    unit = torch.finfo(dtype).eps / 2
+    for layout in LAYOUTS:
+        with mcibi_fast.backend(backend):
+            results = with_gradient(case, case.args(dtype, layout), cotangent)
+        for result, true, bar in zip(results, truth, bars, strict=True):
+            assert error(result, true) <= 2 * bar + unit
+
+
+@pytest.mark.parametrize(("case", "backend"), SMALL_RUNS, ids=str)
+def test_gradcheck(case: Case, backend: str) -> None:
+    args = case.args()
+    for i in case.differentiable:
+        args[i] = args[i].requires_grad_()
+    with mcibi_fast.backend(backend):
+        assert torch.autograd.gradcheck(case.call, args)
+
+
+@pytest.mark.parametrize(("case", "backend"), SMALL_RUNS, ids=str)
+def test_double_backward_is_right_or_refused(case: Case, backend: str) -> None:
+    args = case.args()
+    for i in case.differentiable:
+        args[i] = args[i].requires_grad_()
+    refusal = ""
+    with mcibi_fast.backend(backend):
+        try:
+            assert torch.autograd.gradgradcheck(case.call, args)
+        except RuntimeError as error:
+            refusal = str(error)
+    words = ("once_differentiable", "not implemented", "backward twice")
+    assert not refusal or any(w in refusal for w in words)
+
+
+@pytest.mark.parametrize("case", [*SMALL, HARD], ids=str)
+def test_opcheck(case: Case) -> None:
+    op = _ops[case.name]
+    assert op.prepare is not None
+    args = list(op.prepare(*case.args(), **case.options))
+    for i in () if case is HARD else case.differentiable:
+        args[i] = args[i].clone().requires_grad_()
+    torch.library.opcheck(op.call, tuple(args))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_compiles_as_one_graph(case: Case, layout: str) -> None:
+    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=False)
+    args, cotangent = case.args(torch.float32, layout), cotangent_for(case, case.args())
+
+    def run(call: Any) -> list[Tensor]:
+        leaves = [
+            a.detach().requires_grad_() if i in case.differentiable else a
+            for i, a in enumerate(args)
+        ]
+        result = call(*leaves)
+        inputs = [leaves[i] for i in case.differentiable]
+        return [result, *torch.autograd.grad(result, inputs, cotangent.to(result.dtype))]
+
+    for got, want in zip(run(compiled), run(case.call), strict=True):
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_the_backend_is_chosen_when_a_compiled_op_runs(case: Case) -> None:
+    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=False)
+    args = case.args(torch.float32)
+    first = compiled(*args)
+    with mcibi_fast.backend("reference"):
+        second = compiled(*args)
+    torch.testing.assert_close(first, second)
+    with mcibi_fast.backend("triton" if case.name == "confidence_attention" else "cuda"):
+        with pytest.raises(mcibi_fast.ops.BackendError, match=case.name):
+            compiled(*args)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_exports(case: Case) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *args: Any) -> Tensor:
+            return case.call(*args)
+
+    args = tuple(case.args(torch.float32))
+    program = torch.export.export(Module(), args)
+    assert any(case.name in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*args), case.call(*args))
+
+
+@pytest.mark.parametrize(("case", "backend"), RUNS, ids=str)
+def test_same_bits_in_every_run_and_with_any_number_of_threads(case: Case, backend: str) -> None:
+    args, threads = case.args(torch.float32), torch.get_num_threads()
+    with mcibi_fast.backend(backend):
+        results = []
+        for count in (1, 1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(case.call(*args))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_autocast(case: Case) -> None:
+    args = case.args(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = case.call(*args)
+        compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=False)
+        torch.testing.assert_close(compiled(*args), result)
+    products = ("gaussian_aggregate", "confidence_attention")
+    assert result.dtype == (torch.bfloat16 if case.name in products else case.call(*args).dtype)
+    torch.testing.assert_close(result.float(), case.call(*args).float(), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_global_random_state_is_left_alone(case: Case) -> None:
+    before = torch.get_rng_state()
+    case.call(*case.args(torch.float32))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_explain_names_the_backend_and_the_reasons(case: Case) -> None:
+    text = mcibi_fast.explain(case.op, *case.inputs, **case.options)
+    first, *rest = text.splitlines()
+    assert first == f"{case.name}: {case.backends()[0] if case.backends() else 'reference'}"
+    assert len(rest) == len(mcibi_fast.ops.dispatch.BACKENDS)
+    assert all("no: " in line or "run" in line for line in rest)
+    with mcibi_fast.backend("reference"):
+        forced = mcibi_fast.explain(case.name, *case.inputs, **case.options)
+    assert forced.startswith(f"{case.name}: reference")
+    assert "(forced)" in forced

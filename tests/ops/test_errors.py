@@ -1,0 +1,127 @@
+"""Wrong arguments: one error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import mcibi_fast
+from mcibi_fast import ops
+
+F = torch.zeros
+MEMORY = F(4, 2)
+FEATURES = F(2, 8, 3, 3)
+LABELS = F(2, 6, 6, dtype=torch.int64)
+LOGITS = F(2, 4, 3, 3)
+EPS = F(4, 8)
+QKV = (F(2, 5, 8),) * 3
+
+
+def sums(features: Any = FEATURES, labels: Any = LABELS, num_classes: Any = 4) -> None:
+    ops.class_feature_sums(features, labels, num_classes)
+
+
+def update(memory: Any = MEMORY, features: Any = FEATURES, labels: Any = LABELS, **k: Any) -> None:
+    ops.memory_update(memory, features, labels, **k)
+
+
+def aggregate(
+    logits: Any = LOGITS, memory: Any = MEMORY, channels: Any = 8, noise: Any = EPS
+) -> None:
+    ops.gaussian_aggregate(logits, memory, channels, noise=noise)
+
+
+def attend(query: Any = QKV[0], key: Any = QKV[1], value: Any = QKV[2], **k: Any) -> None:
+    ops.confidence_attention(query, key, value, **k)
+
+
+WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = [
+    (sums, {"features": [1.0]}, TypeError, "features: expected a tensor"),
+    (sums, {"features": F(2, 8, 3)}, ValueError, "features: expected shape"),
+    (sums, {"features": FEATURES.int()}, TypeError, "features: dtype"),
+    (sums, {"labels": LABELS.float()}, TypeError, "labels: dtype"),
+    (sums, {"labels": LABELS.bool()}, TypeError, "labels: dtype"),
+    (sums, {"labels": LABELS[:1]}, ValueError, "labels: batch of 1"),
+    (sums, {"labels": LABELS.to("meta")}, ValueError, "labels: is on meta"),
+    (sums, {"features": F(2, 0, 3, 3)}, ValueError, "features: no dimension may be empty"),
+    (sums, {"num_classes": 0}, ValueError, "num_classes: must be at least 1"),
+    (sums, {"num_classes": 1.5}, TypeError, "num_classes: expected an integer"),
+    (update, {"memory": F(4, 3)}, ValueError, "memory: expected shape"),
+    (update, {"memory": MEMORY.half()}, TypeError, "memory: dtype"),
+    (update, {"momentum": float("nan")}, ValueError, "momentum: must be between 0 and 1"),
+    (update, {"momentum": 1.5}, ValueError, "momentum: must be between 0 and 1"),
+    (update, {"features": F(2, 1, 3, 3), "unbiased": True}, ValueError, "unbiased: needs"),
+    (aggregate, {"logits": F(2, 5, 3, 3)}, ValueError, "logits: 5 classes"),
+    (aggregate, {"logits": LOGITS.long()}, TypeError, "logits: dtype"),
+    (aggregate, {"channels": 0}, ValueError, "channels: must be at least 1"),
+    (aggregate, {"noise": F(4, 7)}, ValueError, "noise: expected shape"),
+    (aggregate, {"noise": EPS.half()}, TypeError, "noise: dtype"),
+    (aggregate, {"noise": EPS.to("meta")}, ValueError, "noise: is on meta"),
+    (attend, {"query": F(2, 5)}, ValueError, "query: expected shape"),
+    (attend, {"key": F(2, 5, 7)}, ValueError, "key: expected"),
+    (attend, {"value": F(2, 6, 8)}, ValueError, "value: expected"),
+    (attend, {"value": F(2, 5, 8).double()}, TypeError, "query, key, value: one dtype"),
+    (attend, {"scale": float("inf")}, ValueError, "scale: must be finite"),
+]
+
+
+@pytest.mark.parametrize(("call", "wrong", "error", "message"), WRONG, ids=[w[3] for w in WRONG])
+def test_wrong_argument_is_named(
+    call: Callable[..., None], wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    call()
+    with pytest.raises(error, match=f"^{message}"):
+        call(**wrong)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("bad", [4, 100, -1])
+@pytest.mark.parametrize("call", [sums, update])
+def test_bad_label_raises_on_the_cpu(
+    backend: str, dtype: torch.dtype, bad: int, call: Callable[..., None]
+) -> None:
+    if bad < 0 and dtype == torch.uint8:
+        bad = 254
+    labels = LABELS.to(dtype, copy=True)
+    labels[1, 2, 3] = bad
+    with mcibi_fast.backend(backend), pytest.raises(ValueError, match="labels") as caught:
+        call(labels=labels)
+    assert f"labels: value {bad} at (b=1, y=2, x=3) is outside [0, 4)" in str(caught.value)
+    assert str(caught.value).endswith("and is not ignore_index (255)")
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_ignored_labels_count_for_nothing(backend: str) -> None:
+    with mcibi_fast.backend(backend):
+        everything_ignored = torch.full_like(LABELS, 255)
+        memory = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(ops.memory_update(memory, FEATURES, everything_ignored), memory)
+        # An ignore_index below num_classes takes that class out.
+        sums, counts = ops.class_feature_sums(FEATURES + 1, LABELS, 4, ignore_index=0)
+        assert not sums.any()
+        assert not counts.any()
+
+
+def test_unknown_backend_and_op_are_named() -> None:
+    with pytest.raises(ValueError, match="'cudaa' is none of"), mcibi_fast.backend("cudaa"):
+        pass
+    with pytest.raises(ValueError, match="no op 'conv'; the ops are class_feature_sums"):
+        mcibi_fast.explain("conv")
+
+
+def test_forced_backend_that_cannot_run_says_why() -> None:
+    with mcibi_fast.backend("cuda"):
+        with pytest.raises(
+            ops.BackendError, match=r"class_feature_sums: no backend can run .*cuda: "
+        ):
+            sums()
+        attend()  # has no such backend, so keeps its own choice
+    sums()  # the block has ended
+
+
+def test_check_labels_is_quiet_without_a_gpu() -> None:
+    ops.check_labels()
