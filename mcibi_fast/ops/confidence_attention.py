@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
 
 from mcibi_fast.kernels import triton_missing
@@ -173,6 +172,7 @@ ATTENTION_BACKWARD = Op(
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
     ),
 )
+ATTENTION_BACKWARD.refuse_gradient()
 
 
 class ConfidenceAttention(torch.autograd.Function):
@@ -189,7 +189,6 @@ class ConfidenceAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
         return *ATTENTION_BACKWARD(grad, *ctx.saved_tensors, ctx.scale), None
 

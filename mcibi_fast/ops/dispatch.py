@@ -113,6 +113,13 @@ class Op:
 
         library.impl(self.name, autograd, "Autograd")
 
+    def refuse_gradient(self) -> None:
+        """For a backward operator: differentiating it is an error, not a silent zero."""
+        self.differentiable(
+            lambda *args: _Refusal.apply(self, *args),
+            lambda *args: any(isinstance(a, Tensor) and a.requires_grad for a in args),
+        )
+
     def select(self, *args: Any) -> Kernel:
         """The kernel that runs these dispatcher arguments.
 
@@ -127,6 +134,22 @@ class Op:
                 return kernel
             reasons.append(f"{kernel.backend}: {reason}")
         raise BackendError(f"{self.name}: no backend can run this call ({'; '.join(reasons)})")
+
+
+class _Refusal(torch.autograd.Function):
+    """Runs a backward operator and raises when it is to be differentiated in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+        ctx.name = op.name
+        return op.below_autograd(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.name} cannot be differentiated twice; "
+            'with mcibi_fast.backend("reference") it can, in plain PyTorch'
+        )
 
 
 def _eager(args: Sequence[Any]) -> bool:
@@ -226,9 +249,13 @@ def recompute_gradients(
 ) -> tuple[Tensor, ...]:
     """The backward of a composite kernel, where a traced graph asks for it as an operator.
 
-    Runs the kernel once more under autograd. Below the autograd key (where operators are
-    computed) autograd is off for good, so the keys are let in again for the recomputation.
+    Runs the kernel once more under autograd, which is shut out where operators are computed: its
+    dispatch keys are let in again for the recomputation.
     """
-    with torch.enable_grad(), torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutogradCPU):
+    shut_out = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):
+        shut_out = shut_out.remove(getattr(torch._C.DispatchKey, key))
+    let_in = torch._C._dispatch_tls_local_include_set()
+    with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(let_in, shut_out):
         leaves = [t.detach().requires_grad_() for t in inputs]
         return torch.autograd.grad(run(*leaves), leaves, grad)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
@@ -29,7 +28,7 @@ def gaussian_aggregate(
 ) -> Tensor:
     """C~_bi (Eq. 12): the class representations sampled from the memory, gathered by each pixel.
 
-    Differentiable once in the logits; the memory is not learnt. Allocates the result and the
+    Differentiable once, in the logits; the memory is not learnt. Allocates the result and the
     log-sum-exp of each pixel. Under autocast the logits are cast to its dtype.
 
     Args:
@@ -183,6 +182,7 @@ AGGREGATE_BACKWARD = Op(
         memory_format=torch.channels_last if _channels_last(logits) else torch.contiguous_format,
     ),
 )
+AGGREGATE_BACKWARD.refuse_gradient()
 
 
 class GaussianAggregate(torch.autograd.Function):
@@ -203,7 +203,6 @@ class GaussianAggregate(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
         logits, lse, memory, noise = ctx.saved_tensors
         return AGGREGATE_BACKWARD(grad, logits, lse, memory, noise), None, None, None, None

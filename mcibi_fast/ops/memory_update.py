@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
@@ -33,7 +32,7 @@ def class_feature_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of the bilinearly upsampled features over the pixels of each class (Eqs. 7-8).
 
-    Differentiable once in the features. Allocates the results and a sparse matrix of at most one
+    Differentiable once, in the features. Allocates the results and a sparse matrix of at most one
     weight per low-resolution pixel and class present in its neighbourhood; nothing of the size of
     the label map times the channels.
 
@@ -250,6 +249,7 @@ SUMS_BACKWARD = Op(
     ],
     _sums_backward_fake,
 )
+SUMS_BACKWARD.refuse_gradient()
 
 
 class ClassFeatureSums(torch.autograd.Function):
@@ -274,7 +274,6 @@ class ClassFeatureSums(torch.autograd.Function):
         return sums, counts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, _counts: Tensor) -> tuple[Any, ...]:
         (labels,) = ctx.saved_tensors
         grad = SUMS_BACKWARD(grad_sums, labels, *ctx.size, *ctx.options, ctx.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Case:
 
     ``inputs``: positional arguments, in float64; ``options``: keyword arguments;
     ``differentiable``: which positional arguments have a gradient; ``cast``: which follow the
-    dtype under test.
+    dtype under test; ``tolerance``: of float64 results between backends.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Case:
     differentiable: tuple[int, ...] = (0,)
     cast: tuple[int, ...] = (0,)
     note: str = ""
+    tolerance: float = 1e-12
 
     def __str__(self) -> str:
         return f"{self.name}-{self.note}" if self.note else self.name
@@ -57,6 +58,12 @@ class Case:
         """The positional arguments in a dtype and memory layout."""
         cast = [a.to(dtype) if i in self.cast else a for i, a in enumerate(self.inputs)]
         return [laid_out(a.clone(), layout) if isinstance(a, Tensor) else a for a in cast]
+
+    def on(self, device: str) -> Case:
+        """The same case with its tensors on another device."""
+        inputs = tuple(moved(a, device) for a in self.inputs)
+        options = {name: moved(o, device) for name, o in self.options.items()}
+        return replace(self, inputs=inputs, options=options, note=f"{self.note}-{device}")
 
     def call(self, *args: Any) -> Tensor:
         """The first result."""
@@ -79,22 +86,25 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
         return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
     if layout == "strided":
         # Every second element of a larger tensor, whose other elements are poison.
-        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), -1 if _integer(t) else float("nan"))
-        wide = wide.to(t.dtype)
+        poison = float("nan") if t.is_floating_point() else -1
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), poison, device=t.device).to(t.dtype)
         wide[..., ::2] = t
         return wide[..., ::2]
     return t.contiguous()
 
 
-def _integer(t: Tensor) -> bool:
-    return not t.is_floating_point()
+def moved(value: Any, device: str) -> Any:
+    """A tensor or a noise on another device; anything else as it is."""
+    if isinstance(value, ops.Philox):
+        return ops.Philox(value.state.to(device))
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _memory(g: Generator, num_classes: int) -> Tensor:
     return torch.stack([randn(g, num_classes), randn(g, num_classes).abs() + 0.1], dim=1)
 
 
-def _sums(
+def sums_case(
     size: tuple[int, ...], labels: tuple[int, int], K: int, note: str, **options: Any
 ) -> Case:
     g = Generator().manual_seed(hash_of(note))
@@ -107,7 +117,7 @@ def _sums(
     )
 
 
-def _update(
+def update_case(
     size: tuple[int, ...], labels: tuple[int, int], K: int, note: str, **options: Any
 ) -> Case:
     g = Generator().manual_seed(hash_of(note))
@@ -115,14 +125,23 @@ def _update(
     return Case("memory_update", inputs, options, differentiable=(0, 1), cast=(1,), note=note)
 
 
-def _aggregate(size: tuple[int, ...], Z: int, note: str, philox: bool = False, **more: Any) -> Case:
+def aggregate_case(
+    size: tuple[int, ...], Z: int, note: str, philox: bool = False, **more: Any
+) -> Case:
     g = Generator().manual_seed(hash_of(note))
     logits, memory = randn(g, *size), _memory(g, size[1])
     noise = ops.Philox(torch.tensor([7, 3])) if philox else randn(g, size[1], Z)
-    return Case("gaussian_aggregate", (logits, memory, Z), {"noise": noise, **more}, note=note)
+    return Case(
+        "gaussian_aggregate",
+        (logits, memory, Z),
+        {"noise": noise, **more},
+        note=note,
+        # Philox's normal numbers are float32 and agree to 2e-6; a table of eps is exact.
+        tolerance=2e-6 if philox else 1e-12,
+    )
 
 
-def _attention(queries: int, keys: int, D: int, Dv: int, note: str, **options: Any) -> Case:
+def attention_case(queries: int, keys: int, D: int, Dv: int, note: str, **options: Any) -> Case:
     g = Generator().manual_seed(hash_of(note))
     inputs = (randn(g, 2, queries, D), randn(g, 2, keys, D), randn(g, 2, keys, Dv))
     return Case(
@@ -142,27 +161,29 @@ def hash_of(note: str) -> int:
 
 # The first row of each op is the small one on which gradcheck, opcheck and tracing run.
 CASES = [
-    _sums((2, 5, 3, 4), (12, 17), 4, "small"),
-    _sums((2, 37, 7, 11), (53, 89), 19, "prime"),
-    _sums((1, 16, 8, 8), (64, 64), 150, "many-classes", align_corners=True),
-    _sums((1, 3, 9, 8), (4, 3), 3, "labels-smaller"),
-    _sums((3, 1, 1, 1), (1, 1), 1, "one-pixel"),
-    _update((2, 5, 3, 4), (12, 17), 4, "small"),
-    _update((2, 37, 7, 11), (53, 89), 19, "prime", momentum=0.3),
-    _update((1, 16, 8, 8), (64, 64), 150, "many-classes", unbiased=True, align_corners=True),
-    _update((1, 2, 1, 1), (5, 3), 1, "one-feature"),
-    _aggregate((2, 3, 2, 3), 5, "small"),
-    _aggregate((2, 3, 2, 3), 6, "small-philox", philox=True),
-    _aggregate((2, 19, 7, 11), 37, "prime"),
-    _aggregate((1, 150, 9, 13), 129, "many-classes", philox=True),
-    _aggregate((1, 1, 1, 1), 1, "one"),
-    _attention(5, 7, 4, 3, "small"),
-    _attention(37, 53, 16, 16, "prime"),
-    _attention(1, 1, 1, 1, "one-key", scale=0.5),
-    _attention(29, 31, 64, 64, "wide"),
+    sums_case((2, 5, 3, 4), (12, 17), 4, "small"),
+    sums_case((2, 37, 7, 11), (53, 89), 19, "prime"),
+    sums_case((1, 16, 8, 8), (64, 64), 150, "many-classes", align_corners=True),
+    sums_case((1, 3, 9, 8), (4, 3), 3, "labels-smaller"),
+    sums_case((3, 1, 1, 1), (1, 1), 1, "one-pixel"),
+    update_case((2, 5, 3, 4), (12, 17), 4, "small"),
+    update_case((2, 37, 7, 11), (53, 89), 19, "prime", momentum=0.3),
+    update_case((1, 16, 8, 8), (64, 64), 150, "many-classes", unbiased=True, align_corners=True),
+    update_case((1, 2, 1, 1), (5, 3), 1, "one-feature"),
+    aggregate_case((2, 3, 2, 3), 5, "small"),
+    aggregate_case((2, 3, 2, 3), 6, "small-philox", philox=True),
+    aggregate_case((2, 19, 7, 11), 37, "prime"),
+    aggregate_case((1, 150, 9, 13), 129, "many-classes", philox=True),
+    aggregate_case((1, 1, 1, 1), 1, "one"),
+    attention_case(5, 7, 4, 3, "small"),
+    attention_case(37, 53, 16, 16, "prime"),
+    attention_case(1, 1, 1, 1, "one-key", scale=0.5),
+    attention_case(29, 31, 64, 64, "wide"),
 ]
+if torch.cuda.is_available():
+    CASES += [case.on("cuda") for case in CASES]
 SMALL = [c for c in CASES if c.note.startswith("small")]
-HARD = _aggregate((2, 7, 5, 3), 9, "hard", hard=True)
+HARD = aggregate_case((2, 7, 5, 3), 9, "hard", hard=True)
 
 
 def eager(case: Case, args: list[Any]) -> Tensor:

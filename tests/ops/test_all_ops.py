@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from table import CASES, HARD, SMALL, Case, eager
 from torch import Tensor
 
 import mcibi_fast
 from mcibi_fast.ops.dispatch import _ops
+from tests.ops.table import CASES, HARD, SMALL, Case, eager
 
 LAYOUTS = ("contiguous", "channels_last", "strided")
 LOW = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,7 +53,8 @@ def yardstick(case: Case, args: list[Any], cotangent: Tensor) -> list[Tensor]:
 def cotangent_for(case: Case, args: list[Any]) -> Tensor:
     shape = reference(case, args).shape
     g = torch.Generator().manual_seed(1)
-    return torch.randn(shape, generator=g, dtype=torch.float64).bfloat16().double()
+    cotangent = torch.randn(shape, generator=g, dtype=torch.float64).bfloat16().double()
+    return cotangent.to(args[0].device)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,9 @@ def test_equals_the_reference_in_float64(
     args = case.args(torch.float64, layout)
     with mcibi_fast.backend(backend):
         result = case.call(*args)
-    torch.testing.assert_close(result, reference(case, case.args()), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        result, reference(case, case.args()), rtol=case.tolerance, atol=case.tolerance
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -83,7 +86,8 @@ def test_gradients_equal_the_reference_in_float64(
     with mcibi_fast.backend(backend):
         results = with_gradient(case, case.args(torch.float64, layout), cotangent)
     for result, true in zip(results, truth, strict=True):
-        torch.testing.assert_close(result, true, rtol=1e-11, atol=1e-11)
+        bound = 10 * case.tolerance
+        torch.testing.assert_close(result, true, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -127,7 +131,11 @@ def test_double_backward_is_right_or_refused(case: Case, backend: str) -> None:
             assert torch.autograd.gradgradcheck(case.call, args)
         except RuntimeError as error:
             refusal = str(error)
-    words = ("once_differentiable", "not implemented", "backward twice")
+    words = (
+        "cannot be differentiated twice",
+        "backward_for_cpu is not implemented",
+        "backward is not implemented",
+    )
     assert not refusal or any(w in refusal for w in words)
 
 
@@ -170,8 +178,13 @@ def test_the_backend_is_chosen_when_a_compiled_op_runs(case: Case) -> None:
     with mcibi_fast.backend("reference"):
         second = compiled(*args)
     torch.testing.assert_close(first, second)
-    with mcibi_fast.backend("triton" if case.name == "confidence_attention" else "cuda"):
-        with pytest.raises(mcibi_fast.ops.BackendError, match=case.name):
+    elsewhere = "triton" if case.name == "confidence_attention" else "cuda"
+    elsewhere = "cpu" if args[0].is_cuda else elsewhere
+    if any(k.backend == elsewhere for k in _ops[case.name].kernels):
+        with (
+            mcibi_fast.backend(elsewhere),
+            pytest.raises(mcibi_fast.ops.BackendError, match=case.name),
+        ):
             compiled(*args)
 
 
@@ -202,7 +215,7 @@ def test_same_bits_in_every_run_and_with_any_number_of_threads(case: Case, backe
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_autocast(case: Case) -> None:
     args = case.args(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(args[0].device.type, torch.bfloat16):
         result = case.call(*args)
         compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=False)
         torch.testing.assert_close(compiled(*args), result)
