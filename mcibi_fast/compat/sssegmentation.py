@@ -1,0 +1,243 @@
+"""Checkpoints of the authors' released code (sssegmentation), as models of this package.
+
+A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
+them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
+is an argument. So far: ResNet backbones with FCN or ASPP heads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import FeatureListNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from mcibi_fast.models.backbones import Backbone
+from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.nn.within_image import ASPP
+
+StateDict = Mapping[str, Tensor]
+
+# This package's names -> the checkpoint's, applied in this order.
+_RENAMING = [
+    (r"^backbone\.body\.conv1\.", "backbone_net.stem."),
+    (r"^backbone\.body\.bn1\.", "backbone_net.stem.7."),
+    (r"^backbone\.body\.", "backbone_net."),
+    (r"^head\.", ""),
+    (r"^context\.memory\.", "memory_module."),
+    (r"^context\.attention\.(query|key|value)\.", r"memory_module.self_attention.\1_project."),
+    (r"^context\.attention\.output\.", "memory_module.self_attention.out_project."),
+    (r"^context\.downsample\.", "memory_module.downsample_before_sa."),
+    (r"^context\.fuse\.conv\.", "memory_module.bottleneck."),
+    (r"^context\.weight_head\.", "decoder_pr."),
+    (r"^within_image_head\.", "decoder_cwi."),
+    (r"^within_image\.branches\.", "context_within_image_module.parallel_branches."),
+    (r"^within_image\.", "context_within_image_module."),
+    (r"^decoder\.", "decoder_cls."),
+    (r"^(decoder_\w+)\.conv\.0\.", r"\1.conv1."),
+    (r"^(decoder_\w+)\.conv\.1\.", r"\1.bn1."),
+    (r"^(decoder_\w+)\.classifier\.", r"\1.conv2."),
+    (r"^auxiliary\.conv\.", "auxiliary_decoder."),
+    (r"^auxiliary\.classifier\.", "auxiliary_decoder.4."),
+]
+
+# Key prefixes of what is not supported yet.
+_UNSUPPORTED = {
+    "lateral_convs.": "UperNet's feature pyramid",
+    "context_within_image_module.branches.": "the pyramid pooling context (PPM)",
+    "self_attention.": "the extra attention after the within-image context",
+    "backbone_net.patch_embed.": "the Swin backbone",
+    "backbone_net.stage2.": "the HRNet backbone",
+    "backbone_net.layer1.0.conv2.conv.": "the ResNeSt backbone",
+}
+
+
+def load(
+    checkpoint: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    output_stride: int = 8,
+    **options: Any,
+) -> Segmentor:
+    """A released checkpoint as a model, in evaluation mode.
+
+    Args:
+        checkpoint: a file, or what ``torch.load`` gives for it: ``{"model": state_dict}``.
+        output_stride: of the backbone; 8 for every published ResNet.
+        options: see :func:`head`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a checkpoint, or keys missing, unknown or of another shape (named).
+        NotImplementedError: an architecture that is not supported yet (named).
+    """
+    state = _read(checkpoint)
+    parts = _build_head(state, **options)
+    model = Segmentor(_build_backbone(state, output_stride), parts)
+    _fill(model, state)
+    return model.eval()
+
+
+def head(
+    state_dict: StateDict,
+    *,
+    weights_from: WeightsFrom = "auto",
+    hard: bool = False,
+    dilations: Sequence[int] = (1, 12, 24, 36),
+    dropout: float = 0.1,
+    align_corners: bool = False,
+    **options: Any,
+) -> MCIBIPPHead:
+    """A released checkpoint's head alone, in evaluation mode: ``forward([f0, f1, f2, f3])``.
+
+    Args:
+        state_dict: the checkpoint's entries; those of the backbone are not looked at.
+        weights_from: whose logits gather. "auto" is the within-image head's where there is one;
+            of the published checkpoints only ppm_resnet50os8_ade20k needs "pr".
+        hard: one-hot gathering weights.
+        dilations: of the ASPP branches.
+        dropout: channel dropout when the model is trained further.
+        align_corners: of every resizing.
+        options: more of :class:`MCIBIPPHead`'s, for example ``ignore_index`` (255 here, -100 in
+            the released code), ``momentum`` and ``stages``.
+
+    Raises:
+        ValueError, NotImplementedError: as :func:`load`.
+    """
+    state = {k: v for k, v in state_dict.items() if not k.startswith("backbone_net.")}
+    module = _build_head(
+        state,
+        weights_from=weights_from,
+        hard=hard,
+        dilations=dilations,
+        dropout=dropout,
+        align_corners=align_corners,
+        **options,
+    )
+    _fill(module, state)
+    return module.eval()
+
+
+def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
+    if not isinstance(checkpoint, Mapping):
+        path = Path(checkpoint)
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint: there is no file {path}")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling anything at all can raise anything at all
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"checkpoint: {path} is not one torch can load ({reason})") from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
+        raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
+    return checkpoint["model"]
+
+
+def _build_head(
+    state: StateDict, *, dilations: Sequence[int] = (1, 12, 24, 36), **options: Any
+) -> MCIBIPPHead:
+    for prefix, what in _UNSUPPORTED.items():
+        if any(key.startswith(prefix) for key in state):
+            raise NotImplementedError(f"checkpoint: {what} is not supported yet (keys {prefix}*)")
+    feats_channels, last_channels = _shape(state, "bottleneck.0.weight")[:2]
+    auxiliary = "auxiliary_decoder.0.weight"
+    auxiliary_channels = _shape(state, auxiliary)[1] if auxiliary in state else None
+    if auxiliary_channels is None:
+        options["auxiliary_weight"] = 0.0
+    within_image = None
+    if any(key.startswith("context_within_image_module.") for key in state):
+        within_image = ASPP(
+            last_channels,
+            feats_channels,
+            dilations=dilations,
+            align_corners=options.get("align_corners", False),
+        )
+    attention = "memory_module.self_attention.value_project.0.weight"
+    return MCIBIPPHead(
+        _shape(state, "memory_module.memory")[0],
+        [auxiliary_channels or last_channels, last_channels],
+        form="released",
+        feats_channels=feats_channels,
+        transform_channels=_shape(state, attention)[0],
+        within_image=within_image,
+        downsample="memory_module.downsample_before_sa.0.weight" in state,
+        **options,
+    )
+
+
+def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
+    """ResNet-v1c (a stem of three 3x3 convolutions) of the depth and widths in the checkpoint."""
+    blocks = [
+        len({k.split(".")[2] for k in state if k.startswith(f"backbone_net.layer{i}.")})
+        for i in (1, 2, 3, 4)
+    ]
+    block: Any = Bottleneck if "backbone_net.layer1.0.conv3.weight" in state else BasicBlock
+    resnet = ResNet(
+        block,
+        tuple(blocks),
+        output_stride=output_stride,
+        stem_type="deep",
+        stem_width=_shape(state, "backbone_net.stem.0.weight")[0],
+        channels=tuple(
+            _shape(state, f"backbone_net.layer{i}.0.conv1.weight")[0] for i in (1, 2, 3, 4)
+        ),
+    )
+    for module in resnet.modules():
+        if isinstance(module, BasicBlock):  # timm dilates its second convolution too
+            module.conv2.dilation = module.conv2.padding = (1, 1)
+    return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
+
+
+def _shape(state: StateDict, key: str) -> torch.Size:
+    if key not in state:
+        kinds = ", ".join(sorted({k.split(".")[0] for k in state})) or "none"
+        raise ValueError(
+            f"checkpoint: key {key} is missing, this is no MCIBI++ checkpoint of sssegmentation "
+            f"(its keys begin with: {kinds})"
+        )
+    return state[key].shape
+
+
+def _fill(model: nn.Module, state: StateDict) -> None:
+    """Copies every entry into the model; all or nothing."""
+    target = {released_name(name): value for name, value in model.state_dict().items()}
+    # Batch norm's step counters are in no published checkpoint and change nothing.
+    missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
+    shapes = {
+        k: f"{k} {tuple(state[k].shape)} instead of {tuple(target[k].shape)}"
+        for k in target.keys() & state.keys()
+        if state[k].shape != target[k].shape
+    }
+    problems = [
+        f"{what}: {_some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", state.keys() - target.keys()),
+            ("of another shape", shapes.values()),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"checkpoint: its keys do not fit the model; {'; '.join(problems)}")
+    names = {released_name(name): name for name in model.state_dict()}
+    model.load_state_dict(
+        {names[k]: state[k] if k in state else target[k] for k in target}, strict=True
+    )
+
+
+def released_name(name: str) -> str:
+    for pattern, replacement in _RENAMING:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _some(names: Any) -> str:
+    first, *rest = sorted(names)
+    shown = ", ".join([first, *rest[:4]])
+    return shown if len(rest) <= 4 else f"{shown} and {len(rest) - 4} more"

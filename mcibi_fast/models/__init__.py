@@ -1,0 +1,51 @@
+"""Whole networks. Needs timm for the backbones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcibi_fast.models.backbones import create_backbone
+from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibipp
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.nn.blocks import convert_sync_batchnorm
+
+__all__ = [
+    "FCNHead",
+    "MCIBIPPHead",
+    "SegmentationOutput",
+    "Segmentor",
+    "convert_sync_batchnorm",
+    "create",
+    "create_backbone",
+    "fcn",
+    "fcn_mcibipp",
+    "names",
+]
+
+_MODELS = {"fcn": fcn, "fcn_mcibipp": fcn_mcibipp}
+
+
+def names() -> list[str]:
+    """What :func:`create` knows."""
+    return sorted(_MODELS)
+
+
+def create(name: str, num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
+    """A model by name.
+
+    Args:
+        name: "fcn" or "fcn_mcibipp".
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        options: of the model's own function, for example ``output_stride``, ``pretrained``,
+            ``feats_channels``, ``form``.
+
+    Raises:
+        ValueError: an unknown name, or a backbone that cannot be used (the message says why).
+        TypeError: an option that the model does not have.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"name: no model {name!r}; there are {', '.join(names())}")
+    return _MODELS[name](num_classes, backbone, **options)

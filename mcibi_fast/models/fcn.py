@@ -1,0 +1,115 @@
+"""FCN, alone and with MCIBI++ (the first two rows of Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mcibi_fast.models.backbones import Pretrained, create_backbone
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.losses import joint_losses
+
+
+def fcn(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    **head_options: Any,
+) -> Segmentor:
+    """The baseline: Conv3x3-BN-ReLU on the last stage, then a classifier.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        head_options: see :class:`FCNHead`.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return Segmentor(features, FCNHead(num_classes, features.channels, **head_options))
+
+
+def fcn_mcibipp(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    **head_options: Any,
+) -> Segmentor:
+    """FCN with MCIBI++: no within-image context, the dataset-level one between R and classifier.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        head_options: see :class:`MCIBIPPHead`.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return Segmentor(features, MCIBIPPHead(num_classes, features.channels, **head_options))
+
+
+class FCNHead(nn.Module):
+    """Classifies the last stage's features, with an auxiliary head on the stage before.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first.
+        feats_channels: Z, channels of the pixel representations.
+        dropout: channel dropout before each classifier.
+        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        ignore_index: label that does not count in the losses.
+        align_corners: of the bilinear upsampling in the losses.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        feats_channels: int = 512,
+        dropout: float = 0.1,
+        auxiliary_weight: float = 0.4,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.decoder = Decoder(
+            in_channels[-1], feats_channels, num_classes, kernel_size=3, dropout=dropout
+        )
+        self.auxiliary = (
+            Decoder(in_channels[-2], feats_channels, num_classes, kernel_size=3, dropout=dropout)
+            if auxiliary_weight
+            else None
+        )
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+
+    def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
+        """R (B, Z, h, w)."""
+        return self.decoder.conv(features[-1])
+
+    def forward(
+        self, features: Sequence[Tensor], labels: Tensor | None = None
+    ) -> SegmentationOutput:
+        logits = self.decoder(features[-1])
+        if labels is None:
+            return SegmentationOutput(logits, {})
+        losses = joint_losses(
+            logits,
+            labels,
+            auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+            auxiliary_weight=self.auxiliary_weight,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+        )
+        return SegmentationOutput(logits, losses)

@@ -1,0 +1,215 @@
+"""MCIBI++ after the backbone: pixel representations, dataset-level context, classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.models.iterative import mix_logits, mix_probabilities
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.attention import Projections
+from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.context import DatasetLevelContext, Fusion
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.losses import joint_losses
+from mcibi_fast.nn.memory import Form, GaussianMemory, Init, Noise
+
+WeightsFrom = Literal["auto", "pr", "cwi"]
+Mixing = Literal["paper", "released"]
+
+
+class MCIBIPPHead(nn.Module):
+    """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first; the last one feeds
+            the head, the one before it the auxiliary head.
+        form: "released" (published checkpoints) or "paper" (the equations as printed); sets
+            ``projections``, ``mixing``, ``unbiased``, ``noise`` and ``init``, each of which can be
+            given by itself.
+        feats_channels: Z, channels of the pixel representations.
+        transform_channels: width of the attention.
+        dropout: channel dropout before each classifier.
+        alpha: weight of L_W (Eq. 16).
+        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w); its output
+            is classified by a head of its own and concatenated before the final classifier.
+        weights_from: whose logits gather, "pr" (H_pr) or "cwi" (the within-image head). "auto" is
+            "cwi" for the released form with a within-image context, "pr" otherwise.
+        fusion: F_T, see :class:`DatasetLevelContext`, also for ``hard`` and ``downsample``.
+        projections: of the attention, see :class:`PositionConfidenceAttention`.
+        momentum, unbiased, noise, init, seed: see :class:`GaussianMemory`.
+        stages: of iterative inference, when ``forward`` is not told; 1 is none.
+        mixing: the next stage's weights. "paper": Eq. 17 on probabilities. "released":
+            (a W + b O) / (a + b - 1) on logits.
+        stage_weights: (a, b) of the released mixing.
+        ignore_index: label that counts neither in the losses nor in the memory.
+        align_corners: of every bilinear resizing.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        form: Form = "released",
+        feats_channels: int = 512,
+        transform_channels: int = 256,
+        dropout: float = 0.1,
+        alpha: float = 0.4,
+        auxiliary_weight: float = 0.4,
+        within_image: nn.Module | None = None,
+        weights_from: WeightsFrom = "auto",
+        fusion: Fusion = "concatenation",
+        hard: bool = False,
+        downsample: bool = False,
+        projections: Projections | None = None,
+        momentum: float = 0.1,
+        unbiased: bool | None = None,
+        noise: Noise | None = None,
+        init: Init | None = None,
+        seed: int = 0,
+        stages: int = 1,
+        mixing: Mixing | None = None,
+        stage_weights: tuple[float, float] = (2.0, 1.5),
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        Z = feats_channels
+        self.bottleneck = conv_bn_relu(in_channels[-1], Z, 3)
+        memory = GaussianMemory(
+            num_classes,
+            Z,
+            form=form,
+            momentum=momentum,
+            unbiased=unbiased,
+            noise=noise,
+            init=init,
+            seed=seed,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+        )
+        self.context = DatasetLevelContext(
+            memory,
+            transform_channels=transform_channels,
+            projections=projections or form,
+            fusion=fusion,
+            hard=hard,
+            downsample=downsample,
+            dropout=dropout,
+            align_corners=align_corners,
+        )
+        self.within_image = within_image
+        if within_image is None:
+            self.within_image_head = None
+            self.decoder = Decoder(Z, Z, num_classes, dropout=dropout)
+        else:
+            self.within_image_head = Decoder(Z, Z, num_classes, dropout=dropout)
+            self.decoder = Decoder(2 * Z, Z, num_classes, kernel_size=3, dropout=dropout)
+        self.auxiliary = (
+            Decoder(in_channels[-2], Z, num_classes, kernel_size=3, dropout=dropout)
+            if auxiliary_weight
+            else None
+        )
+        self.weights_from = _weights_from(weights_from, form, within_image is not None)
+        self.mixing = mixing or form
+        if self.mixing not in ("paper", "released"):
+            raise ValueError(f"mixing: expected 'paper' or 'released', got {mixing!r}")
+        self.stages = stages
+        self.stage_weights = stage_weights
+        self.alpha = alpha
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+
+    @property
+    def memory(self) -> GaussianMemory:
+        return self.context.memory
+
+    def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
+        """R (B, Z, h, w)."""
+        return self.bottleneck(features[-1])
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        labels: Tensor | None = None,
+        *,
+        previous_logits: Tensor | None = None,
+        stages: int | None = None,
+    ) -> SegmentationOutput:
+        """Classifies; with labels also the losses, and in training mode the memory's update.
+
+        Args:
+            features: the backbone's maps, finest first.
+            labels: (B, H, W), any integer dtype.
+            previous_logits: O of an earlier stage (B, K, h', w'); this pass is then the next one.
+            stages: passes of iterative inference in evaluation mode (section 3.5). Training is
+                always one.
+        """
+        R = self.pixel_representations(features)
+        weight_logits = self.context.weight_head(R)  # W, Eq. 10
+        within = context_logits = None
+        if self.within_image is not None and self.within_image_head is not None:
+            within = self.within_image(features[-1])  # C_wi, Eq. 3
+            context_logits = self.within_image_head(within)
+        first = weight_logits
+        if self.weights_from == "cwi" and context_logits is not None:
+            first = context_logits
+
+        gather = first if previous_logits is None else self._mix(first, previous_logits)
+        logits = self._classify(R, gather, within)
+        if not self.training:
+            for _ in range(1, _positive(self.stages if stages is None else stages)):
+                logits = self._classify(R, self._mix(first, logits), within)
+
+        losses = {}
+        if labels is not None:
+            losses = joint_losses(
+                logits,
+                labels,
+                weight_logits=weight_logits,
+                context_logits=context_logits,
+                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                alpha=self.alpha,
+                auxiliary_weight=self.auxiliary_weight,
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+            )
+            if self.training:
+                self.memory.update(R.detach(), labels)
+        return SegmentationOutput(logits, losses, weight_logits, context_logits)
+
+    def _classify(self, R: Tensor, gather: Tensor, within: Tensor | None) -> Tensor:
+        augmented = self.context.augment(R, gather)  # Eqs. 11-13 and 4
+        if within is not None:
+            augmented = torch.cat([augmented, within], dim=1)
+        return self.decoder(augmented)  # Eq. 5, before the upsampling
+
+    def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
+        if self.mixing == "paper":
+            return mix_probabilities(weight_logits, logits, align_corners=self.align_corners)
+        return mix_logits(
+            weight_logits, logits, weights=self.stage_weights, align_corners=self.align_corners
+        )
+
+
+def _weights_from(choice: WeightsFrom, form: Form, has_within_image: bool) -> str:
+    if choice not in ("auto", "pr", "cwi"):
+        raise ValueError(f"weights_from: expected 'auto', 'pr' or 'cwi', got {choice!r}")
+    if choice == "cwi" and not has_within_image:
+        raise ValueError("weights_from: 'cwi' needs a within-image context; this model has none")
+    if choice == "auto":
+        return "cwi" if has_within_image and form == "released" else "pr"
+    return choice
+
+
+def _positive(stages: int) -> int:
+    if stages < 1:
+        raise ValueError(f"stages: expected at least 1, got {stages}")
+    return stages

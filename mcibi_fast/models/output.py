@@ -1,0 +1,23 @@
+"""What every model returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SegmentationOutput(NamedTuple):
+    """Results of a forward pass.
+
+    Attributes:
+        logits: O before the upsampling (B, K, h, w).
+        losses: weighted terms, empty without labels; the training loss is their sum.
+        weight_logits: H_pr's (Eq. 10), None for a model without a memory.
+        context_logits: those of the head on the within-image context, None without one.
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+    weight_logits: Tensor | None = None
+    context_logits: Tensor | None = None

@@ -1,0 +1,60 @@
+"""A backbone and a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.memory import GaussianMemory
+
+
+class Segmentor(nn.Module):
+    """Images to logits: ``head(backbone(images))``.
+
+    Args:
+        backbone: images (B, 3, H, W) -> list of feature maps, finest first.
+        head: feature maps -> :class:`SegmentationOutput`, with ``pixel_representations``.
+    """
+
+    head: Any  # nn.Module's own annotation hides the methods used below
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> SegmentationOutput:
+        """Logits, and with labels the losses; in training mode the memory is then updated.
+
+        Args:
+            images: (B, 3, H, W), normalised as the backbone expects.
+            labels: (B, H, W), any integer dtype.
+            options: for the head; those with a memory take ``stages`` (iterative inference).
+
+        Raises:
+            ValueError: images or labels of another shape.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected floating point (B, 3, H, W), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if labels is not None and labels.shape != (len(images), *images.shape[2:]):
+            raise ValueError(
+                f"labels: expected {(len(images), *images.shape[2:])} to go with the images, "
+                f"got {tuple(labels.shape)}"
+            )
+        return self.head(self.backbone(images), labels, **options)
+
+    def pixel_representations(self, images: Tensor) -> Tensor:
+        """R (Eq. 1): (B, 3, H, W) -> (B, Z, h, w)."""
+        return self.head.pixel_representations(self.backbone(images))
+
+    @property
+    def memory(self) -> GaussianMemory:
+        """The head's memory; a model without one has no such attribute."""
+        return self.head.memory

@@ -1,0 +1,20 @@
+"""Modules to build a segmentation network from; they import neither timm nor torchvision."""
+
+from mcibi_fast.nn.attention import PositionConfidenceAttention
+from mcibi_fast.nn.blocks import conv_bn_relu, convert_sync_batchnorm
+from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.losses import joint_losses, upsampled_cross_entropy
+from mcibi_fast.nn.memory import GaussianMemory
+
+__all__ = [
+    "DatasetLevelContext",
+    "DatasetLevelOutput",
+    "Decoder",
+    "GaussianMemory",
+    "PositionConfidenceAttention",
+    "conv_bn_relu",
+    "convert_sync_batchnorm",
+    "joint_losses",
+    "upsampled_cross_entropy",
+]

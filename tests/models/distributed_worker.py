@@ -1,0 +1,108 @@
+"""What test_distributed.py runs in one process and in several.
+
+Arguments of a process: rank, number of processes, rendezvous file, folder for the result.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mcibi_fast.models import MCIBIPPHead, Segmentor
+from mcibi_fast.nn import GaussianMemory, conv_bn_relu
+
+K = 5
+SHARES = {1: [slice(0, 4)], 2: [slice(0, 1), slice(1, 4)]}  # of a batch of four, unequal
+
+
+def run(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The memories and weights that this rank ends with."""
+    results = {}
+    for form in ("paper", "released"):
+        results[f"memory_{form}"] = updated_memory(form, SHARES[world][rank])
+        results.update(trained_model(form, rank, world))
+    results["initialized"] = initialized_memory(SHARES[world][rank])
+    return results
+
+
+def updated_memory(form: str, share: slice) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    memory = GaussianMemory(K, 8, form=form).double()
+    for _ in range(3):
+        features = torch.randn(4, 8, 5, 6, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, K - 1, (4, 20, 24), generator=generator)
+        labels[0, 0] = 255
+        labels[3, 5, 5:8] = K - 1  # on one rank alone
+        memory.update(features[share], labels[share])
+    assert memory.noise_state.tolist() == [0, 4]
+    return memory.memory
+
+
+def initialized_memory(share: slice) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    memory = GaussianMemory(K, 8, form="paper").double()
+    features = torch.randn(4, 8, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, K - 1, (4, 20, 24), generator=generator)
+    labels[3, 5, 5:8] = K - 1
+    memory.initialize(features[share], labels[share])
+    assert memory.met.all()
+    return memory.memory
+
+
+class TinyBackbone(nn.Module):
+    """Two stages, without the seconds that importing timm takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = conv_bn_relu(3, 8, 3, stride=4)
+        self.stage2 = conv_bn_relu(8, 12, 3, stride=2)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        first = self.stage1(images)
+        return [first, self.stage2(first)]
+
+
+def trained_model(form: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Three steps with batch norm frozen and no dropout; every pixel counts on every rank."""
+    generator = torch.Generator().manual_seed(3)
+    head = MCIBIPPHead(K, [8, 12], form=form, feats_channels=16, transform_channels=8, dropout=0.0)
+    model = Segmentor(TinyBackbone(), head).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            fan_in = parameter[0].numel()
+            parameter.copy_(2 * noise / fan_in**0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    runner = DistributedDataParallel(model) if world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    share = slice(4 * rank // world, 4 * (rank + 1) // world)
+    for _ in range(3):
+        images = torch.randn(4, 3, 24, 32, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, K, (4, 24, 32), generator=generator)
+        optimizer.zero_grad()
+        sum(runner(images[share], labels[share]).losses.values()).backward()
+        optimizer.step()
+    trained = dict(model.named_parameters()) | {"memory": model.memory.memory}
+    return {f"{form}.{name}": value.detach() for name, value in trained.items()}
+
+
+def main() -> None:
+    rank, world = int(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world
+    )
+    torch.save(run(rank, world), Path(sys.argv[4]) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Two processes with halves of a batch do what one process does with the whole (gloo, CPU)."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def start(rank: int, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, WORKER, str(rank), "2", folder / "rendezvous", folder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    """What each rank of two ended with, and this process with the whole batch."""
+    if not dist.is_gloo_available():
+        pytest.skip("needs a PyTorch with gloo")
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = [start(0, folder), start(1, folder)]
+    try:
+        whole = runpy.run_path(str(WORKER))["run"](0, 1)
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
+    return {"first": first, "second": second, "whole": whole}
+
+
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_memory_update_pools_the_batch(results, form):
+    key = f"memory_{form}"
+    assert torch.equal(results["first"][key], results["second"][key])
+    assert relative_error(results["first"][key], results["whole"][key]) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_whole_model(results, form):
+    names = [name for name in results["whole"] if name.startswith(f"{form}.")]
+    assert f"{form}.memory" in names
+    assert f"{form}.backbone.stage1.0.weight" in names
+    for name in names:
+        for rank in ("first", "second"):
+            assert relative_error(results[rank][name], results["whole"][name]) < 1e-12, name
+
+
+def test_initialization_agrees_on_every_rank(results):
+    assert torch.equal(results["first"]["initialized"], results["second"]["initialized"])

@@ -1,0 +1,197 @@
+"""Dataset-level context: the recorded module, F_T, projections, layouts, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mcibi_fast.nn import DatasetLevelContext, GaussianMemory, PositionConfidenceAttention
+
+RENAMING = [
+    ("memory.memory", "memory"),
+    ("attention.output", "self_attention.out_project"),
+    ("attention.query", "self_attention.query_project"),
+    ("attention.key", "self_attention.key_project"),
+    ("attention.value", "self_attention.value_project"),
+    ("fuse.conv", "bottleneck"),
+    ("downsample", "downsample_before_sa"),
+]
+
+
+def released_name(name: str) -> str:
+    for own, released in RENAMING:
+        if name.startswith(own):
+            return released + name.removeprefix(own)
+    return name
+
+
+def relative_error(value, expected) -> float:
+    expected = torch.as_tensor(expected)
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+def recorded_module(recorded, variant) -> DatasetLevelContext:
+    module = DatasetLevelContext(
+        GaussianMemory(6, 16),
+        out_channels=12,
+        transform_channels=8,
+        hard=variant == "hard",
+        downsample=variant == "down",
+    )
+    state = {
+        name: torch.as_tensor(recorded[f"{variant}_sd/{released_name(name)}"])
+        for name in module.state_dict()
+        if not name.startswith("weight_head.")
+    }
+    module.load_state_dict(state, strict=False)
+    assert len(state) == sum(key.startswith(f"{variant}_sd/") for key in recorded)
+    return module.double()
+
+
+@pytest.mark.parametrize("variant", ["plain", "hard", "down"])
+def test_recorded_forward(golden, variant):
+    recorded = golden("forward.npz")
+    module = recorded_module(recorded, variant).eval()
+    seen = {}
+
+    def keep(name):
+        def hook(_module, args, output):
+            seen[name + "_in"], seen[name] = args, output
+
+        return hook
+
+    for name in ("query", "key", "value", "output"):
+        getattr(module.attention, name).register_forward_hook(keep(name))
+    features, logits = (torch.as_tensor(recorded[k]) for k in ("feats", "preds"))
+    with torch.no_grad():
+        augmented = module(features, logits).features
+    assert torch.equal(
+        module.memory.representations().double(), torch.as_tensor(recorded[f"{variant}_table"])
+    )
+    for value, key in (
+        (seen["query"], "q"),
+        (seen["key"], "k"),
+        (seen["value"], "v"),
+        (seen["query_in"][0], "sa_query_in"),
+        (seen["key_in"][0], "sa_key_in"),
+        (seen["output"], "sa_out"),
+        (augmented, "out"),
+    ):
+        assert relative_error(value, recorded[f"{variant}_{key}"]) < 1e-10, key
+
+
+def test_recorded_training_step(golden):
+    recorded = golden("forward.npz")
+    module = recorded_module(recorded, "plain").train()
+    features, logits = (torch.as_tensor(recorded[k]).requires_grad_() for k in ("feats", "preds"))
+    out = module.augment(features, logits)
+    assert relative_error(out.detach(), recorded["train_out"]) < 1e-10
+    out.backward(torch.as_tensor(recorded["train_cotangent"]))
+    assert relative_error(features.grad, recorded["train_grad_feats"]) < 1e-10
+    assert relative_error(logits.grad, recorded["train_grad_preds"]) < 1e-10
+    checked = 0
+    for name, parameter in module.named_parameters():
+        if not name.startswith("weight_head."):
+            expected = recorded[f"train_grad_sd/{released_name(name)}"]
+            assert relative_error(parameter.grad, expected) < 1e-10, name
+            checked += 1
+    for name, buffer in module.named_buffers():
+        key = f"train_buf_sd/{released_name(name)}"
+        if key in recorded:
+            assert relative_error(buffer.double(), recorded[key]) < 1e-10, name
+            checked += 1
+    assert checked == sum(key.startswith(("train_grad_sd/", "train_buf_sd/")) for key in recorded)
+
+
+def build(generator, **options) -> DatasetLevelContext:
+    module = DatasetLevelContext(
+        GaussianMemory(5, 16, form="paper"), transform_channels=8, **options
+    ).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return module.eval()
+
+
+def test_paper_form_is_equation_13(generator):
+    module = build(generator, projections="paper", fusion="add")
+    features = torch.randn(2, 16, 3, 4, generator=generator, dtype=torch.float64)
+    augmented, weight_logits = module(features)
+
+    def project(conv, rows):
+        return rows @ conv.weight[:, :, 0, 0].T + conv.bias
+
+    R = features.flatten(2).transpose(1, 2)  # (B, N, Z)
+    W = weight_logits.softmax(1).flatten(2).transpose(1, 2)  # (B, N, K)
+    C = W @ module.memory.representations().double()  # Eq. 12
+    attention = module.attention
+    scores = project(attention.query, R) @ project(attention.key, C).transpose(1, 2)
+    P = (scores / 8**0.5).softmax(-1)
+    C_bi = project(attention.output, P @ project(attention.value, C))
+    assert (
+        relative_error(augmented.detach(), (R + C_bi).transpose(1, 2).unflatten(2, (3, 4)).detach())
+        < 1e-12
+    )
+    names = {n for n, _ in attention.named_parameters()}
+    assert names == {
+        f"{m}.{p}" for m in ("query", "key", "value", "output") for p in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("fusion", ["add", "weighted_add", "concatenation"])
+@pytest.mark.parametrize("projections", ["paper", "released"])
+def test_transforms(fusion, projections, generator):
+    module = build(generator, projections=projections, fusion=fusion)
+    features = torch.randn(2, 16, 3, 4, generator=generator, dtype=torch.float64)
+    augmented, weight_logits = module(features)
+    assert augmented.shape == features.shape
+    assert weight_logits.shape == (2, 5, 3, 4)
+    context = module.aggregate(features, weight_logits)
+    both = torch.cat([features, context], dim=1)
+    expected = {
+        "add": lambda: features + context,
+        "weighted_add": lambda: _weighted(module.fuse.weights(both), features, context),
+        "concatenation": lambda: module.fuse.conv(both),
+    }[fusion]()
+    torch.testing.assert_close(augmented, expected, rtol=0, atol=0)
+
+
+def _weighted(scores, features, context):
+    weights = scores.softmax(1)
+    return weights[:, :1] * features + weights[:, 1:] * context
+
+
+def test_given_weights_replace_the_predicted_ones(generator):
+    module = build(generator)
+    features = torch.randn(1, 16, 3, 4, generator=generator, dtype=torch.float64)
+    other = torch.randn(1, 5, 3, 4, generator=generator, dtype=torch.float64)
+    own = module(features)
+    given = module(features, other)
+    assert torch.equal(own.weight_logits, given.weight_logits)
+    assert not torch.equal(own.features, given.features)
+    assert torch.equal(given.features, module.augment(features, other))
+
+
+def test_channels_last_gives_the_same(generator):
+    module = build(generator)
+    features = torch.randn(2, 16, 3, 4, generator=generator, dtype=torch.float64)
+    expected = module(features).features.detach()
+    module = module.to(memory_format=torch.channels_last)
+    got = module(features.to(memory_format=torch.channels_last)).features.detach()
+    assert relative_error(got, expected) < 1e-12
+
+
+def test_wrong_arguments_are_named(generator):
+    memory = GaussianMemory(5, 16)
+    with pytest.raises(ValueError, match=r"fusion.*'multiply'"):
+        DatasetLevelContext(memory, fusion="multiply")
+    with pytest.raises(ValueError, match=r"out_channels.*'add'.*16"):
+        DatasetLevelContext(memory, fusion="add", out_channels=12)
+    with pytest.raises(ValueError, match=r"projections.*'none'"):
+        PositionConfidenceAttention(16, projections="none")
+    module = build(generator)
+    features = torch.randn(1, 16, 3, 4, generator=generator, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"weight_logits.*\(3, 4\).*\(6, 8\)"):
+        module(features, torch.zeros(1, 5, 6, 8, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"logits: 4 classes.*5 rows"):
+        module(features, torch.zeros(1, 4, 3, 4, dtype=torch.float64))
