@@ -1,0 +1,95 @@
+"""What every dataset here is: samples as a dictionary, and augmentation drawn per epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IGNORE_INDEX = 255
+
+
+class Sample(TypedDict):
+    """One sample: ``image`` (3, H, W) float32 normalised, ``label`` (H, W) integer, ``name``."""
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+class Transform(Protocol):
+    """uint8 ``image`` (3, H, W) and integer ``label`` (H, W) -> float32 image and label.
+
+    Whatever is random comes from a generator seeded by (the transform's seed, epoch, index).
+    """
+
+    def __call__(
+        self, image: Tensor, label: Tensor, *, epoch: int, index: int
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Base class: subclasses give `__len__`, `read` and `name`, and the attributes below.
+
+    Attributes: ``classes`` (K names), ``palette`` (K, 3) uint8, ``mean`` and ``std`` (three floats
+    each, of colours in 0..1), ``ignore_index`` (255), ``transform`` (None: only normalise).
+    """
+
+    ignore_index = IGNORE_INDEX
+    classes: list[str]
+    palette: NDArray[np.uint8]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        self.transform = transform
+        # Shared memory: workers that outlive an epoch see the new one too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Sample ``index`` as it is: image (H, W, 3) uint8 and label (H, W)."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """The sample's name, unique within the dataset."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is drawn; holds for running workers as well."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset with {len(self)} samples")
+        index %= len(self)
+        pixels, mask = self.read(index)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        label = torch.from_numpy(mask)
+        if self.transform is None:
+            image = normalise(image, self.mean, self.std)
+        else:
+            image, label = self.transform(image, label, epoch=self.epoch, index=index)
+        return {"image": image, "label": label, "name": self.name(index)}
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (3, H, W) -> float32, (image / 255 - mean) / std per channel."""
+    m = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    s = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+    return (image.to(torch.float32) / 255 - m) / s

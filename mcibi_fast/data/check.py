@@ -1,0 +1,167 @@
+"""Look a folder dataset over before training on it: `mcibi-fast data check ROOT`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..viz.overlay import blend, grid
+from ..viz.palette import distinct_palette
+from .base import IGNORE_INDEX
+from .errors import DataError
+from .folder import ClassList, class_list, read_pair, split_files, splits
+
+_OVERLAYS = 4
+_BAR = 30
+
+
+@dataclass
+class Report:
+    """What `check` found.
+
+    ``pixels`` and ``images`` (K,) count the pixels of each class and the images it occurs in,
+    ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
+    ``problems`` holds one line per bad or missing file, ``spare`` the masks without an image (they
+    do no harm), ``overlays`` the pictures written.
+    """
+
+    root: Path
+    classes: list[str] = field(default_factory=list)
+    listed: bool = True  # False: the names were made up from the labels found
+    pairs: dict[str, int] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ignored: int = 0
+    problems: list[str] = field(default_factory=list)
+    spare: list[str] = field(default_factory=list)
+    overlays: list[Path] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def text(self) -> str:
+        """The report to print."""
+        lines = [f"{self.root}"]
+        lines.append("splits   " + ", ".join(f"{name} {n}" for name, n in self.pairs.items()))
+        common = self.sizes.most_common(5)
+        sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in common)
+        more = len(self.sizes) - len(common)
+        lines.append(f"sizes    {sizes or 'none'}" + (f" and {more} more" if more else ""))
+        note = "" if self.listed else " (no class list: counted from the labels)"
+        lines.append(f"classes  {len(self.classes)}{note}")
+        lines.extend(self._histogram())
+        if self.spare:
+            lines.append(f"{len(self.spare)} masks without an image, such as {self.spare[0]}")
+        lines.extend(f"overlay  {path}" for path in self.overlays)
+        if self.ok:
+            lines.append("no problems")
+        else:
+            lines.append(f"{len(self.problems)} problems:")
+            lines.extend(f"  {line}" for line in self.problems)
+        return "\n".join(lines)
+
+    def _histogram(self) -> list[str]:
+        labelled = int(self.pixels.sum())
+        if labelled == 0:
+            return []
+        share = self.pixels / labelled
+        wide = max(len(name) for name in [*self.classes, "ignored"])
+        lines = [f"{'':{wide + 4}} share of labelled pixels, images"]
+        for i, name in enumerate(self.classes):
+            bar = "#" * round(_BAR * share[i] / share.max())
+            lines.append(f"{i:3d} {name:{wide}} {share[i]:7.2%} {self.images[i]:6d} {bar}")
+        of_all = self.ignored / (labelled + self.ignored)
+        lines.append(f"{IGNORE_INDEX:3d} {'ignored':{wide}} {of_all:7.2%}        of all pixels")
+        return lines
+
+
+def check(
+    root: str | Path,
+    out: str | Path | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Read every image and mask of every split under ``root``, in the layout of `data.folder`.
+
+    Bad files (empty, corrupt, in colour, wrong in size or labels) and missing masks are collected
+    in ``report.problems``; the check goes on. Four overlays of images spread over the usable ones
+    are written to ``out``, made if need be; None writes none. Without ``classes`` and a class list
+    in the folder, labels have no range to be checked against. Raises DataError when ``root`` is no
+    such dataset at all.
+    """
+    root = Path(root)
+    found = class_list(root, classes)
+    report = Report(root, listed=found is not None)
+    jobs = _collect(report)
+    pixels, images = np.zeros(IGNORE_INDEX, np.int64), np.zeros(IGNORE_INDEX, np.int64)
+    good = []
+    for split, image, label in tqdm(jobs, desc="data check", unit="image", disable=not progress):
+        try:
+            indices = read_pair(root, image, label, num_classes=_range(found))[1]
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        counts = np.bincount(indices.ravel(), minlength=IGNORE_INDEX + 1)
+        pixels += counts[:IGNORE_INDEX]
+        images += counts[:IGNORE_INDEX] > 0
+        report.ignored += int(counts[IGNORE_INDEX])
+        report.sizes[indices.shape[1], indices.shape[0]] += 1
+        report.pairs[split] += 1
+        good.append((image, label))
+    if found is None:
+        seen = np.flatnonzero(pixels)
+        names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
+        found = ClassList(names, distinct_palette(len(names)))
+    report.classes = found.names
+    report.pixels, report.images = pixels[: len(found.names)], images[: len(found.names)]
+    if out is not None and good:
+        _write_overlays(report, good, found, Path(out))
+    return report
+
+
+def _range(found: ClassList | None) -> int:
+    """The number of classes to check labels against; with no list, what 8 bits can hold."""
+    return IGNORE_INDEX if found is None else len(found.names)
+
+
+def _collect(report: Report) -> list[tuple[str, str, str]]:
+    """(split, image, mask) of every pair; notes missing and spare masks in the report."""
+    jobs: list[tuple[str, str, str]] = []
+    names = splits(report.root)
+    if not names:
+        raise DataError(f"{report.root}: no splits in images/; expected images/<split>")
+    for split in names:
+        report.pairs[split] = 0
+        try:
+            files = split_files(report.root, split)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        report.problems.extend(f"{path}: missing mask" for path in files.missing)
+        report.spare.extend(files.spare)
+        jobs.extend((split, image, label) for image, label in files.pairs)
+    return jobs
+
+
+def _write_overlays(
+    report: Report, good: list[tuple[str, str]], found: ClassList, out: Path
+) -> None:
+    """Image and overlay side by side, for pairs spread evenly over the good ones."""
+    out.mkdir(parents=True, exist_ok=True)
+    spread = np.linspace(0, len(good) - 1, min(_OVERLAYS, len(good))).astype(int)
+    for number, chosen in enumerate(spread, start=1):
+        image, label = good[chosen]
+        pixels, indices = read_pair(report.root, image, label, num_classes=None)
+        sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
+        path = out / f"overlay_{number}_{Path(image).stem}.png"
+        sheet.save(path)
+        report.overlays.append(path)

@@ -1,0 +1,262 @@
+"""Datasets that lie in a folder: images, masks of class indices, and a list of class names.
+
+ROOT/images/<split>/<name>.jpg    (or .jpeg, .png)
+ROOT/labels/<split>/<name>.png    one channel or a palette; 0..K-1 a class, 255 ignored
+ROOT/classes.txt                  one name per line; or
+ROOT/classes.json                 ["name", ...] or {"classes": [...], "palette": [[r, g, b], ...]}
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..viz.palette import distinct_palette
+from .base import IGNORE_INDEX, SegmentationDataset, Transform
+from .errors import DataError
+
+CAMVID_CLASSES = [
+    "sky", "building", "pole", "road", "pavement", "tree",
+    "sign symbol", "fence", "car", "pedestrian", "bicyclist",
+]  # fmt: skip
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+# What PIL raises on files that are not whole: a broken PNG chunk is a SyntaxError.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# PIL stretches grey of 2 and 4 bits to 0..255; dividing gives the stored index back.
+_STRETCH = {"L;2": 85, "L;4": 17}
+
+
+class FolderDataset(SegmentationDataset):
+    """Images and masks under ``root``, in the layout of this module's docstring.
+
+    Args:
+        root: the dataset's folder.
+        split: a folder under ``images`` and ``labels``.
+        transform: see `data.transforms`; None normalises and nothing else.
+        classes: names of the K classes, such as `CAMVID_CLASSES`; None reads ``classes.json`` or
+            ``classes.txt``, and without either counts the classes in all masks of all splits and
+            calls them class_0, class_1, ...
+
+    ``mean`` and ``std`` are ImageNet's. Samples are dictionaries: ``image`` (3, H, W) float32,
+    ``label`` (H, W) uint8, ``name`` the file's stem. Raises DataError, naming the file, for a
+    missing folder or mask at once, and when a sample is read for an image or mask that cannot be
+    decoded, a mask in colour, sizes that differ, and a label outside 0..K-1 that is not 255.
+    """
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        transform: Transform | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(transform)
+        self.root, self.split = Path(root), split
+        files = split_files(self.root, split)
+        if files.missing:
+            more = f" (and {len(files.missing) - 1} more)" if len(files.missing) > 1 else ""
+            raise DataError(
+                f"{files.missing[0]}: missing mask{more}; add it, or remove its image from "
+                f"images/{split}"
+            )
+        self.pairs = files.pairs
+        found = class_list(self.root, classes)
+        if found is None:
+            names = [f"class_{i}" for i in range(_count_classes(self.root))]
+            found = ClassList(names, distinct_palette(len(names)))
+        self.classes, self.palette = found
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        return Path(self.pairs[index][0]).stem
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Sample ``index``: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
+        image, label = read_pair(self.root, *self.pairs[index], num_classes=self.num_classes)
+        return image, label.astype(np.uint8)
+
+
+class ClassList(NamedTuple):
+    names: list[str]
+    palette: NDArray[np.uint8]  # (K, 3)
+
+
+class SplitFiles(NamedTuple):
+    """Paths relative to the root, sorted: (image, mask) pairs, missing masks, spare masks."""
+
+    pairs: list[tuple[str, str]]
+    missing: list[str]
+    spare: list[str]
+
+
+def splits(root: str | Path) -> list[str]:
+    """Names of the splits under ``root``. Raises DataError when it is not a dataset's folder."""
+    images = Path(root) / "images"
+    if not images.is_dir():
+        raise DataError(
+            f"{root}: no folder 'images' in it; expected images/<split> and labels/<split>"
+        )
+    return sorted(p.name for p in images.iterdir() if p.is_dir())
+
+
+def split_files(root: Path, split: str) -> SplitFiles:
+    """What lies in ``images/<split>`` and ``labels/<split>``. Raises DataError if nothing does."""
+    known = splits(root)
+    if split not in known:
+        raise DataError(f"{root}: no split {split!r}; there is {', '.join(known) or 'none'}")
+    images = sorted(
+        p.name for p in (root / "images" / split).iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES
+    )
+    if not images:
+        raise DataError(f"{root / 'images' / split}: no .jpg, .jpeg or .png in it")
+    folder = root / "labels" / split
+    masks = {p.stem for p in folder.iterdir() if p.suffix == ".png"} if folder.is_dir() else set()
+    wanted = {name: Path(name).stem for name in images}
+    return SplitFiles(
+        [
+            (f"images/{split}/{name}", f"labels/{split}/{stem}.png")
+            for name, stem in wanted.items()
+            if stem in masks
+        ],
+        [f"labels/{split}/{stem}.png" for stem in wanted.values() if stem not in masks],
+        [f"labels/{split}/{stem}.png" for stem in sorted(masks - set(wanted.values()))],
+    )
+
+
+def read_pair(
+    root: Path, image: str, label: str, *, num_classes: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+    """Decode a pair: image (H, W, 3) uint8, label (H, W); None leaves the range unchecked.
+
+    Raises DataError, one line that begins with the file's path relative to ``root``.
+    """
+    pixels = np.array(_decode(root, image).convert("RGB"))
+    indices = read_label(root, label, num_classes=num_classes)
+    if pixels.shape[:2] != indices.shape:
+        raise DataError(
+            f"{label}: size {_size(indices)} but {image} has {_size(pixels)}; "
+            "a mask has its image's size"
+        )
+    return pixels, indices
+
+
+def read_label(root: Path, path: str, *, num_classes: int | None) -> NDArray[np.integer]:
+    """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
+    picture = _decode(root, path)
+    if picture.mode not in ("L", "P", "1", "I", "I;16"):
+        raise DataError(
+            f"{path}: a colour mask ({picture.mode}); save class indices as a greyscale or "
+            "palette PNG"
+        )
+    indices = np.array(picture)
+    if picture.mode == "1":
+        indices = indices.astype(np.uint8)
+    indices //= _STRETCH.get(picture.info["rawmode"], 1)
+    if num_classes is not None:
+        bad = (indices >= num_classes) & (indices != IGNORE_INDEX)
+        if bad.any():
+            raise DataError(
+                f"{path}: label {indices[bad][0]} with {num_classes} classes; "
+                f"use 0..{num_classes - 1}, or {IGNORE_INDEX} for pixels to ignore"
+            )
+    return indices
+
+
+def class_list(root: Path, classes: Sequence[str] | None = None) -> ClassList | None:
+    """The classes given, or those ``root`` lists, with a palette; None when it lists none."""
+    source, palette = "classes", None
+    if classes is None and (root / "classes.json").is_file():
+        source = "classes.json"
+        classes, palette = _parse_json(root / source)
+    elif classes is None and (root / "classes.txt").is_file():
+        source = "classes.txt"
+        lines = (root / source).read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+    if classes is None:
+        return None
+    names = list(classes)
+    if not 1 <= len(names) <= IGNORE_INDEX:
+        raise DataError(f"{source}: {len(names)} classes; 1 to {IGNORE_INDEX} are possible")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{source}: class {twice!r} is listed twice")
+    return ClassList(names, distinct_palette(len(names)) if palette is None else palette)
+
+
+def _parse_json(path: Path) -> tuple[list[str], NDArray[np.uint8] | None]:
+    expected = 'expected ["name", ...] or {"classes": [...], "palette": [[r, g, b], ...]}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path.name}: not JSON ({error}); {expected}") from error
+    entry = content if isinstance(content, dict) else {"classes": content}
+    names, colours = entry.get("classes"), entry.get("palette")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path.name}: {expected}")
+    if colours is None:
+        return names, None
+    try:
+        palette = np.array(colours, dtype=np.uint8)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path.name}: palette: {error}; {expected}") from error
+    if palette.shape != (len(names), 3):
+        raise DataError(f"{path.name}: palette of {len(palette)} colours, {len(names)} classes")
+    return names, palette
+
+
+def _count_classes(root: Path) -> int:
+    """Classes in the masks of all splits; all of them, so that every split has the same K."""
+    highest = -1
+    for split in splits(root):
+        for _, label in split_files(root, split).pairs:
+            indices = read_label(root, label, num_classes=IGNORE_INDEX)
+            used = indices[indices != IGNORE_INDEX]
+            highest = max(highest, int(used.max()) if used.size else -1)
+    if highest < 0:
+        raise DataError(f"{root}: every pixel of every mask is {IGNORE_INDEX}; no classes found")
+    return highest + 1
+
+
+def _decode(root: Path, path: str) -> Image.Image:
+    file = root / path
+    try:
+        if file.stat().st_size == 0:
+            raise DataError(f"{path}: empty (0 bytes); replace or remove it")
+        with Image.open(file) as picture:
+            rawmode = picture.tile[0].args if picture.tile else None
+            picture.load()
+            picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else None
+            return picture
+    except DataError:
+        raise
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).replace(str(file), path).split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); replace or remove it") from error
+
+
+def _size(array: NDArray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,194 @@
+"""Training and evaluation transforms, on torchvision's transforms.v2 functions.
+
+Every random number comes from a NumPy generator seeded by (seed, epoch, sample index): the same
+augmentation whatever the number of workers, and the global generators stay untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import IGNORE_INDEX, normalise
+
+_CROP_TRIES = 10
+# The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
+# and saturation, 18 degrees of hue; each with probability 1/2.
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, 0.5, 0.5, 18 / 360
+
+
+class TrainTransform:
+    """Random scale, crop, horizontal flip, photometric distortion, normalisation, padding.
+
+    Args:
+        crop_size: (height, width) of what comes out, or one side; smaller images are padded at the
+            right and the bottom, colours with 0 (the mean) and labels with ``ignore_index``.
+        mean, std: the dataset's, three each, for colours in 0..1.
+        seed: of the augmentation.
+        scale: the range the scale is drawn from, uniformly.
+        max_class_share: a crop in which one class has more than this share of the labelled pixels
+            is drawn again, up to 10 times; the last draw is taken as it is.
+
+    Called with an image (3, H, W) uint8 and a label (H, W), and keywords ``epoch`` and ``index``;
+    returns float32 (3, h, w) and the label (h, w) in its dtype. Raises ImportError where
+    torchvision does not import.
+    """
+
+    def __init__(
+        self,
+        crop_size: int | tuple[int, int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        scale: tuple[float, float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        torchvision_functional()
+        self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
+        self.scale, self.max_class_share = scale, max_class_share
+        self.ignore_index = ignore_index
+        if min(self.crop_size) < 1:
+            raise ValueError(f"crop_size: {self.crop_size} is not positive")
+        if seed < 0:
+            raise ValueError(f"seed: {seed} is negative")
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale: {scale} is not a range of positive factors")
+
+    def __call__(
+        self, image: Tensor, label: Tensor, *, epoch: int, index: int
+    ) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, label = _rescale(image, label, rng.uniform(*self.scale))
+        image, label = self._crop(rng, image, label)
+        if rng.random() < 0.5:
+            image, label = image.flip(-1), label.flip(-1)
+        image = normalise(_distort(rng, image), self.mean, self.std)
+        return self._pad(image, label)
+
+    def _crop(
+        self, rng: np.random.Generator, image: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        height, width = (min(c, s) for c, s in zip(self.crop_size, label.shape, strict=True))
+        for _ in range(_CROP_TRIES):
+            top = int(rng.integers(label.shape[0] - height + 1))
+            left = int(rng.integers(label.shape[1] - width + 1))
+            window = (..., slice(top, top + height), slice(left, left + width))
+            if largest_share(label[window], self.ignore_index) <= self.max_class_share:
+                break
+        return image[window], label[window]
+
+    def _pad(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        tv = torchvision_functional()
+        right = self.crop_size[1] - label.shape[1]
+        bottom = self.crop_size[0] - label.shape[0]
+        image = tv.pad(image, [0, 0, right, bottom], fill=0.0)
+        label = tv.pad(label[None], [0, 0, right, bottom], fill=self.ignore_index)[0]
+        return image.contiguous(), label.contiguous()
+
+
+class EvalTransform:
+    """Normalisation, after an optional resize of the image.
+
+    Args:
+        mean, std: the dataset's, three each, for colours in 0..1.
+        short_side: resize so that the shorter side has this length; None keeps the size.
+        long_side: and the longer side at most this one.
+
+    The label keeps its own size, whatever the image's: predictions are resized to it. Any size is
+    allowed, so images of different sizes are evaluated one per batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        short_side: int | None = None,
+        long_side: int | None = None,
+    ) -> None:
+        if short_side is None and long_side is not None:
+            raise ValueError("long_side: bounds the resize that short_side asks for; give both")
+        if short_side is not None:
+            torchvision_functional()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.short_side, self.long_side = short_side, long_side
+
+    def __call__(
+        self, image: Tensor, label: Tensor, *, epoch: int = 0, index: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        if self.short_side is not None:
+            sides = image.shape[-2:]
+            factor = self.short_side / min(sides)
+            if self.long_side is not None:
+                factor = min(factor, self.long_side / max(sides))
+            image = torchvision_functional().resize(image, _scaled(sides, factor), antialias=True)
+        return normalise(image, self.mean, self.std), label
+
+
+def largest_share(label: Tensor, ignore_index: int = IGNORE_INDEX) -> float:
+    """The share of the commonest class among labelled pixels; 1 when no pixel is labelled."""
+    counts = np.bincount(label[label != ignore_index].numpy().ravel())
+    return float(counts.max() / counts.sum()) if counts.size else 1.0
+
+
+def torchvision_functional() -> Any:
+    """torchvision.transforms.v2.functional. Raises ImportError that says what to do."""
+    try:
+        from torchvision.transforms.v2 import functional
+    except Exception as error:  # built for another torch, it fails in ways other than ImportError
+        raise ImportError(
+            f"data.transforms needs torchvision, which does not import here ({error}); "
+            f"install the torchvision made for torch {torch.__version__}"
+        ) from error
+    return functional
+
+
+def _scaled(sides: Sequence[int], factor: float) -> list[int]:
+    return [max(round(side * factor), 1) for side in sides]
+
+
+def _rescale(image: Tensor, label: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Bilinear for the image; for the label the nearest pixel centre ("nearest" shifts by half)."""
+    tv = torchvision_functional()
+    size = _scaled(label.shape, factor)
+    nearest = tv.InterpolationMode.NEAREST_EXACT
+    return (
+        tv.resize(image, size, antialias=True),
+        tv.resize(label[None], size, interpolation=nearest)[0],
+    )
+
+
+def _distort(rng: np.random.Generator, image: Tensor) -> Tensor:
+    """Brightness, contrast, saturation, hue, each or not; contrast before or after colour."""
+    tv = torchvision_functional()
+    # Everything is drawn whether used or not, so that one switch does not shift the other draws.
+    brightness, contrast, saturation, hue, contrast_first = rng.random(5) < 0.5
+    brighter = 1 + _BRIGHTNESS * rng.uniform(-1, 1)
+    harder = 1 + _CONTRAST * rng.uniform(-1, 1)
+    richer = 1 + _SATURATION * rng.uniform(-1, 1)
+    turn = _HUE * rng.uniform(-1, 1)
+    if brightness:
+        image = tv.adjust_brightness(image, brighter)
+    if contrast and contrast_first:
+        image = _adjust_contrast(image, harder)
+    if saturation:
+        image = tv.adjust_saturation(image, richer)
+    if hue:
+        image = tv.adjust_hue(image, turn)
+    if contrast and not contrast_first:
+        image = _adjust_contrast(image, harder)
+    return image
+
+
+def _adjust_contrast(image: Tensor, factor: float) -> Tensor:
+    """As torchvision's, but the mean is a sum of integers: exact for any number of threads."""
+    grey = torchvision_functional().rgb_to_grayscale(image)
+    mean = int(grey.sum(dtype=torch.int64)) / grey.numel()
+    return (image * factor + mean * (1 - factor)).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,17 @@
+"""Palettes, overlays and captioned grids."""
+
+from __future__ import annotations
+
+from .overlay import blend, colourise, grid, indexed, legend, to_pixels
+from .palette import distinct_palette, voc_palette
+
+__all__ = [
+    "blend",
+    "colourise",
+    "distinct_palette",
+    "grid",
+    "indexed",
+    "legend",
+    "to_pixels",
+    "voc_palette",
+]
