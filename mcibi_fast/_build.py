@@ -111,5 +111,5 @@ def _load_cuda(record: dict[str, Any]) -> str | None:
     try:
         torch.ops.load_library(_FOLDER / "_cuda.so")
     except OSError as error:
-        return f"_cuda.so does not load: {error}"
+        return f"_cuda.so does not load: {error.__cause__ or error}"
     return None

@@ -1,0 +1,1 @@
+"""How the compiled parts of mcibi_fast are built: used by setup.py and CMakeLists.txt alone."""

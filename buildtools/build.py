@@ -1,0 +1,115 @@
+"""Builds the compiled parts into a package folder and records which there are, and why not others.
+
+Environment: MCIBI_FAST_CUDA=1 makes a CUDA part that cannot be built an error, =0 leaves it out;
+MCIBI_FAST_CUDA_ARCHS (or TORCH_CUDA_ARCH_LIST) chooses its architectures; CXX, CUDA_HOME and
+MAX_JOBS are read as usual.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+from buildtools import plan, toolchain
+from buildtools.toolchain import Cxx, Torch, Unavailable
+
+RECORD = "_build_record.json"
+
+
+def build(root: Path, out: Path, temp: Path) -> dict[str, Any]:
+    """Build _C and _cuda into `out`, write the record beside them, print it and return it."""
+    temp.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    version = runpy.run_path(str(root / "mcibi_fast" / "version.py"))["__version__"]
+    torch = toolchain.find_torch()
+    record: dict[str, Any] = {"version": version, "torch": torch.version}
+    record["torch_target"] = toolchain.TORCH_TARGET
+    try:
+        cxx = toolchain.find_cxx(toolchain.include_dirs(torch))
+    except Unavailable as error:
+        record["cpu"] = {"built": False, "reason": str(error)}
+        record["cuda"] = {"built": False, "reason": "it needs the C++ compiler too"}
+        _remove(out, "_C*.so", "_cuda*.so")
+    else:
+        record["cpu"] = _build_cpu(root, out, temp, cxx, torch, version)
+        record["cuda"] = _build_cuda(root, out, temp, cxx, torch)
+    if os.environ.get("MCIBI_FAST_CUDA") == "1" and not record["cuda"]["built"]:
+        raise SystemExit(f"mcibi_fast: MCIBI_FAST_CUDA=1, but {record['cuda']['reason']}")
+    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    print(describe(record), flush=True)
+    return record
+
+
+def _build_cpu(
+    root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version: str
+) -> dict[str, Any]:
+    steps = plan.cpu_plan(root, out, temp, cxx, torch, version)
+    try:
+        plan.run(steps, temp, "cpu", _jobs())
+    except plan.BuildFailed as error:
+        raise SystemExit("mcibi_fast: the C++ part did not compile, see above") from error
+    return {
+        "built": True,
+        "compiler": cxx.description,
+        "flavours": list(toolchain.cpu_flavours()),
+    }
+
+
+def _build_cuda(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch) -> dict[str, Any]:
+    """A CUDA part that does not compile is left out with its reason, never fatal by itself."""
+    try:
+        if os.environ.get("MCIBI_FAST_CUDA") == "0":
+            raise Unavailable("MCIBI_FAST_CUDA=0")
+        cuda = toolchain.find_cuda()
+        plan.run(plan.cuda_plan(root, out, temp, cxx, torch, cuda), temp, "cuda", _jobs())
+    except (Unavailable, plan.BuildFailed) as error:
+        _remove(out, "_cuda*.so")
+        reason = str(error)
+        if isinstance(error, plan.BuildFailed):
+            reason = "it did not compile: " + _first_error(reason)
+        return {"built": False, "reason": reason}
+    return {
+        "built": True,
+        "nvcc": cuda.nvcc,
+        "toolkit": cuda.version,
+        "archs": cuda.archs,
+        "notes": cuda.notes,
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    lines = [
+        f"mcibi_fast {record['version']}, built against torch {record['torch']} "
+        f"(stable ABI: runs with {record['torch_target']} and newer)"
+    ]
+    cpu, cuda = record["cpu"], record["cuda"]
+    if cpu["built"]:
+        lines.append(f"  cpu   built      {', '.join(cpu['flavours'])}; {cpu['compiler']}")
+    else:
+        lines.append(f"  cpu   NOT built  {cpu['reason']}")
+    if cuda["built"]:
+        notes = "".join(f"; {note}" for note in cuda["notes"])
+        lines.append(f"  cuda  built      {' '.join(cuda['archs'])}; nvcc {cuda['toolkit']}{notes}")
+    else:
+        lines.append(f"  cuda  NOT built  {cuda['reason']}")
+    if not cpu["built"]:
+        lines.append("  The package works without them, on PyTorch alone, and is slower.")
+    return "\n".join(lines)
+
+
+def _first_error(output: str) -> str:
+    errors = [line.strip() for line in output.splitlines() if "error" in line or "fatal" in line]
+    return errors[0] if errors else output[-300:]
+
+
+def _jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink()

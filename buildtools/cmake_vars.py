@@ -1,0 +1,41 @@
+"""Prints what CMakeLists.txt needs to know, as CMake set() commands: paths, flags and sources.
+
+Run by CMake with the project's Python, so that both builds share one description.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from buildtools import plan, toolchain  # noqa: E402
+
+
+def cmake_vars() -> dict[str, list[str]]:
+    torch = toolchain.find_torch()
+    csrc = ROOT / "csrc"
+    version = runpy.run_path(str(ROOT / "mcibi_fast" / "version.py"))["__version__"]
+    flavours = toolchain.cpu_flavours()
+    values = {
+        "MCIBI_INCLUDES": toolchain.include_dirs(torch),
+        "MCIBI_TORCH_LIB": [str(torch.lib)],
+        "MCIBI_EXT_SUFFIX": [str(sysconfig.get_config_var("EXT_SUFFIX"))],
+        "MCIBI_CXX_FLAGS": [*plan.CXX_FLAGS, *plan.common_defines(version)],
+        "MCIBI_TORCH_DEFINE": [plan.torch_define(torch)],
+        "MCIBI_LIBRARY_SOURCES": [str(p) for p in plan.library_sources(csrc)],
+        "MCIBI_KERNEL_SOURCES": [str(p) for p in plan.kernel_sources(csrc)],
+        "MCIBI_FLAVOURS": list(flavours),
+    }
+    for flavour, flags in flavours.items():
+        values[f"MCIBI_FLAGS_{flavour}"] = [*flags, *plan.flavour_defines(flavour)]
+    return values
+
+
+if __name__ == "__main__":
+    for name, items in cmake_vars().items():
+        print(f"set({name} {' '.join(f'[==[{item}]==]' for item in items)})")

@@ -1,0 +1,199 @@
+"""Which source becomes which object and library, and the commands for it.
+
+csrc/module.cpp, csrc/common/*.cpp, csrc/<op>/<op>_binding.cpp   once            -> _C
+csrc/<op>/<op>_cpu.cpp                                           per CPU flavour -> _C
+csrc/<op>/<op>_cuda.cu, csrc/<op>/<op>_cuda_binding.cpp          once, by nvcc   -> _cuda
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from buildtools import toolchain
+from buildtools.toolchain import Cuda, Cxx, Torch
+
+# -fno-math-errno and -fno-trapping-math change no result; without them no loop with sqrt or a
+# comparison vectorises. GCC and Clang may fuse a multiplication with an addition: code that must
+# round twice says so itself.
+CXX_FLAGS = [
+    *[toolchain.CXX_STANDARD, toolchain.TORCH_TARGET_DEFINE, "-O3", "-DNDEBUG"],
+    *["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"],
+    *["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
+]
+NVCC_FLAGS = [
+    *[toolchain.CXX_STANDARD, toolchain.TORCH_TARGET_DEFINE, "-O3", "-DNDEBUG", "-DUSE_CUDA"],
+    *["--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One compiler or linker call; run anew when an input, a header or the command changes."""
+
+    output: Path
+    inputs: list[Path]
+    command: list[str]
+    compiles: bool = True
+
+
+@dataclass
+class Plan:
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, output: Path, inputs: list[Path], command: list[str], *, compiles: bool) -> Path:
+        self.steps.append(Step(output, inputs, command, compiles))
+        return output
+
+
+def library_sources(csrc: Path) -> list[Path]:
+    return [csrc / "module.cpp", *sorted(csrc.glob("common/*.cpp")), *_per_op(csrc, "_binding.cpp")]
+
+
+def kernel_sources(csrc: Path) -> list[Path]:
+    return _per_op(csrc, "_cpu.cpp")
+
+
+def cuda_sources(csrc: Path) -> list[Path]:
+    return _per_op(csrc, "_cuda.cu") + _per_op(csrc, "_cuda_binding.cpp")
+
+
+def _per_op(csrc: Path, suffix: str) -> list[Path]:
+    """csrc/<op>/<op><suffix> of every op."""
+    return sorted(p for p in csrc.glob(f"*/*{suffix}") if p.name == p.parent.name + suffix)
+
+
+def flavour_defines(flavour: str) -> list[str]:
+    return [f"-DMCIBI_CPU_ARCH={flavour}"]
+
+
+def common_defines(version: str) -> list[str]:
+    defines = [f'-DMCIBI_FAST_VERSION="{version}"']
+    if len(toolchain.cpu_flavours()) > 1:
+        defines.append("-DMCIBI_CPU_FLAVOURS=1")
+    return defines
+
+
+def torch_define(torch: Torch) -> str:
+    return f'-DMCIBI_FAST_TORCH="{torch.version}"'
+
+
+def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version: str) -> Plan:
+    """The library _C. On the link line the plainer flavours stand first: of an inline function
+    that several objects carry the linker keeps the first, so none keeps one with instructions that
+    a plainer CPU lacks."""
+    csrc = root / "csrc"
+    includes = [f"-I{i}" for i in [str(csrc), *toolchain.include_dirs(torch)]]
+    flags = [*CXX_FLAGS, *common_defines(version), *includes]
+    plan = Plan()
+    objects = []
+
+    def compile_one(source: Path, name: str, extra: list[str]) -> None:
+        obj = temp / f"{name}.o"
+        command = [*cxx.command, *flags, *extra, "-c", str(source), "-o", str(obj)]
+        objects.append(plan.add(obj, [source], command, compiles=True))
+
+    for source in library_sources(csrc):
+        compile_one(source, source.stem, [torch_define(torch)])
+    for flavour, flavour_flags in toolchain.cpu_flavours().items():
+        for source in kernel_sources(csrc):
+            extra = [*flavour_flags, *flavour_defines(flavour)]
+            compile_one(source, f"{source.stem}.{flavour}", extra)
+
+    library = out / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link = [*cxx.command, "-shared", *map(str, objects), "-o", str(library)]
+    plan.add(library, objects, [*link, f"-L{torch.lib}", "-ltorch_cpu"], compiles=False)
+    return plan
+
+
+def cuda_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, cuda: Cuda) -> Plan:
+    """The library _cuda, compiled and linked by nvcc with the static CUDA runtime.
+
+    It names libtorch_cuda as a dependency through an empty stand-in, so that building against a
+    CPU-only torch gives the same library.
+    """
+    csrc = root / "csrc"
+    nvcc = [cuda.nvcc, "-ccbin", cxx.command[-1]]
+    flags = [*NVCC_FLAGS, *gencode_flags(cuda.archs), f"-I{csrc}", f"-I{torch.include}"]
+    plan = Plan()
+    objects = []
+    for source in cuda_sources(csrc):
+        obj = temp / f"{source.stem}.o"
+        command = [*nvcc, *flags, "-c", str(source), "-o", str(obj)]
+        objects.append(plan.add(obj, [source], command, compiles=True))
+
+    stub_source = temp / "empty.cpp"
+    if not stub_source.exists():
+        stub_source.touch()
+    stub = temp / "libtorch_cuda.so"
+    soname = f"-Wl,-soname,{stub.name}"
+    stub_command = [*cxx.command, "-shared", soname, str(stub_source), "-o", str(stub)]
+    plan.add(stub, [stub_source], stub_command, compiles=False)
+
+    library = out / "_cuda.so"
+    link = [*nvcc, "-shared", "-cudart", "static", *map(str, objects), "-o", str(library)]
+    torch_libs = ["-Xlinker", "--no-as-needed", f"-L{temp}", "-ltorch_cuda"]
+    torch_libs += [f"-L{torch.lib}", "-ltorch_cpu"]
+    plan.add(library, [*objects, stub], [*link, *torch_libs], compiles=False)
+    return plan
+
+
+def gencode_flags(archs: list[str]) -> list[str]:
+    flags = []
+    for arch in archs:
+        number = arch.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class BuildFailed(Exception):
+    """A compiler or linker failed; the message is what it said."""
+
+
+def run(plan: Plan, temp: Path, name: str, jobs: int) -> None:
+    """Run the steps, with ninja where it is installed (incremental), else in plain order."""
+    ninja = toolchain.find_ninja()
+    if ninja:
+        path = temp / f"{name}.ninja"
+        path.write_text(f"builddir = {temp}\n" + _ninja_text(plan))
+        _call([*ninja, "-f", str(path), "-j", str(jobs)])
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(_call, [s.command for s in plan.steps if s.compiles]))
+    for step in plan.steps:
+        if not step.compiles:
+            _call(step.command)
+
+
+def _call(command: list[str]) -> None:
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(result.stdout, end="", flush=True)
+    if result.returncode != 0:
+        raise BuildFailed(result.stdout.strip() or f"{shlex.join(command)} failed")
+
+
+def _ninja_text(plan: Plan) -> str:
+    def path(p: Path) -> str:
+        return str(p).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+    lines = [
+        "rule compile",
+        "  command = $cmd -MD -MF $out.d",
+        "  description = $in",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cmd",
+        "  description = $out",
+    ]
+    for step in plan.steps:
+        rule = "compile" if step.compiles else "link"
+        lines.append(f"build {path(step.output)}: {rule} " + " ".join(map(path, step.inputs)))
+        lines.append("  cmd = " + shlex.join(step.command).replace("$", "$$"))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,215 @@
+// Vectors of the instruction set that this file is compiled for, on GNU vector extensions.
+//
+// The CPU kernels are compiled once per instruction set, each time with another MCIBI_CPU_ARCH.
+// Everything here lives in that namespace: a function shared between the copies would be linked
+// once, and might then be the one with instructions that the machine lacks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define MCIBI_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define MCIBI_VECTOR_BYTES 32
+#else
+#define MCIBI_VECTOR_BYTES 16
+#endif
+#define MCIBI_SIMD static inline __attribute__((always_inline))
+
+namespace mcibi_fast {
+namespace MCIBI_CPU_ARCH {
+
+// Storage types: the bits of a 16-bit float in memory.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct VectorOf {
+  static constexpr int kLanes = MCIBI_VECTOR_BYTES / sizeof(T);
+  typedef T type __attribute__((vector_size(MCIBI_VECTOR_BYTES)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+using VectorF = Vector<float>;
+using VectorD = Vector<double>;
+using VectorU32 = Vector<uint32_t>;
+typedef uint16_t HalfVectorU16 __attribute__((vector_size(MCIBI_VECTOR_BYTES / 2)));
+
+// The type that a storage type is computed in.
+template <typename S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename S>
+using Compute = typename ComputeOf<S>::type;
+
+template <typename To, typename From>
+MCIBI_SIMD To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast between different sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <typename V, typename P>
+MCIBI_SIMD V load_unaligned(const P* source) {
+  V v;
+  memcpy(&v, source, sizeof(V));
+  return v;
+}
+
+template <typename V>
+MCIBI_SIMD V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+
+// ---- 16-bit floats ----------------------------------------------------------
+
+MCIBI_SIMD VectorF widen_bfloat16(HalfVectorU16 bits) {
+  return bit_cast<VectorF>(__builtin_convertvector(bits, VectorU32) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+MCIBI_SIMD HalfVectorU16 narrow_bfloat16(VectorF v) {
+  const VectorU32 bits = bit_cast<VectorU32>(v);
+  const VectorU32 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const VectorU32 quiet = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(v == v ? rounded : quiet, HalfVectorU16);
+}
+
+#if defined(__AVX512F__)  // the zero-masked forms: GCC warns about the plain ones' own headers
+MCIBI_SIMD VectorF widen_float16(HalfVectorU16 bits) {
+  return bit_cast<VectorF>(_mm512_maskz_cvtph_ps(0xFFFF, bit_cast<__m256i>(bits)));
+}
+MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
+  return bit_cast<HalfVectorU16>(
+      _mm512_maskz_cvtps_ph(0xFFFF, bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+MCIBI_SIMD VectorF widen_float16(HalfVectorU16 bits) {
+  return bit_cast<VectorF>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
+}
+MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
+  return bit_cast<HalfVectorU16>(_mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+MCIBI_SIMD VectorF widen_float16(HalfVectorU16 bits) {
+  const VectorU32 wide = __builtin_convertvector(bits, VectorU32);
+  const VectorU32 shifted = (wide & 0x7FFFu) << 13;
+  // Exponent bias 15 -> 127, for subnormals as well, in one exact multiplication by 2^112.
+  const VectorU32 finite = bit_cast<VectorU32>(bit_cast<VectorF>(shifted) * 0x1p112f);
+  const VectorU32 special = shifted | 0x7F800000u;  // infinities and NaN
+  const VectorU32 magnitude = shifted >= 0x0F800000u ? special : finite;
+  return bit_cast<VectorF>(magnitude | ((wide & 0x8000u) << 16));
+}
+MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
+  const VectorU32 bits = bit_cast<VectorU32>(v);
+  const VectorU32 sign = bits & 0x80000000u;
+  const VectorU32 magnitude = bits ^ sign;
+  // Subnormal results: adding 1/2 puts the rounding where float's own addition rounds.
+  const VectorF shifted = bit_cast<VectorF>(magnitude) + 0.5f;
+  const VectorU32 subnormal = bit_cast<VectorU32>(shifted) - 0x3F000000u;
+  const VectorU32 normal = (magnitude - 0x37FFF001u + ((magnitude >> 13) & 1u)) >> 13;
+  VectorU32 half = magnitude < 0x38800000u ? subnormal : normal;
+  const VectorU32 infinity = VectorU32{} + 0x7C00u;
+  half = magnitude >= 0x477FF000u ? infinity : half;
+  half = magnitude > 0x7F800000u ? (0x7E00u | ((magnitude >> 13) & 0x1FFu)) : half;
+  return __builtin_convertvector(half | (sign >> 16), HalfVectorU16);
+}
+#endif
+
+// ---- load and store with conversion -----------------------------------------
+
+MCIBI_SIMD VectorF load(const float* p) { return load_unaligned<VectorF>(p); }
+MCIBI_SIMD VectorD load(const double* p) { return load_unaligned<VectorD>(p); }
+MCIBI_SIMD VectorF load(const BFloat16* p) {
+  return widen_bfloat16(load_unaligned<HalfVectorU16>(p));
+}
+MCIBI_SIMD VectorF load(const Float16* p) {
+  return widen_float16(load_unaligned<HalfVectorU16>(p));
+}
+
+MCIBI_SIMD void store(float* p, VectorF v) { memcpy(p, &v, sizeof(v)); }
+MCIBI_SIMD void store(double* p, VectorD v) { memcpy(p, &v, sizeof(v)); }
+MCIBI_SIMD void store(BFloat16* p, VectorF v) {
+  const HalfVectorU16 bits = narrow_bfloat16(v);
+  memcpy(p, &bits, sizeof(bits));
+}
+MCIBI_SIMD void store(Float16* p, VectorF v) {
+  const HalfVectorU16 bits = narrow_float16(v);
+  memcpy(p, &bits, sizeof(bits));
+}
+
+// The first `count` lanes; the others read as zero and stay untouched in memory.
+template <typename S>
+MCIBI_SIMD Vector<Compute<S>> load_first(const S* p, int64_t count) {
+  S lanes[VectorOf<Compute<S>>::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <typename S>
+MCIBI_SIMD void store_first(S* p, Vector<Compute<S>> v, int64_t count) {
+  S lanes[VectorOf<Compute<S>>::kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+// ---- exp --------------------------------------------------------------------
+
+// exp(x) for x <= 88 within 2 ulp; below the smallest normal number 0; NaN gives NaN.
+MCIBI_SIMD VectorF exponential(VectorF x) {
+  const VectorF magic = VectorF{} + 0x1.8p23f;  // adding it rounds to an integer in the low bits
+  const VectorF shifted = x * 1.44269504f + magic;
+  const VectorF n = shifted - magic;
+  const VectorF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // |r| <= ln(2) / 2
+  VectorF q = VectorF{} + 1.381459646e-03f;  // (exp(r) - 1 - r) / r^2 by a least-maximum fit
+  q = q * r + 8.368717507e-03f;
+  q = q * r + 4.166838899e-02f;
+  q = q * r + 1.666652113e-01f;
+  q = q * r + 4.999999404e-01f;
+  const VectorF p = q * (r * r) + r + 1.0f;
+  const VectorU32 exponent = (bit_cast<VectorU32>(shifted) << 23) + 0x3F800000u;
+  const VectorF result = p * bit_cast<VectorF>(exponent);
+  return x < -87.3365402f ? VectorF{} : result;
+}
+
+// exp(x) for x <= 709 within 2 ulp, as above.
+MCIBI_SIMD VectorD exponential(VectorD x) {
+  const VectorD magic = VectorD{} + 0x1.8p52;
+  const VectorD shifted = x * 1.4426950408889634 + magic;
+  const VectorD n = shifted - magic;
+  const VectorD r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
+  VectorD q = VectorD{} + 1.0 / 6227020800.0;  // Taylor to r^13: the rest is below 1e-17
+  q = q * r + 1.0 / 479001600.0;
+  q = q * r + 1.0 / 39916800.0;
+  q = q * r + 1.0 / 3628800.0;
+  q = q * r + 1.0 / 362880.0;
+  q = q * r + 1.0 / 40320.0;
+  q = q * r + 1.0 / 5040.0;
+  q = q * r + 1.0 / 720.0;
+  q = q * r + 1.0 / 120.0;
+  q = q * r + 1.0 / 24.0;
+  q = q * r + 1.0 / 6.0;
+  q = q * r + 0.5;
+  const VectorD p = q * (r * r) + r + 1.0;
+  const Vector<uint64_t> exponent =
+      (bit_cast<Vector<uint64_t>>(shifted) << 52) + 0x3FF0000000000000ull;
+  const VectorD result = p * bit_cast<VectorD>(exponent);
+  return x < -708.3964185322641 ? VectorD{} : result;
+}
+
+}  // namespace MCIBI_CPU_ARCH
+}  // namespace mcibi_fast

@@ -1,0 +1,199 @@
+// CPU operators of the memory update: cheap checks, allocation, registration. Python checks what a
+// user can get wrong (mcibi_fast/ops/memory_update.py).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "memory_update/memory_update.h"
+
+namespace mcibi_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+FloatKind float_kind(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return FloatKind::kFloat32;
+    case ScalarType::Double:
+      return FloatKind::kFloat64;
+    case ScalarType::BFloat16:
+      return FloatKind::kBFloat16;
+    case ScalarType::Half:
+      return FloatKind::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "features: expected float32, float64, bfloat16 or float16");
+  }
+}
+
+LabelKind label_kind(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+      return LabelKind::kUInt8;
+    case ScalarType::Char:
+      return LabelKind::kInt8;
+    case ScalarType::Short:
+      return LabelKind::kInt16;
+    case ScalarType::Int:
+      return LabelKind::kInt32;
+    case ScalarType::Long:
+      return LabelKind::kInt64;
+    default:
+      STD_TORCH_CHECK(false, "labels: expected uint8, int8, int16, int32 or int64");
+  }
+}
+
+FeatureMap feature_map(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, "features: expected (B, Z, h, w)");
+  return {t.const_data_ptr(), float_kind(t.scalar_type()),
+          t.size(0),          t.size(1),
+          t.size(2),          t.size(3),
+          t.stride(0),        t.stride(1),
+          t.stride(2),        t.stride(3)};
+}
+
+LabelMap label_map(const Tensor& t, int64_t num_classes, int64_t ignore_index) {
+  STD_TORCH_CHECK(t.dim() == 3, "labels: expected (B, H, W)");
+  STD_TORCH_CHECK(num_classes > 0 && num_classes < INT32_MAX, "num_classes: out of range");
+  return {t.const_data_ptr(), label_kind(t.scalar_type()),
+          t.size(1),          t.size(2),
+          t.stride(0),        t.stride(1),
+          t.stride(2),        num_classes,
+          ignore_index};
+}
+
+void check_shapes(const FeatureMap& features, const Tensor& labels) {
+  STD_TORCH_CHECK(features.batch == labels.size(0), "features and labels: different batch sizes");
+  for (const int64_t size : {features.height, features.width, labels.size(1), labels.size(2)}) {
+    STD_TORCH_CHECK(size > 0 && size < INT32_MAX, "features and labels: no empty dimension");
+  }
+}
+
+void raise_if_bad(const BadLabel& bad, const LabelMap& labels) {
+  if (!bad.found) return;
+  std::ostringstream message;
+  message << "labels: value " << bad.value << " at (b=" << bad.b << ", y=" << bad.y
+          << ", x=" << bad.x << ") is outside [0, " << labels.num_classes
+          << ") and is not ignore_index (" << labels.ignore_index << ")";
+  throw std::runtime_error(message.str());
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  return torch::stable::empty(std::vector<int64_t>(sizes), type);
+}
+
+struct Sums {
+  std::vector<double> sums;  // (K, Z)
+  std::vector<int64_t> counts;
+};
+
+Sums compute_sums(const Tensor& features, const Tensor& labels, int64_t num_classes,
+                  int64_t ignore_index, bool align_corners) {
+  const FeatureMap map = feature_map(features);
+  const LabelMap label = label_map(labels, num_classes, ignore_index);
+  check_shapes(map, labels);
+  Sums result = {std::vector<double>(num_classes * map.channels),
+                 std::vector<int64_t>(num_classes)};
+  BadLabel bad = {};
+  MCIBI_CPU_KERNEL(class_feature_sums_cpu)
+  (map, label, align_corners, result.sums.data(), result.counts.data(), &bad);
+  raise_if_bad(bad, label);
+  return result;
+}
+
+std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tensor& labels,
+                                              int64_t num_classes, int64_t ignore_index,
+                                              bool align_corners) {
+  const Sums result = compute_sums(features, labels, num_classes, ignore_index, align_corners);
+  const bool wide = features.scalar_type() == ScalarType::Double;
+  Tensor sums =
+      empty({num_classes, features.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  Tensor counts = empty({num_classes}, ScalarType::Long);
+  if (wide) {
+    std::copy(result.sums.begin(), result.sums.end(), static_cast<double*>(sums.data_ptr()));
+  } else {
+    std::copy(result.sums.begin(), result.sums.end(), static_cast<float*>(sums.data_ptr()));
+  }
+  std::copy(result.counts.begin(), result.counts.end(), static_cast<int64_t*>(counts.data_ptr()));
+  return {sums, counts};
+}
+
+// The elements of a (rows, columns) float32 or float64 tensor of any strides.
+std::vector<double> to_doubles(const Tensor& t, const char* name) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(t.dim() == 2 && (type == ScalarType::Float || type == ScalarType::Double), name,
+                  ": expected two dimensions of float32 or float64");
+  std::vector<double> values;
+  values.reserve(t.numel());
+  for (int64_t i = 0; i < t.size(0); ++i) {
+    for (int64_t j = 0; j < t.size(1); ++j) {
+      const int64_t k = i * t.stride(0) + j * t.stride(1);
+      values.push_back(type == ScalarType::Double
+                           ? static_cast<const double*>(t.const_data_ptr())[k]
+                           : static_cast<const float*>(t.const_data_ptr())[k]);
+    }
+  }
+  return values;
+}
+
+Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels, int64_t height,
+                                   int64_t width, int64_t ignore_index, bool align_corners,
+                                   ScalarType dtype) {
+  const std::vector<double> grad = to_doubles(grad_sums, "grad_sums");
+  const Tensor grad_features = empty({labels.size(0), grad_sums.size(1), height, width}, dtype);
+  const FeatureMap map = feature_map(grad_features);
+  const LabelMap label = label_map(labels, grad_sums.size(0), ignore_index);
+  check_shapes(map, labels);
+  BadLabel bad = {};
+  MCIBI_CPU_KERNEL(class_feature_sums_backward_cpu)(grad.data(), label, align_corners, map, &bad);
+  raise_if_bad(bad, label);
+  return grad_features;
+}
+
+Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor& labels,
+                     double momentum, bool unbiased, int64_t ignore_index, bool align_corners) {
+  STD_TORCH_CHECK(memory.dim() == 2 && memory.size(1) == 2, "memory: expected (K, 2)");
+  const int64_t num_classes = memory.size(0);
+  const Sums sums = compute_sums(features, labels, num_classes, ignore_index, align_corners);
+  std::vector<double> next = to_doubles(memory, "memory");
+  MCIBI_CPU_KERNEL(moving_average_cpu)
+  (sums.sums.data(), sums.counts.data(), num_classes, features.size(1), momentum, unbiased,
+   next.data());
+  Tensor result = empty({num_classes, 2}, memory.scalar_type());
+  if (memory.scalar_type() == ScalarType::Double) {
+    std::copy(next.begin(), next.end(), static_cast<double*>(result.data_ptr()));
+  } else {
+    std::copy(next.begin(), next.end(), static_cast<float*>(result.data_ptr()));
+  }
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
+  m.def(
+      "class_feature_sums(Tensor features, Tensor labels, int num_classes, int ignore_index, "
+      "bool align_corners) -> (Tensor, Tensor)");
+  m.def(
+      "class_feature_sums_backward(Tensor grad_sums, Tensor labels, int height, int width, "
+      "int ignore_index, bool align_corners, ScalarType dtype) -> Tensor");
+  m.def(
+      "memory_update(Tensor memory, Tensor features, Tensor labels, float momentum, "
+      "bool unbiased, int ignore_index, bool align_corners) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {
+  m.impl("class_feature_sums", TORCH_BOX(&class_feature_sums));
+  m.impl("class_feature_sums_backward", TORCH_BOX(&class_feature_sums_backward));
+  m.impl("memory_update", TORCH_BOX(&memory_update));
+}
+
+}  // namespace mcibi_fast

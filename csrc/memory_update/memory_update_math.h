@@ -1,0 +1,98 @@
+// The bilinear operator U of the memory update, one axis at a time: torch's interpolate (aten's
+// area_pixel_compute_source_index), forward taps and the adjoint's support.
+//
+// T is the type aten computes in: float for every dtype but float64.
+#pragma once
+
+#include <cmath>
+
+#include "common/host_device.h"
+
+namespace mcibi_fast {
+
+// Pixel i of the output reads weight0 * in[index0] + weight1 * in[index1] (the same index at the
+// border, where the weights still sum to one).
+template <typename T>
+struct BilinearTap {
+  int index0;
+  int index1;
+  T weight0;
+  T weight1;
+};
+
+// Half-open range of output positions.
+struct AxisRange {
+  int begin;
+  int end;
+};
+
+template <typename T>
+struct BilinearAxis {
+  int in_size;   // low resolution: h or w
+  int out_size;  // labels: H or W
+  bool align_corners;
+  T scale;
+};
+
+template <typename T>
+MCIBI_HOST_DEVICE BilinearAxis<T> make_bilinear_axis(int in_size, int out_size,
+                                                     bool align_corners) {
+  T scale = T(0);
+  if (!align_corners) {
+    scale = static_cast<T>(in_size) / static_cast<T>(out_size);
+  } else if (out_size > 1) {
+    scale = static_cast<T>(in_size - 1) / static_cast<T>(out_size - 1);
+  }
+  return {in_size, out_size, align_corners, scale};
+}
+
+// One rounding on every backend, so that they agree to the bit (aten's CUDA and vectorised CPU
+// kernels contract the same expression).
+MCIBI_HOST_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+MCIBI_HOST_DEVICE double fused_multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// Where output position i falls among the inputs; never negative, may lie past in_size - 1.
+template <typename T>
+MCIBI_HOST_DEVICE T bilinear_source(const BilinearAxis<T>& axis, int i) {
+  if (axis.align_corners) return axis.scale * static_cast<T>(i);
+  const T source = fused_multiply_add(axis.scale, static_cast<T>(i) + T(0.5), T(-0.5));
+  return source > T(0) ? source : T(0);
+}
+
+template <typename T>
+MCIBI_HOST_DEVICE BilinearTap<T> bilinear_tap(const BilinearAxis<T>& axis, int i) {
+  if (axis.in_size == axis.out_size) return {i, i, T(1), T(0)};  // aten copies
+  const T source = bilinear_source(axis, i);
+  const int last = axis.in_size - 1;
+  int index0 = static_cast<int>(source);  // source >= 0: truncation is floor
+  if (index0 > last) index0 = last;
+  T weight1 = source - static_cast<T>(index0);
+  if (weight1 > T(1)) weight1 = T(1);
+  return {index0, index0 < last ? index0 + 1 : last, T(1) - weight1, weight1};
+}
+
+// U[i, j] on this axis: what output position i gives to input j.
+template <typename T>
+MCIBI_HOST_DEVICE T bilinear_weight(const BilinearTap<T>& tap, int j) {
+  return (tap.index0 == j ? tap.weight0 : T(0)) + (tap.index1 == j ? tap.weight1 : T(0));
+}
+
+// A range that holds every i with U[i, j] != 0; at its ends the weight may be zero.
+template <typename T>
+MCIBI_HOST_DEVICE AxisRange bilinear_support(const BilinearAxis<T>& axis, int j) {
+  if (axis.in_size == axis.out_size) return {j, j + 1};
+  const double scale = static_cast<double>(axis.scale);
+  if (scale <= 0.0) return {0, axis.out_size};
+  // source(i) = scale * (i + shift) - shift lies in (j - 1, j + 1); one position of slack at each
+  // end covers the rounding of source. The clamped borders belong to the first and last input.
+  const double shift = axis.align_corners ? 0.0 : 0.5;
+  const double first = (j - 1 + shift) / scale - shift;
+  const double last = (j + 1 + shift) / scale - shift;
+  int begin = j == 0 || first < 1.0 ? 0 : static_cast<int>(first) - 1;
+  int end = j == axis.in_size - 1 ? axis.out_size : static_cast<int>(last) + 2;
+  if (begin > axis.out_size) begin = axis.out_size;
+  if (end > axis.out_size) end = axis.out_size;
+  return {begin, end};
+}
+
+}  // namespace mcibi_fast

@@ -1,0 +1,331 @@
+"""The traps of building and installing: compilers, nvcc, architectures, what is said afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import mcibi_fast
+from mcibi_fast import _build
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "buildtools").is_dir():
+    pytest.skip("needs the source tree (buildtools/)", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+from buildtools import build as build_module  # noqa: E402
+from buildtools import plan, toolchain  # noqa: E402
+from buildtools.toolchain import Unavailable  # noqa: E402
+
+KNOWN = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}  # nvcc 13.0's, in part
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+needs_record = pytest.mark.skipif(
+    not (Path(_build.__file__).parent / "_build_record.json").is_file(),
+    reason="needs a build: pip install . or python setup.py build_ext --inplace",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("MCIBI_FAST_CUDA", "MCIBI_FAST_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    """An executable shell script on its own folder."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def source_tree(root: Path, kernel: str = "") -> Path:
+    """A project with one CUDA source and the smallest Python module."""
+    (root / "csrc" / "op").mkdir(parents=True)
+    (root / "csrc" / "module.cpp").write_text(
+        "#include <Python.h>\n"
+        'static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1};\n'
+        "PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }\n"
+    )
+    (root / "csrc" / "op" / "op_cuda.cu").write_text(kernel)
+    (root / "mcibi_fast").mkdir()
+    (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.0"\n')
+    return root
+
+
+# --- architectures ------------------------------------------------------------------------------
+
+
+def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_present_gpus", lambda known: "")
+
+
+def test_no_gpu_and_no_list_builds_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpus(monkeypatch)
+    archs, notes = toolchain.choose_cuda_archs(KNOWN)
+    assert archs == ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+    assert notes == []
+
+
+def test_an_older_nvcc_leaves_out_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpus(monkeypatch)
+    archs, notes = toolchain.choose_cuda_archs({(8, 0), (8, 6), (8, 9), (9, 0)})
+    assert archs == ["8.0", "8.6", "8.9", "9.0+PTX"]
+    assert [note.split()[0] for note in notes] == ["10.0", "12.0+PTX"]
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [("9.0\n9.0\n", ["9.0"]), ("8.6\n9.0\n", ["8.6", "9.0"]), ("13.0\n", ["12.0+PTX"])],
+)
+def test_present_gpus_are_built_for(
+    reported: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "nvidia-smi", f"printf '{reported.encode('unicode_escape').decode()}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert toolchain.choose_cuda_archs(KNOWN)[0] == expected
+
+
+def test_an_old_gpu_alone_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", "echo 7.5")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(Unavailable, match=r"7\.5 left out: the kernels need 8\.0"):
+        toolchain.choose_cuda_archs(KNOWN)
+
+
+def test_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0 9.0a+PTX")
+    archs, notes = toolchain.choose_cuda_archs(KNOWN)
+    assert archs == ["8.0", "9.0a+PTX"]
+    assert notes == ["7.5 left out: the kernels need 8.0 or newer"]
+    assert plan.gencode_flags(archs) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90a,code=compute_90a",
+    ]
+    monkeypatch.setenv("MCIBI_FAST_CUDA_ARCHS", "8.6")
+    assert toolchain.choose_cuda_archs(KNOWN)[0] == ["8.6"]
+    monkeypatch.setenv("MCIBI_FAST_CUDA_ARCHS", "Hopper")
+    with pytest.raises(Unavailable, match="'Hopper' is not a CUDA architecture such as"):
+        toolchain.choose_cuda_archs(KNOWN)
+
+
+# --- compilers ----------------------------------------------------------------------------------
+
+
+def test_no_compiler_is_a_python_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    out = tmp_path / "package"
+    out.mkdir()
+    (out / "_C.so").write_text("left by an earlier build")
+    record = build_module.build(source_tree(tmp_path / "src"), out, tmp_path / "temp")
+    assert not record["cpu"]["built"]
+    assert "no C++ compiler found (looked for no-such-compiler)" in record["cpu"]["reason"]
+    assert not record["cuda"]["built"]
+    assert json.loads((out / build_module.RECORD).read_text()) == record
+    assert [path.name for path in out.iterdir()] == [build_module.RECORD]
+    text = build_module.describe(record)
+    assert "cpu   NOT built" in text
+    assert "works without them, on PyTorch alone" in text
+
+
+def test_missing_python_headers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"Python\.h is missing.*python3-dev"):
+        toolchain.find_cxx([str(tmp_path)])
+
+
+def test_an_old_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = program(tmp_path, "old-c++", "echo 'x.h:1: error: no such standard' >&2; exit 1")
+    monkeypatch.setenv("CXX", str(old))
+    with pytest.raises(Unavailable, match=r"cannot compile torch's C\+\+17 headers: x\.h:1: error"):
+        toolchain.find_cxx([])
+
+
+def test_torch_is_found_without_importing_it() -> None:
+    code = (
+        "import sys; from buildtools import toolchain; torch = toolchain.find_torch(); "
+        "assert 'torch' not in sys.modules; print(torch.version)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == torch.__version__
+
+
+# --- nvcc ---------------------------------------------------------------------------------------
+
+
+def cuda_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, nvcc: Path
+) -> dict[str, object]:
+    """The CUDA half of a build of one small kernel with the given nvcc first on the path."""
+    monkeypatch.setenv("PATH", f"{nvcc.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("MCIBI_FAST_CUDA_ARCHS", "8.0")
+    root = source_tree(tmp_path / "src", kernel)
+    return build_module.build(root, tmp_path / "package", tmp_path / "temp")["cuda"]
+
+
+@needs_nvcc
+def test_an_nvcc_outside_its_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper script on the path is enough; the library needs no CUDA runtime of its own."""
+    real = Path(shutil.which("nvcc") or "").resolve()
+    wrapper = program(tmp_path / "bin", "nvcc", f'exec {real} "$@"')
+    kernel = "#include <cuda_runtime.h>\n__global__ void f() {}\nvoid g() { f<<<1, 1>>>(); }\n"
+    record = cuda_build(tmp_path, monkeypatch, kernel, wrapper)
+    assert record["built"], record
+    assert record["nvcc"] == str(wrapper)
+    dynamic = subprocess.run(
+        ["readelf", "-d", str(tmp_path / "package" / "_cuda.so")], capture_output=True, text=True
+    ).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "libtorch_cuda.so" in needed
+    assert not [name for name in needed if "cudart" in name]
+
+
+FAILING_NVCC = """case "$1" in
+--version) echo 'Cuda compilation tools, release 13.0, V13.0.88';;
+--list-gpu-arch) echo compute_80;;
+*) echo 'op_cuda.cu(1): error: expected a declaration'; exit 2;;
+esac"""
+
+
+def test_a_failing_cuda_part_is_dropped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = program(tmp_path / "bin", "nvcc", FAILING_NVCC)
+    record = cuda_build(tmp_path, monkeypatch, "", nvcc)
+    assert not record["built"]
+    assert record["reason"] == "it did not compile: op_cuda.cu(1): error: expected a declaration"
+    assert list((tmp_path / "package").glob("_C*.so"))
+
+
+def test_a_forced_cuda_part_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = program(tmp_path / "bin", "nvcc", FAILING_NVCC)
+    monkeypatch.setenv("MCIBI_FAST_CUDA", "1")
+    with pytest.raises(SystemExit, match="MCIBI_FAST_CUDA=1, but it did not compile"):
+        cuda_build(tmp_path, monkeypatch, "", nvcc)
+
+
+def test_cuda_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCIBI_FAST_CUDA", "0")
+    record = build_module.build(source_tree(tmp_path / "src"), tmp_path / "out", tmp_path / "temp")
+    assert record["cuda"] == {"built": False, "reason": "MCIBI_FAST_CUDA=0"}
+    assert record["cpu"]["built"]
+
+
+def test_a_wrong_cuda_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(Unavailable, match=f"CUDA_HOME is {tmp_path}, but there is no"):
+        toolchain.find_cuda()
+
+
+def test_without_ninja_the_build_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolchain, "find_ninja", lambda: None)
+    monkeypatch.setenv("MCIBI_FAST_CUDA", "0")
+    build_module.build(source_tree(tmp_path / "src"), tmp_path / "out", tmp_path / "temp")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'out')!r}); import torch, _C"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- afterwards ---------------------------------------------------------------------------------
+
+
+def test_one_version_number() -> None:
+    assert mcibi_fast.__version__ == metadata.version("mcibi-fast")
+    assert mcibi_fast.build_info()["version"] == mcibi_fast.__version__
+
+
+@needs_record
+def test_build_info_accounts_for_every_backend() -> None:
+    info = mcibi_fast.build_info()
+    assert set(info["backends"]) == {"reference", "cpu", "cuda", "triton", "sdpa"}
+    assert info["backends"]["reference"] is True
+    for state in info["backends"].values():
+        assert state is True or (isinstance(state, str) and state)
+    if info["backends"]["cpu"] is True:
+        assert info["cpu_flavour"] in info["cpu_flavours"]
+
+
+@needs_record
+@pytest.mark.parametrize("part", ["cpu", "cuda"])
+def test_what_was_built_loads(part: str) -> None:
+    """A library with a symbol that nothing defines links, and shows only here."""
+    record = _build._record()
+    if not record[part]["built"]:
+        pytest.skip(f"needs a build with {part}: {record[part]['reason']}")
+    if part == "cuda" and torch.version.cuda is None:
+        pytest.skip("needs a torch with CUDA")
+    assert _build.load_extensions()[part] is None
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({}, "not built: run pip install"),
+        ({"version": "0.0.1"}, "built for version 0.0.1"),
+        (
+            {"version": mcibi_fast.__version__, "cpu": {"built": False, "reason": "no compiler"}},
+            "not built: no compiler",
+        ),
+    ],
+)
+def test_a_missing_build_is_a_reason(record: dict[str, object], reason: str) -> None:
+    assert reason in (_build._load_cpu(record) or "")
+
+
+def test_a_module_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcibi_fast._C", None)  # makes the import fail
+    record = {"version": mcibi_fast.__version__, "cpu": {"built": True}}
+    assert "mcibi_fast._C does not load" in (_build._load_cpu(record) or "")
+
+
+@needs_record
+def test_an_unknown_cpu_flavour_is_named() -> None:
+    if mcibi_fast.build_info()["backends"]["cpu"] is not True:
+        pytest.skip(f"needs _C: {mcibi_fast.build_info()['backends']['cpu']}")
+    result = subprocess.run(
+        [sys.executable, "-c", "import mcibi_fast; mcibi_fast.build_info()"],
+        env={**os.environ, "MCIBI_FAST_CPU": "v5"},
+        capture_output=True,
+        text=True,
+    )
+    assert "MCIBI_FAST_CPU=v5: expected baseline, v3 or v4" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
+def test_no_wide_instruction_outside_its_flavour() -> None:
+    """A function shared by the flavours must be the plainest one's, or older CPUs crash."""
+    libraries = list(Path(_build.__file__).parent.glob("_C*.so"))
+    if not libraries or len(toolchain.cpu_flavours()) == 1:
+        pytest.skip("needs _C on x86-64")
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(libraries[0])],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    wide, name = set(), ""
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            name = line.split("<")[1]
+        elif "%zmm" in line or "%ymm" in line or "%k1" in line:
+            wide.add((name, "%ymm" in line and "%zmm" not in line))
+    assert wide, "the flavours hold no wide instructions at all"
+    leaked = [n for n, only_ymm in wide if "2v4" not in n and not (only_ymm and "2v3" in n)]
+    assert leaked == []
