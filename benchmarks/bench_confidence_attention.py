@@ -1,0 +1,93 @@
+"""Speed of the attention: ``python -m benchmarks.bench_confidence_attention [--quick]``.
+
+reference  the specification: scores, softmax and product, all in memory, in float32
+eager      the same in the dtype of the inputs
+sdpa       torch.nn.functional.scaled_dot_product_attention, whichever of its kernels it takes
+ours       ``mcibi_fast.ops.confidence_attention``; on the CPU it is sdpa
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mcibi_fast
+from benchmarks.harness import (
+    Candidate,
+    Case,
+    backend_of,
+    command_line,
+    dtypes,
+    nbytes,
+    randn,
+    run_cases,
+)
+from mcibi_fast import ops
+
+
+def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.softmax(query.shape[2] ** -0.5 * query @ key.mT, -1) @ value
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    q, k, v = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    return F.scaled_dot_product_attention(q, k, v).squeeze(1)
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with mcibi_fast.backend("reference"):
+        return ops.confidence_attention(query, key, value)
+
+
+def gradient(forward: Callable[..., Tensor], *inputs: Tensor, grad: Tensor) -> Tensor:
+    """The gradients of query, key and value side by side, by a forward and a backward."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    return torch.cat(torch.autograd.grad(forward(*leaves), leaves, grad), -1)
+
+
+def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str) -> Case:
+    N = size * size
+    inputs = [randn(1, N + i, width, device=device, dtype=dtype)[:, i:] for i in range(3)]
+    forms = {"reference": reference, "eager": eager, "sdpa": sdpa, "ours": ops.confidence_attention}
+    if direction == "forward":
+        runs = {name: functools.partial(f, *inputs) for name, f in forms.items()}
+    else:
+        grad = randn(1, N + 3, width, device=device, dtype=dtype)[:, 3:]
+        runs = {
+            name: functools.partial(gradient, f, *inputs, grad=grad) for name, f in forms.items()
+        }
+    backend = backend_of("confidence_attention", *inputs)
+    both = direction != "forward"
+    return Case(
+        "confidence_attention",
+        {"N": N, "D": width, "map": size, "direction": direction},
+        dtype,
+        [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
+        bytes=nbytes(*inputs) // 3 * (12 if both else 4),
+        flops=(14 if both else 4) * N * N * width,
+    )
+
+
+def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    for dtype in dtypes(device):
+        for size in (64,) if quick else (64, 128):
+            for width in (256,) if quick else (256, 512):
+                for direction in ("forward",) if quick else ("forward", "forward+backward"):
+                    if device == "cpu" and (size, direction) == (128, "forward+backward"):
+                        continue  # half a minute a call
+                    yield functools.partial(case, size, width, direction, dtype, device)
+
+
+def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
+    """The report of ``harness.run_cases``."""
+    return run_cases("confidence_attention", cases(device, quick), device, quick)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(run, __doc__.splitlines()[0]))

@@ -1,0 +1,88 @@
+// gaussian_aggregate: class representations drawn from the memory's Gaussians (Eq. 11, Algorithm 1)
+// and their aggregation by the softmax over classes (Eq. 12). Torch-free declarations.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_dispatch.h"
+#include "common/dtypes.h"
+
+namespace mcibi_fast {
+
+// Strides of a (B, C, h, w) tensor, in elements.
+struct MapStrides {
+  int64_t batch, channel, row, column;
+};
+
+// ---- CPU --------------------------------------------------------------------
+
+// What the table (C_dl, Eq. 11) is made of: mean[k] + std[k] * eps[k, z], in eps's dtype.
+struct GaussianTableInput {
+  const double* memory;  // (K, 2) contiguous, on the host: mean, std
+  int64_t classes;       // K
+  int64_t channels;      // Z
+  FloatKind kind;        // of eps: kFloat32 or kFloat64; kFloat32 for Philox
+  const void* eps;       // (K, Z); null: Philox by (seed, step)
+  int64_t eps_class_stride, eps_channel_stride;
+  int64_t seed, step;
+};
+
+struct GaussianAggregateInput {
+  GaussianTableInput table;
+  FloatKind kind;      // of logits and out (and of their gradients)
+  const void* logits;  // (B, K, h, w)
+  MapStrides logits_strides;
+  int64_t batch, height, width;
+  bool channels_last;  // memory format of what is written
+};
+
+// Writes the table, (K, Z) contiguous, in table.kind.
+MCIBI_DECLARE_CPU_KERNEL(gaussian_table_cpu, (const GaussianTableInput& input, void* table))
+
+// Writes out (B, Z, h, w) and lse (B, h * w): log-sum-exp of the logits, float32 (float64 for
+// float64). hard: the first argmax's row of the table instead, and the largest logit as lse.
+MCIBI_DECLARE_CPU_KERNEL(gaussian_aggregate_cpu,
+                         (const GaussianAggregateInput& input, bool hard, void* out, void* lse))
+
+// Writes grad_logits (B, K, h, w) for grad, the gradient of out.
+MCIBI_DECLARE_CPU_KERNEL(gaussian_aggregate_backward_cpu,
+                         (const GaussianAggregateInput& input, const void* lse, const void* grad,
+                          const MapStrides& grad_strides, void* grad_logits))
+
+// ---- CUDA -------------------------------------------------------------------
+// Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can
+// capture them. They return null, or what the CUDA runtime said against the launch.
+
+struct GaussianTableCudaInput {
+  const void* memory;  // (K, 2): mean, std
+  FloatKind memory_kind;
+  int64_t memory_class_stride, memory_column_stride;
+  int64_t classes;   // K
+  int64_t channels;  // Z
+  FloatKind kind;    // of eps: kFloat32 or kFloat64; kFloat32 for Philox
+  const void* eps;   // (K, Z); null: Philox
+  int64_t eps_class_stride, eps_channel_stride;
+  const int64_t* state;  // Philox: (seed, step)
+  int64_t state_stride;
+};
+
+struct GaussianAggregateCudaInput {
+  GaussianTableCudaInput table;
+  FloatKind kind;      // of logits and out (and of their gradients)
+  const void* logits;  // (B, K, h, w)
+  MapStrides logits_strides;
+  int64_t batch, height, width;
+  bool channels_last;  // memory format of what is written
+};
+
+// As the CPU kernels of the same names.
+const char* gaussian_table_cuda(const GaussianTableCudaInput& input, void* table,
+                                CudaStream stream);
+const char* gaussian_aggregate_cuda(const GaussianAggregateCudaInput& input, bool hard, void* out,
+                                    void* lse, CudaStream stream);
+const char* gaussian_aggregate_backward_cuda(const GaussianAggregateCudaInput& input,
+                                             const void* lse, const void* grad,
+                                             const MapStrides& grad_strides, void* grad_logits,
+                                             CudaStream stream);
+
+}  // namespace mcibi_fast

@@ -1,0 +1,79 @@
+// The register-blocked matrix product of the CPU kernels of gaussian_aggregate.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+#include "gaussian_aggregate/gaussian_aggregate_tiles.h"
+
+namespace mcibi_fast {
+namespace MCIBI_CPU_ARCH {
+namespace {
+
+// The accumulators of the product: kBlockRows broadcast values by kBlockVectors vectors, as many as
+// the registers hold.
+#if defined(__AVX512F__)
+constexpr int kBlockRows = 14, kBlockVectors = 2;
+#else
+constexpr int kBlockRows = 6, kBlockVectors = 2;
+#endif
+
+template <typename C>
+constexpr int64_t kBlockColumns = kBlockVectors * kLanes<C>;
+template <typename C>
+struct Block {
+  Vector<C> v[kBlockRows][kBlockVectors];
+};
+
+// sum_d a[d * a_stride + row] * b[d * b_stride + column]
+template <typename C>
+MCIBI_SIMD Block<C> multiply(int64_t depth, const C* a, int64_t a_stride, const C* b,
+                             int64_t b_stride) {
+  Block<C> sum = {};
+  for (int64_t d = 0; d < depth; ++d, a += a_stride, b += b_stride) {
+    Vector<C> columns[kBlockVectors];
+    for (int j = 0; j < kBlockVectors; ++j) columns[j] = load(b + j * kLanes<C>);
+#pragma GCC unroll 16
+    for (int i = 0; i < kBlockRows; ++i) {
+      for (int j = 0; j < kBlockVectors; ++j) sum.v[i][j] += columns[j] * a[i];
+    }
+  }
+  return sum;
+}
+
+template <typename S>
+MCIBI_SIMD void store_block(const Block<Compute<S>>& block, int64_t rows, int64_t columns,
+                            int64_t stride, S* out) {
+  using C = Compute<S>;
+  if (columns >= kBlockColumns<C>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kBlockRows; ++i) {
+      if (i >= rows) break;
+      for (int j = 0; j < kBlockVectors; ++j) {
+        store(out + i * stride + j * kLanes<C>, block.v[i][j]);
+      }
+    }
+    return;
+  }
+  C spilled[kBlockRows][kBlockColumns<C>];
+  memcpy(spilled, &block, sizeof(spilled));
+  for (int64_t i = 0; i < rows && i < kBlockRows; ++i) {
+    store_row(spilled[i], columns, out + i * stride);
+  }
+}
+
+template <typename C>
+MCIBI_SIMD void add_block(const Block<C>& block, C* tile) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlockRows; ++i) {
+    for (int j = 0; j < kBlockVectors; ++j) {
+      C* to = tile + i * kTile + j * kLanes<C>;
+      store(to, load(to) + block.v[i][j]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace MCIBI_CPU_ARCH
+}  // namespace mcibi_fast

@@ -1,0 +1,173 @@
+// Tiles of pixels in the CPU kernels of gaussian_aggregate: [channels][kTile] in float32 (float64),
+// read from and written to maps of any strides, and the softmax over classes within a tile.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/simd.h"
+#include "gaussian_aggregate/gaussian_aggregate.h"
+
+namespace mcibi_fast {
+namespace MCIBI_CPU_ARCH {
+namespace {
+
+constexpr int64_t kTile = 64;  // pixels; the row stride of every tile
+
+template <typename C>
+constexpr int64_t kLanes = VectorOf<C>::kLanes;
+// ---- reading and writing -----------------------------------------------------
+
+// Channels that a transposition takes at once: a cache line's worth of float32.
+constexpr int64_t kChannelBlock = 16;
+
+// Converts `count` values into a row of kTile, zeros behind them.
+template <typename S>
+MCIBI_SIMD void load_row(const S* source, int64_t count, Compute<S>* row) {
+  using C = Compute<S>;
+  for (int64_t t = 0; t < kTile; t += kLanes<C>) {
+    const int64_t left = count - t;
+    store(row + t,
+          left >= kLanes<C> ? load(source + t) : load_first(source + t, left > 0 ? left : 0));
+  }
+}
+
+template <typename S>
+MCIBI_SIMD void store_row(const Compute<S>* row, int64_t count, S* out) {
+  using C = Compute<S>;
+  int64_t t = 0;
+  for (; t + kLanes<C> <= count; t += kLanes<C>) store(out + t, load(row + t));
+  if (t < count) store_first(out + t, load_first(row + t, count - t), count - t);
+}
+
+// Reads `count` pixels from `first` of one image into tile [channels][kTile].
+template <typename S>
+void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t channels, int64_t first,
+               int64_t count, Compute<S>* tile) {
+  if (s.column == 1 && s.row == width) {
+    for (int64_t c = 0; c < channels; ++c) {
+      load_row(image + c * s.channel + first, count, tile + c * kTile);
+    }
+    return;
+  }
+  int64_t offsets[kTile];
+  for (int64_t t = 0; t < count; ++t) {
+    offsets[t] = (first + t) / width * s.row + (first + t) % width * s.column;
+  }
+  S rows[kChannelBlock][kTile];
+  for (int64_t c = 0; c < channels; c += kChannelBlock) {
+    const int64_t block = channels - c < kChannelBlock ? channels - c : kChannelBlock;
+    for (int64_t t = 0; t < count; ++t) {
+      const S* pixel = image + offsets[t] + c * s.channel;
+      for (int64_t i = 0; i < block; ++i) rows[i][t] = pixel[i * s.channel];
+    }
+    for (int64_t i = 0; i < block; ++i) load_row(rows[i], count, tile + (c + i) * kTile);
+  }
+}
+
+// Writes tile [channels][kTile] to an image of `pixels` pixels, contiguous or channels_last.
+template <typename S>
+void store_tile(const Compute<S>* tile, int64_t channels, int64_t first, int64_t count,
+                int64_t pixels, bool channels_last, S* image) {
+  if (!channels_last) {
+    for (int64_t c = 0; c < channels; ++c) {
+      store_row(tile + c * kTile, count, image + c * pixels + first);
+    }
+    return;
+  }
+  S rows[kChannelBlock][kTile];
+  for (int64_t c = 0; c < channels; c += kChannelBlock) {
+    const int64_t block = channels - c < kChannelBlock ? channels - c : kChannelBlock;
+    for (int64_t i = 0; i < block; ++i) store_row(tile + (c + i) * kTile, kTile, rows[i]);
+    for (int64_t t = 0; t < count; ++t) {
+      S* pixel = image + (first + t) * channels + c;
+      for (int64_t i = 0; i < block; ++i) pixel[i] = rows[i][t];
+    }
+  }
+}
+
+// ---- softmax ----------------------------------------------------------------
+
+constexpr int64_t kGroup = 4;  // vectors of pixels at a time, so that their chains overlap
+
+// Replaces the logits in tile [K][kTile] by their softmax; lse: log-sum-exp per pixel.
+template <typename C>
+void softmax_tile(C* tile, int64_t classes, C* lse) {
+  using V = Vector<C>;
+  for (int64_t first = 0; first < kTile; first += kGroup * kLanes<C>) {
+    V largest[kGroup], sum[kGroup], inverse[kGroup];
+    for (int j = 0; j < kGroup; ++j) largest[j] = load(tile + first + j * kLanes<C>);
+    for (int64_t k = 1; k < classes; ++k) {
+      for (int j = 0; j < kGroup; ++j) {
+        largest[j] = maximum(load(tile + k * kTile + first + j * kLanes<C>), largest[j]);
+      }
+    }
+    for (int j = 0; j < kGroup; ++j) sum[j] = V{};
+    for (int64_t k = 0; k < classes; ++k) {
+      C* row = tile + k * kTile + first;
+      for (int j = 0; j < kGroup; ++j) {
+        const V e = exponential(load(row + j * kLanes<C>) - largest[j]);
+        sum[j] += e;
+        store(row + j * kLanes<C>, e);
+      }
+    }
+    for (int j = 0; j < kGroup; ++j) inverse[j] = C(1) / sum[j];
+    for (int64_t k = 0; k < classes; ++k) {
+      C* row = tile + k * kTile + first;
+      for (int j = 0; j < kGroup; ++j) {
+        store(row + j * kLanes<C>, load(row + j * kLanes<C>) * inverse[j]);
+      }
+    }
+    for (int j = 0; j < kGroup; ++j) {
+      for (int64_t i = 0; i < kLanes<C>; ++i) {
+        const C m = largest[j][i];
+        lse[first + j * kLanes<C> + i] = std::isinf(m) ? m : m + std::log(sum[j][i]);
+      }
+    }
+  }
+}
+
+// The first class with the largest logit, NaN counting as largest (torch.argmax), and that logit.
+template <typename C>
+void argmax_tile(const C* tile, int64_t classes, int64_t* best, C* largest) {
+  for (int64_t t = 0; t < kTile; ++t) {
+    best[t] = 0;
+    largest[t] = tile[t];
+  }
+  for (int64_t k = 1; k < classes; ++k) {
+    const C* row = tile + k * kTile;
+    for (int64_t t = 0; t < kTile; ++t) {
+      const bool better = row[t] > largest[t] || (row[t] != row[t] && largest[t] == largest[t]);
+      best[t] = better ? k : best[t];
+      largest[t] = better ? row[t] : largest[t];
+    }
+  }
+}
+
+// Turns tile (softmax numerators exp(logit - lse)) and dot (gradient of the softmax) into the
+// gradient of the logits, p * (dot - sum_k p dot), in place of tile. The numerators are normalised
+// again: lse is rounded, coarsely where logits are large.
+template <typename C>
+void softmax_adjoint_tile(C* tile, const C* dot, int64_t classes, const C* lse) {
+  using V = Vector<C>;
+  for (int64_t first = 0; first < kTile; first += kLanes<C>) {
+    const V shift = load(lse + first);
+    V sum{}, weighted{};
+    for (int64_t k = 0; k < classes; ++k) {
+      const V e = exponential(load(tile + k * kTile + first) - shift);
+      sum += e;
+      weighted += e * load(dot + k * kTile + first);
+      store(tile + k * kTile + first, e);
+    }
+    const V inverse = C(1) / sum;
+    const V mean = weighted * inverse;
+    for (int64_t k = 0; k < classes; ++k) {
+      const V p = load(tile + k * kTile + first) * inverse;
+      store(tile + k * kTile + first, p * (load(dot + k * kTile + first) - mean));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace MCIBI_CPU_ARCH
+}  // namespace mcibi_fast

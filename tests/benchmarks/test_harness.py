@@ -1,0 +1,91 @@
+"""The benchmark harness: what it refuses, what it measures, what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import bench_confidence_attention, bench_gaussian_aggregate, bench_memory_update
+from benchmarks.harness import (
+    Candidate,
+    Case,
+    Disagreement,
+    check,
+    interleaved,
+    peak_extra_memory,
+    run_cases,
+    write,
+)
+
+
+def case(*results: Tensor) -> Case:
+    candidates = [Candidate(f"c{i}", lambda r=r: r) for i, r in enumerate(results)]
+    return Case("toy", {"K": 3}, torch.float32, candidates, bytes=4, flops=1)
+
+
+def test_refuses_results_that_disagree() -> None:
+    right = torch.linspace(-1, 1, 7)
+    check(case(right, right + 1e-6, right.clone()))
+    wrong = right.clone()
+    wrong[3] += 0.01
+    for bad in (wrong, right[:-1], right / 0):
+        with pytest.raises(Disagreement, match="toy: K 3, float32: c2"):
+            check(case(right, right, bad))
+
+
+def test_nothing_is_reported_when_a_case_disagrees(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Disagreement):
+        run_cases("toy", [lambda: case(torch.ones(2), torch.zeros(2))], "cpu", quick=True)
+    assert "ms" not in capsys.readouterr().out
+
+
+def test_times_are_those_of_each_function() -> None:
+    fast, slow = interleaved([lambda: time.sleep(0.001), lambda: time.sleep(0.02)], "cpu", 0.2)
+    assert len(fast) >= 3 and len(slow) >= 3
+    assert 0.001 <= min(fast) < 0.02 <= min(slow)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_memory_counts_results_and_temporaries() -> None:
+    def two_at_once() -> Tensor:
+        return torch.ones(4 * 2**20) + 1  # 16 MiB and 16 MiB
+
+    peak_extra_memory(two_at_once, "cpu")  # code is paged in
+    assert peak_extra_memory(lambda: torch.ones(4 * 2**20), "cpu") == pytest.approx(16, abs=2)
+    assert peak_extra_memory(two_at_once, "cpu") == pytest.approx(32, abs=2)
+
+
+def test_every_benchmark_measures_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        bench_memory_update: lambda: bench_memory_update.case(5, 8, 64, torch.float32, "cpu"),
+        bench_gaussian_aggregate: lambda: bench_gaussian_aggregate.case(
+            5, 8, "forward+backward", torch.float32, "cpu", compiled=False
+        ),
+        bench_confidence_attention: lambda: bench_confidence_attention.case(
+            8, 16, "forward+backward", torch.float32, "cpu"
+        ),
+    }
+    for module, make in small.items():
+        monkeypatch.setattr(module, "cases", lambda *_, make=make: [make])
+        report = module.run("cpu", quick=True)
+        assert report["rows"][-1]["candidate"] == "ours" and report["rows"][-1]["times_ours"] == 1
+        assert all(row["median_ms"] > 0 for row in report["rows"])
+        assert {"device", "torch", "commit", "threads"} <= set(report["environment"])
+        write(report, tmp_path)
+    names = {path.name.partition("-")[0] for path in tmp_path.glob("*.json")}
+    assert names == {"memory_update", "gaussian_aggregate", "confidence_attention"}
+    for path in tmp_path.glob("*.json"):
+        rows = json.loads(path.read_text())["rows"]
+        with path.with_suffix(".csv").open() as file:
+            lines = list(csv.DictReader(file))
+        assert [line["candidate"] for line in lines] == [row["candidate"] for row in rows]
+        assert all(line["commit"] for line in lines)
