@@ -83,13 +83,13 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     """What ``scaled_dot_product_attention`` runs, and the log-sum-exp that it throws away."""
     q, k, v = (t.unsqueeze(1) for t in (query, key, value))  # (B, 1, N, D)
     aten, choice = torch.ops.aten, SDPBackend(torch._fused_sdp_choice(q, k, v, scale=scale))
-    if choice is SDPBackend.FLASH_ATTENTION and q.is_cpu:
+    if choice == SDPBackend.FLASH_ATTENTION and q.is_cpu:
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-    elif choice is SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 == 0:
+    elif choice == SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 == 0:
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
-    elif choice is SDPBackend.CUDNN_ATTENTION:
+    elif choice == SDPBackend.CUDNN_ATTENTION:
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
-    elif choice is SDPBackend.EFFICIENT_ATTENTION:
+    elif choice == SDPBackend.EFFICIENT_ATTENTION:
         out, lse, *_ = aten._scaled_dot_product_efficient_attention(
             q, k, v, None, True, scale=scale
         )
@@ -108,7 +108,10 @@ def _sdpa_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    return recompute_gradients(lambda *qkv: _sdpa(*qkv, scale)[0], [query, key, value], grad)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _sdpa(q, k, v, scale)[0]
+
+    return recompute_gradients(attend, [query, key, value], grad)
 
 
 # --- Triton -------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""What the table of ops does not show of the attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mcibi_fast
+from mcibi_fast import ops
+from mcibi_fast.ops.confidence_attention import _sdpa, _sdpa_backward
+
+
+class Recorder(TorchDispatchMode):
+    """Notes which operators ran, and the largest result of any of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        for result in results if isinstance(results, tuple) else (results,):
+            if isinstance(result, torch.Tensor):
+                self.largest = max(self.largest, result.numel())
+        return results
+
+
+def test_scores_are_never_materialised_on_the_cpu(generator: torch.Generator) -> None:
+    queries, keys, width = 96, 128, 16
+    q, k, v = (
+        torch.randn(1, n, width, generator=generator, requires_grad=True)
+        for n in (queries, keys, keys)
+    )
+    with Recorder() as eager:
+        ops.confidence_attention(q, k, v).sum().backward()
+    with Recorder() as traced:  # what a traced graph runs: the two operators' kernels
+        out, lse = _sdpa(q, k, v, 0.25)
+        _sdpa_backward(torch.ones_like(out), q, k, v, out, lse, 0.25)
+    for recorder in (eager, traced):
+        assert recorder.largest < queries * keys, recorder.names
+        assert any("flash_attention_for_cpu" in name for name in recorder.names)
+    with mcibi_fast.backend("reference"), Recorder() as reference:
+        ops.confidence_attention(q, k, v)
+    assert reference.largest == queries * keys
