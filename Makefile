@@ -6,6 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2
 
+# Without a GPU the CUDA part could not run and takes minutes to compile, so it is left out unless
+# MCIBI_FAST_CUDA asks for it.
+ifeq ($(shell nvidia-smi -L 2>/dev/null),)
+export MCIBI_FAST_CUDA ?= 0
+endif
+
 .PHONY: demo test check format clean
 
 demo: $(VENV)/.installed

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -85,6 +86,18 @@ def build() -> Report:
             f"the CUDA part is not live: {info['backends']['cuda']}\n{output[-2000:]}"
         )
     return info
+
+
+def matrix_instructions() -> Report:
+    """The emulation of the matrix instructions that the tests rely on, against the hardware."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return {"skipped": "nvcc is not on the PATH"}
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/intrinsics_test"
+        flags = ["-x", "cu", "-std=c++17", "-arch=native", "-Icsrc", "-o", program]
+        shell(nvcc, *flags, "csrc/testing/intrinsics_test.cpp")
+        return {"output": shell(program).strip()}
 
 
 def tests() -> Report:
@@ -234,6 +247,7 @@ def training() -> Report:
 STAGES: tuple[Callable[[], Report], ...] = (
     environment,
     build,
+    matrix_instructions,
     tests,
     accuracy,
     hot_path,

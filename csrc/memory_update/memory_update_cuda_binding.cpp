@@ -1,0 +1,184 @@
+// CUDA operators of the memory update: cheap checks, allocation, registration. Python checks what a
+// user can get wrong (mcibi_fast/ops/memory_update.py). Nothing here waits for the device.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "common/cuda_binding.h"
+#include "memory_update/memory_update.h"
+
+namespace mcibi_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+FloatKind float_kind(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return FloatKind::kFloat32;
+    case ScalarType::Double:
+      return FloatKind::kFloat64;
+    case ScalarType::BFloat16:
+      return FloatKind::kBFloat16;
+    case ScalarType::Half:
+      return FloatKind::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
+  }
+}
+
+LabelKind label_kind(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+      return LabelKind::kUInt8;
+    case ScalarType::Char:
+      return LabelKind::kInt8;
+    case ScalarType::Short:
+      return LabelKind::kInt16;
+    case ScalarType::Int:
+      return LabelKind::kInt32;
+    case ScalarType::Long:
+      return LabelKind::kInt64;
+    default:
+      STD_TORCH_CHECK(false, "labels: expected uint8, int8, int16, int32 or int64");
+  }
+}
+
+FeatureMap feature_map(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, "features: expected (B, Z, h, w)");
+  return {t.const_data_ptr(), float_kind(t, "features"),
+          t.size(0),          t.size(1),
+          t.size(2),          t.size(3),
+          t.stride(0),        t.stride(1),
+          t.stride(2),        t.stride(3)};
+}
+
+LabelMap label_map(const Tensor& t, int64_t num_classes, int64_t ignore_index) {
+  STD_TORCH_CHECK(t.dim() == 3, "labels: expected (B, H, W)");
+  STD_TORCH_CHECK(num_classes > 0 && num_classes <= kMaxCudaClasses,
+                  "num_classes: the CUDA kernels take 1 to ", kMaxCudaClasses, ", got ",
+                  num_classes);
+  return {t.const_data_ptr(), label_kind(t.scalar_type()),
+          t.size(1),          t.size(2),
+          t.stride(0),        t.stride(1),
+          t.stride(2),        num_classes,
+          ignore_index};
+}
+
+void check_sizes(const FeatureMap& features, const Tensor& labels, const Tensor& other) {
+  STD_TORCH_CHECK(features.batch == labels.size(0), "features and labels: different batch sizes");
+  STD_TORCH_CHECK(labels.get_device_index() == other.get_device_index(),
+                  "labels: on another device");
+  for (const int64_t size : {features.batch, features.channels, features.height, features.width,
+                             labels.size(1), labels.size(2)})
+    STD_TORCH_CHECK(size > 0 && size < INT32_MAX, "features and labels: no empty dimension");
+  // Kernels number the pixels of an image, and the tiles of a batch, by int.
+  STD_TORCH_CHECK(features.batch * features.height * features.width < INT32_MAX &&
+                      labels.size(1) * labels.size(2) < INT32_MAX,
+                  "features and labels: too many pixels for the CUDA kernels (2^31)");
+}
+
+LabelFlag label_flag(const Tensor& flag, const Tensor& labels, int64_t op) {
+  STD_TORCH_CHECK(flag.scalar_type() == ScalarType::Long && flag.numel() == 3 &&
+                      flag.is_contiguous() && flag.get_device_index() == labels.get_device_index(),
+                  "flag: expected int64 (3,) on the labels' device");
+  return {static_cast<int64_t*>(flag.data_ptr()), op};
+}
+
+ScalarType sums_type(ScalarType features) {
+  return features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor scratch(const OnDeviceOf& device, size_t bytes) {
+  return device.empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tensor& labels,
+                                              int64_t num_classes, int64_t ignore_index,
+                                              bool align_corners, const Tensor& flag) {
+  const FeatureMap map = feature_map(features);
+  const LabelMap label = label_map(labels, num_classes, ignore_index);
+  check_sizes(map, labels, features);
+  const OnDeviceOf device(features);
+  Tensor sums = device.empty({num_classes, map.channels}, sums_type(features.scalar_type()));
+  Tensor counts = device.empty({num_classes}, ScalarType::Long);
+  const Tensor work = scratch(device, class_feature_sums_cuda_scratch(map, label));
+  check_launch("class_feature_sums",
+               class_feature_sums_cuda(map, label, align_corners, sums.data_ptr(),
+                                       static_cast<int64_t*>(counts.data_ptr()),
+                                       label_flag(flag, labels, kOpClassFeatureSums),
+                                       work.data_ptr(), device.stream()));
+  return {sums, counts};
+}
+
+Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels, int64_t height,
+                                   int64_t width, int64_t ignore_index, bool align_corners,
+                                   ScalarType dtype, const Tensor& flag) {
+  STD_TORCH_CHECK(grad_sums.dim() == 2 && grad_sums.scalar_type() == sums_type(dtype),
+                  "grad_sums: expected (K, Z) in the dtype of the sums");
+  const OnDeviceOf device(grad_sums);
+  const Tensor grad = torch::stable::contiguous(grad_sums);
+  const Tensor grad_features =
+      device.empty({labels.size(0), grad_sums.size(1), height, width}, dtype);
+  const FeatureMap map = feature_map(grad_features);
+  const LabelMap label = label_map(labels, grad_sums.size(0), ignore_index);
+  check_sizes(map, labels, grad_sums);
+  const Tensor work = scratch(device, class_feature_sums_backward_cuda_scratch(map, label));
+  check_launch(
+      "class_feature_sums_backward",
+      class_feature_sums_backward_cuda(grad.const_data_ptr(), label, align_corners, map,
+                                       label_flag(flag, labels, kOpClassFeatureSumsBackward),
+                                       work.data_ptr(), device.stream()));
+  return grad_features;
+}
+
+Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor& labels,
+                     double momentum, bool unbiased, int64_t ignore_index, bool align_corners,
+                     const Tensor& flag) {
+  STD_TORCH_CHECK(memory.dim() == 2 && memory.size(1) == 2, "memory: expected (K, 2)");
+  STD_TORCH_CHECK(
+      memory.scalar_type() == ScalarType::Float || memory.scalar_type() == ScalarType::Double,
+      "memory: expected float32 or float64");
+  STD_TORCH_CHECK(memory.get_device_index() == features.get_device_index(),
+                  "memory: on another device");
+  const FeatureMap map = feature_map(features);
+  const LabelMap label = label_map(labels, memory.size(0), ignore_index);
+  check_sizes(map, labels, features);
+  const OnDeviceOf device(features);
+  Tensor next = device.empty({memory.size(0), 2}, memory.scalar_type());
+  const Tensor work = scratch(device, memory_update_cuda_scratch(map, label));
+  const MemoryUpdate update = {memory.const_data_ptr(),
+                               next.data_ptr(),
+                               float_kind(memory, "memory"),
+                               memory.stride(0),
+                               memory.stride(1),
+                               momentum,
+                               unbiased};
+  check_launch("memory_update", memory_update_cuda(map, label, align_corners, update,
+                                                   label_flag(flag, labels, kOpMemoryUpdate),
+                                                   work.data_ptr(), device.stream()));
+  return next;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
+  m.def(
+      "class_feature_sums(Tensor features, Tensor labels, int num_classes, int ignore_index, "
+      "bool align_corners, Tensor(a!) flag) -> (Tensor, Tensor)");
+  m.def(
+      "class_feature_sums_backward(Tensor grad_sums, Tensor labels, int height, int width, "
+      "int ignore_index, bool align_corners, ScalarType dtype, Tensor(a!) flag) -> Tensor");
+  m.def(
+      "memory_update(Tensor memory, Tensor features, Tensor labels, float momentum, "
+      "bool unbiased, int ignore_index, bool align_corners, Tensor(a!) flag) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {
+  m.impl("class_feature_sums", TORCH_BOX(&class_feature_sums));
+  m.impl("class_feature_sums_backward", TORCH_BOX(&class_feature_sums_backward));
+  m.impl("memory_update", TORCH_BOX(&memory_update));
+}
+
+}  // namespace mcibi_fast

@@ -1,0 +1,210 @@
+// The memory update's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
+// needed, every label and feature type, both layouts, sizes with tails, against sums taken label by
+// label in double. Exit status 1 on failure.
+#include "testing/host_cuda.h"
+
+// after the dialect
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "memory_update/memory_update_cuda.cu"
+#include "testing/expect.h"
+
+extern "C" void host_set_seed(uint64_t seed);
+
+namespace {
+
+using namespace mcibi_fast;
+
+struct Case {
+  int batch, channels, height, width, label_height, label_width, classes;
+  bool align_corners, channels_last;
+};
+
+template <typename Element>
+FloatKind kind_of();
+template <>
+FloatKind kind_of<float>() {
+  return FloatKind::kFloat32;
+}
+template <>
+FloatKind kind_of<double>() {
+  return FloatKind::kFloat64;
+}
+template <>
+FloatKind kind_of<__nv_bfloat16>() {
+  return FloatKind::kBFloat16;
+}
+template <>
+FloatKind kind_of<__half>() {
+  return FloatKind::kFloat16;
+}
+
+template <typename Element>
+struct Problem {
+  using T = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+  Case c;
+  std::vector<Element> features;
+  std::vector<int16_t> labels;
+  FeatureMap feature_map;
+  LabelMap label_map;
+  std::vector<double> sums;  // expected
+  std::vector<int64_t> counts;
+  int bad = 0;
+
+  explicit Problem(const Case& size) : c(size) {
+    std::mt19937 bits(3);
+    std::normal_distribution<float> normal;
+    features.resize(size_t(c.batch) * c.channels * c.height * c.width);
+    for (Element& x : features) x = Element(normal(bits));
+    const int64_t plane = int64_t(c.height) * c.width, z = c.channels;
+    feature_map = {features.data(), kind_of<Element>(), c.batch, z,       c.height,
+                   c.width,         z * plane,          plane,   c.width, 1};
+    if (c.channels_last) {
+      feature_map.stride_z = 1;
+      feature_map.stride_x = z;
+      feature_map.stride_y = z * c.width;
+    }
+    labels.resize(size_t(c.batch) * c.label_height * c.label_width);
+    for (int16_t& label : labels) {
+      label = int16_t(bits() % unsigned(c.classes + 1));
+      if (label == c.classes) label = bits() % 8 == 0 ? int16_t(999) : int16_t(-100);
+      bad += label == 999;
+    }
+    label_map = {labels.data(),
+                 LabelKind::kInt16,
+                 c.label_height,
+                 c.label_width,
+                 int64_t(c.label_height) * c.label_width,
+                 c.label_width,
+                 1,
+                 c.classes,
+                 -100};
+    expected();
+  }
+
+  void expected() {
+    sums.resize(size_t(c.classes * c.channels));
+    counts.resize(size_t(c.classes));
+    const auto axis_y = make_bilinear_axis<T>(c.height, c.label_height, c.align_corners);
+    const auto axis_x = make_bilinear_axis<T>(c.width, c.label_width, c.align_corners);
+    size_t i = 0;
+    for (int b = 0; b < c.batch; ++b) {
+      for (int y = 0; y < c.label_height; ++y) {
+        for (int x = 0; x < c.label_width; ++x) {
+          const int label = labels[i++];
+          if (label < 0 || label >= c.classes) continue;
+          ++counts[size_t(label)];
+          const auto ty = bilinear_tap(axis_y, y);
+          const auto tx = bilinear_tap(axis_x, x);
+          for (int z = 0; z < c.channels; ++z) {
+            const auto at = [&](int yy, int xx) {
+              const FeatureMap& f = feature_map;
+              return double(float_or_double(features[size_t(b * f.stride_b + z * f.stride_z +
+                                                            yy * f.stride_y + xx * f.stride_x)]));
+            };
+            sums[size_t(label * c.channels + z)] +=
+                double(ty.weight0) * (double(tx.weight0) * at(ty.index0, tx.index0) +
+                                      double(tx.weight1) * at(ty.index0, tx.index1)) +
+                double(ty.weight1) * (double(tx.weight0) * at(ty.index1, tx.index0) +
+                                      double(tx.weight1) * at(ty.index1, tx.index1));
+          }
+        }
+      }
+    }
+  }
+  static double float_or_double(double x) { return x; }
+  static double float_or_double(float x) { return x; }
+  static double float_or_double(__half x) { return float(x); }
+  static double float_or_double(__nv_bfloat16 x) { return float(x); }
+};
+
+std::unique_ptr<unsigned char, void (*)(void*)> exactly(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 256, bytes) != 0) std::abort();
+  std::memset(memory, 0xff, bytes);
+  return {static_cast<unsigned char*>(memory), std::free};
+}
+
+template <typename Element>
+void test(const Case& c, const std::string& name) {
+  using T = typename Problem<Element>::T;
+  const Problem<Element> problem(c);
+  const double tolerance = std::is_same_v<Element, double> ? 1e-13 : 3e-6;
+  std::vector<T> sums(problem.sums.size(), T(NAN)), first;
+  std::vector<int64_t> counts(problem.counts.size(), -1);
+  const auto scratch =
+      exactly(class_feature_sums_cuda_scratch(problem.feature_map, problem.label_map));
+  for (const int seed : {0, 1, 2, 3}) {
+    host_set_seed(uint64_t(seed));
+    int64_t flag[3] = {};
+    const char* error =
+        class_feature_sums_cuda(problem.feature_map, problem.label_map, c.align_corners,
+                                sums.data(), counts.data(), {flag, 2}, scratch.get(), nullptr);
+    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect(counts == problem.counts, name + ": counts");
+    expect(flag[0] == problem.bad && (problem.bad == 0 || (flag[1] == 999 && flag[2] == 2)),
+           name + ": bad labels are counted");
+    double error_max = 0, value_max = 0;
+    for (size_t i = 0; i < sums.size(); ++i) {
+      error_max = std::max(error_max, std::abs(double(sums[i]) - problem.sums[i]));
+      value_max = std::max(value_max, std::abs(problem.sums[i]));
+      if (std::isnan(sums[i])) error_max = INFINITY;
+    }
+    expect(error_max <= tolerance * value_max,
+           name + ": sums, off by " + std::to_string(error_max / value_max));
+    if (first.empty()) first = sums;
+    expect(sums == first, name + ": the same bits in any order of threads");
+  }
+  // The adjoint: <sums(R), G> = <R, backward(G)>, with G = sums scaled to what float16 holds.
+  std::vector<T> cotangent = sums;
+  for (T& x : cotangent) x = T(x / 1024);
+  std::vector<Element> grad(problem.features.size(), Element(float(NAN)));
+  FeatureMap grad_map = problem.feature_map;
+  const int64_t plane = int64_t(c.height) * c.width;
+  grad_map = {grad.data(), grad_map.kind,      c.batch, c.channels, c.height,
+              c.width,     c.channels * plane, plane,   c.width,    1};
+  const auto backward_scratch =
+      exactly(class_feature_sums_backward_cuda_scratch(grad_map, problem.label_map));
+  const char* error =
+      class_feature_sums_backward_cuda(cotangent.data(), problem.label_map, c.align_corners,
+                                       grad_map, {nullptr, 0}, backward_scratch.get(), nullptr);
+  expect(error == nullptr, name + ": " + (error ? error : ""));
+  double left = 0, right = 0;
+  for (const T x : sums) left += double(x) * double(x) / 1024;
+  for (int b = 0; b < c.batch; ++b)
+    for (int z = 0; z < c.channels; ++z)
+      for (int64_t p = 0; p < plane; ++p) {
+        const FeatureMap& f = problem.feature_map;
+        const int64_t from =
+            b * f.stride_b + z * f.stride_z + p / c.width * f.stride_y + p % c.width * f.stride_x;
+        right += Problem<Element>::float_or_double(problem.features[size_t(from)]) *
+                 Problem<Element>::float_or_double(grad[size_t((b * c.channels + z) * plane + p)]);
+      }
+  const double adjoint_tolerance = sizeof(Element) == 2 ? 1e-2 : 10 * tolerance;
+  expect(std::abs(left - right) <= adjoint_tolerance * left, name + ": the adjoint");
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::pair<Case, std::string>> cases = {
+      {{2, 70, 5, 8, 37, 50, 19, false, false}, "pixel vectors, tail of channels"},
+      {{1, 72, 9, 8, 33, 41, 5, true, true}, "channel vectors, align_corners"},
+      {{1, 3, 7, 13, 20, 21, 40, false, false}, "elements, many classes"},
+      {{1, 5, 3, 67, 3, 67, 3, false, true}, "rows wider than a tile, labels of the same size"},
+      {{2, 2, 20, 30, 10, 9, 1, false, false}, "labels smaller than the features, one class"},
+      {{1, 4, 1, 1, 40, 37, 2, true, false}, "one low-resolution pixel"},
+  };
+  for (const auto& [c, name] : cases) {
+    test<float>(c, name + ", float32");
+    test<double>(c, name + ", float64");
+    test<__nv_bfloat16>(c, name + ", bfloat16");
+    test<__half>(c, name + ", float16");
+  }
+  std::puts(g_failed ? "memory_update_cuda_test: FAILED" : "memory_update_cuda_test: passed");
+  return g_failed;
+}
