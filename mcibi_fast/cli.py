@@ -1,0 +1,171 @@
+"""``mcibi-fast``: the command line.  Each command's work is in `mcibi_fast.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+EPILOG = """\
+examples:
+  mcibi-fast demo
+  mcibi-fast train camvid --root DATA/camvid --set optimizer.lr=0.02 epochs=50
+  mcibi-fast train --resume runs/camvid
+  mcibi-fast evaluate runs/camvid --split test
+  mcibi-fast predict runs/camvid photo.jpg --out predictions
+  mcibi-fast data check DATA/camvid
+
+MCIBI_FAST_DEBUG=1 in the environment shows the traceback of an error."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage is one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments; light to import."""
+    parser = Parser(
+        prog="mcibi-fast",
+        description="MCIBI++ for semantic segmentation.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_data(commands)
+    _add_demo(commands)
+    bench = _add(commands, "bench", "bench", "run the benchmarks of the ops")
+    bench.add_argument(
+        "name", nargs="?", help="which benchmark, or all; without it they are listed"
+    )
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the benchmark")
+    _add(commands, "info", "info", "say what was built, which backends are live, and why not")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, module: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(module=module)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "train", "train", "train a model and evaluate it")
+    parser.add_argument("recipe", nargs="?", help="demo, scenes, camvid or folder")
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder (camvid, folder)")
+    parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change any field of the recipe, such as optimizer.lr=0.02",
+    )
+    parser.add_argument("--show", action="store_true", help="print all fields and stop")
+    _add_quiet(parser)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "evaluate", "evaluate", "evaluate a checkpoint on whole images")
+    parser.add_argument("checkpoint", help="a run's directory or a .safetensors file")
+    parser.add_argument("--root", metavar="DIR", help="dataset folder (default: the run's data)")
+    parser.add_argument("--split", help="default: the run's validation split")
+    parser.add_argument("--json", metavar="FILE", help="write the scores there, too")
+    parser.add_argument("--batch-size", type=int, default=1, help="images of equal size at once")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    _add_quiet(parser)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "predict", "predict", "write label maps and overlays of images")
+    parser.add_argument("checkpoint", help="a run's directory or a .safetensors file")
+    parser.add_argument("source", help="an image, or a folder of images")
+    parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    parser.add_argument("--no-overlays", action="store_true", help="label maps only")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    _add_quiet(parser)
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "data", "data", "look after datasets")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    check = _add(actions, "check", "data", "read a dataset folder and report what is wrong")
+    check.add_argument("root", help="holds images/SPLIT and labels/SPLIT")
+    check.add_argument("--out", metavar="DIR", help="where four overlays go (default: data_check)")
+    check.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
+    _add_quiet(check)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "demo", "demo", "train FCN with and without MCIBI++ and compare them")
+    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per model (default: 1)")
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change a field of the recipe, for both models",
+    )
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        0; 2 after bad input, which is one line on stderr; 130 after Ctrl-C.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+        command = importlib.import_module(f"mcibi_fast.commands.{args.module}")
+        return command.run(args) or 0
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "interrupted")
+        return 130
+    except Exception as error:
+        if os.environ.get("MCIBI_FAST_DEBUG") == "1" or not _is_expected(error):
+            raise
+        _complain(f"error: {_one_line(error)}")
+        return 2
+
+
+def _is_expected(error: Exception) -> bool:
+    """Bad input, as against a bug, whose traceback is wanted."""
+    from mcibi_fast.engine.errors import TrainingError
+
+    return isinstance(error, (ValueError, OSError, TrainingError))
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    return " ".join(text.split())
+
+
+def _complain(message: str) -> None:
+    rank = os.environ.get("RANK")
+    print(f"mcibi-fast{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

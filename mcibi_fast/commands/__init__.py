@@ -1,0 +1,1 @@
+"""What the commands of ``mcibi-fast`` do, one module each with ``run(args)``."""

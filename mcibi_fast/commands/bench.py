@@ -1,0 +1,39 @@
+"""``mcibi-fast bench``."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import mcibi_fast
+
+_PREFIX = "bench_"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Lists the benchmarks of the checkout, or runs one or all of them.
+
+    Returns:
+        the first exit status that is not 0.
+    """
+    root = Path(mcibi_fast.__file__).parents[1]
+    names = sorted(p.stem[len(_PREFIX) :] for p in (root / "benchmarks").glob(f"{_PREFIX}*.py"))
+    if not names:
+        raise ValueError(
+            "bench: the benchmarks come with the source, not with the package; clone the "
+            "repository and run `mcibi-fast bench` from an installation of the checkout "
+            "(pip install -e .)"
+        )
+    if args.name is None:
+        print("\n".join([*names, "all"]))
+        return 0
+    if args.name not in (*names, "all"):
+        raise ValueError(f"bench: no benchmark {args.name!r}; there are {', '.join(names)}, all")
+    for name in names if args.name == "all" else [args.name]:
+        command = [sys.executable, "-m", f"benchmarks.{_PREFIX}{name}", *args.arguments]
+        status = subprocess.run(command, cwd=root, check=False).returncode
+        if status:
+            return status
+    return 0

@@ -1,0 +1,68 @@
+"""``mcibi-fast train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from mcibi_fast import recipes
+from mcibi_fast.engine.run import Run
+from mcibi_fast.recipes import FolderData, TrainConfig
+
+RECIPES = {
+    "demo": recipes.demo,
+    "scenes": recipes.scenes,
+    "camvid": recipes.camvid,
+    "folder": recipes.folder,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains by a recipe, or goes on with a run."""
+    if args.resume:
+        if args.recipe or args.set or args.root or args.out:
+            raise ValueError("--resume goes on with the run's own settings; give nothing else")
+        config = TrainConfig.from_dict(Run(args.resume).config())
+        out = Path(args.resume)
+    else:
+        config = configure(args.recipe, args.root, args.set)
+        out = Path(args.out or f"runs/{args.recipe}")
+    if args.show:
+        print(json.dumps(config.to_dict(), indent=2))
+        return
+
+    from mcibi_fast.engine.state import seed_global_generators
+    from mcibi_fast.engine.train import train
+
+    # Each process its own dropout; the weights of the first are broadcast.
+    rank = int(os.environ.get("RANK", "0"))
+    seed_global_generators(config.seed + rank)
+    result = train(config, out, resume=bool(args.resume), progress=not args.quiet)
+    if rank == 0:
+        print(
+            f"{result.steps} steps, {result.seconds:.0f} s; best mIoU "
+            f"{100 * (result.best['mean_iou'] or 0):.2f}; {result.out}"
+        )
+
+
+def configure(recipe: str | None, root: str | None, settings: list[str]) -> TrainConfig:
+    """A recipe's configuration with the command line's changes.
+
+    Raises:
+        ValueError: no such recipe or field, or a value that does not fit.
+    """
+    if recipe not in RECIPES:
+        named = f"no recipe {recipe!r}" if recipe else "which recipe"
+        raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
+    config = RECIPES[recipe]()
+    if root is not None:
+        if not isinstance(config.data, FolderData):
+            raise ValueError(f"--root: the recipe {recipe} reads no folder")
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f"--root: {root} is not a folder")
+        config.data.root = str(Path(root).resolve())
+    recipes.apply_settings(config, settings)
+    config.validate()
+    return config

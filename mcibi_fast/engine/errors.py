@@ -1,0 +1,7 @@
+"""What the engine raises besides ValueError and OSError."""
+
+from __future__ import annotations
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line that says at which step and why."""

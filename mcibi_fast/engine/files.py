@@ -1,0 +1,84 @@
+"""Writing files so that a crash leaves the old ones or the new ones, never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an OSError from a write say which file it was about; Python's own does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, syncs it to disk, and renames it.
+
+    Raises:
+        OSError: e.g. the disk is full; ``path`` is then as it was and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_synced(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a directory of files under a temporary name, syncs all of it, and renames it.
+
+    An existing directory of that name is replaced.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            _write_synced(temporary / name, content)
+        _sync_directory(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def link_atomically(link: Path, target: str) -> None:
+    """Points a symbolic link in ``link``'s directory to its sibling ``target``."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+    _sync_directory(link.parent)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with naming(path), path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""Ctrl-C that waits for the step to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a flag; one more, a second or later, interrupts as usual.
+
+    A step that was half done (memory moved, weights not) could not be continued exactly.  Under
+    torchrun one Ctrl-C comes twice, from the terminal and from torchrun.
+
+    Yields:
+        a function: whether Ctrl-C was pressed.
+
+    Raises:
+        KeyboardInterrupt: at the end, if it was pressed and the body ended as if it was not.
+    """
+    first: float | None = None
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+        elif time.monotonic() - first > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: first is not None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if first is not None:
+        raise KeyboardInterrupt

@@ -1,0 +1,160 @@
+"""Batches: an order that depends on (seed, epoch) alone, dealt to ranks without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from mcibi_fast.data import Sample, SegmentationDataset
+
+Batch = dict[str, Any]
+"""``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts."""
+
+
+class _Carried(Dataset):
+    """Returns a bad sample's error as a value.
+
+    An exception that crosses a worker's boundary arrives with the worker's traceback in its
+    message; carried as a value it arrives as the one clear line it was.
+    """
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | Exception:
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def seeded_generator(*entropy: int) -> torch.Generator:
+    """A private CPU generator whose stream depends on all the given integers."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def training_order(
+    length: int, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True
+) -> list[list[int]]:
+    """The epoch's global batches of indices, without the incomplete last one unless wanted."""
+    order = torch.randperm(length, generator=seeded_generator(seed, epoch)).tolist()
+    end = length - length % batch_size if drop_last else length
+    return [order[i : i + batch_size] for i in range(0, end, batch_size)]
+
+
+def training_loader(
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    drop_last: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """One epoch of training batches for one rank.
+
+    Every global batch holds the same samples whatever the number of ranks, so one rank with the
+    whole batch and several with a part each see the same data.
+
+    Args:
+        dataset: the training split; ``set_epoch(epoch)`` is called on it.
+        batch_size: global; each rank takes ``batch_size / world_size`` of it.
+        seed, epoch: determine the order.
+        start: batches to leave out at the front (a run resumed within the epoch).
+        drop_last: leave out the incomplete batch at the end.
+        rank, world_size: this process among all.
+        workers: loader processes; 0 loads in this one.
+        pin_memory: page-locked host memory, for a GPU.
+
+    Raises:
+        ValueError: ``batch_size`` is not a multiple of ``world_size``, or what a sample raised.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"batch_size: {batch_size} is not a multiple of {world_size} processes")
+    dataset.set_epoch(epoch)
+    share = batch_size // world_size
+    batches = [
+        batch[rank * share : (rank + 1) * share]
+        for batch in training_order(
+            len(dataset), batch_size, seed=seed, epoch=epoch, drop_last=drop_last
+        )[start:]
+    ]
+    loader: DataLoader = DataLoader(
+        _Carried(dataset),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_stack,
+        # Without one of its own, a loader draws its base seed from the global generator.
+        generator=seeded_generator(seed, epoch, 1),
+    )
+    return _raise_carried(loader)
+
+
+def evaluation_loader(
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[Batch]]:
+    """A split in order, each sample on exactly one rank (none is padded in twice).
+
+    Whole images differ in size, so every item is a list of batches, each of equal-sized images.
+    """
+    indices = list(range(rank, len(dataset), world_size))
+    loader: DataLoader = DataLoader(
+        _Carried(dataset),
+        batch_sampler=[indices[i : i + batch_size] for i in range(0, len(indices), batch_size)],
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_stack_by_size,
+        generator=seeded_generator(0),
+    )
+    return _raise_carried(loader)
+
+
+def _raise_carried(loader: DataLoader) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    good: list[Sample] = list(samples)  # type: ignore[arg-type]
+    images: list[Tensor] = [sample["image"] for sample in good]
+    return {
+        "image": torch.stack(images),
+        "label": torch.stack([torch.as_tensor(sample["label"]) for sample in good]),
+        "name": [sample["name"] for sample in good],
+    }
+
+
+def _stack_by_size(samples: Sequence[Sample | Exception]) -> list[Batch] | Exception:
+    groups: dict[tuple, list[Sample]] = {}
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+        size = (sample["image"].shape, sample["label"].shape)
+        groups.setdefault(size, []).append(sample)
+    return [_stack(group) for group in groups.values()]  # type: ignore[misc]

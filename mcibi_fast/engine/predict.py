@@ -1,0 +1,142 @@
+"""Images to label maps and overlays on disk."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from mcibi_fast.data.base import normalise
+from mcibi_fast.engine.checkpoint import ModelSpec
+from mcibi_fast.engine.evaluate import predict_labels
+from mcibi_fast.engine.files import naming
+from mcibi_fast.viz.overlay import blend, indexed
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+@dataclass
+class PredictResult:
+    """What `predict` did.
+
+    Attributes:
+        written: label maps, in order.
+        errors: one line per image that could not be read, naming it.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def find_images(source: str | Path) -> list[Path]:
+    """The image itself, or all images under a folder, sorted.
+
+    Raises:
+        FileNotFoundError: ``source`` does not exist.
+        ValueError: a folder without images.
+    """
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(f"source: {source} does not exist")
+    images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise ValueError(f"source: {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image file as (H, W, 3) uint8.
+
+    Raises:
+        ValueError: it is not a whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    # What PIL raises for broken files of one format or another.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    spec: ModelSpec,
+    source: str | Path,
+    out: str | Path,
+    *,
+    overlays: bool = True,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> PredictResult:
+    """Predicts every image at its own size.
+
+    Writes ``out/labels/NAME.png`` (palette PNG whose values are the class indices) and
+    ``out/overlays/NAME.png``; below a source folder, names keep their subfolders.  An image that
+    cannot be read is noted in the result and left out.
+
+    Args:
+        model: of `checkpoint.load_model`, as ``spec`` is; put into evaluation mode.
+        spec: normalisation and palette.
+        source: an image or a folder.
+        out: made if need be.
+        overlays: write those too.
+        device: default where the model is.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_images`.
+        OSError: an output cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    device = torch.device(device if device is not None else next(model.parameters()).device)
+    model.to(device).eval()
+    palette = np.array(spec.palette, np.uint8)
+    result = PredictResult()
+    images = find_images(source)
+    names = _output_names(images, source if source.is_dir() else source.parent)
+    bar = tqdm(images, desc="predict", unit="image", disable=None if progress else True)
+    for path, name in zip(bar, names, strict=True):
+        try:
+            pixels = read_image(path)
+        except ValueError as error:
+            result.errors.append(str(error))
+            continue
+        image = normalise(torch.from_numpy(pixels).permute(2, 0, 1), spec.mean, spec.std)
+        size = (pixels.shape[0], pixels.shape[1])
+        label = predict_labels(model, image[None].to(device), size)[0].cpu().numpy()
+        target = out / "labels" / name
+        _save(indexed(label, palette), target)
+        result.written.append(target)
+        if overlays:
+            _save(Image.fromarray(blend(pixels, label, palette)), out / "overlays" / name)
+    return result
+
+
+def _output_names(images: list[Path], root: Path) -> list[Path]:
+    """``a.jpg`` becomes ``a.png``; where that would name two outputs, ``a.jpg.png``."""
+    relative = [path.relative_to(root) for path in images]
+    stems = [path.with_suffix("") for path in relative]
+    return [
+        path.with_name(path.name + ".png") if stems.count(stem) > 1 else path.with_suffix(".png")
+        for path, stem in zip(relative, stems, strict=True)
+    ]
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            image.save(path)
+    except BaseException:  # a full disk or Ctrl-C leaves no half-written picture
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,69 @@
+"""Random and transient state that a resumed run needs to continue bit for bit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's global generators.
+
+    For commands only, once, before anything is built: no library code of this package seeds or
+    draws from the global generators on its own account (initial weights and dropout do).
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The global generators' states, as tensors and plain numbers."""
+    version, internal, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = legacy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts back what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    keys = keys.numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+
+
+def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The model's non-persistent buffers by name, among them the Philox (seed, step) states.
+
+    They are no part of the weights, but a training run goes on from them.
+    """
+    persistent = model.state_dict().keys()
+    return {name: b for name, b in model.named_buffers() if name not in persistent}
+
+
+def restore_transient_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Puts back what `transient_buffers` returned.
+
+    Raises:
+        ValueError: the model's transient buffers are not those that were saved.
+    """
+    buffers = transient_buffers(model)
+    if buffers.keys() != saved.keys():
+        odd = sorted(buffers.keys() ^ saved.keys())
+        raise ValueError(f"training state: the model's transient buffers differ: {', '.join(odd)}")
+    for name, buffer in buffers.items():
+        buffer.copy_(saved[name])

@@ -1,0 +1,388 @@
+"""Training with accelerate: launched plainly, by torchrun or by accelerate launch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mcibi_fast import models, ops
+from mcibi_fast.data import TrainTransform
+from mcibi_fast.engine.checkpoint import ModelSpec, load_weights, pack_weights
+from mcibi_fast.engine.errors import TrainingError
+from mcibi_fast.engine.evaluate import evaluate
+from mcibi_fast.engine.interrupt import deferred_interrupt
+from mcibi_fast.engine.loading import training_loader
+from mcibi_fast.engine.memory_init import initialize_memory
+from mcibi_fast.engine.run import Run
+from mcibi_fast.engine.scalars import ScalarLog
+from mcibi_fast.engine.schedule import poly_factor
+from mcibi_fast.engine.state import (
+    random_state,
+    restore_random_state,
+    restore_transient_buffers,
+    transient_buffers,
+)
+from mcibi_fast.recipes.config import OptimizerConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run gave.
+
+    Attributes:
+        out: the run's directory.
+        steps: optimizer steps.
+        seconds: of training and evaluation, over all the pieces of a resumed run.
+        metrics: scores of the last evaluation (see `SegmentationMetrics.as_dict`).
+        best: scores of the evaluation with the best mIoU.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+    best: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    report: Callable[[str], None] = print,
+) -> TrainResult:
+    """Trains a model and evaluates it, writing everything into a run's directory.
+
+    Draws from the global generators (initial weights, dropout) and leaves their seeding to the
+    caller, once per process; everything else that is random depends on ``config.seed``.  A run
+    that was stopped anywhere, kill -9 included, and resumed ends with the weights of an
+    uninterrupted one, bit for bit on the CPU with the same number of threads and processes: it
+    goes on from its last checkpoint, at an epoch's end or every ``checkpoint_every`` steps.
+
+    Args:
+        config: of the run.
+        out: its directory, see `engine.run`.
+        resume: go on from the last checkpoint in ``out``.
+        progress: show bars (on the main process, on a terminal).
+        report: takes one line per evaluation (on the main process).
+
+    Raises:
+        ValueError: the configuration or the data cannot be used.
+        TrainingError: the loss is not finite; the last good checkpoint is untouched.
+        OSError: a checkpoint could not be written; the one before is untouched.
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint of the last full step written.
+    """
+    config.validate()
+    trainer = Trainer(config, Run(out), resume=resume, progress=progress, report=report)
+    try:
+        if resume:
+            trainer.restore()
+        else:
+            trainer.start()
+        return trainer.run_to_end()
+    except KeyboardInterrupt:
+        last = trainer.run.checkpoint("last")
+        kept = f"{last.name} is kept; go on with --resume {out}" if last else "no checkpoint yet"
+        raise KeyboardInterrupt(f"stopped; {kept}") from None
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """State and steps of one run; `train` is the way to use it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        *,
+        resume: bool = False,
+        progress: bool = False,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.config, self.run = config, run
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, cpu=config.device == "cpu"
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.progress = progress and self.is_main
+        self.report = report if self.is_main else lambda line: None
+
+        self.train_data = config.data.dataset(config.data.train_split)
+        self.train_data.transform = TrainTransform(
+            mean=self.train_data.mean,
+            std=self.train_data.std,
+            seed=config.seed,
+            ignore_index=self.train_data.ignore_index,
+            **asdict(config.augmentation),
+        )
+        self.val_data = config.data.dataset(config.data.val_split)
+        samples = len(self.train_data)
+        if samples < config.batch_size:
+            raise ValueError(
+                f"batch_size: {config.batch_size} is more than the {samples} training samples"
+            )
+        self.steps_per_epoch = samples // config.batch_size
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.spec = ModelSpec(
+            name=config.model.name,
+            backbone=config.model.backbone,
+            options=config.model.options,
+            classes=list(self.train_data.classes),
+            palette=self.train_data.palette.tolist(),
+            mean=list(self.train_data.mean),
+            std=list(self.train_data.std),
+            ignore_index=self.train_data.ignore_index,
+        )
+        # A checkpoint's weights would replace pretrained ones anyway.
+        model = self.spec.create_model(**({"pretrained": False} if resume else {}))
+        model = model.to(self.accelerator.device)
+        self.model = cast(models.Segmentor, models.convert_sync_batchnorm(model))
+        self.wrapped, self.optimizer = self.accelerator.prepare(
+            self.model, build_optimizer(self.model, config.optimizer)
+        )
+        self.step = 0
+        self.unread: list[tuple[int, dict[str, Tensor]]] = []
+        self.evaluated: dict[int, dict[str, Any]] = {}
+        self.clock = time.perf_counter()
+        self.scalars: ScalarLog | None = None
+
+    def start(self) -> None:
+        """Begins a new run: directory, memory."""
+        if self.is_main:
+            self.run.start(self.config.to_dict())
+        self.accelerator.wait_for_everyone()
+        initialize_memory(
+            self.model,
+            self.train_data,
+            self.accelerator,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            workers=self.config.workers,
+            progress=self.progress,
+        )
+
+    def restore(self) -> None:
+        """Goes back to the last checkpoint."""
+        weights, state = self.run.load_state()
+        load_weights(self.model, weights)
+        restore_transient_buffers(self.model, state["transient_buffers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.clock = time.perf_counter() - state["seconds"]
+        if len(state["random"]) == self.accelerator.num_processes:
+            restore_random_state(state["random"][self.accelerator.process_index])
+        else:
+            self.report(
+                f"resume: {len(state['random'])} processes wrote the checkpoint, now there are "
+                f"{self.accelerator.num_processes}: dropout goes on from other random numbers"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.run.rewind(self.step)
+        self.accelerator.wait_for_everyone()
+        self.evaluated = {e["step"]: e["metrics"] for e in self.run.history() if "metrics" in e}
+
+    def run_to_end(self) -> TrainResult:
+        """Trains and evaluates until the last step is done."""
+        if self.is_main:
+            self.scalars = ScalarLog(self.run.tensorboard, first_step=self.step + 1)
+        while True:
+            if self._evaluation_is_due():
+                self._evaluate()
+            if self.step >= self.total_steps:
+                break
+            with deferred_interrupt() as interrupted:
+                self._train_epoch(interrupted)
+        return TrainResult(
+            out=self.run.path,
+            steps=self.step,
+            seconds=time.perf_counter() - self.clock,
+            metrics=self.evaluated[self.step],
+            best=self.evaluated[self._best_step()],
+        )
+
+    def close(self) -> None:
+        """Releases what the run holds."""
+        if self.scalars is not None:
+            self.scalars.close()
+        self.accelerator.free_memory()
+
+    def _train_epoch(self, interrupted: Callable[[], bool]) -> None:
+        config = self.config
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        batches = training_loader(
+            self.train_data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            start=start,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        self.wrapped.train()
+        with tqdm(
+            batches,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            initial=start,
+            total=self.steps_per_epoch,
+            unit="step",
+            leave=False,
+            disable=None if self.progress else True,
+        ) as bar:
+            for batch in bar:
+                self._train_step(batch)
+                stop = self._agree(interrupted)
+                checkpoint = self._checkpoint_is_due() or stop
+                if checkpoint or self.step % config.log_every == 0:
+                    bar.set_postfix(loss=f"{self._read_losses():.4f}")
+                if checkpoint:
+                    self._save()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _train_step(self, batch: dict[str, Any]) -> None:
+        optimizer = self.config.optimizer
+        factor = poly_factor(
+            self.step, self.total_steps, power=optimizer.power, floor=optimizer.floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = optimizer.lr * factor
+        device = self.accelerator.device
+        output = self.wrapped(
+            batch["image"].to(device, non_blocking=True),
+            batch["label"].to(device, non_blocking=True),
+        )
+        loss = torch.stack(list(output.losses.values())).sum()
+        self.accelerator.backward(loss)
+        if optimizer.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        # Read later: reading now would make the host wait for the device at every step.
+        self.unread.append((self.step, {k: v.detach() for k, v in output.losses.items()}))
+
+    def _read_losses(self) -> float:
+        """Waits for the device, checks all losses since the last reading, and logs their mean."""
+        steps = [step for step, _ in self.unread]
+        names = list(self.unread[0][1])
+        values = torch.stack([torch.stack([terms[n] for n in names]) for _, terms in self.unread])
+        values = self.accelerator.reduce(values.float(), "mean").cpu()
+        self.unread.clear()
+        ops.check_labels()
+        for step, row in zip(steps, values.tolist(), strict=True):
+            if not all(math.isfinite(value) for value in row):
+                terms = ", ".join(f"{n} {v:g}" for n, v in zip(names, row, strict=True))
+                raise TrainingError(self._not_finite(step, terms))
+        means = dict(zip(names, values.mean(0).tolist(), strict=True))
+        loss = sum(means.values())
+        if self.scalars is not None:
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.run.record(step=self.step, lr=lr, loss=loss, losses=means)
+            self.scalars.add(self.step, {"loss": loss, "learning_rate": lr} | means, "train/")
+        return loss
+
+    def _not_finite(self, step: int, terms: str) -> str:
+        last = self.run.checkpoint("last")
+        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return (
+            f"the loss is not finite at step {step} ({terms}); {good}; try a lower optimizer.lr, "
+            "optimizer.clip_norm, or mixed_precision=no"
+        )
+
+    def _agree(self, interrupted: Callable[[], bool]) -> bool:
+        """Whether to stop: at once alone, with other ranks where the loss is read anyway."""
+        if self.accelerator.num_processes == 1:
+            return interrupted()
+        if self.step % self.config.log_every and not self._checkpoint_is_due():
+            return False
+        flag = torch.tensor([float(interrupted())], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return self.step % self.steps_per_epoch == 0 or (every > 0 and self.step % every == 0)
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        random = gather_object([random_state()])
+        if not self.is_main:
+            return
+        try:
+            self.run.save(
+                self.step,
+                pack_weights(self.model, self.spec),
+                {
+                    "step": self.step,
+                    "seconds": time.perf_counter() - self.clock,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                    "transient_buffers": transient_buffers(self.model),
+                    "random": random,
+                },
+            )
+        except OSError as error:
+            last = self.run.checkpoint("last")
+            message = f"checkpoint of step {self.step} not written: {error.strerror}; " + (
+                f"the one before is intact: {last}" if last else "there is none before it"
+            )
+            raise OSError(error.errno, message) from error
+
+    def _evaluation_is_due(self) -> bool:
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        due = epoch % self.config.evaluate_every == 0 or self.step == self.total_steps
+        return epoch > 0 and within == 0 and due and self.step not in self.evaluated
+
+    def _evaluate(self) -> None:
+        confusion = evaluate(
+            self.model,
+            self.val_data,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            accelerator=self.accelerator,
+            progress=self.progress,
+        )
+        metrics = confusion.compute()
+        self.evaluated[self.step] = metrics.as_dict(self.spec.classes)
+        epoch = self.step // self.steps_per_epoch
+        self.report(
+            f"epoch {epoch}/{self.config.epochs}  mIoU {100 * metrics.mean_iou:.2f}  "
+            f"pixel accuracy {100 * metrics.pixel_accuracy:.2f}  "
+            f"{time.perf_counter() - self.clock:.0f} s"
+        )
+        if self.scalars is not None:
+            # The record comes last: a run killed before it evaluates once more.
+            if self._best_step() == self.step:
+                self.run.mark_best(self.step)
+            self.scalars.add(self.step, metrics.summary(), "val/")
+            self.run.record(step=self.step, epoch=epoch, metrics=self.evaluated[self.step])
+
+    def _best_step(self) -> int:
+        """The evaluated step with the best mIoU, the first of equals."""
+        return max(self.evaluated, key=lambda step: self.evaluated[step]["mean_iou"] or 0.0)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over all of the model's parameters that take a gradient."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )

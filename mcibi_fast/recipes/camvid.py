@@ -1,0 +1,31 @@
+"""CamVid, 11 classes, 480x360: 367 / 101 / 233 images."""
+
+from __future__ import annotations
+
+from mcibi_fast.recipes.config import (
+    AugmentationConfig,
+    FolderData,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+def camvid() -> TrainConfig:
+    """CamVid in the folder layout; the root is given with ``--root``.
+
+    ResNet-50 at output stride 8 from scratch (``--set model.options.pretrained=true`` for timm's
+    ImageNet weights), the paper's optimiser.
+    """
+    from mcibi_fast.data import CAMVID_CLASSES
+
+    return TrainConfig(
+        data=FolderData(classes=list(CAMVID_CLASSES)),
+        model=ModelConfig(name="fcn_mcibipp", backbone="resnet50"),
+        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        augmentation=AugmentationConfig(crop_size=(352, 352)),
+        epochs=200,
+        batch_size=16,
+        evaluate_every=10,
+        eval_batch_size=8,
+    )

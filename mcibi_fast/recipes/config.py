@@ -1,0 +1,194 @@
+"""What a training run is made of: one dataclass, every field settable on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mcibi_fast.data import SegmentationDataset
+
+
+@dataclass
+class ScenesData:
+    """The built-in procedural scenes; splits "train", "val" and "test".
+
+    Attributes:
+        train_count: images of the training split.
+        val_count: images of each other split.
+        size: (height, width) of the scenes.
+        seed: of the scenes; augmentation has its own.
+    """
+
+    train_count: int = 2000
+    val_count: int = 200
+    size: tuple[int, int] = (192, 192)
+    seed: int = 0
+
+    train_split = "train"
+    val_split = "val"
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        from mcibi_fast.data import Scenes
+
+        count = self.train_count if split == "train" else self.val_count
+        return Scenes(split, count=count, size=self.size, seed=self.seed)
+
+
+@dataclass
+class FolderData:
+    """``images/<split>`` and ``labels/<split>`` under one root.
+
+    Attributes:
+        root: the folder.
+        train_split, val_split: names of the two splits.
+        classes: class names, where the folder itself lists none.
+    """
+
+    root: str = ""
+    train_split: str = "train"
+    val_split: str = "val"
+    classes: list[str] | None = None
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        from mcibi_fast.data import FolderDataset
+
+        return FolderDataset(self.root, split, classes=self.classes)
+
+
+@dataclass
+class ModelConfig:
+    """Arguments of `mcibi_fast.models.create`.
+
+    Attributes:
+        name: "fcn" or "fcn_mcibipp".
+        backbone: any timm model with feature maps.
+        options: further options of that framework (feats_channels, form, ...).
+    """
+
+    name: str = "fcn_mcibipp"
+    backbone: str = "resnet50"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and poly schedule.
+
+    Attributes:
+        name: "sgd" or "adamw".
+        lr: initial learning rate.
+        momentum: of SGD.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        power: exponent of the poly schedule.
+        floor: final learning rate as a share of the initial: 0 in the paper, 0.01 in the released
+            code.
+        clip_norm: largest total norm of the gradient; None leaves it alone.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    floor: float = 0.0
+    clip_norm: float | None = None
+
+
+@dataclass
+class AugmentationConfig:
+    """Arguments of `mcibi_fast.data.TrainTransform`.
+
+    Attributes:
+        crop_size: (height, width).
+        scale: range of the random scale.
+        max_class_share: largest share of one class in a crop.
+    """
+
+    crop_size: tuple[int, int] = (512, 512)
+    scale: tuple[float, float] = (0.5, 2.0)
+    max_class_share: float = 0.75
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        data: where the images come from.
+        model: what is trained.
+        optimizer: how.
+        augmentation: what happens to a training image.
+        epochs: passes over the training split.
+        batch_size: global, over all processes; the incomplete last batch is dropped.
+        seed: of initial weights, dropout, order and augmentation.
+        mixed_precision: "no", "bf16" or "fp16".
+        device: "auto" (a GPU where there is one) or "cpu".
+        workers: loader processes per training process.
+        log_every: steps between readings of the loss.
+        checkpoint_every: steps between checkpoints within an epoch; 0 means at its end only.
+        evaluate_every: epochs between evaluations; the last epoch always is evaluated.
+        eval_batch_size: images of equal size evaluated at once, per process.
+    """
+
+    data: ScenesData | FolderData = field(default_factory=ScenesData)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    epochs: int = 20
+    batch_size: int = 16
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    workers: int = 2
+    log_every: int = 10
+    checkpoint_every: int = 0
+    evaluate_every: int = 1
+    eval_batch_size: int = 1
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for a number that makes no sense."""
+        for name in ("epochs", "batch_size", "log_every", "evaluate_every", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("workers", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.optimizer.lr < float("inf"):
+            raise ValueError(f"optimizer.lr: expected a positive number, got {self.optimizer.lr}")
+        if isinstance(self.data, FolderData) and not self.data.root:
+            raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self) | {"data": {"kind": type(self.data).__name__} | asdict(self.data)}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> TrainConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: it is not such a dictionary.
+        """
+        try:
+            data = dict(stored["data"])
+            kind = {"ScenesData": ScenesData, "FolderData": FolderData}[data.pop("kind")]
+            parts: dict[str, Any] = {
+                "data": _rebuild(kind, data),
+                "model": _rebuild(ModelConfig, stored["model"]),
+                "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
+                "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
+            }
+            return _rebuild(cls, stored | parts)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a training configuration: {error}") from error
+
+
+def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
+    """The dataclass, with JSON's lists as tuples again where they were."""
+    types = {item.name: item.type for item in fields(cls)}
+    unknown = values.keys() - types.keys()
+    if unknown:
+        raise KeyError(f"{cls.__name__} has no {sorted(unknown)[0]!r}")
+    tuples = {name for name, annotation in types.items() if str(annotation).startswith("tuple")}
+    return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items()})

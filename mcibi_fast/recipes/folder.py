@@ -1,0 +1,14 @@
+"""Any dataset in the layout of `mcibi_fast.data.FolderDataset`."""
+
+from __future__ import annotations
+
+from mcibi_fast.recipes.config import FolderData, TrainConfig
+
+
+def folder() -> TrainConfig:
+    """A folder of one's own; the root is given with ``--root``.
+
+    The paper's optimiser and augmentation (SGD 0.01, weight decay 5e-4, poly 0.9, crop 512x512,
+    batch 16) and a ResNet-50 at output stride 8.
+    """
+    return TrainConfig(data=FolderData(), epochs=100)

@@ -1,0 +1,95 @@
+"""Whole-image evaluation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.engine.evaluate import evaluate, predict_labels
+
+
+class Output(NamedTuple):
+    logits: Tensor
+
+
+class ByBrightness(nn.Module):
+    """Class = brightness of the 8x8 block, as logits at 1/8; counts its passes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.arange(num_classes).float())
+        self.batch_sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Output:
+        assert not self.training
+        self.batch_sizes.append(len(images))
+        small = F.avg_pool2d(images[:, :1], 8, ceil_mode=True)
+        return Output(-((small - self.centres.view(1, -1, 1, 1)) ** 2))
+
+
+class Blocks(SegmentationDataset):
+    """Images of 8x8 blocks whose brightness is their class; sizes need not be multiples of 8."""
+
+    classes = ("a", "b", "c", "d")
+    palette = np.zeros((4, 3), np.uint8)
+    mean, std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
+
+    def __init__(self, sizes: list[tuple[int, int]], bad: int | None = None) -> None:
+        super().__init__()
+        self.sizes, self.bad = sizes, bad
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def name(self, index: int) -> str:
+        return f"image_{index}"
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self.sizes[index]
+        rng = np.random.default_rng(index)
+        blocks = rng.integers(4, size=(-(-height // 8), -(-width // 8)))
+        label = blocks.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
+        image = np.repeat(label[..., None], 3, 2)
+        label[0, :3] = 255
+        if index == self.bad:
+            label[2, 2] = 200
+        return image, label
+
+
+SIZES = [(16, 24), (16, 24), (13, 31), (16, 24), (9, 50), (13, 31)]
+
+
+def test_counts_every_valid_pixel_and_batches_equal_sizes() -> None:
+    model = ByBrightness(4).train()
+    confusion = evaluate(model, Blocks(SIZES), batch_size=4)
+    assert int(confusion.matrix.sum()) == sum(h * w - 3 for h, w in SIZES)
+    assert model.batch_sizes == [3, 1, 1, 1]  # by size within each four
+    assert model.training  # put back
+    assert confusion.compute().pixel_accuracy > 0.6  # blocks blur at their borders
+
+
+def test_batch_size_does_not_matter() -> None:
+    model = ByBrightness(4)
+    alone, together = (evaluate(model, Blocks(SIZES), batch_size=n).matrix for n in (1, 6))
+    assert torch.equal(alone, together)
+
+
+def test_prediction_is_the_argmax_of_upsampled_logits() -> None:
+    model = ByBrightness(4).eval()
+    images = torch.rand(2, 3, 19, 21, generator=torch.Generator().manual_seed(0)) * 4
+    prediction = predict_labels(model, images, (37, 23))
+    logits = model(images).logits
+    assert logits.shape[2:] == (3, 3)
+    full = F.interpolate(logits, size=(37, 23), mode="bilinear", align_corners=False)
+    assert torch.equal(prediction, full.argmax(1))
+
+
+def test_a_bad_label_names_its_image() -> None:
+    with pytest.raises(ValueError, match=r"image_2: label: value 200 is outside \[0, 4\)"):
+        evaluate(ByBrightness(4), Blocks(SIZES, bad=2))
