@@ -1,0 +1,216 @@
+// The aggregation's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
+// needed, every type, both layouts, sizes with tails, tables that fit in shared memory and that do
+// not, against sums in double. Exit status 1 on failure.
+#include "testing/host_cuda.h"
+
+// after the dialect
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gaussian_aggregate/gaussian_aggregate_cuda.cu"
+#include "testing/expect.h"
+
+extern "C" void host_set_seed(uint64_t seed);
+extern "C" void host_set_device_attribute(int attribute, int value);
+
+namespace {
+
+using namespace mcibi_fast;
+
+struct Case {
+  int batch, classes, height, width, channels;
+  int shared_kilobytes;
+};
+
+template <typename Element>
+struct Type;
+template <>
+struct Type<float> {
+  static constexpr FloatKind kKind = FloatKind::kFloat32;
+  static constexpr double kTolerance = 3e-6;
+};
+template <>
+struct Type<double> {
+  static constexpr FloatKind kKind = FloatKind::kFloat64;
+  static constexpr double kTolerance = 1e-13;
+};
+template <>
+struct Type<__nv_bfloat16> {
+  static constexpr FloatKind kKind = FloatKind::kBFloat16;
+  static constexpr double kTolerance = 1.5e-2;
+};
+template <>
+struct Type<__half> {
+  static constexpr FloatKind kKind = FloatKind::kFloat16;
+  static constexpr double kTolerance = 2e-3;
+};
+
+double value_of(double x) { return x; }
+double value_of(float x) { return x; }
+double value_of(__half x) { return float(x); }
+double value_of(__nv_bfloat16 x) { return float(x); }
+
+// The largest error over the largest value; infinite where `found` has a NaN.
+template <typename Element>
+double error_of(const std::vector<Element>& found, const std::vector<double>& expected) {
+  double error = 0, largest = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    error = std::fmax(error, std::abs(value_of(found[i]) - expected[i]));
+    largest = std::fmax(largest, std::abs(expected[i]));
+    if (std::isnan(value_of(found[i]))) return INFINITY;
+  }
+  return error / std::fmax(largest, 1e-300);
+}
+
+template <typename Element>
+struct Problem {
+  using Wide = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+
+  Case c;
+  bool channels_last;
+  size_t pixels, images;
+  std::vector<double> memory, table, out, lse, grad_logits;  // all but memory: expected
+  std::vector<Element> logits, grad;
+  int64_t state[2] = {-5, 77};
+  GaussianAggregateCudaInput input = {};
+
+  Problem(const Case& size, bool last) : c(size), channels_last(last) {
+    std::mt19937 bits(1);
+    std::normal_distribution<float> normal;
+    pixels = size_t(c.height) * c.width;
+    images = size_t(c.batch);
+    const size_t k = size_t(c.classes), z = size_t(c.channels);
+    for (size_t i = 0; i < 2 * k; ++i) memory.push_back(0.2 + 0.1 * double(i % 7));
+    for (size_t i = 0; i < images * k * pixels; ++i) logits.push_back(Element(2 * normal(bits)));
+    for (size_t i = 0; i < images * z * pixels; ++i) grad.push_back(Element(normal(bits)));
+    input.table = {memory.data(),
+                   FloatKind::kFloat64,
+                   2,
+                   1,
+                   c.classes,
+                   c.channels,
+                   FloatKind::kFloat32,
+                   nullptr,
+                   0,
+                   0,
+                   state,
+                   1};
+    input.kind = Type<Element>::kKind;
+    input.logits = logits.data();
+    input.logits_strides = strides(c.classes);
+    input.batch = c.batch;
+    input.height = c.height;
+    input.width = c.width;
+    input.channels_last = channels_last;
+    expect_table();
+    expect_results();
+  }
+
+  MapStrides strides(int64_t count) const {
+    const int64_t image = count * int64_t(pixels);
+    return channels_last ? MapStrides{image, 1, count * c.width, count}
+                         : MapStrides{image, int64_t(pixels), c.width, 1};
+  }
+  size_t at(size_t b, int count, int channel, size_t n) const {
+    return b * size_t(count) * pixels +
+           (channels_last ? n * size_t(count) + size_t(channel) : size_t(channel) * pixels + n);
+  }
+  void expect_table() {
+    for (int k = 0; k < c.classes; ++k) {
+      for (int z = 0; z < c.channels; ++z) {
+        float eps[4];
+        gaussian_noise4(uint32_t(z) / 4, uint32_t(k), philox_state(state[0], state[1]), eps);
+        table.push_back(float(memory[size_t(2 * k)]) +
+                        float(memory[size_t(2 * k + 1)]) * eps[z % 4]);
+      }
+    }
+  }
+  void expect_results() {
+    out.resize(grad.size());
+    grad_logits.resize(logits.size());
+    for (size_t b = 0; b < images; ++b) {
+      for (size_t n = 0; n < pixels; ++n) {
+        std::vector<double> p, grad_p;
+        double sum = 0, dot = 0;
+        for (int k = 0; k < c.classes; ++k) {
+          p.push_back(std::exp(value_of(logits[at(b, c.classes, k, n)])));
+          sum += p.back();
+        }
+        lse.push_back(std::log(sum));
+        for (int k = 0; k < c.classes; ++k) {
+          grad_p.push_back(0);
+          p[size_t(k)] /= sum;
+          for (int z = 0; z < c.channels; ++z) {
+            const size_t i = at(b, c.channels, z, n);
+            const double entry = table[size_t(k * c.channels + z)];
+            out[i] += p[size_t(k)] * entry;
+            grad_p.back() += value_of(grad[i]) * entry;
+          }
+          dot += p[size_t(k)] * grad_p.back();
+        }
+        for (int k = 0; k < c.classes; ++k)
+          grad_logits[at(b, c.classes, k, n)] = p[size_t(k)] * (grad_p[size_t(k)] - dot);
+      }
+    }
+  }
+
+  void test(const std::string& name) const {
+    const auto check = [&](const char* error, const std::string& what, double off, double most) {
+      expect(error == nullptr, name + ": " + what + ": " + (error ? error : ""));
+      expect(off <= most, name + ": " + what + " is off by " + std::to_string(off));
+    };
+    const double tolerance = Type<Element>::kTolerance;
+    std::vector<float> entries(table.size(), NAN);
+    const char* error = gaussian_table_cuda(input.table, entries.data(), nullptr);
+    check(error, "table", error_of(entries, table), 1e-6);
+
+    std::vector<Element> result(out.size(), Element(float(NAN)));
+    std::vector<Wide> statistic(lse.size(), Wide(NAN));
+    error = gaussian_aggregate_cuda(input, false, result.data(), statistic.data(), nullptr);
+    check(error, "out", error_of(result, out), tolerance);
+    check(error, "lse", error_of(statistic, lse), 1e-6);
+
+    std::vector<Element> gradient(grad_logits.size(), Element(float(NAN)));
+    error = gaussian_aggregate_backward_cuda(input, statistic.data(), grad.data(),
+                                             strides(c.channels), gradient.data(), nullptr);
+    check(error, "gradient", error_of(gradient, grad_logits), 2 * tolerance);
+
+    error = gaussian_aggregate_cuda(input, true, result.data(), statistic.data(), nullptr);
+    expect(error == nullptr, name + ": hard");
+  }
+};
+
+template <typename Element>
+void test(const Case& c, const std::string& name) {
+  for (const bool channels_last : {false, true}) {
+    const Problem<Element> problem(c, channels_last);
+    host_set_seed(3);
+    host_set_device_attribute(cudaDevAttrMultiProcessorCount, 1);
+    host_set_device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, c.shared_kilobytes * 1024);
+    problem.test(name + (channels_last ? ", channels last" : ", contiguous"));
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::pair<Case, std::string>> cases = {
+      {{1, 20, 4, 10, 40, 99}, "vectors"},
+      {{2, 19, 3, 7, 13, 99}, "odd sizes"},
+      {{1, 1, 1, 1, 1, 99}, "one of all"},
+      {{1, 35, 3, 45, 33, 56}, "several tiles"},
+  };
+  for (const auto& [c, name] : cases) {
+    test<float>(c, name + ", float32");
+    test<double>(c, name + ", float64");
+    test<__nv_bfloat16>(c, name + ", bfloat16");
+    test<__half>(c, name + ", float16");
+  }
+  test<float>({1, 70, 1, 9, 130, 40}, "a table that does not fit, float32");
+  test<__nv_bfloat16>({1, 400, 1, 5, 17, 30}, "a table that does not fit, bfloat16");
+  std::puts(g_failed ? "gaussian_aggregate_cuda_test: FAILED"
+                     : "gaussian_aggregate_cuda_test: passed");
+  return g_failed;
+}
