@@ -1,4 +1,4 @@
-"""What every test may use: recorded data, where it lies beside the checkout, and NaN-filled memory."""
+"""What every test may use: recorded data (where it lies), and memory filled with NaN."""
 
 from __future__ import annotations
 

@@ -8,25 +8,34 @@ import pytest
 import torch
 
 from mcibi_fast import cli
-from mcibi_fast.commands.demo import Results, confused, table_rows, text_table, verdict
+from mcibi_fast.commands.demo_report import (
+    Outcome,
+    Outcomes,
+    mistaken,
+    table_rows,
+    text_table,
+    verdict,
+)
 from mcibi_fast.engine.run import Run
 from mcibi_fast.engine.train import TrainResult
 
 
-def results(fcn: list[float], ours: list[float]) -> Results:
-    def result(value: float) -> TrainResult:
+def outcomes(fcn: list[float], ours: list[float]) -> Outcomes:
+    def outcome(value: float) -> Outcome:
         metrics = {"mean_iou": value, "pixel_accuracy": 0.5, "classes": []}
-        return TrainResult(Path("run"), 10, 60.0, metrics, metrics)
+        matrix = torch.eye(12, dtype=torch.int64)
+        matrix[0, 1] = 8  # of 16 pixels in pairs of look-alikes
+        return Outcome(TrainResult(Path("run"), 10, 60.0, metrics, metrics), matrix)
 
-    return {"FCN": [result(x) for x in fcn], "FCN + MCIBI++": [result(x) for x in ours]}
+    return {"FCN": [outcome(x) for x in fcn], "FCN + MCIBI++": [outcome(x) for x in ours]}
 
 
 def test_table_has_mean_and_spread() -> None:
-    rows = table_rows(results([0.5, 0.6, 0.7], [0.25, 0.25, 0.25]))
-    assert rows[0] == ["FCN", "60.00 ± 10.00", "50.00 ± 0.00", "60"]
+    rows = table_rows(outcomes([0.5, 0.6, 0.7], [0.25, 0.25, 0.25]))
+    assert rows[0] == ["FCN", "60.00 ± 10.00", "50.00 ± 0.00", "50.00 ± 0.00", "60"]
     assert rows[1][1] == "25.00 ± 0.00"
-    assert table_rows(results([0.5], [0.75]))[1][1] == "75.00"
-    lines = text_table(results([0.5], [0.75])).splitlines()
+    assert table_rows(outcomes([0.5], [0.75]))[1][1] == "75.00"
+    lines = text_table(outcomes([0.5], [0.75])).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
 
 
@@ -40,13 +49,15 @@ def test_table_has_mean_and_spread() -> None:
     ],
 )
 def test_verdict_says_who_is_ahead(fcn: list[float], ours: list[float], says: str) -> None:
-    assert says in verdict(results(fcn, ours))
+    assert says in verdict(outcomes(fcn, ours))
 
 
-def test_share_of_look_alikes_confused() -> None:
+def test_share_of_look_alikes_mistaken() -> None:
     matrix = torch.tensor([[6, 2, 2], [1, 9, 0], [0, 0, 50]])
-    assert confused(matrix, 0, 1) == pytest.approx(3 / 20)
-    assert confused(matrix, 1, 2) == 0
+    assert mistaken(matrix, [(0, 1)]) == pytest.approx(3 / 20)
+    assert mistaken(matrix, [(0, 2)]) == pytest.approx(2 / 60)
+    assert mistaken(matrix, [(0, 1), (0, 2)]) == pytest.approx(5 / 80)
+    assert mistaken(torch.zeros(3, 3, dtype=torch.int64), [(0, 1)]) == 0
 
 
 def test_demo_runs_twice_in_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

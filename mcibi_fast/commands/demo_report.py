@@ -1,0 +1,210 @@
+"""The demo's tables and report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcibi_fast import recipes
+from mcibi_fast.data.scenes import LOOK_ALIKES
+from mcibi_fast.engine.checkpoint import load_model
+from mcibi_fast.engine.evaluate import predict_labels
+from mcibi_fast.engine.run import Run
+from mcibi_fast.engine.train import TrainResult
+from mcibi_fast.models import Segmentor
+from mcibi_fast.viz.curves import class_bars, memory_chart, png, training_curves
+from mcibi_fast.viz.overlay import colourise, grid, legend, to_pixels
+from mcibi_fast.viz.report import Report
+
+MODELS = {"FCN": "fcn", "FCN + MCIBI++": "fcn_mcibipp"}
+HEADER = ("model", "mIoU", "pixel accuracy", "look-alikes mistaken", "seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: what training returned, and the (K, K) confusion matrix of its last epoch."""
+
+    result: TrainResult
+    matrix: Tensor
+
+    @property
+    def mean_iou(self) -> float:
+        return 100 * (self.result.metrics["mean_iou"] or 0)
+
+    @property
+    def run(self) -> Run:
+        return Run(self.result.out)
+
+
+Outcomes = dict[str, list[Outcome]]
+"""For each of `MODELS` one outcome per seed."""
+
+
+def table_rows(outcomes: Outcomes) -> list[list[str]]:
+    """One row per model: scores of the last epoch in percent, with the spread over seeds."""
+    rows = []
+    for name, runs in outcomes.items():
+        cells = [
+            _mean_and_spread([run.mean_iou for run in runs]),
+            _mean_and_spread([100 * run.result.metrics["pixel_accuracy"] for run in runs]),
+            _mean_and_spread([100 * mistaken(run.matrix, LOOK_ALIKES) for run in runs]),
+        ]
+        seconds = statistics.mean(run.result.seconds for run in runs)
+        rows.append([name, *cells, f"{seconds:.0f}"])
+    return rows
+
+
+def mistaken(matrix: Tensor, pairs: Iterable[tuple[int, int]]) -> float:
+    """Share of the pixels of classes in pairs that were given to the other one of their pair."""
+    pairs = list(pairs)
+    wrong = sum(int(matrix[a, b] + matrix[b, a]) for a, b in pairs)
+    return wrong / max(sum(int(matrix[a].sum() + matrix[b].sum()) for a, b in pairs), 1)
+
+
+def text_table(outcomes: Outcomes) -> str:
+    """The table for the terminal."""
+    rows = [list(HEADER), *table_rows(outcomes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def verdict(outcomes: Outcomes) -> str:
+    """What the difference between the two models is, and whether it is one."""
+    fcn, ours = ([run.mean_iou for run in outcomes[m]] for m in MODELS)
+    gains = [b - a for a, b in zip(fcn, ours, strict=True)]
+    if len(gains) == 1:
+        return (
+            f"MCIBI++ minus FCN: {gains[0]:+.2f} points of mIoU. One seed: how far seeds differ "
+            "is not known; --seeds 3 shows it."
+        )
+    listed = ", ".join(f"{gain:+.2f}" for gain in gains)
+    if min(gains) > 0:
+        summary = "MCIBI++ is ahead with every seed."
+    elif max(gains) < 0:
+        summary = "FCN is ahead with every seed."
+    else:
+        summary = "Seeds disagree: no clear difference here."
+    return (
+        f"MCIBI++ minus FCN, points of mIoU per seed: {listed}; mean "
+        f"{statistics.mean(gains):+.2f}. {summary}"
+    )
+
+
+def build_report(outcomes: Outcomes) -> Report:
+    """The report with tables, predictions, bars, curves and the memory."""
+    first = outcomes["FCN"][0]
+    config = recipes.TrainConfig.from_dict(first.run.config())
+    seeds = len(outcomes["FCN"])
+    spread = " ± is the standard deviation over seeds." if seeds > 1 else ""
+    report = Report("MCIBI++ on the built-in scenes")
+    report.text(
+        f"FCN and FCN + MCIBI++ with the same backbone ({config.model.backbone}, from scratch), "
+        f"data, schedule ({first.result.steps} steps of {config.batch_size} images), "
+        f"augmentation and {'seeds' if seeds > 1 else 'seed'}. Scores are those of the last epoch "
+        f"on the validation scenes, in percent.{spread}"
+    )
+    report.table(HEADER, table_rows(outcomes))
+    report.text(verdict(outcomes))
+
+    classes = [row["class"] for row in first.result.metrics["classes"]]
+    _add_look_alikes(report, classes, outcomes)
+    _add_predictions(report, config, outcomes)
+    report.heading("IoU per class")
+    whiskers = " Whiskers: smallest and largest over seeds." if seeds > 1 else ""
+    ious = {name: [_ious(run) for run in runs] for name, runs in outcomes.items()}
+    report.picture(
+        png(class_bars(classes, ious)),
+        "Intersection over union of each class on the validation scenes." + whiskers,
+    )
+    report.heading("Training")
+    histories = {name: [run.run.history() for run in runs] for name, runs in outcomes.items()}
+    report.picture(
+        png(training_curves(histories)),
+        "The loss of MCIBI++ has one more term, 0.4 L_W, so the two losses do not compare.",
+    )
+    _add_memory(report, outcomes["FCN + MCIBI++"][0])
+    return report
+
+
+def _add_look_alikes(report: Report, classes: Sequence[str], outcomes: Outcomes) -> None:
+    report.heading("Look-alikes")
+    report.text(
+        "Four pairs of classes are painted by the same code, so that only the rest of the image "
+        "tells them apart. Share of a pair's pixels that were given to the other class, in "
+        "percent; less is better."
+    )
+    pairs = [f"{classes[a]} / {classes[b]}" for a, b in LOOK_ALIKES]
+    rows = [
+        [name]
+        + [
+            _mean_and_spread([100 * mistaken(run.matrix, [pair]) for run in runs])
+            for pair in LOOK_ALIKES
+        ]
+        for name, runs in outcomes.items()
+    ]
+    report.table(["model", *pairs], rows)
+
+
+def _add_predictions(report: Report, config: recipes.TrainConfig, outcomes: Outcomes) -> None:
+    dataset = config.data.dataset(config.data.val_split)
+    palette = dataset.palette
+    models = [_last_model(runs[0]) for runs in outcomes.values()]
+    rows, names = [], []
+    # Spread evenly over the split, not chosen by the result.
+    for index in np.linspace(0, len(dataset) - 1, 6).astype(int).tolist():
+        sample = dataset[index]
+        image, label = sample["image"], sample["label"]
+        with torch.no_grad():
+            size = (label.shape[0], label.shape[1])
+            predictions = [predict_labels(model, image[None], size)[0] for model in models]
+        pixels = to_pixels(image, dataset.mean, dataset.std)
+        maps = [colourise(values.numpy(), palette) for values in (label, *predictions)]
+        rows.append([_enlarged(picture) for picture in (pixels, *maps)])
+        names.append(sample["name"])
+    report.heading("Predictions")
+    report.picture(
+        grid(rows, columns=["image", "ground truth", *outcomes], captions=names),
+        "Validation scenes at even distances through the split, first seed.",
+    )
+    report.picture(legend(dataset.classes, palette), "Colours of the classes.")
+
+
+def _add_memory(report: Report, outcome: Outcome) -> None:
+    model, spec = load_model(outcome.run.path / "checkpoints" / "last")
+    memory = model.memory.memory.numpy()
+    report.heading("What the memory holds")
+    report.picture(
+        png(memory_chart(memory, spec.classes, np.array(spec.palette, np.uint8))),
+        "Mean and standard deviation that represent each class (Eqs. 6-9), first seed.",
+    )
+
+
+def _last_model(outcome: Outcome) -> Segmentor:
+    return load_model(outcome.run.path / "checkpoints" / "last")[0]
+
+
+def _ious(outcome: Outcome) -> list[float]:
+    ious = [row["iou"] for row in outcome.result.metrics["classes"]]
+    return [float("nan") if iou is None else iou for iou in ious]
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    """Small scenes a few times as large, pixel by pixel."""
+    factor = max(1, round(240 / picture.shape[1]))
+    return picture.repeat(factor, 0).repeat(factor, 1)
