@@ -231,9 +231,19 @@ def bad_labels() -> Report:
 
 def benchmarks() -> Report:
     """The benchmark of each op, at full size."""
-    from benchmarks import bench_confidence_attention, bench_gaussian_aggregate, bench_memory_update
+    from benchmarks import (
+        bench_class_rank_attention,
+        bench_confidence_attention,
+        bench_gaussian_aggregate,
+        bench_memory_update,
+    )
 
-    modules = (bench_memory_update, bench_gaussian_aggregate, bench_confidence_attention)
+    modules = (
+        bench_memory_update,
+        bench_gaussian_aggregate,
+        bench_class_rank_attention,
+        bench_confidence_attention,
+    )
     return {m.__name__.rpartition(".")[2]: m.run(device="cuda", quick=False) for m in modules}
 
 

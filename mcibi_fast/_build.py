@@ -21,6 +21,8 @@ _CPU_OPS = (
     "gaussian_table",
     "gaussian_aggregate",
     "gaussian_aggregate_backward",
+    "class_rank_attention",
+    "class_rank_attention_backward",
 )
 
 

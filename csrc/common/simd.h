@@ -167,6 +167,47 @@ MCIBI_SIMD void store_first(S* p, Vector<Compute<S>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+// ---- transposition ----------------------------------------------------------
+
+template <int... kLane>
+struct Lanes {};
+template <int kCount, int... kLane>
+struct LanesUpTo : LanesUpTo<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct LanesUpTo<0, kLane...> {
+  using type = Lanes<kLane...>;
+};
+
+// Lanes of a and b in turn, from the one at kLanes / 2 * kHalf.
+template <int kHalf, typename V, int... kLane>
+MCIBI_SIMD V interleave(V a, V b, Lanes<kLane...>) {
+  constexpr int kLanes = sizeof...(kLane), kFirst = kLanes / 2 * kHalf;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kLanes)...);
+#else
+  typedef decltype(a < b) Indices;
+  return __builtin_shuffle(a, b, Indices{(kFirst + kLane / 2 + kLane % 2 * kLanes)...});
+#endif
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+template <typename T>
+MCIBI_SIMD void transpose(Vector<T> (&rows)[VectorOf<T>::kLanes]) {
+  constexpr int kLanes = VectorOf<T>::kLanes;
+  using All = typename LanesUpTo<kLanes>::type;
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    Vector<T> next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], All{});
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + kLanes / 2], All{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
 // ---- exp --------------------------------------------------------------------
 
 // exp(x) for x <= 88 within 2 ulp; below the smallest normal number 0; NaN gives NaN.
@@ -210,6 +251,37 @@ MCIBI_SIMD VectorD exponential(VectorD x) {
   const VectorD result = p * bit_cast<VectorD>(exponent);
   return x < -708.3964185322641 ? VectorD{} : result;
 }
+
+// 2^x for x <= 127 within 1.5 ulp; below the smallest normal number 0 or a subnormal one; NaN gives
+// NaN.
+MCIBI_SIMD VectorF exponential2(VectorF x) {
+#if defined(__AVX512DQ__)
+  const VectorF r = bit_cast<VectorF>(_mm512_maskz_reduce_ps(0xFFFF, bit_cast<__m512>(x), 0));
+  const VectorF n = x - r;
+#else
+  const VectorF magic = VectorF{} + 0x1.8p23f;  // as above
+  const VectorF shifted = x + magic;
+  const VectorF n = shifted - magic;
+  const VectorF r = x - n;
+#endif
+  VectorF p = VectorF{} + 1.535336341e-04f;  // 2^r, |r| <= 1/2, by a least-maximum fit
+  p = p * r + 1.339887502e-03f;
+  p = p * r + 9.618436918e-03f;
+  p = p * r + 5.550332367e-02f;
+  p = p * r + 2.402264774e-01f;
+  p = p * r + 6.931471825e-01f;
+  p = p * r + 1.0f;
+#if defined(__AVX512DQ__)
+  return bit_cast<VectorF>(
+      _mm512_maskz_scalef_ps(0xFFFF, bit_cast<__m512>(p), bit_cast<__m512>(n)));
+#else
+  const VectorU32 exponent = (bit_cast<VectorU32>(shifted) << 23) + 0x3F800000u;
+  return x < -126.0f ? VectorF{} : p * bit_cast<VectorF>(exponent);
+#endif
+}
+
+// 2^x for x <= 1023, of a relative error of |x| 2^-53 and 2 ulp.
+MCIBI_SIMD VectorD exponential2(VectorD x) { return exponential(x * 0.6931471805599453); }
 
 }  // namespace MCIBI_CPU_ARCH
 }  // namespace mcibi_fast

@@ -6,13 +6,9 @@
 
 #include "common/cpu_dispatch.h"
 #include "common/dtypes.h"
+#include "common/map_strides.h"
 
 namespace mcibi_fast {
-
-// Strides of a (B, C, h, w) tensor, in elements.
-struct MapStrides {
-  int64_t batch, channel, row, column;
-};
 
 // ---- CPU --------------------------------------------------------------------
 

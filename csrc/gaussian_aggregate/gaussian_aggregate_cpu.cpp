@@ -4,15 +4,13 @@
 // first-level cache; a register-blocked product with the table then writes the output, without the
 // softmax ever reaching memory. One operand of the product is broadcast, the other one read as
 // vectors along whatever is contiguous in the output: pixels, or channels for channels_last.
-#include <cstdlib>
-#include <new>
-
+#include "common/block_product.h"
 #include "common/parallel.h"
+#include "common/pixel_tiles.h"
+#include "common/scratch.h"
 #include "common/simd.h"
 #include "gaussian_aggregate/gaussian_aggregate.h"
 #include "gaussian_aggregate/gaussian_aggregate_math.h"
-#include "gaussian_aggregate/gaussian_aggregate_product.h"
-#include "gaussian_aggregate/gaussian_aggregate_tiles.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
@@ -20,27 +18,6 @@ namespace {
 
 // Pixels of a tile when they are the broadcast operand (channels_last).
 constexpr int64_t kTileOfRows = kTile / kBlockRows * kBlockRows;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory for one thread's tiles or for the packed table, aligned to a cache line.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes)
-      : data_(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes + 1, 64) * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  template <typename T>
-  T* as() {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_;
-};
 
 // ---- table ------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcibi_fast import ops
@@ -21,6 +22,9 @@ class PositionConfidenceAttention(nn.Module):
         projections: "paper": each of F_R1, F_R2, F_C, F_O is one 1x1 convolution with bias.
             "released": Conv-BN-ReLU, two of them for the query and the key, one for the value
             and the output.
+
+    Over keys that are mixtures of K class representations, ``attend_classes`` computes the same
+    from the mixing weights, where the projections are linear ("paper").
 
     Shape: query_features (B, channels, h, w), key_features (B, channels, h', w')
         -> (B, channels, h, w).
@@ -51,8 +55,50 @@ class PositionConfidenceAttention(nn.Module):
             _rows(self.value(key_features)),
             scale=self.scale,
         )
-        height, width = query_features.shape[2:]
-        return self.output(context.transpose(1, 2).unflatten(2, (height, width)))
+        return self.output(_map(context, query_features))
+
+    @property
+    def linear(self) -> bool:
+        """Whether ``attend_classes`` may replace ``forward``."""
+        return isinstance(self.query, nn.Conv2d)
+
+    def attend_classes(
+        self,
+        query_features: Tensor,
+        weight_logits: Tensor,
+        representations: Tensor,
+        *,
+        hard: bool = False,
+    ) -> Tensor:
+        """C_bi of keys C~ = W C_dl (Eq. 12), without forming them. Linear projections only.
+
+        The rows of W sum to one, and so do those of P W: an affine projection of the K rows of C_dl
+        is that of every pixel. So the scores are Q (F_R2(C_dl))^T W^T, an attention over W itself,
+        and C_bi is (P W) F_O(F_C(C_dl)).
+
+        Args:
+            query_features: R (B, channels, h, w).
+            weight_logits: the logits of W (B, K, h, w).
+            representations: C_dl (K, channels), cast to the dtype of R.
+            hard: W is the one-hot of the largest logit (the first on ties) instead of the softmax.
+
+        Returns:
+            (B, channels, h, w), equal to ``self(R, C~)`` up to rounding.
+        """
+        if not isinstance(self.query, nn.Conv2d):
+            raise TypeError("attend_classes: needs linear projections, projections='paper'")
+        C_dl = representations.to(query_features.dtype).T[None, :, :, None]  # (1, channels, K, 1)
+        keys = self.key(C_dl)[0, :, :, 0].T  # (K, T)
+        values = self.output(self.value(C_dl))[0]  # (channels, K, 1)
+        # Q keys^T is one convolution of R onto K channels.
+        folded = (keys @ self.query.weight.flatten(1))[..., None, None]
+        bias = None if self.query.bias is None else keys @ self.query.bias
+        query = F.conv2d(query_features, folded, bias)
+        weights = weight_logits if hard else weight_logits.softmax(dim=1)
+        mixed = ops.class_rank_attention(
+            _rows(query), _rows(weights).to(query.dtype), scale=self.scale, hard=hard
+        )  # P W (B, N, K)
+        return F.conv2d(_map(mixed, query_features), values[..., None])
 
 
 def _two_blocks(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -64,3 +110,8 @@ def _two_blocks(in_channels: int, out_channels: int) -> nn.Sequential:
 def _rows(features: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h*w, C), a view of contiguous and of channels_last maps alike."""
     return features.flatten(2).transpose(1, 2)
+
+
+def _map(rows: Tensor, like: Tensor) -> Tensor:
+    """(B, h*w, C) -> (B, C, h, w) of the height and width of ``like``."""
+    return rows.transpose(1, 2).unflatten(2, like.shape[2:])

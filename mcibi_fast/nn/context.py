@@ -28,6 +28,9 @@ class DatasetLevelContext(nn.Module):
 
     W = H_pr(R); C~_bi = softmax(W) C_dl; C_bi = attention(R, C~_bi); R_aug = F_T(R, C_bi).
 
+    With linear projections ("paper") and without ``downsample``, C~_bi is not formed: the attention
+    runs on W itself (:meth:`PositionConfidenceAttention.attend_classes`), equal up to rounding.
+
     Args:
         memory: holds the distributions that C_dl is drawn from. Call its ``update`` once per
             training step.
@@ -88,6 +91,9 @@ class DatasetLevelContext(nn.Module):
                 f"weight_logits: expected the features' size {tuple(features.shape[2:])}, "
                 f"got {tuple(weight_logits.shape[2:])}"
             )
+        if self.attention.linear and self.downsample is None:
+            C_dl = self.memory.representations()
+            return self.attention.attend_classes(features, weight_logits, C_dl, hard=self.hard)
         coarse = self.memory.aggregate(weight_logits, hard=self.hard)
         if self.downsample is None:
             return self.attention(features, coarse)

@@ -1,5 +1,6 @@
 """The fused operators: public functions on tensors, differentiable and traceable."""
 
+from mcibi_fast.ops.class_rank_attention import class_rank_attention
 from mcibi_fast.ops.confidence_attention import confidence_attention
 from mcibi_fast.ops.dispatch import BackendError
 from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
@@ -12,6 +13,7 @@ __all__ = [
     "Philox",
     "check_labels",
     "class_feature_sums",
+    "class_rank_attention",
     "confidence_attention",
     "gaussian_aggregate",
     "gaussian_table",

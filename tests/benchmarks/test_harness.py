@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_confidence_attention, bench_gaussian_aggregate, bench_memory_update
+from benchmarks import (
+    bench_class_rank_attention,
+    bench_confidence_attention,
+    bench_gaussian_aggregate,
+    bench_memory_update,
+)
 from benchmarks.harness import (
     Candidate,
     Case,
@@ -70,6 +75,9 @@ def test_every_benchmark_measures_and_writes(
         bench_gaussian_aggregate: lambda: bench_gaussian_aggregate.case(
             5, 8, "forward+backward", torch.float32, "cpu", compiled=False
         ),
+        bench_class_rank_attention: lambda: bench_class_rank_attention.case(
+            5, 8, False, "forward+backward", torch.float32, "cpu"
+        ),
         bench_confidence_attention: lambda: bench_confidence_attention.case(
             8, 16, "forward+backward", torch.float32, "cpu"
         ),
@@ -82,7 +90,12 @@ def test_every_benchmark_measures_and_writes(
         assert {"device", "torch", "commit", "threads"} <= set(report["environment"])
         write(report, tmp_path)
     names = {path.name.partition("-")[0] for path in tmp_path.glob("*.json")}
-    assert names == {"memory_update", "gaussian_aggregate", "confidence_attention"}
+    assert names == {
+        "memory_update",
+        "gaussian_aggregate",
+        "class_rank_attention",
+        "confidence_attention",
+    }
     for path in tmp_path.glob("*.json"):
         rows = json.loads(path.read_text())["rows"]
         with path.with_suffix(".csv").open() as file:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory, PositionConfidenceAttention
 
@@ -136,6 +139,63 @@ def test_paper_form_is_equation_13(generator):
     assert names == {
         f"{m}.{p}" for m in ("query", "key", "value", "output") for p in ("weight", "bias")
     }
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_class_rank_attention_equals_the_general_form(hard, training, generator):
+    module = build(generator, projections="paper", hard=hard).train(training)
+    features, logits = (
+        torch.randn(2, c, 5, 7, generator=generator, dtype=torch.float64).requires_grad_()
+        for c in (16, 5)
+    )
+    cotangent = torch.randn(2, 16, 5, 7, generator=generator, dtype=torch.float64)
+    attention = dict(module.attention.named_parameters())
+    leaves = [features, *attention.values()] + ([] if hard else [logits])
+
+    def results(C_bi):
+        return [C_bi.detach(), *torch.autograd.grad(C_bi, leaves, cotangent)]
+
+    coarse = module.memory.aggregate(logits, hard=hard)
+    expected = results(module.attention(features, coarse))
+    backward = [] if hard else ["class_rank_attention_backward"]
+    with ops_called() as calls:
+        got = results(module.aggregate(features, logits))
+    assert calls == ["gaussian_table", "class_rank_attention"] + backward
+    names = ["C_bi", "features", *attention] + ([] if hard else ["logits"])
+    for name, value, truth in zip(names, got, expected, strict=True):
+        # The key's bias cancels in the softmax: its gradient is zero but for rounding.
+        size = attention["key.weight"].abs().max() if name == "key.bias" else truth.abs().max()
+        assert float((value - truth).detach().abs().max() / size.detach()) < 1e-10, name
+
+
+@contextmanager
+def ops_called():
+    """Records the names of this package's operators in the order in which they run."""
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "mcibi_fast":
+                calls.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        yield calls
+
+
+def test_general_form_where_class_rank_attention_does_not_apply(generator):
+    features = torch.randn(1, 16, 4, 4, generator=generator, dtype=torch.float64)
+    logits = torch.randn(1, 5, 4, 4, generator=generator, dtype=torch.float64)
+    for options in ({"projections": "released"}, {"projections": "paper", "downsample": True}):
+        module = build(generator, **options)
+        with torch.no_grad(), ops_called() as calls:
+            module.aggregate(features, logits)
+        assert "confidence_attention" in calls
+        assert "class_rank_attention" not in calls
+    released = PositionConfidenceAttention(16, 8)
+    with pytest.raises(TypeError, match="linear projections"):
+        released.attend_classes(features, logits, torch.zeros(5, 16))
 
 
 @pytest.mark.parametrize("fusion", ["add", "weighted_add", "concatenation"])

@@ -154,6 +154,20 @@ def attention_case(queries: int, keys: int, D: int, Dv: int, note: str, **option
     )
 
 
+def class_rank_case(B: int, N: int, K: int, note: str, **more: Any) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    weights = torch.softmax(2 * randn(g, B, N, K), -1).bfloat16().double()
+    hard = more.get("hard", False)
+    return Case(
+        "class_rank_attention",
+        (randn(g, B, N, K), weights),
+        {"scale": 1.5, **more},
+        differentiable=(0,) if hard else (0, 1),
+        cast=(0, 1),
+        note=note,
+    )
+
+
 def hash_of(note: str) -> int:
     """A seed that is the same in every run, unlike hash()."""
     return int.from_bytes(note.encode()[:6], "little")
@@ -179,6 +193,12 @@ CASES = [
     attention_case(37, 53, 16, 16, "prime"),
     attention_case(1, 1, 1, 1, "one-key", scale=0.5),
     attention_case(29, 31, 64, 64, "wide"),
+    class_rank_case(2, 5, 4, "small"),
+    class_rank_case(2, 5, 4, "small-hard", hard=True),
+    class_rank_case(2, 71, 19, "prime"),
+    class_rank_case(2, 71, 19, "prime-hard", hard=True),
+    class_rank_case(1, 131, 150, "many-classes", scale=6.0),
+    class_rank_case(1, 1, 1, "one", scale=0.5),
 ]
 if torch.cuda.is_available():
     CASES += [case.on("cuda") for case in CASES]
@@ -204,6 +224,11 @@ def eager(case: Case, args: list[Any]) -> Tensor:
         table = ops.gaussian_table(memory, Z, noise=case.options["noise"]).to(logits.dtype)
         W = torch.softmax(logits, 1)
         return torch.matmul(table.T, W.flatten(2)).unflatten(2, logits.shape[2:])
+    if case.name == "class_rank_attention":
+        query, W = args
+        if case.options.get("hard"):
+            W = F.one_hot(W.argmax(-1), W.shape[-1]).to(W.dtype)
+        return torch.softmax(case.options["scale"] * query @ W.mT, -1) @ W
     query, key, value = args
     scale = case.options.get("scale") or query.shape[2] ** -0.5
     return torch.softmax(scale * query @ key.mT, -1) @ value

@@ -38,6 +38,10 @@ def attend(query: Any = QKV[0], key: Any = QKV[1], value: Any = QKV[2], **k: Any
     ops.confidence_attention(query, key, value, **k)
 
 
+def attend_classes(query: Any = QKV[0], weights: Any = QKV[1], scale: Any = 1.0, **k: Any) -> None:
+    ops.class_rank_attention(query, weights, scale=scale, **k)
+
+
 WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = [
     (sums, {"features": [1.0]}, TypeError, "features: expected a tensor"),
     (sums, {"features": F(2, 8, 3)}, ValueError, "features: expected shape"),
@@ -65,6 +69,14 @@ WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = 
     (attend, {"value": F(2, 6, 8)}, ValueError, "value: expected"),
     (attend, {"value": F(2, 5, 8).double()}, TypeError, "query, key, value: one dtype"),
     (attend, {"scale": float("inf")}, ValueError, "scale: must be finite"),
+    (attend_classes, {"query": F(2, 5)}, ValueError, "query: expected shape"),
+    (attend_classes, {"query": F(2, 0, 8)}, ValueError, "query: no dimension may be empty"),
+    (attend_classes, {"weights": QKV[0].long()}, TypeError, "weights: dtype"),
+    (attend_classes, {"weights": F(2, 5, 7)}, ValueError, "weights: expected the query's shape"),
+    (attend_classes, {"weights": F(2, 6, 8)}, ValueError, "weights: expected the query's shape"),
+    (attend_classes, {"weights": QKV[0].double()}, TypeError, "query, weights: one dtype"),
+    (attend_classes, {"weights": QKV[0].to("meta")}, ValueError, "weights: is on meta"),
+    (attend_classes, {"scale": float("nan")}, ValueError, "scale: must be finite"),
 ]
 
 

@@ -1,12 +1,12 @@
-// Tiles of pixels in the CPU kernels of gaussian_aggregate: [channels][kTile] in float32 (float64),
-// read from and written to maps of any strides, and the softmax over classes within a tile.
+// Tiles of pixels in the CPU kernels: [channels][kTile] in float32 (float64), read from and written
+// to maps of any strides, and the softmax over classes within a tile.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "common/map_strides.h"
 #include "common/simd.h"
-#include "gaussian_aggregate/gaussian_aggregate.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
@@ -16,6 +16,7 @@ constexpr int64_t kTile = 64;  // pixels; the row stride of every tile
 
 template <typename C>
 constexpr int64_t kLanes = VectorOf<C>::kLanes;
+
 // ---- reading and writing -----------------------------------------------------
 
 // Channels that a transposition takes at once: a cache line's worth of float32.
@@ -40,6 +41,47 @@ MCIBI_SIMD void store_row(const Compute<S>* row, int64_t count, S* out) {
   if (t < count) store_first(out + t, load_first(row + t, count - t), count - t);
 }
 
+// Calls f(c) for blocks of kLanes channels that cover all; the last may overlap the one before it.
+template <typename C, typename F>
+MCIBI_SIMD void for_channel_blocks(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + kLanes<C> <= channels; c += kLanes<C>) f(c);
+  if (c < channels) f(channels - kLanes<C>);
+}
+
+// Channels that lie side by side, into tile [channels][kTile]; at least kLanes of them.
+template <typename S>
+void load_channels(const S* image, const int64_t* offsets, int64_t channels, int64_t count,
+                   Compute<S>* tile) {
+  using C = Compute<S>;
+  for_channel_blocks<C>(channels, [&](int64_t c) {
+    for (int64_t t = 0; t < kTile; t += kLanes<C>) {
+      Vector<C> rows[kLanes<C>] = {};
+      for (int64_t i = 0; i < kLanes<C> && t + i < count; ++i) {
+        rows[i] = load(image + offsets[t + i] + c);
+      }
+      transpose<C>(rows);
+      for (int64_t i = 0; i < kLanes<C>; ++i) store(tile + (c + i) * kTile + t, rows[i]);
+    }
+  });
+}
+
+// Writes tile [channels][kTile] to rows of `channels` side by side; at least kLanes of them.
+template <typename S>
+void store_channels(const Compute<S>* tile, int64_t channels, int64_t count, S* out) {
+  using C = Compute<S>;
+  for_channel_blocks<C>(channels, [&](int64_t c) {
+    for (int64_t t = 0; t < count; t += kLanes<C>) {
+      Vector<C> rows[kLanes<C>];
+      for (int64_t i = 0; i < kLanes<C>; ++i) rows[i] = load(tile + (c + i) * kTile + t);
+      transpose<C>(rows);
+      for (int64_t i = 0; i < kLanes<C> && t + i < count; ++i) {
+        store(out + (t + i) * channels + c, rows[i]);
+      }
+    }
+  });
+}
+
 // Reads `count` pixels from `first` of one image into tile [channels][kTile].
 template <typename S>
 void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t channels, int64_t first,
@@ -53,6 +95,9 @@ void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t chann
   int64_t offsets[kTile];
   for (int64_t t = 0; t < count; ++t) {
     offsets[t] = (first + t) / width * s.row + (first + t) % width * s.column;
+  }
+  if (s.channel == 1 && channels >= kLanes<Compute<S>>) {
+    return load_channels(image, offsets, channels, count, tile);
   }
   S rows[kChannelBlock][kTile];
   for (int64_t c = 0; c < channels; c += kChannelBlock) {
@@ -74,6 +119,9 @@ void store_tile(const Compute<S>* tile, int64_t channels, int64_t first, int64_t
       store_row(tile + c * kTile, count, image + c * pixels + first);
     }
     return;
+  }
+  if (channels >= kLanes<Compute<S>>) {
+    return store_channels(tile, channels, count, image + first * channels);
   }
   S rows[kChannelBlock][kTile];
   for (int64_t c = 0; c < channels; c += kChannelBlock) {

@@ -1,11 +1,11 @@
-// The register-blocked matrix product of the CPU kernels of gaussian_aggregate.
+// The register-blocked matrix product of the CPU kernels.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "common/pixel_tiles.h"
 #include "common/simd.h"
-#include "gaussian_aggregate/gaussian_aggregate_tiles.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

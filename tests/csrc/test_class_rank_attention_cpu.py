@@ -1,0 +1,201 @@
+"""The C++ kernels of class-rank attention, called directly, against a plain float64 reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mcibi_fast import _build
+
+if _build.load_extensions()["cpu"] is not None:
+    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+
+kernels = torch.ops.mcibi_fast_cpu
+ROOT = Path(__file__).resolve().parents[2]
+
+# (B, N, K): single pixels and classes, every block of classes, tails of panels, groups and tiles.
+SIZES = [
+    (1, 1, 1),
+    (1, 7, 1),
+    (2, 57, 8),
+    (2, 129, 19),
+    (3, 64, 24),
+    (1, 113, 60),
+    (1, 231, 150),
+    (2, 13, 33),
+    (1, 1024, 19),
+]
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+LAYOUTS = ["contiguous", "map", "strided", "expanded"]
+SCALE = 1.7
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The values of t (for "expanded": of its first image) in a memory layout."""
+    if layout == "map":  # the rows of a (B, K, h, w) map
+        return t.mT.contiguous().mT
+    if layout == "strided":  # every second element, NaN between
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+    if layout == "expanded":
+        return t[:1].expand_as(t)
+    return t.contiguous()
+
+
+def make(
+    size: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, weights, and a gradient of the output; all exact in every dtype."""
+    g = torch.Generator().manual_seed(sum(size))
+    query, logits, grad = (torch.randn(size, generator=g).bfloat16() for _ in range(3))
+    return query.to(dtype), (2 * logits).softmax(-1).to(dtype), grad.to(dtype)
+
+
+def eager(query: Tensor, weights: Tensor, scale: float = SCALE) -> Tensor:
+    return torch.softmax(scale * query @ weights.mT, -1) @ weights
+
+
+def gradients(query: Tensor, weights: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, ...]:
+    leaves = [t.detach().clone().requires_grad_() for t in (query, weights)]
+    return torch.autograd.grad(eager(*leaves, scale), leaves, grad)
+
+
+def ours(query: Tensor, weights: Tensor, grad: Tensor, scale: float = SCALE) -> tuple[Tensor, ...]:
+    """The result and both gradients."""
+    out, lse = kernels.class_rank_attention(query, weights, scale, False)
+    back = kernels.class_rank_attention_backward(grad, query, weights, out, lse, scale)
+    return out, *back
+
+
+def expected(
+    query: Tensor, weights: Tensor, grad: Tensor, scale: float = SCALE
+) -> tuple[Tensor, ...]:
+    return eager(query, weights, scale), *gradients(query, weights, grad, scale)
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    """Relative error in the Euclidean norm; absolute where that is zero."""
+    size = float(exact.norm())
+    return float((result.double() - exact).norm()) / (size if size > 1e-6 else 1.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_float64(size: tuple[int, ...], layout: str, poison: None) -> None:
+    inputs = [laid_out(t, layout) for t in make(size)]
+    for result, exact in zip(ours(*inputs), expected(*inputs), strict=True):
+        assert result.is_contiguous()
+        assert error(result, exact) < 1e-13
+    query, weights, _ = inputs
+    lse = kernels.class_rank_attention(query, weights, SCALE, False)[1]
+    assert error(lse, (SCALE * query @ weights.mT).logsumexp(-1)) < 1e-14
+
+
+@pytest.mark.parametrize("scale", [SCALE, 40.0, -3.0])
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_low_precision(
+    size: tuple[int, ...], dtype: torch.dtype, scale: float, poison: None
+) -> None:
+    inputs = make(size, dtype)
+    truth = expected(*(t.double() for t in inputs), scale)
+    bars = expected(*inputs, scale)
+    for layout in ("contiguous", "map", "strided"):
+        results = ours(*(laid_out(t, layout) for t in inputs), scale)
+        for result, exact, bar in zip(results, truth, bars, strict=True):
+            assert result.dtype == dtype
+            # Of one class the query's gradient is 0, of which there is no share.
+            unit = (4 * abs(scale) if size[-1] == 1 else 1) * torch.finfo(dtype).eps
+            assert error(result, exact) <= 2 * error(bar, exact) + unit
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_hard_counts_first_argmaxes(
+    size: tuple[int, ...], dtype: torch.dtype, poison: None
+) -> None:
+    query, weights, _ = make(size, dtype)
+    weights = (4 * weights).round()  # ties
+    first = (weights == weights.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+    W = torch.nn.functional.one_hot(first, size[-1]).double()
+    scores = SCALE * query.double() @ W.mT
+    unit = torch.finfo(dtype).eps
+    for layout in LAYOUTS[:3]:
+        out, lse = kernels.class_rank_attention(
+            laid_out(query, layout), laid_out(weights, layout), SCALE, True
+        )
+        assert error(out, scores.softmax(-1) @ W) <= 16 * unit
+        assert error(lse, scores.logsumexp(-1)) <= 16 * torch.finfo(lse.dtype).eps
+        absent = W.sum(1) == 0  # (B, K)
+        assert not out[absent[:, None].expand_as(out)].any()
+
+
+def test_scores_far_from_zero() -> None:
+    """All scores of a row far below or above zero: nothing underflows or overflows."""
+    query, weights, grad = make((1, 91, 19), torch.float32)
+    # Each row of W sums to one, so that this shifts the scores and changes nothing else.
+    for shift in (-300.0, 300.0):
+        shifted = query + shift
+        assert all(t.isfinite().all() for t in ours(shifted, weights, grad, 1.0))
+        truth = expected(shifted.double(), weights.double(), grad.double(), 1.0)
+        bars = expected(shifted, weights, grad, 1.0)
+        for result, exact, bar in zip(ours(shifted, weights, grad, 1.0), truth, bars, strict=True):
+            assert error(result, exact) <= 2 * error(bar, exact) + 1e-6
+
+
+@pytest.mark.parametrize("scale", [SCALE, -3.0])
+def test_long_sums_round_little(scale: float) -> None:
+    """Sums are made in two steps, and the backward's softmax, from a rounded statistic, is
+    normalised again: without either the errors are twice as large or more."""
+    inputs = make((1, 1024, 19), torch.float32)
+    truth = expected(*(t.double() for t in inputs), scale)
+    results, bars = ours(*inputs, scale), expected(*inputs, scale)
+    for result, exact, bar in zip(results, truth, bars, strict=True):
+        assert error(result, exact) <= 1.6 * error(bar, exact)
+
+
+def test_not_a_number_stays_in_its_query() -> None:
+    query, weights, _ = make((1, 70, 5), torch.float32)
+    query[0, 33, 2] = float("nan")
+    out, lse = kernels.class_rank_attention(query, weights, SCALE, False)
+    assert out[0, 33].isnan().all() and lse[0, 33].isnan()
+    assert out.isnan().sum() == 5 and lse.isnan().sum() == 1
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    inputs = make((2, 321, 19), torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            hard = kernels.class_rank_attention(*inputs[:2], SCALE, True)
+            results.append(torch.cat([t.flatten() for t in (*ours(*inputs), *hard)]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.skipif("MCIBI_FAST_CPU" in os.environ, reason="this run is of one instruction set")
+@pytest.mark.parametrize("flavour", ["baseline", "v3"])
+def test_every_instruction_set(flavour: str) -> None:
+    """The tests above in a process that uses a plainer flavour than this machine's best."""
+    info = _build.build_info()
+    if flavour not in info["cpu_flavours"] or flavour == info["cpu_flavour"]:
+        pytest.skip(f"needs a build with {flavour}, on a CPU above it")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*command, __file__],
+        cwd=ROOT,
+        env={**os.environ, "MCIBI_FAST_CPU": flavour},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
