@@ -87,6 +87,7 @@ inline void cp_async_16(void* shared, const void* global, bool valid = true) {
 }
 inline void cp_async_commit() { mcibi_host::async_commit(); }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline int opaque(int x) { return x; }
 #define MCIBI_CP_ASYNC_WAIT(groups) ::mcibi_host::async_wait(MCIBI_SITE(kAsyncWait), (groups))
 
 #else
@@ -196,6 +197,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+}
+
+// x, unknown to the compiler: what depends on it is not moved out of a loop, where it would take
+// registers for long.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 #endif  // MCIBI_HOST_EXECUTOR

@@ -62,17 +62,27 @@ class GaussianTable {
   }
 
   // Calls place(item, entries of quad(item)) for the items threadIdx.x + blockDim.x i below count.
-  // Where rows of eps can be read 16 bytes at a time, kInFlight quads are on their way at once.
-  template <int kInFlight, typename Scalar, typename QuadOf, typename Place>
+  // kMany: many are on their way at once where rows of eps can be read 16 bytes at a time; else one
+  // at a time, where registers are short.
+  template <bool kMany, typename Scalar, typename QuadOf, typename Place>
   __device__ __forceinline__ void for_each(int count, QuadOf quad, Place place) const {
-    if (!has_vectors()) {
-      for (int item = threadIdx.x; item < count; item += blockDim.x) {
-        Scalar c[4];
-        entries(quad(item), c);
-        place(item, c);
-      }
-      return;
+    if (kMany && has_vectors()) return for_each_vector<Scalar>(count, quad, place);
+    for (int item = threadIdx.x; item < count; item += blockDim.x) {
+      Scalar c[4];
+      entries(quad(item), c);
+      place(item, c);
     }
+  }
+
+ private:
+  template <typename Noise>
+  struct Moments {
+    Noise mean, std;
+  };
+
+  template <typename Scalar, typename QuadOf, typename Place>
+  __device__ __forceinline__ void for_each_vector(int count, QuadOf quad, Place place) const {
+    constexpr int kInFlight = 4;
     for (int first = threadIdx.x; first < count; first += kInFlight * blockDim.x) {
       float eps[kInFlight][4];
       Moments<float> m[kInFlight];
@@ -97,12 +107,6 @@ class GaussianTable {
       }
     }
   }
-
- private:
-  template <typename Noise>
-  struct Moments {
-    Noise mean, std;
-  };
 
   __device__ bool has_vectors() const {
     return input_.eps != nullptr && input_.kind == FloatKind::kFloat32 &&

@@ -27,7 +27,7 @@ struct BackwardMmaPlan {
 //   class 16 step + 4 (lane / 8) + 2 r + lane / 4 % 2,
 //   channel 16 z_step + 4 (lane % 4) + 2 h and the next;
 // it is word 2 h + r where the table is the mma's A (contiguous), 2 r + h where it is B.
-template <int kInFlight, typename T, bool kChannelsLast>
+template <bool kMany, typename T, bool kChannelsLast>
 __device__ __forceinline__ void stage_backward(T* fragments, const GaussianTableCudaInput& input,
                                                int step, int steps, int z_step, int z_steps) {
   const auto quad = [=](int item) {
@@ -43,7 +43,7 @@ __device__ __forceinline__ void stage_backward(T* fragments, const GaussianTable
     for (int h = 0; h < 2; ++h)
       to[kChannelsLast ? 2 * r + h : 2 * h + r] = Pair<T>::pack(c[2 * h], c[2 * h + 1]);
   };
-  GaussianTable(input).for_each<kInFlight, float>(steps * z_steps * 64, quad, place);
+  GaussianTable(input).for_each<kMany, float>(steps * z_steps * 64, quad, place);
 }
 
 // acc (16 classes x 32 pixels each) += the table's classes times 16 channels of g.
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   const int batches = int(input.batch), pixels = int(input.height * input.width);
   const int chunks = kSteps <= kFewSteps ? 1 : ceil_div(plan.steps, kSteps);
   if (plan.resident) {
-    stage_backward<4, T, kChannelsLast>(fragments, input.table, 0, plan.steps, 0, plan.z_steps);
+    stage_backward<true, T, kChannelsLast>(fragments, input.table, 0, plan.steps, 0, plan.z_steps);
     __syncthreads();
   }
 
@@ -269,7 +269,8 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
         const int count = min(plan.part, plan.z_steps - first);
         if (!plan.resident) {
           __syncthreads();
-          stage_backward<1, T, kChannelsLast>(fragments, input.table, step, steps, first, count);
+          stage_backward<false, T, kChannelsLast>(fragments, input.table, step, steps, first,
+                                                  count);
           __syncthreads();
         }
         const T* part = fragments + (plan.resident ? 256 * step * plan.z_steps : 0);
@@ -288,9 +289,12 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
         }
       }
       // the sums, then the results: of one chunk at once, of several in two sweeps
-      if (visit < chunks) adjoint.apply(acc, step, steps, false);
-      if (visit == chunks - 1) adjoint.agree();
-      if (chunks == 1 || visit >= chunks) adjoint.apply(acc, step, steps, true);
+      const int last = chunks == 1 || visit >= chunks;
+#pragma unroll 1
+      for (int write = visit >= chunks; write <= last; ++write) {
+        adjoint.apply(acc, opaque(step), steps, write);
+        if (!write && visit == chunks - 1) adjoint.agree();
+      }
     }
   }
 }

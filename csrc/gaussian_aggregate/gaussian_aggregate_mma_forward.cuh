@@ -7,6 +7,8 @@
 // denominator waits for the results.
 #pragma once
 
+#include <climits>
+
 #include "gaussian_aggregate/gaussian_aggregate_mma.cuh"
 
 namespace mcibi_fast {
@@ -25,7 +27,7 @@ struct ForwardMmaPlan {
 //   channel z + 32 group + 8 (lane / 8) + 4 half + 2 r + lane / 4 % 2,
 //   class 16 step + 4 (lane % 4) + 2 h and the next;
 // it is word 2 h + r where the table is the mma's A (contiguous), 2 r + h where it is B.
-template <int kInFlight, typename T, bool kChannelsLast>
+template <bool kMany, typename T, bool kChannelsLast>
 __device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableCudaInput& input,
                                               int step, int steps, int z, int groups) {
   const auto quad = [=](int item) {
@@ -40,7 +42,7 @@ __device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableC
     for (int i = 0; i < 4; ++i)
       to[32 * (i % 2) + 2 * (kChannelsLast ? 2 * (i / 2) + h : 2 * h + i / 2)] = T(c[i]);
   };
-  GaussianTable(input).for_each<kInFlight, float>(groups * steps * 128, quad, place);
+  GaussianTable(input).for_each<kMany, float>(groups * steps * 128, quad, place);
 }
 
 // The weights W of a thread's four slots, not yet normalised, 16 kSteps classes at a time.
@@ -48,14 +50,14 @@ template <typename T, bool kChannelsLast, int kSteps>
 struct Weights {
   uint32_t words[kSteps][4][2];
   float largest[4];  // logit, of the thread's classes; of all classes after `agree`
-  int argmax[4];
-  float sum[4];  // of the thread's weights; of all after `normalise`
+  int first[4];      // hard: the first class that has it, so far
+  float sum[4];      // of the thread's weights; of all after `normalise`
 
   __device__ __forceinline__ Weights() {
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {
       largest[slot] = -INFINITY;
-      argmax[slot] = 4 * (threadIdx.x % 4);
+      first[slot] = INT_MAX;
       sum[slot] = 0;
     }
   }
@@ -98,33 +100,37 @@ struct Weights {
     }
   }
 
-  __device__ __forceinline__ void find_largest(int k, int steps, bool hard) {
-    for_each(steps, [&](int slot, int i, float logit) {
-      if (hard && logit > largest[slot]) argmax[slot] = k + i;
-      largest[slot] = fmaxf(largest[slot], logit);
-    });
+  __device__ __forceinline__ void find_largest(int steps) {
+    for_each(steps,
+             [&](int slot, int, float logit) { largest[slot] = fmaxf(largest[slot], logit); });
   }
 
-  // Between the four lanes that share the slots; the first class on ties.
+  // Between the four lanes that share the slots.
   __device__ __forceinline__ void agree() {
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {
 #pragma unroll
-      for (int distance = 1; distance < 4; distance *= 2) {
-        const float other = __shfl_xor_sync(kFullWarp, largest[slot], distance);
-        const int other_class = __shfl_xor_sync(kFullWarp, argmax[slot], distance);
-        if (other > largest[slot] || (other == largest[slot] && other_class < argmax[slot]))
-          argmax[slot] = other_class;
-        largest[slot] = fmaxf(largest[slot], other);
-      }
+      for (int distance = 1; distance < 4; distance *= 2)
+        largest[slot] = fmaxf(largest[slot], __shfl_xor_sync(kFullWarp, largest[slot], distance));
     }
   }
 
-  __device__ __forceinline__ void form(int k, int steps, bool hard) {
-    if (hard) {
-      update(steps, [&](int slot, int i, float) { return k + i == argmax[slot] ? 1.0f : 0.0f; });
-      return;
+  // One for the first of the largest logits, else 0. Chunks come in the order of the classes.
+  __device__ __forceinline__ void form_hard(int k, int steps) {
+    for_each(steps, [&](int slot, int i, float logit) {
+      if (logit == largest[slot]) first[slot] = min(first[slot], k + i);
+    });
+#pragma unroll
+    for (int slot = 0; slot < 4; ++slot) {
+      sum[slot] = 0.25f;  // in four lanes
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2)
+        first[slot] = min(first[slot], __shfl_xor_sync(kFullWarp, first[slot], distance));
     }
+    update(steps, [&](int slot, int i, float) { return k + i == first[slot] ? 1.0f : 0.0f; });
+  }
+
+  __device__ __forceinline__ void form(int steps) {
     float shift[4];
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot)  // all logits -inf: 0 / 0 in the end, as it should be
@@ -137,14 +143,13 @@ struct Weights {
   }
 
   // Sums over the four lanes; returns the log-sum-exp of slot `pair` (hard: the largest logit).
-  __device__ __forceinline__ float normalise(bool hard) {
+  __device__ __forceinline__ float normalise() {
     float statistic = 0;
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {
 #pragma unroll
       for (int distance = 1; distance < 4; distance *= 2)
         sum[slot] += __shfl_xor_sync(kFullWarp, sum[slot], distance);
-      if (hard) sum[slot] = 1;
       if (slot == int(threadIdx.x % 4)) statistic = largest[slot] + logf(sum[slot]);
     }
     return statistic;
@@ -258,7 +263,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   constexpr bool kFew = kSteps <= kFewSteps;  // one chunk, and a table that fits
   const int chunks = kFew ? 1 : ceil_div(plan.steps, kSteps);
   if (plan.resident) {
-    stage_forward<4, T, kChannelsLast>(fragments, input.table, 0, plan.steps, first_z, groups);
+    stage_forward<true, T, kChannelsLast>(fragments, input.table, 0, plan.steps, first_z, groups);
     __syncthreads();
   }
 
@@ -277,15 +282,20 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
         const int step = kSteps * chunk, steps = min(plan.steps - step, kSteps);
         if (!kFew && !plan.resident && group >= 0) {
           __syncthreads();
-          stage_forward<1, T, kChannelsLast>(fragments, input.table, step, steps, z, 1);
+          stage_forward<false, T, kChannelsLast>(fragments, input.table, step, steps, z, 1);
           __syncthreads();
         }
         if (group < 0 || chunks > 1) weights.fetch(logits, 16 * step);
         if (group < 0) {
-          weights.find_largest(16 * step, steps, plan.hard);
+          weights.find_largest(steps);
           continue;
         }
-        if (group == 0 || chunks > 1) weights.form(16 * step, steps, plan.hard);
+        if (group == 0 || chunks > 1) {
+          if (plan.hard)
+            weights.form_hard(16 * step, steps);
+          else
+            weights.form(steps);
+        }
         const int block = plan.resident ? group * plan.steps + step : 0;
         multiply(acc, weights, fragments + 512 * block, steps);
       }
@@ -294,7 +304,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
         continue;
       }
       if (group == 0 || chunks > 1) {
-        const float statistic = weights.normalise(plan.hard);
+        const float statistic = weights.normalise();
         const int pixel = tile.pixel(tile.pair);
         if (z == 0 && tile.holds(pixel)) lse[int64_t(tile.batch) * pixels + pixel] = statistic;
 #pragma unroll

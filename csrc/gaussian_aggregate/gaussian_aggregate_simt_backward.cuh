@@ -43,7 +43,7 @@ __device__ void stage_grad(Scalar* to, const Scalar* grad, const TileOffsets& of
 }
 
 // Entries of classes k .. k + classes - 1 and `count` channels from z, a row per channel.
-template <int kInFlight, typename Scalar>
+template <bool kMany, typename Scalar>
 __device__ __forceinline__ void stage_columns(Scalar* to, const GaussianTableCudaInput& input,
                                               int k, int classes, int z, int count) {
   const auto quad = [=](int item) { return Quad{k + item % classes, z + 4 * (item / classes)}; };
@@ -51,7 +51,7 @@ __device__ __forceinline__ void stage_columns(Scalar* to, const GaussianTableCud
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[(4 * (item / classes) + i) * classes + item % classes] = c[i];
   };
-  GaussianTable(input).for_each<kInFlight, Scalar>(classes * (count / 4), quad, place);
+  GaussianTable(input).for_each<kMany, Scalar>(classes * (count / 4), quad, place);
 }
 
 // The softmax's adjoint for a thread's pixels (8 row ..) and classes (k + lane + 16 j).
@@ -162,7 +162,8 @@ __global__ void __launch_bounds__(kSimtThreads, kClasses <= 2 ? 2 : 1)
   const int pixels = int(input.height * input.width), per_image = ceil_div(pixels, kAdjointPixels);
   const int chunks = ceil_div(classes, 16 * kClasses);
   const int slices = ceil_div(channels, kSliceChannels);
-  if (plan.resident) stage_columns<4>(table, input.table, 0, classes, 0, kSliceChannels * slices);
+  if (plan.resident)
+    stage_columns<true>(table, input.table, 0, classes, 0, kSliceChannels * slices);
 
   for (int tile = blockIdx.x; tile < input.batch * per_image; tile += gridDim.x) {
     const int batch = tile / per_image, first = tile % per_image * kAdjointPixels;
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kSimtThreads, kClasses <= 2 ? 2 : 1)
         __syncthreads();
         stage_grad(g, grad, offsets, grad_map.strides.channel, z, channels, count,
                    grad_map.strides.channel == 1);
-        if (!plan.resident) stage_columns<2>(table, input.table, k, chunk, z, kSliceChannels);
+        if (!plan.resident) stage_columns<true>(table, input.table, k, chunk, z, kSliceChannels);
         __syncthreads();
         const Scalar* t = table + (plan.resident ? z * classes : 0);
 #pragma unroll 2

@@ -139,7 +139,7 @@ class SimtWeights {
 };
 
 // Entries of classes k .. k + classes - 1 and `channels` channels from z, a row per class.
-template <int kInFlight, typename Scalar>
+template <bool kMany, typename Scalar>
 __device__ __forceinline__ void stage_rows(Scalar* to, const GaussianTableCudaInput& input, int k,
                                            int classes, int z, int channels) {
   const int quads = channels / 4;
@@ -148,7 +148,7 @@ __device__ __forceinline__ void stage_rows(Scalar* to, const GaussianTableCudaIn
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[4 * item + i] = c[i];
   };
-  GaussianTable(input).for_each<kInFlight, Scalar>(classes * quads, quad, place);
+  GaussianTable(input).for_each<kMany, Scalar>(classes * quads, quad, place);
 }
 
 // A block takes the tiles blockIdx.x + gridDim.x i and slice blockIdx.y of the channels. A thread's
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2)
   const int first_z = kSize * plan.channel_tiles * blockIdx.y;
   const int channel_tiles = min(plan.channel_tiles, ceil_div(channels - first_z, kSize));
   const int table_stride = plan.resident ? kSize * channel_tiles : kSize;
-  if (plan.resident) stage_rows<4>(table, input.table, 0, classes, first_z, table_stride);
+  if (plan.resident) stage_rows<true>(table, input.table, 0, classes, first_z, table_stride);
 
   for (int tile = blockIdx.x; tile < input.batch * per_image; tile += gridDim.x) {
     const int batch = tile / per_image, first = tile % per_image * kSize;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2)
         if (form || !plan.resident) {
           __syncthreads();
           if (form) weights.form(k);
-          if (!plan.resident) stage_rows<1>(table, input.table, k, chunk, z, kSize);
+          if (!plan.resident) stage_rows<false>(table, input.table, k, chunk, z, kSize);
           __syncthreads();
         }
         const Scalar* w = shared_tile.weights;
@@ -211,11 +211,12 @@ __global__ void __launch_bounds__(kSimtThreads, 2)
           }
         }
       }
+      const int first_a = opaque(lane), first_b = opaque(kItems * row);
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
-          const int a = lane + 16 * i, b = kItems * row + j;
+          const int a = first_a + 16 * i, b = first_b + j;
           const int pixel = kChannelsLast ? b : a, channel = z + (kChannelsLast ? a : b);
           if (first + pixel >= pixels || channel >= channels) continue;
           if (kChannelsLast)
