@@ -1,15 +1,12 @@
 // class_rank_attention and its backward for the CPU, as plain kernels (no autograd) in
 // torch.ops.mcibi_fast_cpu.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <tuple>
 #include <vector>
 
 #include "class_rank_attention/class_rank_attention.h"
+#include "common/binding.h"
 #include "common/cpu_dispatch.h"
 
 namespace mcibi_fast {
@@ -23,23 +20,8 @@ Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype) {
                               torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
-FloatKind float_kind(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return FloatKind::kFloat32;
-    case ScalarType::Double:
-      return FloatKind::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatKind::kBFloat16;
-    case ScalarType::Half:
-      return FloatKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "query: expected float32, float64, bfloat16 or float16");
-  }
-}
-
 // (B, N, K) as the map (B, K, 1, N).
-MapStrides map_strides(const Tensor& rows) {
+MapStrides row_strides(const Tensor& rows) {
   return {rows.stride(0), rows.stride(2), rows.size(1), rows.stride(1)};
 }
 
@@ -55,11 +37,11 @@ ClassRankInput input_of(const Tensor& query, const Tensor& weights, double scale
                   "query: expected a CPU tensor (B, N, K) that is not empty");
   check_like_query(weights, query, "weights");
   ClassRankInput input = {};
-  input.kind = float_kind(query);
+  input.kind = float_kind(query, "query");
   input.query = query.const_data_ptr();
-  input.query_strides = map_strides(query);
+  input.query_strides = row_strides(query);
   input.weights = weights.const_data_ptr();
-  input.weights_strides = map_strides(weights);
+  input.weights_strides = row_strides(weights);
   input.batch = query.size(0);
   input.pixels = query.size(1);
   input.classes = query.size(2);
@@ -67,15 +49,11 @@ ClassRankInput input_of(const Tensor& query, const Tensor& weights, double scale
   return input;
 }
 
-ScalarType statistic_dtype(const Tensor& query) {
-  return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 std::tuple<Tensor, Tensor> class_rank_attention(const Tensor& query, const Tensor& weights,
                                                 double scale, bool hard) {
   const ClassRankInput input = input_of(query, weights, scale);
   Tensor out = empty_cpu({input.batch, input.pixels, input.classes}, query.scalar_type());
-  Tensor lse = empty_cpu({input.batch, input.pixels}, statistic_dtype(query));
+  Tensor lse = empty_cpu({input.batch, input.pixels}, wide_type(query.scalar_type()));
   auto* kernel = hard ? MCIBI_CPU_KERNEL(class_rank_attention_hard_cpu)
                       : MCIBI_CPU_KERNEL(class_rank_attention_cpu);
   kernel(input, out.mutable_data_ptr(), lse.mutable_data_ptr());
@@ -89,12 +67,12 @@ std::tuple<Tensor, Tensor> class_rank_attention_backward(const Tensor& grad, con
   check_like_query(grad, query, "grad");
   check_like_query(out, query, "out");
   STD_TORCH_CHECK(out.is_contiguous(), "out: expected a contiguous tensor");
-  STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == statistic_dtype(query) &&
+  STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == wide_type(query.scalar_type()) &&
                       lse.is_contiguous() && lse.dim() == 2 && lse.size(0) == input.batch &&
                       lse.size(1) == input.pixels,
                   "lse: expected the statistic that class_rank_attention returned");
   const ClassRankResult result = {out.const_data_ptr(), lse.const_data_ptr(), grad.const_data_ptr(),
-                                  map_strides(grad)};
+                                  row_strides(grad)};
   const std::vector<int64_t> size = {input.batch, input.pixels, input.classes};
   Tensor grad_query = empty_cpu(size, query.scalar_type());
   Tensor grad_weights = empty_cpu(size, query.scalar_type());

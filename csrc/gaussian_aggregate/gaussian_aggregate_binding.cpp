@@ -1,14 +1,11 @@
 // gaussian_table, gaussian_aggregate and gaussian_aggregate_backward for the CPU, as plain kernels
 // (no autograd) in torch.ops.mcibi_fast_cpu.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <tuple>
 #include <vector>
 
+#include "common/binding.h"
 #include "common/cpu_dispatch.h"
 #include "gaussian_aggregate/gaussian_aggregate.h"
 
@@ -23,35 +20,6 @@ Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype, bool channe
   return torch::stable::empty(
       size, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU),
       std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-FloatKind float_kind(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return FloatKind::kFloat32;
-    case ScalarType::Double:
-      return FloatKind::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatKind::kBFloat16;
-    case ScalarType::Half:
-      return FloatKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
-  }
-}
-
-MapStrides map_strides(const Tensor& map) {
-  return {map.stride(0), map.stride(1), map.stride(2), map.stride(3)};
-}
-
-// channels_last in memory, and not contiguous as well (as a map of one class or one pixel is).
-bool is_channels_last(const Tensor& map) {
-  int64_t expected = 1;
-  for (int64_t dim : {1, 3, 2, 0}) {
-    if (map.size(dim) != 1 && map.stride(dim) != expected) return false;
-    expected *= map.size(dim);
-  }
-  return !map.is_contiguous();
 }
 
 template <typename T>
@@ -125,10 +93,6 @@ GaussianAggregateInput input_of(const Tensor& logits, const Table& table) {
   return input;
 }
 
-ScalarType statistic_dtype(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor gaussian_table(const Tensor& memory, int64_t channels, const Tensor& noise) {
   const Table table = table_of(memory, channels, noise);
   const ScalarType dtype =
@@ -144,7 +108,8 @@ std::tuple<Tensor, Tensor> gaussian_aggregate(const Tensor& logits, const Tensor
   const GaussianAggregateInput input = input_of(logits, table);
   Tensor out = empty_cpu({input.batch, channels, input.height, input.width}, logits.scalar_type(),
                          input.channels_last);
-  Tensor lse = empty_cpu({input.batch, input.height * input.width}, statistic_dtype(logits), false);
+  Tensor lse =
+      empty_cpu({input.batch, input.height * input.width}, wide_type(logits.scalar_type()), false);
   MCIBI_CPU_KERNEL(gaussian_aggregate_cpu)
   (input, hard, out.mutable_data_ptr(), lse.mutable_data_ptr());
   return {out, lse};
@@ -159,7 +124,7 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
   STD_TORCH_CHECK(
       grad.size(0) == input.batch && grad.size(2) == input.height && grad.size(3) == input.width,
       "grad: expected the batch and the size of logits");
-  STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == statistic_dtype(logits) &&
+  STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == wide_type(logits.scalar_type()) &&
                       lse.is_contiguous() && lse.dim() == 2 && lse.size(0) == input.batch &&
                       lse.size(1) == input.height * input.width,
                   "lse: expected the statistic that gaussian_aggregate returned");

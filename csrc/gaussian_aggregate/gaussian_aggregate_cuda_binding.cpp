@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/binding.h"
 #include "common/cuda_binding.h"
 #include "gaussian_aggregate/gaussian_aggregate.h"
 
@@ -17,21 +18,6 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-FloatKind float_kind(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return FloatKind::kFloat32;
-    case ScalarType::Double:
-      return FloatKind::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatKind::kBFloat16;
-    case ScalarType::Half:
-      return FloatKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
-  }
-}
-
 // float32 or float64.
 FloatKind wide_kind(const Tensor& tensor, const char* name) {
   const FloatKind kind = float_kind(tensor, name);
@@ -40,26 +26,8 @@ FloatKind wide_kind(const Tensor& tensor, const char* name) {
   return kind;
 }
 
-ScalarType statistic_type(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 void check_device(const Tensor& tensor, const Tensor& first, const char* name) {
   STD_TORCH_CHECK(tensor.device() == first.device(), name, ": on another device");
-}
-
-MapStrides map_strides(const Tensor& map) {
-  return {map.stride(0), map.stride(1), map.stride(2), map.stride(3)};
-}
-
-// channels_last in memory, and not contiguous as well (as a map of one class or one pixel is).
-bool is_channels_last(const Tensor& map) {
-  int64_t expected = 1;
-  for (int64_t dim : {1, 3, 2, 0}) {
-    if (map.size(dim) != 1 && map.stride(dim) != expected) return false;
-    expected *= map.size(dim);
-  }
-  return !map.is_contiguous();
 }
 
 GaussianTableCudaInput table_input(const Tensor& memory, int64_t channels, const Tensor& noise) {
@@ -139,7 +107,8 @@ std::tuple<Tensor, Tensor> gaussian_aggregate(const Tensor& logits, const Tensor
   const GaussianAggregateCudaInput input = aggregate_input(logits, memory, channels, noise);
   const OnDeviceOf device(logits);
   Tensor out = empty_map(logits, channels, input.channels_last);
-  Tensor lse = device.empty({input.batch, input.height * input.width}, statistic_type(logits));
+  Tensor lse =
+      device.empty({input.batch, input.height * input.width}, wide_type(logits.scalar_type()));
   check_launch("gaussian_aggregate",
                gaussian_aggregate_cuda(input, hard, out.mutable_data_ptr(), lse.mutable_data_ptr(),
                                        device.stream()));
@@ -156,7 +125,7 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
       grad.size(0) == input.batch && grad.size(2) == input.height && grad.size(3) == input.width,
       "grad: expected the batch and the size of logits");
   check_device(lse, logits, "lse");
-  STD_TORCH_CHECK(lse.scalar_type() == statistic_type(logits) && lse.is_contiguous() &&
+  STD_TORCH_CHECK(lse.scalar_type() == wide_type(logits.scalar_type()) && lse.is_contiguous() &&
                       lse.dim() == 2 && lse.size(0) == input.batch &&
                       lse.size(1) == input.height * input.width,
                   "lse: expected the statistic that gaussian_aggregate returned");

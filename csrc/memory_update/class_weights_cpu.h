@@ -11,9 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "common/bilinear.h"
+#include "common/label_rows.h"
 #include "common/parallel.h"
 #include "memory_update/memory_update.h"
-#include "memory_update/memory_update_math.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
@@ -106,59 +107,6 @@ class DenseRow {
   std::vector<Span> span_;
   std::vector<int32_t> touched_;
 };
-
-constexpr int32_t kIgnored = -1;
-constexpr int32_t kBad = -2;
-
-// Labels of one row as classes, kIgnored or kBad.
-template <typename L>
-void read_label_row(const LabelMap& labels, int64_t b, int64_t y, int32_t* classes) {
-  const L* row = static_cast<const L*>(labels.data) + b * labels.stride_b + y * labels.stride_y;
-  const int64_t stride = labels.stride_x;
-  const int64_t num_classes = labels.num_classes, ignore_index = labels.ignore_index;
-  const auto read = [&](int64_t x, int64_t value) {
-    const bool in_range = value >= 0 && value < num_classes;
-    classes[x] = value == ignore_index ? kIgnored : in_range ? static_cast<int32_t>(value) : kBad;
-  };
-  if (stride == 1) {
-    for (int64_t x = 0; x < labels.width; ++x) read(x, row[x]);
-  } else {
-    for (int64_t x = 0; x < labels.width; ++x) read(x, row[x * stride]);
-  }
-}
-
-inline int64_t label_value(const LabelMap& labels, int64_t b, int64_t y, int64_t x) {
-  const int64_t i = b * labels.stride_b + y * labels.stride_y + x * labels.stride_x;
-  switch (labels.kind) {
-    case LabelKind::kUInt8:
-      return static_cast<const uint8_t*>(labels.data)[i];
-    case LabelKind::kInt8:
-      return static_cast<const int8_t*>(labels.data)[i];
-    case LabelKind::kInt16:
-      return static_cast<const int16_t*>(labels.data)[i];
-    case LabelKind::kInt32:
-      return static_cast<const int32_t*>(labels.data)[i];
-    default:
-      return static_cast<const int64_t*>(labels.data)[i];
-  }
-}
-
-using LabelReader = void (*)(const LabelMap&, int64_t, int64_t, int32_t*);
-
-inline LabelReader label_reader(LabelKind kind) {
-  switch (kind) {
-    case LabelKind::kUInt8:
-      return &read_label_row<uint8_t>;
-    case LabelKind::kInt8:
-      return &read_label_row<int8_t>;
-    case LabelKind::kInt16:
-      return &read_label_row<int16_t>;
-    case LabelKind::kInt32:
-      return &read_label_row<int32_t>;
-    default:
-      return &read_label_row<int64_t>;
-  }
-}
 
 // Makes consecutive rows of A on one thread.
 class WeightRowBuilder {

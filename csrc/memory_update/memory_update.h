@@ -10,6 +10,7 @@
 
 #include "common/cpu_dispatch.h"
 #include "common/dtypes.h"
+#include "common/labels.h"
 
 namespace mcibi_fast {
 
@@ -21,21 +22,6 @@ struct FeatureMap {
   FloatKind kind;
   int64_t batch, channels, height, width;
   int64_t stride_b, stride_z, stride_y, stride_x;
-};
-
-// GT: (B, H, W); values in [0, num_classes) that are not ignore_index are classes.
-struct LabelMap {
-  const void* data;
-  LabelKind kind;
-  int64_t height, width;
-  int64_t stride_b, stride_y, stride_x;
-  int64_t num_classes, ignore_index;
-};
-
-// The first label, in memory order, that is neither a class nor ignore_index.
-struct BadLabel {
-  bool found;
-  int64_t b, y, x, value;
 };
 
 // sums (K, Z) and counts (K,), both contiguous and overwritten. With a bad label the sums are not
@@ -63,16 +49,6 @@ MCIBI_DECLARE_CPU_KERNEL(moving_average_cpu,
 // 4 N K bytes (one weight per low-resolution pixel and class, of which those of the classes that
 // are there are touched), 16 N K / 64 for indices and 4 s K Z for partial sums (s = 384 * 64 / Z
 // where there is work enough); the weights and sums of float64 features take twice that.
-
-// Where bad labels are counted: int64 (count, first value, op). A null flag counts nothing.
-struct LabelFlag {
-  int64_t* flag;
-  int64_t op;
-};
-// The ops by number, as in mcibi_fast/ops/labels.py.
-inline constexpr int64_t kOpClassFeatureSums = 0;
-inline constexpr int64_t kOpClassFeatureSumsBackward = 1;
-inline constexpr int64_t kOpMemoryUpdate = 2;
 
 inline constexpr int64_t kMaxCudaClasses = 4096;  // a block numbers the classes in shared memory
 

@@ -1,16 +1,13 @@
 // CPU operators of the memory update: cheap checks, allocation, registration. Python checks what a
 // user can get wrong (mcibi_fast/ops/memory_update.py).
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <initializer_list>
-#include <sstream>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
+#include "common/binding.h"
 #include "memory_update/memory_update.h"
 
 namespace mcibi_fast {
@@ -19,55 +16,13 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-FloatKind float_kind(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return FloatKind::kFloat32;
-    case ScalarType::Double:
-      return FloatKind::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatKind::kBFloat16;
-    case ScalarType::Half:
-      return FloatKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "features: expected float32, float64, bfloat16 or float16");
-  }
-}
-
-LabelKind label_kind(ScalarType type) {
-  switch (type) {
-    case ScalarType::Byte:
-      return LabelKind::kUInt8;
-    case ScalarType::Char:
-      return LabelKind::kInt8;
-    case ScalarType::Short:
-      return LabelKind::kInt16;
-    case ScalarType::Int:
-      return LabelKind::kInt32;
-    case ScalarType::Long:
-      return LabelKind::kInt64;
-    default:
-      STD_TORCH_CHECK(false, "labels: expected uint8, int8, int16, int32 or int64");
-  }
-}
-
 FeatureMap feature_map(const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4, "features: expected (B, Z, h, w)");
-  return {t.const_data_ptr(), float_kind(t.scalar_type()),
+  return {t.const_data_ptr(), float_kind(t, "features"),
           t.size(0),          t.size(1),
           t.size(2),          t.size(3),
           t.stride(0),        t.stride(1),
           t.stride(2),        t.stride(3)};
-}
-
-LabelMap label_map(const Tensor& t, int64_t num_classes, int64_t ignore_index) {
-  STD_TORCH_CHECK(t.dim() == 3, "labels: expected (B, H, W)");
-  STD_TORCH_CHECK(num_classes > 0 && num_classes < INT32_MAX, "num_classes: out of range");
-  return {t.const_data_ptr(), label_kind(t.scalar_type()),
-          t.size(1),          t.size(2),
-          t.stride(0),        t.stride(1),
-          t.stride(2),        num_classes,
-          ignore_index};
 }
 
 void check_shapes(const FeatureMap& features, const Tensor& labels) {
@@ -75,15 +30,6 @@ void check_shapes(const FeatureMap& features, const Tensor& labels) {
   for (const int64_t size : {features.height, features.width, labels.size(1), labels.size(2)}) {
     STD_TORCH_CHECK(size > 0 && size < INT32_MAX, "features and labels: no empty dimension");
   }
-}
-
-void raise_if_bad(const BadLabel& bad, const LabelMap& labels) {
-  if (!bad.found) return;
-  std::ostringstream message;
-  message << "labels: value " << bad.value << " at (b=" << bad.b << ", y=" << bad.y
-          << ", x=" << bad.x << ") is outside [0, " << labels.num_classes
-          << ") and is not ignore_index (" << labels.ignore_index << ")";
-  throw std::runtime_error(message.str());
 }
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "common/binding.h"
 #include "common/cuda_binding.h"
 #include "memory_update/memory_update.h"
 
@@ -12,38 +13,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-FloatKind float_kind(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return FloatKind::kFloat32;
-    case ScalarType::Double:
-      return FloatKind::kFloat64;
-    case ScalarType::BFloat16:
-      return FloatKind::kBFloat16;
-    case ScalarType::Half:
-      return FloatKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
-  }
-}
-
-LabelKind label_kind(ScalarType type) {
-  switch (type) {
-    case ScalarType::Byte:
-      return LabelKind::kUInt8;
-    case ScalarType::Char:
-      return LabelKind::kInt8;
-    case ScalarType::Short:
-      return LabelKind::kInt16;
-    case ScalarType::Int:
-      return LabelKind::kInt32;
-    case ScalarType::Long:
-      return LabelKind::kInt64;
-    default:
-      STD_TORCH_CHECK(false, "labels: expected uint8, int8, int16, int32 or int64");
-  }
-}
 
 FeatureMap feature_map(const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4, "features: expected (B, Z, h, w)");
@@ -54,20 +23,11 @@ FeatureMap feature_map(const Tensor& t) {
           t.stride(2),        t.stride(3)};
 }
 
-LabelMap label_map(const Tensor& t, int64_t num_classes, int64_t ignore_index) {
-  STD_TORCH_CHECK(t.dim() == 3, "labels: expected (B, H, W)");
-  STD_TORCH_CHECK(num_classes > 0 && num_classes <= kMaxCudaClasses,
-                  "num_classes: the CUDA kernels take 1 to ", kMaxCudaClasses, ", got ",
-                  num_classes);
-  return {t.const_data_ptr(), label_kind(t.scalar_type()),
-          t.size(1),          t.size(2),
-          t.stride(0),        t.stride(1),
-          t.stride(2),        num_classes,
-          ignore_index};
-}
-
-void check_sizes(const FeatureMap& features, const Tensor& labels, const Tensor& other) {
+void check_sizes(const FeatureMap& features, const Tensor& labels, int64_t num_classes,
+                 const Tensor& other) {
   STD_TORCH_CHECK(features.batch == labels.size(0), "features and labels: different batch sizes");
+  STD_TORCH_CHECK(num_classes <= kMaxCudaClasses, "num_classes: the CUDA kernels take 1 to ",
+                  kMaxCudaClasses, ", got ", num_classes);
   STD_TORCH_CHECK(labels.get_device_index() == other.get_device_index(),
                   "labels: on another device");
   for (const int64_t size : {features.batch, features.channels, features.height, features.width,
@@ -79,17 +39,6 @@ void check_sizes(const FeatureMap& features, const Tensor& labels, const Tensor&
                   "features and labels: too many pixels for the CUDA kernels (2^31)");
 }
 
-LabelFlag label_flag(const Tensor& flag, const Tensor& labels, int64_t op) {
-  STD_TORCH_CHECK(flag.scalar_type() == ScalarType::Long && flag.numel() == 3 &&
-                      flag.is_contiguous() && flag.get_device_index() == labels.get_device_index(),
-                  "flag: expected int64 (3,) on the labels' device");
-  return {static_cast<int64_t*>(flag.data_ptr()), op};
-}
-
-ScalarType sums_type(ScalarType features) {
-  return features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor scratch(const OnDeviceOf& device, size_t bytes) {
   return device.empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
 }
@@ -99,9 +48,9 @@ std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tens
                                               bool align_corners, const Tensor& flag) {
   const FeatureMap map = feature_map(features);
   const LabelMap label = label_map(labels, num_classes, ignore_index);
-  check_sizes(map, labels, features);
+  check_sizes(map, labels, label.num_classes, features);
   const OnDeviceOf device(features);
-  Tensor sums = device.empty({num_classes, map.channels}, sums_type(features.scalar_type()));
+  Tensor sums = device.empty({num_classes, map.channels}, wide_type(features.scalar_type()));
   Tensor counts = device.empty({num_classes}, ScalarType::Long);
   const Tensor work = scratch(device, class_feature_sums_cuda_scratch(map, label));
   check_launch("class_feature_sums",
@@ -115,7 +64,7 @@ std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tens
 Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels, int64_t height,
                                    int64_t width, int64_t ignore_index, bool align_corners,
                                    ScalarType dtype, const Tensor& flag) {
-  STD_TORCH_CHECK(grad_sums.dim() == 2 && grad_sums.scalar_type() == sums_type(dtype),
+  STD_TORCH_CHECK(grad_sums.dim() == 2 && grad_sums.scalar_type() == wide_type(dtype),
                   "grad_sums: expected (K, Z) in the dtype of the sums");
   const OnDeviceOf device(grad_sums);
   const Tensor grad = torch::stable::contiguous(grad_sums);
@@ -123,7 +72,7 @@ Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels
       device.empty({labels.size(0), grad_sums.size(1), height, width}, dtype);
   const FeatureMap map = feature_map(grad_features);
   const LabelMap label = label_map(labels, grad_sums.size(0), ignore_index);
-  check_sizes(map, labels, grad_sums);
+  check_sizes(map, labels, label.num_classes, grad_sums);
   const Tensor work = scratch(device, class_feature_sums_backward_cuda_scratch(map, label));
   check_launch(
       "class_feature_sums_backward",
@@ -144,7 +93,7 @@ Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor&
                   "memory: on another device");
   const FeatureMap map = feature_map(features);
   const LabelMap label = label_map(labels, memory.size(0), ignore_index);
-  check_sizes(map, labels, features);
+  check_sizes(map, labels, label.num_classes, features);
   const OnDeviceOf device(features);
   Tensor next = device.empty({memory.size(0), 2}, memory.scalar_type());
   const Tensor work = scratch(device, memory_update_cuda_scratch(map, label));

@@ -8,7 +8,7 @@
 
 #include "common/device_intrinsics.cuh"
 #include "memory_update/memory_update.h"
-#include "memory_update/memory_update_math.h"
+#include "common/bilinear.h"
 
 namespace mcibi_fast {
 

@@ -7,8 +7,14 @@ import os
 import torch
 from torch import Tensor
 
-# What the flag's third entry means. The order is also in csrc/common.
-OPS_WITH_LABELS = ("class_feature_sums", "class_feature_sums_backward", "memory_update")
+# What the flag's third entry means. The order is also in csrc/common/labels.h.
+OPS_WITH_LABELS = (
+    "class_feature_sums",
+    "class_feature_sums_backward",
+    "memory_update",
+    "upsample_cross_entropy",
+    "upsample_confusion",
+)
 
 _flags: dict[torch.device, Tensor] = {}
 

@@ -1,5 +1,5 @@
-// The bilinear operator U of the memory update, one axis at a time: torch's interpolate (aten's
-// area_pixel_compute_source_index), forward taps and the adjoint's support.
+// Bilinear interpolation, the operator U, one axis at a time: that of torch's interpolate (aten's
+// area_pixel_compute_source_index), as forward taps and as the support of its adjoint.
 //
 // T is the type aten computes in: float for every dtype but float64.
 #pragma once
