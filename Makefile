@@ -41,6 +41,7 @@ $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch torchvision setuptools ninja pybind11
 	$(BIN)/python -m pip install --no-build-isolation -e .
+	$(BIN)/mcibi-fast info  # pip hides what the build said of its backends
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -4,9 +4,31 @@
 ``engine`` and ``metrics`` what trains and evaluates them, ``compat`` other people's checkpoints.
 """
 
-from mcibi_fast import nn, ops
-from mcibi_fast._build import build_info
-from mcibi_fast.ops.dispatch import backend, explain
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcibi_fast.version import __version__
 
+if TYPE_CHECKING:
+    from mcibi_fast import nn, ops
+    from mcibi_fast._build import build_info
+    from mcibi_fast.ops.dispatch import backend, explain
+
 __all__ = ["__version__", "backend", "build_info", "explain", "nn", "ops"]
+
+# Imported at first use: torch alone takes seconds, which `mcibi-fast --help` need not wait for.
+_HOMES = {
+    "backend": "mcibi_fast.ops.dispatch",
+    "build_info": "mcibi_fast._build",
+    "explain": "mcibi_fast.ops.dispatch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ops"):
+        return importlib.import_module(f"mcibi_fast.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mcibi_fast' has no attribute {name!r}")

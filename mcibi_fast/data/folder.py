@@ -9,18 +9,17 @@ ROOT/classes.json                 ["name", ...] or {"classes": [...], "palette":
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..viz.palette import distinct_palette
 from .base import IGNORE_INDEX, SegmentationDataset, Transform
 from .errors import DataError
+from .images import decode
 
 CAMVID_CLASSES = [
     "sky", "building", "pole", "road", "pavement", "tree",
@@ -31,15 +30,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-# What PIL raises on files that are not whole: a broken PNG chunk is a SyntaxError.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 # PIL stretches grey of 2 and 4 bits to 0..255; dividing gives the stored index back.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -154,7 +144,7 @@ def read_pair(
 
     Raises DataError, one line that begins with the file's path relative to ``root``.
     """
-    pixels = np.array(_decode(root, image).convert("RGB"))
+    pixels = np.array(decode(root / image, image).convert("RGB"))
     indices = read_label(root, label, num_classes=num_classes)
     if pixels.shape[:2] != indices.shape:
         raise DataError(
@@ -166,7 +156,7 @@ def read_pair(
 
 def read_label(root: Path, path: str, *, num_classes: int | None) -> NDArray[np.integer]:
     """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
-    picture = _decode(root, path)
+    picture = decode(root / path, path)
     if picture.mode not in ("L", "P", "1", "I", "I;16"):
         raise DataError(
             f"{path}: a colour mask ({picture.mode}); save class indices as a greyscale or "
@@ -239,23 +229,6 @@ def _count_classes(root: Path) -> int:
     if highest < 0:
         raise DataError(f"{root}: every pixel of every mask is {IGNORE_INDEX}; no classes found")
     return highest + 1
-
-
-def _decode(root: Path, path: str) -> Image.Image:
-    file = root / path
-    try:
-        if file.stat().st_size == 0:
-            raise DataError(f"{path}: empty (0 bytes); replace or remove it")
-        with Image.open(file) as picture:
-            rawmode = picture.tile[0].args if picture.tile else None
-            picture.load()
-            picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else None
-            return picture
-    except DataError:
-        raise
-    except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).replace(str(file), path).split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); replace or remove it") from error
 
 
 def _size(array: NDArray) -> str:

@@ -51,7 +51,7 @@ class ModelSpec:
         """
         from mcibi_fast import models
 
-        options = self.options | changes
+        options = {"ignore_index": self.ignore_index} | self.options | changes
         try:
             return models.create(self.name, len(self.classes), backbone=self.backbone, **options)
         except TypeError as error:  # an option that the framework does not have

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from mcibi_fast.data.base import normalise
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import decode
 from mcibi_fast.engine.checkpoint import ModelSpec
 from mcibi_fast.engine.evaluate import predict_labels
 from mcibi_fast.engine.files import naming
@@ -51,20 +51,6 @@ def find_images(source: str | Path) -> list[Path]:
     if not images:
         raise ValueError(f"source: {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image file as (H, W, 3) uint8.
-
-    Raises:
-        ValueError: it is not a whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    # What PIL raises for broken files of one format or another.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
 @torch.no_grad()
@@ -107,8 +93,8 @@ def predict(
     bar = tqdm(images, desc="predict", unit="image", disable=None if progress else True)
     for path, name in zip(bar, names, strict=True):
         try:
-            pixels = read_image(path)
-        except ValueError as error:
+            pixels = np.array(decode(path).convert("RGB"))
+        except DataError as error:
             result.errors.append(str(error))
             continue
         image = normalise(torch.from_numpy(pixels).permute(2, 0, 1), spec.mean, spec.std)

@@ -68,24 +68,32 @@ def _feature_extractor(name: str, output_stride: int) -> tuple[Any, dict[str, An
     options: dict[str, Any] = {"features_only": True, "output_stride": output_stride}
     refusals = (TypeError, AssertionError, NotImplementedError, RuntimeError)
     try:
-        return timm.create_model(name, **options), options
+        body: Any = timm.create_model(name, **options)
     except refusals:
         # Some models take no output_stride; their own will do if it is the one asked for.
         options = {"features_only": True}
-    try:
-        body: Any = timm.create_model(name, **options)
-    except refusals as error:
-        raise ValueError(
-            f"backbone: {name} gives no feature maps in timm (features_only: {error}); choose a "
-            "convolutional model such as resnet50, or a hierarchical transformer"
-        ) from error
-    own = body.feature_info.reduction()[-1]
+        body = _without_stride(name, options, refusals)
+    own = body.feature_info.reduction()[-1]  # some releases of timm let Swin ignore the stride
     if own != output_stride:
         raise ValueError(
             f"backbone: {name} cannot run at output stride {output_stride}; pass "
             f"output_stride={own}, its own, or choose a model that can (resnet50, convnext_tiny)"
         )
     return body, options
+
+
+def _without_stride(
+    name: str, options: dict[str, Any], refusals: tuple[type[Exception], ...]
+) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(name, **options)
+    except refusals as error:
+        raise ValueError(
+            f"backbone: {name} gives no feature maps in timm (features_only: {error}); choose a "
+            "convolutional model such as resnet50, or a hierarchical transformer"
+        ) from error
 
 
 def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[str, Any]) -> Any:

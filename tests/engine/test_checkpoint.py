@@ -51,6 +51,11 @@ def test_round_trip(weights: Path) -> None:
     assert all(torch.equal(t, stored[name]) for name, t in model.state_dict().items())
 
 
+def test_the_model_ignores_the_label_that_its_spec_names() -> None:
+    model = make_spec(ignore_index=7).create_model()
+    assert model.head.ignore_index == 7 and model.memory.ignore_index == 7
+
+
 def test_pretrained_weights_are_not_fetched_to_be_replaced(tmp_path: Path) -> None:
     spec = make_spec(options={"feats_channels": 8, "pretrained": "/nowhere/weights.pth"})
     file = tmp_path / "model.safetensors"

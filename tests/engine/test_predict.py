@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mcibi_fast.engine.checkpoint import ModelSpec
-from mcibi_fast.engine.predict import find_images, predict, read_image
+from mcibi_fast.engine.predict import find_images, predict
 
 Output = namedtuple("Output", "logits")
 SPEC = ModelSpec(
@@ -84,8 +84,8 @@ def test_corrupt_images_are_named_and_the_rest_is_done(tmp_path: Path) -> None:
     result = predict(DarkOrBright(), SPEC, source, tmp_path / "out")
     assert [p.name for p in result.written] == ["a.png"]
     assert len(result.errors) == 2
-    assert "b.jpg: not a readable image" in result.errors[0]
-    assert "c.jpg: not a readable image" in result.errors[1]
+    assert "b.jpg: cannot be decoded" in result.errors[0]
+    assert "c.jpg: empty (0 bytes)" in result.errors[1]
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
@@ -98,7 +98,11 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1"):
         halves(8, 6).convert(mode).save(tmp_path / "a.png")
-        assert read_image(tmp_path / "a.png").shape == (6, 8, 3)
+        result = predict(DarkOrBright(), SPEC, tmp_path / "a.png", tmp_path / mode)
+        assert not result.errors
+        with Image.open(tmp_path / mode / "overlays" / "a.png") as overlay:
+            assert np.array(overlay).shape == (6, 8, 3)
+
 
 
 def test_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
