@@ -6,8 +6,16 @@ from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.losses import joint_losses, upsampled_cross_entropy
 from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.nn.within_image import ANN, ASPP, DNL, PPM, APCNet, CCNet, DANet
 
 __all__ = [
+    "ANN",
+    "ASPP",
+    "DNL",
+    "PPM",
+    "APCNet",
+    "CCNet",
+    "DANet",
     "DatasetLevelContext",
     "DatasetLevelOutput",
     "Decoder",

@@ -70,7 +70,7 @@ def features_and_labels(features: Tensor, labels: Tensor) -> None:
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Inside autocast, the tensors in its dtype, as its own matrix products do (float64 stays)."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

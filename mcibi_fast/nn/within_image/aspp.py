@@ -1,4 +1,4 @@
-"""Context within the image, A_wi (Eq. 3)."""
+"""Atrous spatial pyramid pooling."""
 
 from __future__ import annotations
 

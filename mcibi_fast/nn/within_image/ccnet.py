@@ -1,0 +1,73 @@
+"""Criss-cross attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.nn.blocks import conv_bn_relu
+
+
+class CCNet(nn.Module):
+    """Recurrent criss-cross attention (CCNet, arXiv 1811.11721).
+
+    Conv3x3-BN-ReLU, ``recurrence`` passes of one :class:`CrissCrossAttention`, Conv3x3-BN-ReLU,
+    concatenated with the input, Conv3x3-BN-ReLU. After two passes every pixel has met every other.
+
+    Args:
+        in_channels: channels of the backbone's last map.
+        out_channels: of the attention and of the result.
+        recurrence: passes.
+
+    Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, recurrence: int = 2) -> None:
+        super().__init__()
+        self.before = conv_bn_relu(in_channels, out_channels, 3)
+        self.attention = CrissCrossAttention(out_channels)
+        self.after = conv_bn_relu(out_channels, out_channels, 3)
+        self.fuse = conv_bn_relu(in_channels + out_channels, out_channels, 3)
+        self.recurrence = recurrence
+
+    def forward(self, features: Tensor) -> Tensor:
+        context = self.before(features)
+        for _ in range(self.recurrence):
+            context = self.attention(context)
+        return self.fuse(torch.cat([features, self.after(context)], dim=1))
+
+
+class CrissCrossAttention(nn.Module):
+    """x + gamma * sum_j softmax_j(q_i k_j) v_j over the pixels j in the row and column of i.
+
+    A pixel meets itself once, so there are h + w - 1 keys; the scores are not scaled. Allocates
+    the scores, B h w (h + w) numbers, and never h w x h w.
+
+    Args:
+        channels: of input, value and result.
+        reduction: queries and keys have ``channels // reduction``.
+
+    Shape: (B, channels, h, w) -> the same.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // reduction, 1)
+        self.key = nn.Conv2d(channels, channels // reduction, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        h, w = features.shape[2:]
+        # (B, h, w, C), one batched product for the lines of each direction.
+        query, key, value = (
+            project(features).permute(0, 2, 3, 1) for project in (self.query, self.key, self.value)
+        )
+        column = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, w, h, h)
+        itself = torch.eye(h, dtype=torch.bool, device=features.device)
+        column = column.masked_fill(itself, -torch.inf)  # it is among the row's keys
+        row = query @ key.transpose(2, 3)  # (B, h, w, w)
+        weights = torch.cat([column.transpose(1, 2), row], dim=3).softmax(dim=3)
+        column, row = weights.split([h, w], dim=3)
+        context = (column.transpose(1, 2) @ value.transpose(1, 2)).transpose(1, 2) + row @ value
+        return features + self.gamma * context.permute(0, 3, 1, 2)

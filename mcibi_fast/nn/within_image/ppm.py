@@ -1,0 +1,58 @@
+"""Pyramid pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcibi_fast.nn.blocks import conv_bn_relu
+
+
+class PPM(nn.Module):
+    """Pyramid pooling module (PSPNet, arXiv 1612.01105).
+
+    The map is averaged over s x s regions for every scale s; Conv1x1-BN-ReLU, resized back and
+    concatenated with the map, then Conv3x3-BN-ReLU.
+
+    Args:
+        in_channels: channels of the backbone's last map.
+        out_channels: of each branch and of the result.
+        pool_scales: the regions per side, one branch each.
+        align_corners: of the resizing of the branches.
+
+    Shape: (B, in_channels, h, w) -> (B, out_channels, h, w). Allocates the concatenation
+    (B, in_channels + len(pool_scales) * out_channels, h, w).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(s), *conv_bn_relu(in_channels, out_channels, 1))
+            for s in pool_scales
+        )
+        self.bottleneck = conv_bn_relu(
+            in_channels + len(pool_scales) * out_channels, out_channels, 3
+        )
+        self.align_corners = align_corners
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = [
+            F.interpolate(
+                branch(features),
+                features.shape[2:],
+                mode="bilinear",
+                align_corners=self.align_corners,
+            )
+            for branch in self.branches
+        ]
+        return self.bottleneck(torch.cat([features, *pooled], dim=1))

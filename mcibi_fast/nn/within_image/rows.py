@@ -1,0 +1,15 @@
+"""Maps as rows of pixels, and back."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def rows(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h*w, C), a view of contiguous and of channels_last maps alike."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def to_map(pixels: Tensor, like: Tensor) -> Tensor:
+    """(B, h*w, C) -> (B, C, h, w) of the height and width of ``like``."""
+    return pixels.transpose(1, 2).unflatten(2, like.shape[2:])
