@@ -67,7 +67,7 @@ class ASPPWithDCA(nn.Module):
 
 
 class ReleasedASPPHead(nn.Module):
-    """What the released checkpoints with ASPP have: 3x3 bottlenecks, here without more attention."""
+    """What the released checkpoints with ASPP have: 3x3 bottlenecks; without the extra attention."""
 
     def __init__(self, memory: GaussianMemory) -> None:
         super().__init__()

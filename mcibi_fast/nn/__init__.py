@@ -6,6 +6,7 @@ from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.losses import joint_losses, upsampled_cross_entropy
 from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.nn.representation_memory import RepresentationMemory
 from mcibi_fast.nn.within_image import ANN, ASPP, DNL, PPM, APCNet, CCNet, DANet
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Decoder",
     "GaussianMemory",
     "PositionConfidenceAttention",
+    "RepresentationMemory",
     "conv_bn_relu",
     "convert_sync_batchnorm",
     "joint_losses",

@@ -1,0 +1,265 @@
+"""MCIBI's memory: class representations themselves instead of their distribution.
+
+MCIBI (ICCV 2021, arXiv 2108.11819) is what MCIBI++ was made from; "Memory-R" in Table 3 and the
+MCIBI rows of Table 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mcibi_fast import ops
+from mcibi_fast.nn.memory import _check_choice, _process_group
+
+Strategy = Literal["mean", "cosine_similarity"]
+
+
+class RepresentationMemory(nn.Module):
+    """Dataset-level representations of every class: (K, n, Z), zero until a class is met.
+
+    The first n times that a class is met, the mean of its pixels is copied to the next of its n
+    representations. From then on each moves towards a target, M <- (1 - m) M + m target:
+
+    * ``strategy="mean"``: the mean of the class's pixels.
+    * ``strategy="cosine_similarity"``: sum_i w_i R_i, w_i = (1 - s_i) / sum (1 - s_i), s_i the
+      cosine between pixel and representation: pixels that the memory knows least weigh most. With
+      n > 1 each pixel counts for the representation nearest to it, and as in the released code one
+      that is nearest to no pixel moves towards zero.
+
+    With one representation per class it takes the place of :class:`GaussianMemory` in
+    :class:`DatasetLevelContext`.
+
+    The only state-dict key is ``memory`` (K, n, Z), as the released code saves it: float32, or
+    float64 after ``.double()``. ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` leave it as it is.
+
+    Args:
+        num_classes: K.
+        channels: Z, the channels of the pixel representations.
+        representations: n per class; more than one needs "cosine_similarity".
+        strategy: see above.
+        momentum: m, in [0, 1]; a plain attribute that a schedule may set at any time. The released
+            code's is 0.9 lr / (initial lr).
+        ignore_index: label that belongs to no class.
+        align_corners: of the bilinear upsampling of the features to the labels' size.
+    """
+
+    memory: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        representations: int = 1,
+        *,
+        strategy: Strategy = "cosine_similarity",
+        momentum: float = 0.9,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_choice("strategy", strategy, ("mean", "cosine_similarity"))
+        if representations < 1:
+            raise ValueError(f"representations: must be at least 1, got {representations}")
+        if representations > 1 and strategy == "mean":
+            raise ValueError(
+                "strategy: 'mean' keeps one representation per class; with "
+                f"representations={representations} use 'cosine_similarity'"
+            )
+        self.num_classes = num_classes
+        self.channels = channels
+        self.per_class = representations
+        self.strategy = strategy
+        self.momentum = momentum
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+        self.register_buffer("memory", torch.zeros(num_classes, representations, channels))
+
+    def representations(self) -> Tensor:
+        """C_dl (K, Z), of a memory with one representation per class."""
+        if self.per_class > 1:
+            raise ValueError(
+                f"representations: there are {self.per_class} per class; read the attribute memory "
+                "(K, n, Z), or build the memory with representations=1"
+            )
+        return self.memory[:, 0]
+
+    def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
+        """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, Z, h, w).
+
+        With ``hard``, W is one-hot at the largest logit (the first one on ties).
+        """
+        # A Gaussian of mean 0 and deviation 1 whose draw is given is that draw.
+        unit = self.memory.new_zeros(self.num_classes, 2)
+        unit[:, 1] = 1
+        return ops.gaussian_aggregate(
+            weight_logits, unit, self.channels, noise=self.representations(), hard=hard
+        )
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Moves the representations of the classes present in ``labels``.
+
+        All ranks of the default process group pool their batches: the result is what one process
+        with the whole batch would compute. Nothing waits for the device. Features are not
+        upsampled: allocates, besides the K x n x Z results, at the features' resolution two more
+        copies of them and 3 K n numbers per pixel, at the labels' resolution some n + 10 numbers
+        per pixel; "mean" only what ``ops.class_feature_sums`` does. On CUDA the sums of
+        "cosine_similarity" come in any order, and are the same bits every run only under
+        ``torch.use_deterministic_algorithms``.
+
+        Args:
+            features: R (B, Z, h, w).
+            labels: (B, H, W), any integer dtype.
+
+        Raises:
+            TypeError, ValueError: as ``ops.class_feature_sums``, or the channels are not Z.
+        """
+        if features.ndim != 4 or features.shape[1] != self.channels:
+            raise ValueError(
+                f"features: expected (B, {self.channels}, h, w), got {tuple(features.shape)}"
+            )
+        sums, counts = ops.class_feature_sums(
+            features,
+            labels,
+            self.num_classes,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+        )
+        pooled = [sums, counts]
+        if self.strategy == "cosine_similarity":
+            pooled += self._least_known(features, labels)
+        group = _process_group()
+        if group is not None:
+            for tensor in pooled:
+                dist.all_reduce(tensor, group=group)
+
+        mean = (sums / counts.clamp(min=1)[:, None])[:, None]  # (K, 1, Z)
+        target = mean
+        if self.strategy == "cosine_similarity":
+            weighted, weights = pooled[2:]
+            target = weighted / weights.where(weights > 0, 1)[..., None]  # (K, n, Z)
+        present = (counts > 0)[:, None, None]
+        empty = (self.memory == 0).all(dim=2, keepdim=True)  # (K, n, 1)
+        next_empty = empty & (empty.cumsum(dim=1) == 1)
+        moved = (1 - self.momentum) * self.memory + self.momentum * target
+        updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
+        updated = torch.where(next_empty, mean, updated)
+        self.memory.copy_(torch.where(present, updated, self.memory))
+
+    def _least_known(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        """Sums (K, n, Z) of the pixels weighted by 1 - s, and of the weights (K, n).
+
+        As a bilinear mean of four low-resolution pixels, the scalar product of a pixel with a
+        representation is the mean of theirs, and its norm follows from their scalar products with
+        each other. The weighted sum is the adjoint: each weight goes to the four, with which the
+        low-resolution features are then summed.
+        """
+        R = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+        B, _, h, w = R.shape
+        K, n = self.num_classes, self.per_class
+        labels = labels.long()
+        known = (labels >= 0) & (labels < K) & (labels != self.ignore_index)
+        classes = labels.where(known, 0)
+        M = self.memory.to(R.dtype)
+        taps = _taps((h, w), labels.shape[1:], self.align_corners, R)
+
+        products = (M.flatten(0, 1) @ R.flatten(2)).mT.reshape(B * h * w * K, n)  # M R
+        images = torch.arange(B, device=R.device)[:, None, None] * (h * w)
+        product = R.new_zeros(*labels.shape, n)
+        for position, weight in taps.corners:
+            index = (images + position) * K + classes  # (B, H, W)
+            product += products[index] * weight[..., None]
+        cosine = product / (
+            _norms(R, taps).clamp(min=1e-8)[..., None] * M.norm(dim=2).clamp(min=1e-8)[classes]
+        )
+        cosine, nearest = cosine.max(dim=3)  # (B, H, W)
+        # Not 0: pixels that all agree with the memory weigh the same (0 / 0 in the released code).
+        weights = (1 - cosine).clamp(min=torch.finfo(R.dtype).eps).where(known, 0)
+
+        row = classes * n + nearest
+        adjoint = R.new_zeros(B * h * w * K * n)
+        for position, weight in taps.corners:
+            index = (images + position) * (K * n) + row
+            adjoint.index_add_(0, index.flatten(), (weights * weight).flatten())
+        sums = (R.flatten(2) @ adjoint.view(B, h * w, K * n)).sum(0).mT  # (K n, Z)
+        # Corner weights add up to one, so every pixel's weight is in the adjoint once.
+        return [sums.unflatten(0, (K, n)), adjoint.view(-1, K * n).sum(0).view(K, n)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RepresentationMemory:
+        memory = self.memory
+        super()._apply(fn, recurse)
+        if self.memory.dtype not in (torch.float32, torch.float64):
+            self.memory = memory.to(self.memory.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_classes}, {self.channels}, representations={self.per_class}, "
+            f"strategy={self.strategy!r}, momentum={self.momentum}"
+        )
+
+
+class _Taps(NamedTuple):
+    """Where bilinear upsampling to (H, W) reads: two rows and two columns of every pixel.
+
+    ``y`` (2, H) and ``x`` (2, W) are their indices, ``wy`` and ``wx`` their weights; ``corners``
+    the four positions y * w + x with their weights, each (H, W).
+    """
+
+    y: Tensor
+    x: Tensor
+    wy: Tensor
+    wx: Tensor
+    corners: list[tuple[Tensor, Tensor]]
+
+
+def _taps(source: tuple[int, int], size: torch.Size, align_corners: bool, like: Tensor) -> _Taps:
+    (y, wy), (x, wx) = (
+        _axis(n, out, align_corners, like) for n, out in zip(source, size, strict=True)
+    )
+    corners = [
+        (y[i][:, None] * source[1] + x[j], wy[i][:, None] * wx[j]) for i in (0, 1) for j in (0, 1)
+    ]
+    return _Taps(y, x, wy, wx, corners)
+
+
+def _axis(source: int, size: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and weights (2, size) of one axis, those of ``torch.nn.functional.interpolate``."""
+    at = torch.arange(size, device=like.device, dtype=like.dtype)
+    if align_corners:
+        at = at * ((source - 1) / max(1, size - 1))
+    else:
+        at = ((at + 0.5) * (source / size) - 0.5).clamp(min=0)
+    first = at.long().clamp(max=source - 1)
+    second = (first + 1).clamp(max=source - 1)
+    weight = at - first
+    return torch.stack([first, second]), torch.stack([1 - weight, weight])
+
+
+def _norms(R: Tensor, taps: _Taps) -> Tensor:
+    """Norms (B, H, W) of the upsampled features, from the scalar products of neighbours."""
+    below = torch.cat([R[:, :, 1:], R[:, :, -1:]], dim=2)
+    square, vertical = (R * R).sum(1), (R * below).sum(1)  # (B, h, w)
+    falling, rising = ((a[..., :-1] * b[..., 1:]).sum(1) for a, b in ((R, below), (below, R)))
+    horizontal = (R[..., :-1] * R[..., 1:]).sum(1)
+    # The last column's right neighbour is itself.
+    horizontal = torch.cat([horizontal, square[..., -1:]], dim=2)
+    falling, rising = (torch.cat([d, vertical[..., -1:]], dim=2) for d in (falling, rising))
+
+    def at(products: Tensor, i: int, j: int) -> Tensor:
+        return products[:, taps.y[i]][:, :, taps.x[j]]
+
+    (top, bottom), (left, right) = taps.wy[..., None], taps.wx
+    total = top * bottom * left * right * 2 * (at(falling, 0, 0) + at(rising, 0, 0))
+    for j, weight in enumerate((left, right)):
+        total += top * bottom * weight**2 * 2 * at(vertical, 0, j)
+        for i, other in enumerate((top, bottom)):
+            total += weight**2 * other**2 * at(square, i, j)
+    for i, weight in enumerate((top, bottom)):
+        total += weight**2 * left * right * 2 * at(horizontal, i, 0)
+    return total.clamp(min=0).sqrt()
