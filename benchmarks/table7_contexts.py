@@ -1,14 +1,44 @@
-"""Table 7: ``python -m benchmarks.table7_contexts [--size 32]``."""
+"""Table 7: ``python -m benchmarks.table7_contexts [--size 32]``.
+
+Contexts: parameters, multiply-adds by the paper's rule and in full at (1, 2048, 128, 128), time and
+memory measured at --size; the published figures beside them. Updates: what training adds for
+MCIBI's memory and for MCIBI++'s, against the way the released code does it:
+
+released  features upsampled to the labels, then one mask per class
+ours      the modules of ``mcibi_fast.nn``
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+import copy
+import functools
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mcibi_fast
 from benchmarks.counting import Counts, count
+from benchmarks.harness import (
+    RESULTS,
+    Candidate,
+    Case,
+    Disagreement,
+    check,
+    environment,
+    interleaved,
+    keep_freed_memory,
+    nbytes,
+    peak_extra_memory,
+    write,
+)
 from mcibi_fast.nn import (
     ANN,
     ASPP,
@@ -20,8 +50,11 @@ from mcibi_fast.nn import (
     DatasetLevelContext,
     GaussianMemory,
     PositionConfidenceAttention,
+    RepresentationMemory,
     conv_bn_relu,
 )
+
+Memory = GaussianMemory | RepresentationMemory
 
 CHANNELS, Z, K = 2048, 512, 150  # of the map, of the pixel representations, classes of ADE20K
 
@@ -32,7 +65,7 @@ class DCA(nn.Module):
     The logits of W are given: Table 7 leaves the classifiers out.
     """
 
-    def __init__(self, memory: GaussianMemory) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
         self.bottleneck = conv_bn_relu(CHANNELS, Z, 3)
         self.context = DatasetLevelContext(memory)
@@ -48,7 +81,7 @@ class ASPPWithDCA(nn.Module):
     Its query is the context within the image, its key the augmented representations.
     """
 
-    def __init__(self, memory: GaussianMemory) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
         self.within_image = ASPP(CHANNELS, Z)
         self.bottleneck = conv_bn_relu(CHANNELS, Z, 1)
@@ -67,9 +100,9 @@ class ASPPWithDCA(nn.Module):
 
 
 class ReleasedASPPHead(nn.Module):
-    """What the released checkpoints with ASPP have: 3x3 bottlenecks; without the extra attention."""
+    """What released checkpoints with ASPP have: 3x3 bottlenecks; without the extra attention."""
 
-    def __init__(self, memory: GaussianMemory) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
         self.within_image = ASPP(CHANNELS, Z)
         self.dca = DCA(memory)
@@ -85,19 +118,21 @@ class Row:
     Args:
         name: as printed.
         make: builds the module.
-        second_input: channels of what it takes beside the last map: the map before (ANN), logits.
+        second_input: gives the channels of what it takes beside the last map: logits, or the map
+            before (ANN).
         repeated: parts that the published code runs twice and this one once.
-        paper: parameters in M and FLOPs in G as printed; None for rows that the paper has not.
+        paper: what it prints, parameters in M, FLOPs in G, time in ms and memory in G (on a
+            V100); None for a row that it has not.
     """
 
     name: str
     make: Callable[[], nn.Module]
-    second_input: int | None = None
+    second_input: Callable[[], int] | None = None
     repeated: Callable[[nn.Module], Sequence[nn.Module]] = lambda module: ()
-    paper: tuple[float, float] | None = None
+    paper: tuple[float, float, float, float] | None = None
 
     def inputs(self, size: int, device: str) -> tuple[Tensor, ...]:
-        channels = [CHANNELS] if self.second_input is None else [CHANNELS, self.second_input]
+        channels = [CHANNELS] if self.second_input is None else [CHANNELS, self.second_input()]
         generator = torch.Generator().manual_seed(size)
         return tuple(
             torch.empty(1, c, size, size, device=device)
@@ -114,31 +149,237 @@ class Row:
         return count(module, *self.inputs(size, "meta"), repeated=self.repeated(module))
 
 
+def logits() -> int:
+    return K
+
+
 def gaussian() -> GaussianMemory:
     return GaussianMemory(K, Z)
 
 
+def representations() -> RepresentationMemory:
+    """MCIBI's memory as its tables have it: one representation per class."""
+    memory = RepresentationMemory(K, Z)
+    generator = torch.Generator("cpu").manual_seed(0)
+    memory.memory.copy_(torch.randn(K, 1, Z, generator=generator, device="cpu").relu())
+    return memory
+
+
 ROWS = [
-    Row("ASPP", lambda: ASPP(CHANNELS, Z), paper=(42.21, 674.47)),
-    Row("PPM", lambda: PPM(CHANNELS, Z), paper=(23.07, 309.45)),
-    Row("CCNet", lambda: CCNet(CHANNELS, Z), paper=(23.92, 397.38)),
-    Row("DANet", lambda: DANet(CHANNELS, Z), paper=(23.92, 392.02)),
+    Row("ASPP", lambda: ASPP(CHANNELS, Z), paper=(42.21, 674.47, 101.44, 1.68)),
+    Row("PPM", lambda: PPM(CHANNELS, Z), paper=(23.07, 309.45, 29.57, 0.97)),
+    Row("CCNet", lambda: CCNet(CHANNELS, Z), paper=(23.92, 397.38, 56.90, 1.27)),
+    Row("DANet", lambda: DANet(CHANNELS, Z), paper=(23.92, 392.02, 62.64, 5.16)),
     Row(
         "ANN",
         lambda: ANN(CHANNELS // 2, CHANNELS, Z),
-        second_input=CHANNELS // 2,
+        second_input=lambda: CHANNELS // 2,
         repeated=lambda module: [module.context.query],  # as query and as key, with one weight
-        paper=(20.32, 335.24),
+        paper=(20.32, 335.24, 49.66, 2.28),
     ),
-    Row("DNL", lambda: DNL(CHANNELS, Z), paper=(24.12, 395.25)),
-    Row("APCNet", lambda: APCNet(CHANNELS, Z), paper=(30.46, 413.12)),
-    Row("DCA, MCIBI++", lambda: DCA(gaussian()), second_input=K, paper=(14.82, 242.80)),
+    Row("DNL", lambda: DNL(CHANNELS, Z), paper=(24.12, 395.25, 68.62, 5.02)),
+    Row("APCNet", lambda: APCNet(CHANNELS, Z), paper=(30.46, 413.12, 54.20, 2.03)),
+    Row("DCA, MCIBI", lambda: DCA(representations()), logits, paper=(14.82, 242.80, 47.64, 3.65)),
     Row(
-        "ASPP+DCA, MCIBI++", lambda: ASPPWithDCA(gaussian()), second_input=K, paper=(45.63, 730.56)
+        "ASPP+DCA, MCIBI",
+        lambda: ASPPWithDCA(representations()),
+        logits,
+        paper=(45.63, 730.56, 125.03, 5.28),
     ),
-    Row("ASPP+DCA, released", lambda: ReleasedASPPHead(gaussian()), second_input=K),
+    Row("DCA, MCIBI++", lambda: DCA(gaussian()), logits, paper=(14.82, 242.80, 44.45, 2.96)),
+    Row(
+        "ASPP+DCA, MCIBI++",
+        lambda: ASPPWithDCA(gaussian()),
+        logits,
+        paper=(45.63, 730.56, 112.64, 4.59),
+    ),
+    Row("ASPP+DCA, released", lambda: ReleasedASPPHead(gaussian()), logits),
 ]
+
+
+# ---- contexts, measured ------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_contexts(size: int, device: str, budget: float) -> list[dict[str, Any]]:
+    """Counts at 128 x 128, time and memory above weights and inputs at ``size``."""
+    runs, counts = [], []
+    for row in ROWS:
+        counts.append(row.counts())
+        module, inputs = row.make().to(device).eval(), row.inputs(size, device)
+        agreement(row, module, device)
+        runs.append(functools.partial(torch.no_grad()(module), *inputs))
+    rows = []
+    seconds = interleaved(runs, device, budget)
+    ours = statistics.median(seconds[[row.name for row in ROWS].index("DCA, MCIBI++")])
+    for row, c, run, times in zip(ROWS, counts, runs, seconds, strict=True):
+        paper = row.paper or (None,) * 4
+        median = statistics.median(times)
+        rows.append(
+            {
+                "context": row.name,
+                "params_M": round(c.parameters / 1e6, 2),
+                "printed_G": round(c.printed / 1e9, 2),
+                "true_G": round(c.true / 1e9, 1),
+                "size": size,
+                "median_ms": 1e3 * median,
+                "times_DCA": median / ours,
+                "extra_MiB": peak_extra_memory(run, device),
+                "GMAC_per_s": row.counts(size).true / median / 1e9,
+                "paper_params_M": paper[0],
+                "paper_printed_G": paper[1],
+                "paper_ms": paper[2],
+                "paper_memory_G": paper[3],
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def agreement(row: Row, module: nn.Module, device: str) -> None:
+    """Checks the module against itself in float64 with the ops' references, on a small map."""
+    inputs = row.inputs(9, device)
+    exact = copy.deepcopy(module).double()
+
+    def reference() -> Tensor:
+        with mcibi_fast.backend("reference"):
+            return exact(*(t.double() for t in inputs))
+
+    candidates = [Candidate("reference", reference), Candidate("ours", lambda: module(*inputs))]
+    check(Case(row.name, {"map": 9}, torch.float32, candidates, bytes=0, flops=0))
+
+
+# ---- updates -----------------------------------------------------------------
+
+
+def released_statistics(
+    memory: Tensor, features: Tensor, labels: Tensor, momentum: float
+) -> Tensor:
+    """MCIBI++'s update as the released code computes it."""
+    memory = memory.clone()
+    for k, pixels in _pixels_of_classes(features, labels):
+        mean = pixels.mean(0)
+        new = torch.stack([mean.mean(), mean.std()])
+        memory[k] = (1 - momentum) * memory[k] + momentum * new
+    return memory
+
+
+def released_representations(
+    memory: Tensor, features: Tensor, labels: Tensor, momentum: float, cosine: bool
+) -> Tensor:
+    """MCIBI's update as the released code computes it, for classes met before and n = 1."""
+    memory = memory.clone()
+    for k, pixels in _pixels_of_classes(features, labels):
+        target = pixels.mean(0)
+        if cosine:
+            weights = 1 - F.cosine_similarity(pixels, memory[k].expand_as(pixels))
+            target = (pixels * (weights / weights.sum())[:, None]).sum(0)
+        memory[k] = (1 - momentum) * memory[k] + momentum * target
+    return memory
+
+
+def _pixels_of_classes(features: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor]]:
+    size = labels.shape[1:]
+    upsampled = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    rows = upsampled.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+    for k in labels.unique().tolist():
+        yield k, rows[labels.flatten() == k]
+
+
+@torch.no_grad()
+def measure_updates(size: int, device: str, budget: float) -> list[dict[str, Any]]:
+    """Bytes of each memory; time and memory of an update, features at ``size``, labels at 8x."""
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(1, Z, size, size, generator=g).relu().to(device)
+    labels = torch.randint(K, (1, size // 4, size // 4), generator=g)  # patches of 32 x 32
+    labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2).to(device)
+    mean = RepresentationMemory(K, Z, strategy="mean")
+    mean.load_state_dict(representations().state_dict())
+    rows = []
+    for name, module, released in (
+        ("MCIBI++", gaussian(), released_statistics),
+        ("MCIBI, mean", mean, functools.partial(released_representations, cosine=False)),
+        (
+            "MCIBI, cosine",
+            representations(),
+            functools.partial(released_representations, cosine=True),
+        ),
+    ):
+        module = module.to(device)
+        start = module.memory.clone()
+
+        def ours(module: Memory = module, start: Tensor = start) -> Tensor:
+            module.memory.copy_(start)
+            module.update(features, labels)
+            return module.memory
+
+        runs = [functools.partial(released, start, features, labels, module.momentum), ours]
+        candidates = [Candidate("released", runs[0]), Candidate("ours", ours)]
+        check(Case(name, {"map": size, "K": K}, torch.float32, candidates, bytes=0, flops=0))
+        seconds = interleaved(runs, device, budget / 3)
+        for candidate, times in zip(candidates, seconds, strict=True):
+            rows.append(
+                {
+                    "memory": name,
+                    "candidate": candidate.name,
+                    "memory_bytes": nbytes(module.memory),
+                    "median_ms": 1e3 * statistics.median(times),
+                    "times_ours": statistics.median(times) / statistics.median(seconds[1]),
+                    "extra_MiB": peak_extra_memory(candidate.run, device),
+                }
+            )
+    return rows
+
+
+# ---- the report --------------------------------------------------------------
+
+
+def run(device: str, size: int, update_size: int = 64, budget: float = 20) -> dict[str, Any]:
+    """Both tables, printed and returned with the environment."""
+    if device == "cpu":
+        keep_freed_memory()
+    report: dict[str, Any] = {"op": "table7_contexts", "environment": environment(device)}
+    env = report["environment"]
+    report["rows"] = measure_contexts(size, device, budget)
+    report["updates"] = measure_updates(update_size, device, budget)
+    print(f"Table 7 on {env['device']}, {env['threads']} threads; paper: V100, 128 x 128")
+    print(text(report["rows"]))
+    print(f"\nupdates, features {update_size} x {update_size}, labels 8 times that, K = {K}")
+    print(text(report["updates"]))
+    return report
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """Rows as an aligned table."""
+    lines = [list(rows[0])]
+    for row in rows:
+        values = ("-" if v is None else v for v in row.values())
+        lines.append([f"{v:.2f}" if isinstance(v, float) else str(v) for v in values])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    has_cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
+    parser.add_argument("--size", type=int, help="of the map (default: 32, on a GPU 128)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--budget", type=float, default=20, help="seconds per table (default: 20)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    size = options.size or (128 if options.device == "cuda" else 32)
+    try:
+        write(run(options.device, size, budget=options.budget), options.out)
+    except Disagreement as error:
+        print(f"nothing to report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    for r in ROWS:
-        c = r.counts()
-        print(r.name, c.parameters / 1e6, c.printed / 1e9, c.true / 1e9)
+    sys.exit(main())
