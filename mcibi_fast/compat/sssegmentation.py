@@ -2,7 +2,7 @@
 
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
-is an argument. So far: ResNet backbones with FCN or ASPP heads.
+is an argument. So far: ResNet backbones with FCN, PPM or ASPP heads.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.nn.within_image import ASPP
+from mcibi_fast.nn.attention import PositionConfidenceAttention
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.within_image import ASPP, PPM
 
 StateDict = Mapping[str, Tensor]
+
+_WITHIN_IMAGE = "context_within_image_module"
 
 # This package's names -> the checkpoint's, applied in this order.
 _RENAMING = [
@@ -39,7 +43,10 @@ _RENAMING = [
     (r"^context\.weight_head\.", "decoder_pr."),
     (r"^within_image_head\.", "decoder_cwi."),
     (r"^within_image\.branches\.", "context_within_image_module.parallel_branches."),
+    (r"^within_image\.pyramid\.", "context_within_image_module.branches."),
     (r"^within_image\.", "context_within_image_module."),
+    (r"^decoder\.attention\.(query|key|value)\.", r"self_attention.\1_project."),
+    (r"^decoder\.attention\.output\.", "self_attention.out_project."),
     (r"^decoder\.", "decoder_cls."),
     (r"^(decoder_\w+)\.conv\.0\.", r"\1.conv1."),
     (r"^(decoder_\w+)\.conv\.1\.", r"\1.bn1."),
@@ -51,8 +58,6 @@ _RENAMING = [
 # Key prefixes of what is not supported yet.
 _UNSUPPORTED = {
     "lateral_convs.": "UperNet's feature pyramid",
-    "context_within_image_module.branches.": "the pyramid pooling context (PPM)",
-    "self_attention.": "the extra attention after the within-image context",
     "backbone_net.patch_embed.": "the Swin backbone",
     "backbone_net.stage2.": "the HRNet backbone",
     "backbone_net.layer1.0.conv2.conv.": "the ResNeSt backbone",
@@ -90,6 +95,7 @@ def head(
     weights_from: WeightsFrom = "auto",
     hard: bool = False,
     dilations: Sequence[int] = (1, 12, 24, 36),
+    pool_scales: Sequence[int] = (1, 2, 3, 6),
     dropout: float = 0.1,
     align_corners: bool = False,
     **options: Any,
@@ -102,6 +108,7 @@ def head(
             of the published checkpoints only ppm_resnet50os8_ade20k needs "pr".
         hard: one-hot gathering weights.
         dilations: of the ASPP branches.
+        pool_scales: of the PPM branches.
         dropout: channel dropout when the model is trained further.
         align_corners: of every resizing.
         options: more of :class:`MCIBIPPHead`'s, for example ``ignore_index`` (255 here, -100 in
@@ -116,6 +123,7 @@ def head(
         weights_from=weights_from,
         hard=hard,
         dilations=dilations,
+        pool_scales=pool_scales,
         dropout=dropout,
         align_corners=align_corners,
         **options,
@@ -140,7 +148,11 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
 
 
 def _build_head(
-    state: StateDict, *, dilations: Sequence[int] = (1, 12, 24, 36), **options: Any
+    state: StateDict,
+    *,
+    dilations: Sequence[int] = (1, 12, 24, 36),
+    pool_scales: Sequence[int] = (1, 2, 3, 6),
+    **options: Any,
 ) -> MCIBIPPHead:
     for prefix, what in _UNSUPPORTED.items():
         if any(key.startswith(prefix) for key in state):
@@ -150,16 +162,14 @@ def _build_head(
     auxiliary_channels = _shape(state, auxiliary)[1] if auxiliary in state else None
     if auxiliary_channels is None:
         options["auxiliary_weight"] = 0.0
-    within_image = None
-    if any(key.startswith("context_within_image_module.") for key in state):
-        within_image = ASPP(
-            last_channels,
-            feats_channels,
-            dilations=dilations,
-            align_corners=options.get("align_corners", False),
-        )
+    within_image = _build_within_image(
+        state,
+        dilations=dilations,
+        pool_scales=pool_scales,
+        align_corners=options.get("align_corners", False),
+    )
     attention = "memory_module.self_attention.value_project.0.weight"
-    return MCIBIPPHead(
+    module = MCIBIPPHead(
         _shape(state, "memory_module.memory")[0],
         [auxiliary_channels or last_channels, last_channels],
         form="released",
@@ -169,6 +179,68 @@ def _build_head(
         downsample="memory_module.downsample_before_sa.0.weight" in state,
         **options,
     )
+    _fit_decoders(module, state, options.get("dropout", 0.1))
+    return module
+
+
+def _build_within_image(
+    state: StateDict, *, dilations: Sequence[int], pool_scales: Sequence[int], align_corners: bool
+) -> nn.Module | None:
+    if not any(key.startswith(f"{_WITHIN_IMAGE}.") for key in state):
+        return None
+    channels = _shape(state, "bottleneck.0.weight")
+    branches = {k.split(".")[2] for k in state if k.startswith(f"{_WITHIN_IMAGE}.branches.")}
+    if not branches:
+        return ASPP(channels[1], channels[0], dilations=dilations, align_corners=align_corners)
+    if len(branches) != len(pool_scales):
+        raise ValueError(
+            f"pool_scales: the checkpoint has {len(branches)} branches, got {tuple(pool_scales)}"
+        )
+    return PPM(channels[1], channels[0], pool_scales=pool_scales, align_corners=align_corners)
+
+
+def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None:
+    """Gives the head classifiers of the checkpoint's widths and kernels."""
+
+    def sizes(name: str) -> dict[str, Any]:
+        hidden_channels, in_channels, kernel_size, _ = _shape(state, f"{name}.conv1.weight")
+        return {
+            "in_channels": in_channels,
+            "hidden_channels": hidden_channels,
+            "num_classes": _shape(state, "memory_module.memory")[0],
+            "kernel_size": kernel_size,
+            "dropout": dropout,
+        }
+
+    module.context.weight_head = Decoder(**sizes("decoder_pr"))
+    if module.within_image is not None:
+        module.within_image_head = Decoder(**sizes("decoder_cwi"))
+    extra = "self_attention.value_project.0.weight"
+    if extra in state:
+        width = _shape(state, extra)[0]
+        module.decoder = AttendingDecoder(transform_channels=width, **sizes("decoder_cls"))
+    else:
+        module.decoder = Decoder(**sizes("decoder_cls"))
+
+
+class AttendingDecoder(Decoder):
+    """H_cls of the checkpoints with one more attention, which the paper has not.
+
+    On [R_aug, C_wi]: the context within the image is the query, R_aug the key; what is gathered
+    takes R_aug's place before the classifier.
+
+    Args:
+        transform_channels: width of the attention.
+        sizes: see :class:`Decoder`.
+    """
+
+    def __init__(self, *, transform_channels: int, in_channels: int, **sizes: Any) -> None:
+        super().__init__(in_channels, **sizes)
+        self.attention = PositionConfidenceAttention(in_channels // 2, transform_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        augmented, within = features.chunk(2, dim=1)
+        return super().forward(torch.cat([self.attention(within, augmented), within], dim=1))
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mcibi_fast.compat import sssegmentation
+from mcibi_fast.nn import ASPP, PPM
 
 
 def relative_error(value, expected) -> float:
@@ -98,6 +100,119 @@ def test_training_step(recorded):
     assert relative_error(norm, recorded["train_grad_norm"]) < 1e-10
 
 
+# ---- what no recorded model has: made from the recorded ASPP one -----------------------------
+
+
+@pytest.fixture
+def aspp(golden):
+    return golden("mcibipp_aspp.npz")
+
+
+def random_block(state, conv, bn, shape, generator):
+    """Adds a convolution and its batch norm in evaluation mode."""
+    state[f"{conv}.weight"] = 0.2 * torch.randn(shape, generator=generator)
+    for name in ("weight", "bias", "running_mean"):
+        state[f"{bn}.{name}"] = torch.randn(shape[0], generator=generator)
+    state[f"{bn}.running_var"] = torch.rand(shape[0], generator=generator) + 0.5
+
+
+def block(state, conv, bn, x):
+    """Convolution, batch norm, ReLU of a state dict's entries."""
+    weight = state[f"{conv}.weight"].double()
+    x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    statistics = (state[f"{bn}.{k}"].double() for k in ("running_mean", "running_var"))
+    return F.batch_norm(
+        x, *statistics, *(state[f"{bn}.{k}"].double() for k in ("weight", "bias"))
+    ).relu()
+
+
+def classify(state, name, x):
+    hidden = block(state, f"{name}.conv1", f"{name}.bn1", x)
+    return F.conv2d(hidden, *(state[f"{name}.conv2.{k}"].double() for k in ("weight", "bias")))
+
+
+def run_head(state, recorded, **options):
+    """The head's output, and R_aug as it computed it."""
+    head = sssegmentation.head(state, **options).double()
+    augmented = []
+    head.context.fuse.register_forward_hook(lambda _m, _a, out: augmented.append(out))
+    with torch.no_grad():
+        return head([torch.as_tensor(recorded[f"backbone{i}"]) for i in range(4)]), augmented[0]
+
+
+@pytest.mark.parametrize("weights_from", ["auto", "pr"])
+@pytest.mark.parametrize("scales", [(1, 2, 3, 6), (1, 4)])
+def test_pyramid_pooling_checkpoint(aspp, scales, weights_from, generator):
+    state = state_dict(aspp)
+    Z, C = state["bottleneck.0.weight"].shape[:2]
+    module = "context_within_image_module"
+    state = {k: v for k, v in state.items() if not k.startswith(module)}
+    for i in range(len(scales)):
+        prefix = f"{module}.branches.{i}"
+        random_block(state, f"{prefix}.1", f"{prefix}.2", (Z, C, 1, 1), generator)
+    shape = (Z, C + len(scales) * Z, 3, 3)
+    random_block(state, f"{module}.bottleneck.0", f"{module}.bottleneck.1", shape, generator)
+    for decoder, kernel in (("pr", 3), ("cwi", 3), ("cls", 1)):
+        width = state[f"decoder_{decoder}.conv1.weight"].shape[1]
+        prefix = f"decoder_{decoder}"
+        shape = (Z, width, kernel, kernel)
+        random_block(state, f"{prefix}.conv1", f"{prefix}.bn1", shape, generator)
+    out, augmented = run_head(state, aspp, pool_scales=scales, weights_from=weights_from)
+
+    features = torch.as_tensor(aspp["backbone3"])
+    branches = [features]
+    for i, scale in enumerate(scales):
+        prefix = f"{module}.branches.{i}"
+        pooled = block(state, f"{prefix}.1", f"{prefix}.2", F.adaptive_avg_pool2d(features, scale))
+        branches.append(F.interpolate(pooled, features.shape[2:], mode="bilinear"))
+    bottleneck = (f"{module}.bottleneck.0", f"{module}.bottleneck.1")
+    within = block(state, *bottleneck, torch.cat(branches, 1))
+    R = torch.as_tensor(aspp["stage1_pixel_representations"])
+    assert relative_error(out.weight_logits, classify(state, "decoder_pr", R)) < 1e-10
+    assert relative_error(out.context_logits, classify(state, "decoder_cwi", within)) < 1e-10
+    logits = classify(state, "decoder_cls", torch.cat([augmented, within], 1))
+    assert relative_error(out.logits, logits) < 1e-10
+
+
+def test_extra_attention_checkpoint(aspp, generator):
+    state = state_dict(aspp)
+    Z, T = state["bottleneck.0.weight"].shape[0], 6
+    for name, shapes in {
+        "query": [(T, Z), (T, T)],
+        "key": [(T, Z), (T, T)],
+        "value": [(T, Z)],
+        "out": [(Z, T)],
+    }.items():
+        for i, shape in enumerate(shapes):
+            prefix = f"self_attention.{name}_project" + (f".{i}" if len(shapes) > 1 else "")
+            random_block(state, f"{prefix}.0", f"{prefix}.1", (*shape, 1, 1), generator)
+    out, augmented = run_head(state, aspp)
+    assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
+
+    def project(name, x, count):
+        for i in range(count):
+            prefix = f"self_attention.{name}_project" + (f".{i}" if count > 1 else "")
+            x = block(state, f"{prefix}.0", f"{prefix}.1", x)
+        return x
+
+    plain = sssegmentation.head(state_dict(aspp)).double()
+    within = plain.within_image(torch.as_tensor(aspp["backbone3"])).detach()
+    query = project("query", within, 2).flatten(2).mT  # (B, N, T)
+    key = project("key", augmented, 2).flatten(2)
+    value = project("value", augmented, 1).flatten(2).mT
+    gathered = ((query @ key / T**0.5).softmax(2) @ value).mT.unflatten(2, within.shape[2:])
+    expected = torch.cat([project("out", gathered, 1), within], 1)
+    assert relative_error(out.logits, classify(state, "decoder_cls", expected)) < 1e-10
+    assert relative_error(out.logits, aspp["stage1_logits"]) > 1e-3
+
+
+def test_pool_scales_that_do_not_fit_are_named(published):
+    with torch.device("meta"), pytest.raises(ValueError, match=r"pool_scales.* 4 .*\(1, 2, 3\)"):
+        sssegmentation.head(
+            published["mcibiplusplus_ppm_resnet50os8_cityscapes"], pool_scales=(1, 2, 3)
+        )
+
+
 def test_load_from_a_file(fcn, tmp_path):
     torch.save({"model": fcn, "epoch": 3}, tmp_path / "checkpoint.pth")
     model = sssegmentation.load(tmp_path / "checkpoint.pth")
@@ -124,6 +239,11 @@ def published() -> dict[str, dict[str, torch.Tensor]]:
     [
         ("mcibiplusplus_resnet50os8_ade20k", [3, 4, 6, 3]),
         ("mcibiplusplus_aspp_resnet50os8_ade20k", [3, 4, 6, 3]),
+        ("mcibiplusplus_ppm_resnet50os8_ade20k", [3, 4, 6, 3]),
+        ("mcibiplusplus_ppm_resnet50os8_cityscapes", [3, 4, 6, 3]),
+        ("mcibiplusplus_aspp_resnet50os8_cityscapes", [3, 4, 6, 3]),
+        ("mcibiplusplus_aspp_resnet50os8_lip", [3, 4, 6, 3]),
+        ("mcibiplusplus_aspp_resnet101os8_cityscapes", [3, 4, 23, 3]),
     ],
 )
 def test_published_architectures(published, name, depths):
@@ -132,16 +252,25 @@ def test_published_architectures(published, name, depths):
     body = model.backbone.body
     assert [len(body[f"layer{i}"]) for i in (1, 2, 3, 4)] == depths
     assert model.backbone.channels == [256, 512, 1024, 2048]
-    assert (model.memory.num_classes, model.memory.channels) == (150, 512)
+    classes = {"ade20k": 150, "cityscapes": 19, "lip": 20}[name.rpartition("_")[2]]
+    assert (model.memory.num_classes, model.memory.channels) == (classes, 512)
+    context = {"ppm": PPM, "aspp": ASPP}.get(name.split("_")[1], type(None))
+    assert type(model.head.within_image) is context
     assert body["layer4"][1].conv2.dilation == (4, 4)
+
+
+def test_a_published_head_without_its_backbone(published):
+    with torch.device("meta"):
+        head = sssegmentation.head(published["mcibiplusplus_aspp_hrnetv2w48_cityscapes"])
+    assert head.auxiliary is None
+    assert head.context.downsample is not None
+    assert head.within_image_head.conv[0].kernel_size == (3, 3)
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("mcibiplusplus_ppm_resnet50os8_cityscapes", "PPM"),
         ("mcibiplusplus_upernet_resnet50os8_ade20k", "UperNet"),
-        ("mcibiplusplus_aspp_resnet50os8_cityscapes", "extra attention"),
         ("mcibiplusplus_upernet_swinlarge_ade20k", "not supported yet"),
         ("mcibiplusplus_aspp_hrnetv2w48_cityscapes", "HRNet"),
         ("mcibiplusplus_upernet_resnest101os8_ade20k", "not supported yet"),

@@ -211,7 +211,7 @@ def test_pyramid_pooling_concatenates_resized_means(size, generator):
     module = randomised(PPM(6, 8, pool_scales=(1, 2, 3)), generator)
     x = randn(generator, 2, 6, *size)
     branches = [x]
-    for scale, (_pool, *block) in zip((1, 2, 3), module.branches, strict=True):
+    for scale, (_pool, *block) in zip((1, 2, 3), module.pyramid, strict=True):
         pooled = conv_bn(block, region_means(x, scale).mT.unflatten(2, (scale, scale)))
         branches.append(F.interpolate(pooled, size, mode="bilinear", align_corners=False))
     assert_equal(module(x), conv_bn(module.bottleneck, torch.cat(branches, 1)))

@@ -36,7 +36,7 @@ class PPM(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
+        self.pyramid = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(s), *conv_bn_relu(in_channels, out_channels, 1))
             for s in pool_scales
         )
@@ -53,6 +53,6 @@ class PPM(nn.Module):
                 mode="bilinear",
                 align_corners=self.align_corners,
             )
-            for branch in self.branches
+            for branch in self.pyramid
         ]
         return self.bottleneck(torch.cat([features, *pooled], dim=1))
