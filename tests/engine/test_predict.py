@@ -104,7 +104,6 @@ def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
             assert np.array(overlay).shape == (6, 8, 3)
 
 
-
 def test_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves(16, 16).save(tmp_path / "a.png")
 

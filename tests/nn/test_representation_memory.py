@@ -156,6 +156,20 @@ def test_nothing_to_learn_changes_nothing(strategy, n, generator):
     assert torch.equal(memory.memory, before)
 
 
+@pytest.mark.parametrize(("strategy", "n"), VARIANTS)
+def test_an_ignored_label_may_be_a_class(strategy, n, generator):
+    memory, usual = (
+        RepresentationMemory(5, 6, n, strategy=strategy, ignore_index=i).double() for i in (3, 255)
+    )
+    for _ in range(n + 2):
+        features, labels = batch(generator)
+        labels = labels.where(labels != 255, 3)
+        memory.update(features, labels)
+        usual.update(features, labels.where(labels != 3, 255))
+    assert torch.equal(memory.memory, usual.memory)
+    assert not memory.memory[3].any()
+
+
 # ---- what an update costs ----------------------------------------------------
 
 

@@ -69,4 +69,4 @@ class AdaptiveContext(nn.Module):
         information = self.global_information(F.adaptive_avg_pool2d(x, 1))
         affinity = rows(self.affinity(x + information)).sigmoid()  # (B, N, s*s)
         context = self.residual(to_map(affinity @ regions, x))
-        return self.fuse(F.relu(context + x))
+        return self.fuse(context + x)  # relu would do nothing: neither is negative

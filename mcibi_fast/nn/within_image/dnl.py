@@ -65,8 +65,8 @@ class DisentangledNonLocal(nn.Module):
         query, key, value = (
             rows(project(features)) for project in (self.query, self.key, self.value)
         )  # (B, N, T)
+        # The mean key would shift all scores of a query alike, which the softmax does not see.
         query = query - query.mean(dim=1, keepdim=True)
-        key = key - key.mean(dim=1, keepdim=True)
         pairwise = ops.confidence_attention(query, key, value, scale=self.scale)
         unary = rows(self.salience(features)).softmax(dim=1).mT @ value  # (B, 1, T)
         return features + self.output(to_map(pairwise + unary, features))
