@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mcibi_fast  # noqa: F401 - defines torch.ops.mcibi_fast
+import mcibi_fast.ops  # noqa: F401 - defines torch.ops.mcibi_fast
 
 
 class Counts(NamedTuple):

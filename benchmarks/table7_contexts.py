@@ -72,7 +72,9 @@ class DCA(nn.Module):
         self.context.weight_head = nn.Identity()
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        return self.context.augment(self.bottleneck(features), logits)
+        R = self.bottleneck(features)
+        C_bi = self.context.aggregate(R, logits)
+        return self.context.fuse.conv(torch.cat([R, C_bi], dim=1))
 
 
 class ASPPWithDCA(nn.Module):
