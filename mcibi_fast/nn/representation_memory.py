@@ -107,7 +107,7 @@ class RepresentationMemory(nn.Module):
         All ranks of the default process group pool their batches: the result is what one process
         with the whole batch would compute. Nothing waits for the device. Features are not
         upsampled: allocates, besides the K x n x Z results, at the features' resolution two more
-        copies of them and 3 K n numbers per pixel, at the labels' resolution some n + 10 numbers
+        copies of them and 3 K n numbers per pixel, at the labels' resolution some 3 n + 20 numbers
         per pixel; "mean" only what ``ops.class_feature_sums`` does. On CUDA the sums of
         "cosine_similarity" come in any order, and are the same bits every run only under
         ``torch.use_deterministic_algorithms``.
