@@ -1,29 +1,47 @@
 """Datasets and transforms.
 
-`Scenes` is built in; `FolderDataset` reads images and masks from a folder. Both give samples
+`Scenes` is built in; `FolderDataset` reads images and masks from a folder; the published datasets
+are read in their own layouts, unpacked or zipped (`DATASETS` has them by name). All give samples
 {"image", "label", "name"}. `TrainTransform` and `EvalTransform` need torchvision, and nothing else
 here does.
 """
 
 from __future__ import annotations
 
+from .ade20k import ADE20K
 from .base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
 from .check import Report, check
+from .cityscapes import Cityscapes
+from .coco_stuff import COCOStuff, COCOStuff171
 from .errors import DataError
 from .folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
+from .lip import CIHP, LIP
+from .named import DATASETS, named
+from .pascal_context import PascalContext, PascalContext60
 from .scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
 from .transforms import EvalTransform, TrainTransform
+from .voc import VOC
 
 __all__ = [
+    "ADE20K",
     "CAMVID_CLASSES",
+    "CIHP",
+    "DATASETS",
     "IGNORE_INDEX",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LIP",
     "SCENES_CLASSES",
     "SCENES_PALETTE",
+    "VOC",
+    "COCOStuff",
+    "COCOStuff171",
+    "Cityscapes",
     "DataError",
     "EvalTransform",
     "FolderDataset",
+    "PascalContext",
+    "PascalContext60",
     "Report",
     "Sample",
     "Scenes",
@@ -31,4 +49,5 @@ __all__ = [
     "TrainTransform",
     "Transform",
     "check",
+    "named",
 ]

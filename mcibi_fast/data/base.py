@@ -37,10 +37,12 @@ class SegmentationDataset(Dataset[Sample]):
     """Base class: subclasses give `__len__`, `read` and `name`, and the attributes below.
 
     Attributes: ``classes`` (K names), ``palette`` (K, 3) uint8, ``mean`` and ``std`` (three floats
-    each, of colours in 0..1), ``ignore_index`` (255), ``transform`` (None: only normalise).
+    each, of colours in 0..1), ``ignore_index`` (255), ``flip_pairs`` (classes that a mirrored image
+    swaps, such as left and right arm), ``transform`` (None: only normalise).
     """
 
     ignore_index = IGNORE_INDEX
+    flip_pairs: tuple[tuple[int, int], ...] = ()
     classes: list[str]
     palette: NDArray[np.uint8]
     mean: Sequence[float]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..viz.palette import distinct_palette
 from .base import IGNORE_INDEX, SegmentationDataset, Transform
 from .errors import DataError
-from .images import decode
+from .images import check_sizes, decode, mask_indices
 
 CAMVID_CLASSES = [
     "sky", "building", "pole", "road", "pavement", "tree",
@@ -30,8 +30,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-# PIL stretches grey of 2 and 4 bits to 0..255; dividing gives the stored index back.
-_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 class FolderDataset(SegmentationDataset):
@@ -146,26 +144,13 @@ def read_pair(
     """
     pixels = np.array(decode(root / image, image).convert("RGB"))
     indices = read_label(root, label, num_classes=num_classes)
-    if pixels.shape[:2] != indices.shape:
-        raise DataError(
-            f"{label}: size {_size(indices)} but {image} has {_size(pixels)}; "
-            "a mask has its image's size"
-        )
+    check_sizes(pixels, indices, image, label)
     return pixels, indices
 
 
 def read_label(root: Path, path: str, *, num_classes: int | None) -> NDArray[np.integer]:
     """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
-    picture = decode(root / path, path)
-    if picture.mode not in ("L", "P", "1", "I", "I;16"):
-        raise DataError(
-            f"{path}: a colour mask ({picture.mode}); save class indices as a greyscale or "
-            "palette PNG"
-        )
-    indices = np.array(picture)
-    if picture.mode == "1":
-        indices = indices.astype(np.uint8)
-    indices //= _STRETCH.get(picture.info["rawmode"], 1)
+    indices = mask_indices(decode(root / path, path), path)
     if num_classes is not None:
         bad = (indices >= num_classes) & (indices != IGNORE_INDEX)
         if bad.any():
@@ -229,7 +214,3 @@ def _count_classes(root: Path) -> int:
     if highest < 0:
         raise DataError(f"{root}: every pixel of every mask is {IGNORE_INDEX}; no classes found")
     return highest + 1
-
-
-def _size(array: NDArray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

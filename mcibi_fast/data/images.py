@@ -1,11 +1,14 @@
-"""Image files."""
+"""Image files, and masks of indices."""
 
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
 
@@ -18,6 +21,8 @@ _DECODING_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+# PIL stretches grey of 2 and 4 bits to 0..255; dividing gives the stored index back.
+_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 def decode(file: Path, name: str | None = None) -> Image.Image:
@@ -32,15 +37,59 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
     """
     name = name or str(file)
     try:
-        if file.stat().st_size == 0:
-            raise DataError(f"{name}: empty (0 bytes); replace or remove it")
-        with Image.open(file) as picture:
+        content = file.read_bytes()
+    except OSError as error:
+        raise _undecodable(name, error, str(file)) from error
+    return decode_bytes(content, name)
+
+
+def decode_bytes(content: bytes, name: str) -> Image.Image:
+    """As `decode`, of a file's content."""
+    if not content:
+        raise DataError(f"{name}: empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(BytesIO(content)) as picture:
             rawmode = picture.tile[0].args if picture.tile else None
             picture.load()
             picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else None
             return picture
-    except DataError:
-        raise
     except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).replace(str(file), name).split())
-        raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove it") from error
+        raise _undecodable(name, error) from error
+
+
+def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
+    """The indices (H, W) that a decoded mask holds, a palette's never looked up.
+
+    Raises:
+        DataError: a mask in colour.
+    """
+    if picture.mode not in ("L", "P", "1", "I", "I;16"):
+        raise DataError(
+            f"{name}: a colour mask ({picture.mode}); save class indices as a greyscale or "
+            "palette PNG"
+        )
+    indices = np.array(picture)
+    if picture.mode == "1":
+        indices = indices.astype(np.uint8)
+    indices //= _STRETCH.get(picture.info["rawmode"], 1)
+    return indices
+
+
+def check_sizes(pixels: NDArray, indices: NDArray, image: str, label: str) -> None:
+    """Raises DataError when the mask named ``label`` has another size than the image's."""
+    if pixels.shape[:2] != indices.shape:
+        raise DataError(
+            f"{label}: size {_size(indices)} but {image} has {_size(pixels)}; "
+            "a mask has its image's size"
+        )
+
+
+def _size(array: NDArray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _undecodable(name: str, error: Exception, path: str = "") -> DataError:
+    reason = " ".join((str(error).replace(path, name) if path else str(error)).split())
+    if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
+        reason = "not an image file"
+    return DataError(f"{name}: cannot be decoded ({reason}); replace or remove it")

@@ -1,0 +1,30 @@
+"""The published datasets by the names that the command line and the recipes use."""
+
+from __future__ import annotations
+
+from .ade20k import ADE20K
+from .cityscapes import Cityscapes
+from .coco_stuff import COCOStuff, COCOStuff171
+from .lip import CIHP, LIP
+from .listed import ListedDataset
+from .pascal_context import PascalContext, PascalContext60
+from .voc import VOC
+
+DATASETS: dict[str, type[ListedDataset]] = {
+    "ade20k": ADE20K,
+    "lip": LIP,
+    "cihp": CIHP,
+    "cityscapes": Cityscapes,
+    "coco_stuff": COCOStuff,
+    "coco_stuff_171": COCOStuff171,
+    "pascal_context": PascalContext,
+    "pascal_context_60": PascalContext60,
+    "voc": VOC,
+}
+
+
+def named(name: str) -> type[ListedDataset]:
+    """The dataset called ``name``. Raises ValueError, listing the names, when there is none."""
+    if name not in DATASETS:
+        raise ValueError(f"no dataset {name!r}; there are {', '.join(DATASETS)}")
+    return DATASETS[name]

@@ -1,0 +1,151 @@
+"""PASCAL-Context: 59 classes, or 60 with the background, on the images of VOC 2010."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ..viz.palette import distinct_palette
+from .archives import Files
+from .errors import DataError
+from .listed import Item, ListedDataset, value_map
+
+# In the order of their ids among the 459 labels, which is the alphabet's. A mask holds ranks.
+_NAMES = """
+aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet,
+car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower,
+food, grass, ground, horse, keyboard, light, motorbike, mountain, mouse, person, plate, platform,
+pottedplant, road, rock, sheep, shelves, sidewalk, sign, sky, snow, sofa, table, track, train,
+tree, truck, tvmonitor, wall, water, window, wood
+"""
+_WITH_BACKGROUND = ["background", *" ".join(_NAMES.split()).split(", ")]
+# The ids; 0, the background, is all the rest.
+_IDS = (
+    0, 2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
+    347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
+_CONVERT = "make them with mcibi-fast data convert pascal_context ROOT"
+
+
+class PascalContext(ListedDataset):
+    """59 classes: a mask holds 0 for the background, which is ignored, and k for class k - 1.
+
+    `convert` makes the masks and the lists from trainval_merged.json. The palette is ours.
+    """
+
+    title = "PASCAL-Context"
+    layout = (
+        "VOC2010/JPEGImages, VOC2010/SegmentationClassContext and "
+        f"VOC2010/ImageSets/SegmentationContext ({_CONVERT})"
+    )
+    classes = _WITH_BACKGROUND[1:]
+    palette = distinct_palette(59)
+    label_map = value_map({k: k - 1 for k in range(1, 60)}, ignored=[0])
+    sizes: ClassVar[dict[str, int]] = {"train": 4_998, "val": 5_105}
+    checked = ("train", "val")
+
+    @classmethod
+    def listing(cls, files: Files, split: str) -> list[Item]:
+        lists = files.locate(f"ImageSets/SegmentationContext/{split}.txt")
+        labels = files.locate("SegmentationClassContext")
+        images = files.locate("VOC2010/JPEGImages", "JPEGImages")
+        return [
+            Item(name, f"{images}/{name}.jpg", f"{labels}/{name}.png")
+            for name in files.lines(lists)
+        ]
+
+
+class PascalContext60(PascalContext):
+    """60 classes: the background is class 0."""
+
+    title = "PASCAL-Context (60 classes)"
+    classes = _WITH_BACKGROUND
+    palette = np.concatenate([np.zeros((1, 3), np.uint8), PascalContext.palette])
+    label_map = value_map({k: k for k in range(60)})
+
+
+def convert(
+    root: str | Path, annotations: str | Path | None = None, *, progress: bool = False
+) -> dict[str, int]:
+    """Writes SegmentationClassContext/*.png and ImageSets/SegmentationContext/*.txt.
+
+    Args:
+        root: VOC2010, or the folder that holds it.
+        annotations: trainval_merged.json; default the one in either.
+        progress: show a bar.
+
+    Returns:
+        The number of images of each split.
+
+    Raises:
+        DataError: a folder or the file is missing, or the file is not what it should be.
+    """
+    files = Files(root, "VOC2010 with JPEGImages, and trainval_merged.json")
+    home = Path(root) / Path(files.locate("VOC2010/JPEGImages", "JPEGImages")).parent
+    source = Path(annotations or Path(root) / files.locate("trainval_merged.json"))
+    try:
+        content = json.loads(source.read_text())
+        regions = defaultdict(list)
+        for region in content["annos_segmentation"]:
+            regions[region["image_id"]].append(region)
+        lists: dict[str, list[str]] = {"train": [], "val": []}
+        (home / "SegmentationClassContext").mkdir(exist_ok=True)
+        bar = tqdm(content["images"], desc="convert", unit="image", disable=not progress)
+        for image in bar:
+            name = Path(image["file_name"]).stem
+            mask = _draw(image, regions[image["image_id"]])
+            Image.fromarray(mask).save(home / "SegmentationClassContext" / f"{name}.png")
+            lists[image["phase"]].append(name)
+    except OSError as error:
+        raise DataError(f"{error.filename or source}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{source}: not PASCAL-Context's annotations ({error!r})") from error
+    (home / "ImageSets" / "SegmentationContext").mkdir(parents=True, exist_ok=True)
+    for split, names in lists.items():
+        path = home / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+        path.write_text("".join(f"{name}\n" for name in sorted(names)))
+    return {split: len(names) for split, names in lists.items()}
+
+
+def _draw(image: dict[str, Any], regions: list[dict[str, Any]]) -> NDArray[np.uint8]:
+    """The ranks (H, W) of the regions' ids; other ids and empty pixels are background."""
+    size = (image["height"], image["width"])
+    mask = np.zeros(size, np.uint8)
+    for region in regions:
+        if list(region["segmentation"]["size"]) != list(size):
+            raise ValueError(f"a region of image {image['image_id']} has another size")
+        rank = _IDS.index(region["category_id"]) if region["category_id"] in _IDS else 0
+        mask[_decode_runs(region["segmentation"]["counts"], size)] = rank
+    return mask
+
+
+def _decode_runs(counts: str | list[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """COCO's run lengths, as text or as numbers: down the columns, starting with zeros."""
+    runs = _parse_runs(counts) if isinstance(counts, str) else counts
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(size[1], size[0]).T
+
+
+def _parse_runs(text: str) -> list[int]:
+    """Five bits per character, lowest first, 32 for more; from the fourth on, the difference to the
+    run two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in (ord(character) - 48 for character in text):
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs

@@ -1,0 +1,130 @@
+"""Files in folders and zip files."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from mcibi_fast.data import DataError
+from mcibi_fast.data.archives import Files
+from tests.data.trees import pack
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "tree"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "x.bin").write_bytes(bytes(range(256)) * 50)
+    (folder / "a" / "list.txt").write_text("\ufeffone\r\n\n  two \n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(params=["folder", "zip", "folder of a zip", "zip below a folder"])
+def files(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> Files:
+    if request.param == "folder":
+        return Files(tree)
+    within = "top/" if "below" in request.param else ""
+    (tmp_path / "zips").mkdir()
+    archive = pack(tree, tmp_path / "zips" / "data.zip", within=within)
+    return Files(archive.parent if request.param.startswith("folder") else archive)
+
+
+def test_a_folder_and_its_zip_file_read_alike(files: Files) -> None:
+    place = files.locate("a/b")
+    assert place.endswith("a/b")
+    assert files.names(place) == ["x.bin"]
+    assert files.read(f"{place}/x.bin") == bytes(range(256)) * 50
+    assert files.lines(files.locate("list.txt")) == ["one", "two"]
+    assert files.find("nothing", "b") is not None
+    assert files.find("nothing", "nothing.txt") is None
+    assert files.names("nothing") == []
+    with pytest.raises(DataError, match="no nothing in it; expected the dataset"):
+        files.locate("nothing")
+    with pytest.raises(DataError, match=r"a/gone\.bin: missing; expected"):
+        files.read("a/gone.bin")
+
+
+def test_parts_may_lie_in_a_folder_and_several_zip_files(tree: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "c").mkdir(parents=True)
+    (other / "c" / "y.txt").write_text("y")
+    pack(other, tree / "other.ZIP")
+    files = Files(tree)
+    assert files.read(f"{files.locate('a/b')}/x.bin")
+    assert files.read(f"{files.locate('c')}/y.txt") == b"y"
+    assert files.describe("c/y.txt") == "other.ZIP/c/y.txt"
+    assert files.describe("a/b/x.bin") == "a/b/x.bin"
+
+
+def test_names_are_matched_whole(tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "t.zip", within="ya/")
+    assert Files(archive).find("a") == "ya/a"
+    assert Files(archive).find("b") == "ya/a/b"
+    assert Files(tree).find("ist.txt") is None
+
+
+def read_in_another_process(files: Files, path: str) -> int:
+    return sum(files.read(path))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_each_process_opens_the_zip_file_for_itself(
+    tree: Path, tmp_path: Path, method: str
+) -> None:
+    """A file position that forked processes share would mix their reads."""
+    for i in range(40):
+        (tree / f"{i}.bin").write_bytes(bytes([i]) * 20_000)
+    files = Files(pack(tree, tmp_path / "t.zip"))
+    assert sum(files.read("1.bin")) == 20_000  # open here before the others start
+    with ProcessPoolExecutor(2, mp_context=get_context(method)) as pool:
+        sums = list(
+            pool.map(read_in_another_process, [files] * 40, [f"{i}.bin" for i in range(40)])
+        )
+    assert sums == [20_000 * i for i in range(40)]
+    assert pickle.loads(pickle.dumps(files)).read("2.bin") == bytes([2]) * 20_000
+
+
+def test_a_broken_zip_file_is_one_clear_line(tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "t.zip")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"^t\.zip: not a whole zip file \(.+\); download it again"):
+        Files(archive)
+    with pytest.raises(DataError, match="no such folder or zip file"):
+        Files(tmp_path / "nothing.zip")
+
+
+def test_a_broken_zip_file_beside_good_ones_does_no_harm(tree: Path) -> None:
+    (tree / "aa.zip").write_bytes(b"half a download")
+    files = Files(tree)
+    assert files.locate("a/b") == "a/b"
+    with pytest.raises(DataError, match=r"aa\.zip: not a whole zip file"):
+        files.locate("nothing")
+
+
+def test_a_damaged_member_names_itself(tree: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        file.writestr("x.bin", b"abcdefgh" * 100)
+    content = bytearray((tmp_path / "t.zip").read_bytes())
+    content[content.index(b"abcdefgh") + 3] ^= 0xFF
+    (tmp_path / "t.zip").write_bytes(content)
+    files = Files(tmp_path / "t.zip")
+    with pytest.raises(DataError, match=r"^t\.zip/x\.bin: cannot be read \(Bad CRC-32"):
+        files.read("x.bin")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_lists_that_list_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"list\.txt: lists nothing"):
+        Files(tmp_path).lines("list.txt")
+
+
+def test_a_list_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"list\.txt: not a text file"):
+        Files(tmp_path).lines("list.txt")
