@@ -22,16 +22,22 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, 0.5, 0.5, 18 / 360
 
 
 class TrainTransform:
-    """Random scale, crop, horizontal flip, photometric distortion, normalisation, padding.
+    """Random scale, crop, flip, photometric distortion, rotation, normalisation, padding.
 
     Args:
         crop_size: (height, width) of what comes out, or one side; smaller images are padded at the
             right and the bottom, colours with 0 (the mean) and labels with ``ignore_index``.
         mean, std: the dataset's, three each, for colours in 0..1.
         seed: of the augmentation.
-        scale: the range the scale is drawn from, uniformly.
+        scale: the range the scale is drawn from, uniformly. It multiplies the size that the next
+            three arguments give; without them the image's own.
+        size, short_side, long_side: see `EvalTransform`.
         max_class_share: a crop in which one class has more than this share of the labelled pixels
             is drawn again, up to 10 times; the last draw is taken as it is.
+        flip_pairs: pairs of classes that the horizontal flip swaps.
+        rotation: largest angle in degrees, either way, about the crop's middle; corners that come
+            into view are filled as padding is. 0 never rotates.
+        rotation_probability: of a rotation.
 
     Called with an image (3, H, W) uint8 and a label (H, W), and keywords ``epoch`` and ``index``;
     returns float32 (3, h, w) and the label (h, w) in its dtype. Raises ImportError where
@@ -46,13 +52,23 @@ class TrainTransform:
         std: Sequence[float],
         seed: int = 0,
         scale: tuple[float, float] = (0.5, 2.0),
+        size: tuple[int, int] | None = None,
+        short_side: int | None = None,
+        long_side: int | None = None,
         max_class_share: float = 0.75,
+        flip_pairs: Sequence[tuple[int, int]] = (),
+        rotation: float = 0.0,
+        rotation_probability: float = 0.5,
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         torchvision_functional()
+        _check_size(size, short_side, long_side)
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
         self.scale, self.max_class_share = scale, max_class_share
+        self.size, self.short_side, self.long_side = size, short_side, long_side
+        self.flip_pairs = tuple(flip_pairs)
+        self.rotation, self.rotation_probability = rotation, rotation_probability
         self.ignore_index = ignore_index
         if min(self.crop_size) < 1:
             raise ValueError(f"crop_size: {self.crop_size} is not positive")
@@ -60,16 +76,24 @@ class TrainTransform:
             raise ValueError(f"seed: {seed} is negative")
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale: {scale} is not a range of positive factors")
+        if not 0 <= rotation <= 180:
+            raise ValueError(f"rotation: {rotation} is no angle from 0 to 180 degrees")
+        if not 0 <= rotation_probability <= 1:
+            raise ValueError(f"rotation_probability: {rotation_probability} is not in 0..1")
 
     def __call__(
         self, image: Tensor, label: Tensor, *, epoch: int, index: int
     ) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, label = _rescale(image, label, rng.uniform(*self.scale))
+        factor = rng.uniform(*self.scale)
+        sides = _resized(label.shape, self.size, self.short_side, self.long_side)
+        image, label = _resize(image, label, _scaled(sides, factor))
         image, label = self._crop(rng, image, label)
         if rng.random() < 0.5:
-            image, label = image.flip(-1), label.flip(-1)
+            image, label = image.flip(-1), swap_classes(label.flip(-1), self.flip_pairs)
         image = normalise(_distort(rng, image), self.mean, self.std)
+        if self.rotation > 0:
+            image, label = self._rotate(rng, image, label)
         return self._pad(image, label)
 
     def _crop(
@@ -83,6 +107,19 @@ class TrainTransform:
             if largest_share(label[window], self.ignore_index) <= self.max_class_share:
                 break
         return image[window], label[window]
+
+    def _rotate(
+        self, rng: np.random.Generator, image: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if rng.random() >= self.rotation_probability:
+            return image, label
+        angle = rng.uniform(-self.rotation, self.rotation)
+        tv = torchvision_functional()
+        bilinear, nearest = tv.InterpolationMode.BILINEAR, tv.InterpolationMode.NEAREST
+        return (
+            tv.rotate(image, angle, interpolation=bilinear, fill=0.0),
+            tv.rotate(label[None], angle, interpolation=nearest, fill=self.ignore_index)[0],
+        )
 
     def _pad(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         tv = torchvision_functional()
@@ -100,6 +137,7 @@ class EvalTransform:
         mean, std: the dataset's, three each, for colours in 0..1.
         short_side: resize so that the shorter side has this length; None keeps the size.
         long_side: and the longer side at most this one.
+        size: resize to this (height, width), whatever the image's proportions.
 
     The label keeps its own size, whatever the image's: predictions are resized to it. Any size is
     allowed, so images of different sizes are evaluated one per batch.
@@ -112,23 +150,20 @@ class EvalTransform:
         std: Sequence[float],
         short_side: int | None = None,
         long_side: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        if short_side is None and long_side is not None:
-            raise ValueError("long_side: bounds the resize that short_side asks for; give both")
-        if short_side is not None:
+        _check_size(size, short_side, long_side)
+        if short_side is not None or size is not None:
             torchvision_functional()
         self.mean, self.std = tuple(mean), tuple(std)
-        self.short_side, self.long_side = short_side, long_side
+        self.size, self.short_side, self.long_side = size, short_side, long_side
 
     def __call__(
         self, image: Tensor, label: Tensor, *, epoch: int = 0, index: int = 0
     ) -> tuple[Tensor, Tensor]:
-        if self.short_side is not None:
-            sides = image.shape[-2:]
-            factor = self.short_side / min(sides)
-            if self.long_side is not None:
-                factor = min(factor, self.long_side / max(sides))
-            image = torchvision_functional().resize(image, _scaled(sides, factor), antialias=True)
+        sides = _resized(image.shape[-2:], self.size, self.short_side, self.long_side)
+        if sides != list(image.shape[-2:]):
+            image = torchvision_functional().resize(image, sides, antialias=True)
         return normalise(image, self.mean, self.std), label
 
 
@@ -136,6 +171,15 @@ def largest_share(label: Tensor, ignore_index: int = IGNORE_INDEX) -> float:
     """The share of the commonest class among labelled pixels; 1 when no pixel is labelled."""
     counts = np.bincount(label[label != ignore_index].numpy().ravel())
     return float(counts.max() / counts.sum()) if counts.size else 1.0
+
+
+def swap_classes(label: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """A copy of the label in which the classes of each pair have changed places."""
+    swapped = label.clone()
+    for left, right in pairs:
+        swapped[label == left] = right
+        swapped[label == right] = left
+    return swapped
 
 
 def torchvision_functional() -> Any:
@@ -154,10 +198,36 @@ def _scaled(sides: Sequence[int], factor: float) -> list[int]:
     return [max(round(side * factor), 1) for side in sides]
 
 
-def _rescale(image: Tensor, label: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def _check_size(
+    size: tuple[int, int] | None, short_side: int | None, long_side: int | None
+) -> None:
+    if short_side is None and long_side is not None:
+        raise ValueError("long_side: bounds the resize that short_side asks for; give both")
+    if size is not None and short_side is not None:
+        raise ValueError("size: fixes both sides, so short_side has no meaning; give one of them")
+    if min(*(size or (1, 1)), short_side or 1, long_side or 1) < 1:
+        raise ValueError(f"size: {size or (short_side, long_side)} is not positive")
+
+
+def _resized(
+    sides: Sequence[int],
+    size: tuple[int, int] | None,
+    short_side: int | None,
+    long_side: int | None,
+) -> list[int]:
+    if size is not None:
+        return list(size)
+    if short_side is None:
+        return list(sides)
+    factor = short_side / min(sides)
+    if long_side is not None:
+        factor = min(factor, long_side / max(sides))
+    return _scaled(sides, factor)
+
+
+def _resize(image: Tensor, label: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
     """Bilinear for the image; for the label the nearest pixel centre ("nearest" shifts by half)."""
     tv = torchvision_functional()
-    size = _scaled(label.shape, factor)
     nearest = tv.InterpolationMode.NEAREST_EXACT
     return (
         tv.resize(image, size, antialias=True),

@@ -93,6 +93,80 @@ def test_scale_range_is_respected():
     assert np.mean(widths) == pytest.approx(1.25, abs=0.1)
 
 
+def test_the_scale_multiplies_the_size_asked_for():
+    for options, sides in (({"short_side": 30}, (30, 45)), ({"size": (44, 32)}, (44, 32))):
+        for scale in (0.5, 1.25):
+            transform = train((90, 90), scale=(scale, scale), max_class_share=1.0, **options)
+            label = call(transform)[1]
+            shown = (label != 255).nonzero().amax(0) + 1
+            assert shown.tolist() == [round(side * scale) for side in sides]
+
+
+def test_a_flip_swaps_the_pairs_and_nothing_else():
+    """Classes 1 and 2 stand for left and right, 3 and 4 too: each keeps to its side."""
+    label = torch.zeros(20, 30, dtype=torch.uint8)
+    label[:, :10], label[:, 20:] = 1, 2
+    label[15:, :10], label[15:, 20:] = 3, 4
+    label[0] = 255
+    image = label.clone().clamp_max(5)[None].repeat(3, 1, 1) * 40
+    options = {"scale": (1.0, 1.0), "max_class_share": 1.0}
+    flipped = 0
+    for index in range(20):
+        plain, mirrored = (
+            train((20, 30), flip_pairs=pairs, **options)(image, label, epoch=0, index=index)
+            for pairs in ((), ((1, 2), (3, 4)))
+        )
+        assert torch.equal(plain[0], mirrored[0])
+        assert torch.equal(mirrored[1], label)
+        flipped += not torch.equal(plain[1], label)
+    assert 4 < flipped < 16
+
+
+def test_rotation_keeps_image_and_label_aligned(monkeypatch):
+    """A disc off the middle: where the label has it the image has it, but for its rim."""
+    monkeypatch.setattr("mcibi_fast.data.transforms._distort", lambda rng, image: image)
+    y, x = torch.meshgrid(torch.arange(81.0), torch.arange(81.0), indexing="ij")
+    label = ((y - 40) ** 2 + (x - 60) ** 2 < 100).to(torch.uint8)
+    image = (label * 200)[None].repeat(3, 1, 1)
+    options = {"scale": (1.0, 1.0), "max_class_share": 1.0, "rotation": 30}
+    angles, still = [], 0
+    for index in range(200):
+        transform = train((81, 81), rotation_probability=0.6, **options)
+        out, mask = transform(image, label, epoch=0, index=index)
+        rows, columns = (mask == 1).nonzero().float().mean(0)
+        assert (rows - 40).square() + (columns - 40).square() == pytest.approx(400, rel=0.02)
+        assert (mask[out[0] * 255 > 150] == 1).float().mean() > 0.95
+        assert (mask[(out[0] * 255 < 50)] != 1).all()
+        angle = torch.atan2(rows - 40, (columns - 40).abs()).rad2deg()
+        still += bool(abs(angle) < 1e-3)
+        angles.append(float(angle))
+    assert 28 < max(angles) < 31 and -31 < min(angles) < -28
+    assert 0.3 < still / 200 < 0.5, "0.4 of all stay as they are"
+
+
+def test_corners_that_come_into_view_are_padding():
+    mean = (0.4, 0.5, 0.6)
+    image, label = torch.zeros(3, 60, 60, dtype=torch.uint8), torch.ones(60, 60, dtype=torch.int64)
+    options = {"scale": (1.0, 1.0), "rotation": 30, "rotation_probability": 1.0, "mean": mean}
+    out, mask = train((60, 60), **options)(image, label, epoch=0, index=1)
+    corner = mask == 255
+    assert 0 < corner.float().mean() < 0.3
+    assert mask.dtype == torch.int64
+    assert (out[:, corner] == 0).float().mean() > 0.8, "but for the slanted edges"
+    assert (out[:, ~corner] == 0).float().mean() < 0.05
+
+
+def test_rotation_is_drawn_from_the_seed_and_leaves_the_rest_as_it_was():
+    options = {"rotation": 20, "rotation_probability": 0.5}
+    for index in range(4):
+        first, again = (call(train(seed=3, **options), index=index) for _ in range(2))
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+    # Without rotation nothing is drawn for it.
+    plain = call(train(seed=3))
+    assert torch.equal(plain[0], call(train(seed=3, rotation_probability=0.9))[0])
+
+
 def test_padding_is_ignored_and_mean_coloured():
     image, label = train((100, 100), scale=(0.5, 0.5))(*stripes(), epoch=0, index=0)
     assert (label[:30, :45] != 255).all()
@@ -197,6 +271,8 @@ def test_next_epoch_differs():
         ((60, 90), {"short_side": 30}, (30, 45)),
         ((60, 90), {"short_side": 40, "long_side": 2048}, (40, 60)),
         ((60, 240), {"short_side": 60, "long_side": 100}, (25, 100)),
+        ((60, 240), {"short_side": 100, "long_side": 100}, (25, 100)),
+        ((60, 90), {"size": (47, 31)}, (47, 31)),
     ],
 )
 def test_evaluation_resizes_the_image_and_keeps_the_label(size, options, expected):
@@ -220,6 +296,11 @@ def test_evaluation_resizes_the_image_and_keeps_the_label(size, options, expecte
         ({"seed": -1}, "seed: -1 is negative"),
         ({"scale": (2.0, 0.5)}, "scale"),
         ({"scale": (0.0, 1.0)}, "scale"),
+        ({"rotation": -1}, "rotation: -1 is no angle"),
+        ({"rotation": 30, "rotation_probability": 1.5}, r"rotation_probability: 1.5 is not in"),
+        ({"size": (0, 10)}, r"size: \(0, 10\) is not positive"),
+        ({"size": (10, 10), "short_side": 10}, "size: fixes both sides"),
+        ({"long_side": 10}, "long_side"),
     ],
 )
 def test_bad_arguments(options, message):
