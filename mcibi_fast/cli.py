@@ -61,8 +61,10 @@ def _add(
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "train", "train", "train a model and evaluate it")
-    parser.add_argument("recipe", nargs="?", help="demo, scenes, camvid or folder")
-    parser.add_argument("--root", metavar="DIR", help="the dataset's folder (camvid, folder)")
+    parser.add_argument(
+        "recipe", nargs="?", help="demo, scenes, camvid, folder, or a dataset: ade20k, ..."
+    )
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, or its zip file")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from mcibi_fast.data.folder import class_list
@@ -11,7 +12,7 @@ from mcibi_fast.engine.checkpoint import find_weights, load_model, read_spec
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.run import Run
-from mcibi_fast.recipes import FolderData, ScenesData, TrainConfig
+from mcibi_fast.recipes import FolderData, NamedData, ScenesData, TrainConfig
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,13 +42,23 @@ def run(args: argparse.Namespace) -> None:
             write_atomically(Path(args.json), content.encode())
 
 
-def _data(file: Path, root: str | None) -> ScenesData | FolderData:
-    """The folder given, or else the data that the run was trained on."""
-    if root is not None:
-        # A folder that lists no classes is taken to have the checkpoint's.
-        listed = class_list(Path(root)) is not None
-        return FolderData(root=root, classes=None if listed else read_spec(file).classes)
+def _data(file: Path, root: str | None) -> ScenesData | FolderData | NamedData:
+    """The data that the run was trained on, or the folder given.
+
+    The folder of a run on a published dataset holds that dataset, too.
+    """
+    trained = None
     for folder in file.resolve().parents[:3]:
-        if (folder / "config.json").is_file():
-            return TrainConfig.from_dict(Run(folder).config()).data
-    raise ValueError(f"evaluate: {file} is in no run's directory; name the data with --root DIR")
+        if trained is None and (folder / "config.json").is_file():
+            trained = TrainConfig.from_dict(Run(folder).config()).data
+    if root is None:
+        if trained is None:
+            raise ValueError(
+                f"evaluate: {file} is in no run's directory; name the data with --root DIR"
+            )
+        return trained
+    if isinstance(trained, NamedData):
+        return replace(trained, root=root)
+    # A folder that lists no classes is taken to have the checkpoint's.
+    listed = class_list(Path(root)) is not None
+    return FolderData(root=root, classes=None if listed else read_spec(file).classes)

@@ -9,13 +9,20 @@ from pathlib import Path
 
 from mcibi_fast import recipes
 from mcibi_fast.engine.run import Run
-from mcibi_fast.recipes import FolderData, TrainConfig
+from mcibi_fast.recipes import NamedData, ScenesData, TrainConfig
 
 RECIPES = {
     "demo": recipes.demo,
     "scenes": recipes.scenes,
     "camvid": recipes.camvid,
     "folder": recipes.folder,
+    "ade20k": recipes.ade20k,
+    "lip": recipes.lip,
+    "cihp": recipes.cihp,
+    "cityscapes": recipes.cityscapes,
+    "coco_stuff": recipes.coco_stuff,
+    "pascal_context": recipes.pascal_context,
+    "voc": recipes.voc,
 }
 
 
@@ -58,9 +65,12 @@ def configure(recipe: str | None, root: str | None, settings: list[str]) -> Trai
         raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
     config = RECIPES[recipe]()
     if root is not None:
-        if not isinstance(config.data, FolderData):
+        if isinstance(config.data, ScenesData):
             raise ValueError(f"--root: the recipe {recipe} reads no folder")
-        if not Path(root).is_dir():
+        # A published dataset may also be its zip file.
+        if not (
+            Path(root).is_dir() or (isinstance(config.data, NamedData) and Path(root).exists())
+        ):
             raise FileNotFoundError(f"--root: {root} is not a folder")
         config.data.root = str(Path(root).resolve())
     recipes.apply_settings(config, settings)

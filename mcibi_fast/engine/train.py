@@ -125,6 +125,7 @@ class Trainer:
             std=self.train_data.std,
             seed=config.seed,
             ignore_index=self.train_data.ignore_index,
+            flip_pairs=self.train_data.flip_pairs,
             **asdict(config.augmentation),
         )
         self.val_data = config.data.dataset(config.data.val_split)

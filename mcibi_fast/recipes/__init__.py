@@ -5,12 +5,22 @@ from mcibi_fast.recipes.config import (
     AugmentationConfig,
     FolderData,
     ModelConfig,
+    NamedData,
     OptimizerConfig,
     ScenesData,
     TrainConfig,
 )
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.folder import folder
+from mcibi_fast.recipes.published import (
+    ade20k,
+    cihp,
+    cityscapes,
+    coco_stuff,
+    lip,
+    pascal_context,
+    voc,
+)
 from mcibi_fast.recipes.scenes import scenes
 from mcibi_fast.recipes.settings import apply_settings
 
@@ -18,12 +28,20 @@ __all__ = [
     "AugmentationConfig",
     "FolderData",
     "ModelConfig",
+    "NamedData",
     "OptimizerConfig",
     "ScenesData",
     "TrainConfig",
+    "ade20k",
     "apply_settings",
     "camvid",
+    "cihp",
+    "cityscapes",
+    "coco_stuff",
     "demo",
     "folder",
+    "lip",
+    "pascal_context",
     "scenes",
+    "voc",
 ]

@@ -57,6 +57,41 @@ class FolderData:
 
 
 @dataclass
+class NamedData:
+    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size it is tested at.
+
+    Attributes:
+        name: "ade20k", "cityscapes", ...
+        root: its folder, its zip file, or the folder that holds its zip files.
+        train_split, val_split: names of the two splits.
+        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; without any,
+            images are tested at their own size.
+    """
+
+    name: str = ""
+    root: str = ""
+    train_split: str = "train"
+    val_split: str = "val"
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        from mcibi_fast.data import EvalTransform, named
+
+        dataset = named(self.name)(self.root, split)
+        dataset.transform = EvalTransform(
+            mean=dataset.mean,
+            std=dataset.std,
+            short_side=self.short_side,
+            long_side=self.long_side,
+            size=self.size,
+        )
+        return dataset
+
+
+@dataclass
 class ModelConfig:
     """Arguments of `mcibi_fast.models.create`.
 
@@ -102,12 +137,20 @@ class AugmentationConfig:
     Attributes:
         crop_size: (height, width).
         scale: range of the random scale.
+        short_side, long_side, size: what the scale multiplies; without any, the image's own size.
         max_class_share: largest share of one class in a crop.
+        rotation: largest angle in degrees, either way.
+        rotation_probability: of a rotation.
     """
 
     crop_size: tuple[int, int] = (512, 512)
     scale: tuple[float, float] = (0.5, 2.0)
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
     max_class_share: float = 0.75
+    rotation: float = 0.0
+    rotation_probability: float = 0.5
 
 
 @dataclass
@@ -131,7 +174,7 @@ class TrainConfig:
         eval_batch_size: images of equal size evaluated at once, per process.
     """
 
-    data: ScenesData | FolderData = field(default_factory=ScenesData)
+    data: ScenesData | FolderData | NamedData = field(default_factory=ScenesData)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -156,7 +199,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 < self.optimizer.lr < float("inf"):
             raise ValueError(f"optimizer.lr: expected a positive number, got {self.optimizer.lr}")
-        if isinstance(self.data, FolderData) and not self.data.root:
+        if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +215,8 @@ class TrainConfig:
         """
         try:
             data = dict(stored["data"])
-            kind = {"ScenesData": ScenesData, "FolderData": FolderData}[data.pop("kind")]
+            kinds = {kind.__name__: kind for kind in (ScenesData, FolderData, NamedData)}
+            kind = kinds[data.pop("kind")]
             parts: dict[str, Any] = {
                 "data": _rebuild(kind, data),
                 "model": _rebuild(ModelConfig, stored["model"]),
@@ -191,4 +235,4 @@ def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
     if unknown:
         raise KeyError(f"{cls.__name__} has no {sorted(unknown)[0]!r}")
     tuples = {name for name, annotation in types.items() if str(annotation).startswith("tuple")}
-    return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items()})
+    return cls(**{k: tuple(v) if k in tuples and v is not None else v for k, v in values.items()})

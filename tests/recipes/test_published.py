@@ -1,0 +1,142 @@
+"""Recipes of the published datasets: the paper's numbers, and a run from start to score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcibi_fast import cli, recipes
+from mcibi_fast.commands.train import RECIPES, configure
+from mcibi_fast.data import DATASETS
+from mcibi_fast.recipes import NamedData, TrainConfig, apply_settings
+from tests.data import trees
+
+# lr, weight decay, crop, batch, epochs; what images are resized to in training; test size
+PROTOCOLS = {
+    "ade20k": (0.01, 5e-4, (512, 512), 16, 130, (512, 2048, None), (512, 2048, None)),
+    "lip": (0.01, 5e-4, (473, 473), 32, 150, (None, None, (520, 520)), (None, None, (473, 473))),
+    "cihp": (0.01, 5e-4, (473, 473), 32, 150, (None, None, (520, 520)), (None, None, (473, 473))),
+    "cityscapes": (0.01, 5e-4, (512, 1024), 8, 220, (1024, 2048, None), (1024, 2048, None)),
+    "coco_stuff": (0.001, 1e-4, (512, 512), 16, 110, (512, 2048, None), (512, 2048, None)),
+    "pascal_context": (0.004, 1e-4, (480, 480), 16, 260, (520, 520, None), (520, 520, None)),
+    "voc": (0.01, 5e-4, (512, 512), 16, 60, (512, 2048, None), (512, 2048, None)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_the_papers_settings(name: str) -> None:
+    config = RECIPES[name]()
+    data, augmentation = config.data, config.augmentation
+    assert isinstance(data, NamedData) and data.name == name
+    assert PROTOCOLS[name] == (
+        config.optimizer.lr,
+        config.optimizer.weight_decay,
+        augmentation.crop_size,
+        config.batch_size,
+        config.epochs,
+        (augmentation.short_side, augmentation.long_side, augmentation.size),
+        (data.short_side, data.long_side, data.size),
+    )
+    assert (config.model.name, config.model.backbone) == ("fcn_mcibipp", "resnet50")
+    parsing = name in ("lip", "cihp")
+    assert augmentation.scale == ((0.75, 1.25) if parsing else (0.5, 2.0))
+    assert augmentation.rotation == (30 if parsing else 0)
+    assert augmentation.rotation_probability == 0.6 or not parsing
+    for split in (data.train_split, data.val_split):
+        assert split in DATASETS[name].sizes
+
+
+def test_settings_and_json() -> None:
+    config = recipes.lip()
+    apply_settings(config, ["data.name=cihp", "data.size=[40,50]", "augmentation.size=null"])
+    assert (config.data.name, config.data.size, config.augmentation.size) == (
+        "cihp",
+        (40, 50),
+        None,
+    )
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert stored["data"]["kind"] == "NamedData"
+    assert TrainConfig.from_dict(stored) == config
+
+
+def test_a_configuration_from_before_there_were_more_fields() -> None:
+    stored = json.loads(json.dumps(recipes.scenes().to_dict()))
+    for name in ("short_side", "long_side", "size", "rotation", "rotation_probability"):
+        del stored["augmentation"][name]
+    assert TrainConfig.from_dict(stored) == recipes.scenes()
+
+
+def test_the_root(tmp_path: Path) -> None:
+    archive = trees.pack(trees.ade20k(tmp_path / "tree"), tmp_path / "ADEChallengeData2016.zip")
+    config = configure("ade20k", str(archive), [])
+    assert len(config.data.dataset("val")) == 1
+    with pytest.raises(ValueError, match=r"data\.root: this recipe reads a folder"):
+        configure("ade20k", None, [])
+    with pytest.raises(FileNotFoundError, match="nothing is not a folder"):
+        configure("ade20k", str(tmp_path / "nothing"), [])
+
+
+def test_the_evaluation_sees_the_test_size_and_whole_labels(tmp_path: Path) -> None:
+    root = str(trees.lip(tmp_path))
+    sample = NamedData("lip", root, size=(25, 20)).dataset("val")[0]
+    assert sample["image"].shape == (3, 25, 20)
+    assert sample["label"].shape == trees.SIZE
+    sample = NamedData("lip", root, short_side=24).dataset("val")[0]
+    assert sample["image"].shape == (3, 24, 36)
+    assert NamedData("lip", root).dataset("val")[0]["image"].shape == (3, *trees.SIZE)
+
+
+def test_train_resume_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = str(trees.lip(tmp_path / "lip")), str(tmp_path / "run")
+    settings = [
+        "model.backbone=test_resnet",
+        "model.options.feats_channels=8",
+        "model.options.transform_channels=8",
+        "epochs=2",
+        "evaluate_every=1",
+        "batch_size=2",
+        "device=cpu",
+        "workers=0",
+        "augmentation.crop_size=[32,32]",
+        "augmentation.size=[40,40]",
+        "data.size=[40,48]",
+    ]
+    assert cli.main(["train", "lip", "--root", root, "--out", out, "--set", *settings]) == 0
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").open()]
+    scores = [entry["metrics"] for entry in history if "metrics" in entry]
+    assert len(scores) == 2
+    assert cli.main(["train", "--resume", out]) == 0
+    for extra in ([], ["--root", root]):
+        file = tmp_path / "scores.json"
+        assert cli.main(["evaluate", out, "--cpu", "--json", str(file), *extra]) == 0
+        assert json.loads(file.read_text()) in scores
+    assert "left arm" in capsys.readouterr().out
+
+
+def test_training_flips_left_and_right(tmp_path: Path) -> None:
+    from mcibi_fast.engine.run import Run
+    from mcibi_fast.engine.train import Trainer
+
+    config = configure("lip", str(trees.lip(tmp_path)), ["batch_size=1", "device=cpu"])
+    config.model.backbone = "test_resnet"
+    config.model.options = {"feats_channels": 8, "transform_channels": 8}
+    trainer = Trainer(config, Run(tmp_path / "run"))
+    assert trainer.train_data.transform.flip_pairs == ((14, 15), (16, 17), (18, 19))
+    assert trainer.val_data.transform.size == (473, 473)
+    trainer.close()
