@@ -17,6 +17,7 @@ examples:
   mcibi-fast evaluate runs/camvid --split test
   mcibi-fast predict runs/camvid photo.jpg --out predictions
   mcibi-fast data check DATA/camvid
+  mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
 
 MCIBI_FAST_DEBUG=1 in the environment shows the traceback of an error."""
 
@@ -104,11 +105,25 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
 def _add_data(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "data", "data", "look after datasets")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    check = _add(actions, "check", "data", "read a dataset folder and report what is wrong")
-    check.add_argument("root", help="holds images/SPLIT and labels/SPLIT")
+    check = _add(actions, "check", "data", "read a dataset and report what is wrong with it")
+    check.usage = "%(prog)s [options] [NAME] ROOT"
+    check.set_defaults(action="check")
+    check.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="[NAME] ROOT",
+        help="ROOT alone holds images/SPLIT and labels/SPLIT; a published dataset by its name "
+        "(ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, camvid), also zipped",
+    )
     check.add_argument("--out", metavar="DIR", help="where four overlays go (default: data_check)")
     check.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
     _add_quiet(check)
+    convert = _add(actions, "convert", "data", "make PASCAL-Context's masks from its annotations")
+    convert.set_defaults(action="convert")
+    convert.add_argument("name", choices=["pascal_context"], help="the dataset")
+    convert.add_argument("root", help="VOC2010, or the folder that holds it")
+    convert.add_argument("--annotations", metavar="FILE", help="trainval_merged.json")
+    _add_quiet(convert)
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:

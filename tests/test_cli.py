@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "data",
     "data check",
+    "data convert",
     "demo",
     "bench",
     "info",

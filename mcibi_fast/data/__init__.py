@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .ade20k import ADE20K
 from .base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
-from .check import Report, check
+from .check import Report, check, check_named
 from .cityscapes import Cityscapes
 from .coco_stuff import COCOStuff, COCOStuff171
 from .errors import DataError
@@ -49,5 +49,6 @@ __all__ = [
     "TrainTransform",
     "Transform",
     "check",
+    "check_named",
     "named",
 ]

@@ -76,11 +76,11 @@ class Files:
         return found
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in ``folder``, sorted."""
+        """What lies directly in ``folder``, sorted, hidden files left out."""
         found: set[str] = set()
         for store in self._stores:
             found.update(store.names(folder))
-        return sorted(found)
+        return sorted(name for name in found if not name.startswith("."))
 
     def read(self, path: str) -> bytes:
         """A file's content. Raises DataError when it is missing or cannot be read."""
@@ -137,8 +137,11 @@ class _Folder:
 
 
 def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.path for entry in entries if entry.is_dir()]
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except PermissionError:  # someone else's folder beside the dataset
+        return []
 
 
 class _Zip:

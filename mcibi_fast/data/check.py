@@ -1,9 +1,9 @@
-"""Look a folder dataset over before training on it: `mcibi-fast data check ROOT`."""
+"""Look a dataset over before training on it: `mcibi-fast data check [NAME] ROOT`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,19 +16,24 @@ from ..viz.palette import distinct_palette
 from .base import IGNORE_INDEX
 from .errors import DataError
 from .folder import ClassList, class_list, read_pair, split_files, splits
+from .named import named
 
 _OVERLAYS = 4
 _BAR = 30
+_SHOWN = 50
+
+_Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer]]]
 
 
 @dataclass
 class Report:
-    """What `check` found.
+    """What `check` or `check_named` found.
 
     ``pixels`` and ``images`` (K,) count the pixels of each class and the images it occurs in,
     ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
-    ``problems`` holds one line per bad or missing file, ``spare`` the masks without an image (they
-    do no harm), ``overlays`` the pictures written.
+    ``problems`` holds one line per bad or missing file, ``warnings`` one per split whose size is
+    not the published one, ``spare`` the masks without an image (they do no harm), ``overlays`` the
+    pictures written.
     """
 
     root: Path
@@ -40,12 +45,18 @@ class Report:
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     spare: list[str] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    def expect(self, title: str, split: str, count: int, size: int) -> None:
+        """Notes a split of another size than the published one."""
+        if count != size:
+            self.warnings.append(f"{split} has {count:,} images; in {title} it has {size:,}")
 
     def text(self) -> str:
         """The report to print."""
@@ -61,11 +72,14 @@ class Report:
         if self.spare:
             lines.append(f"{len(self.spare)} masks without an image, such as {self.spare[0]}")
         lines.extend(f"overlay  {path}" for path in self.overlays)
+        lines.extend(f"warning  {line}" for line in self.warnings)
         if self.ok:
             lines.append("no problems")
         else:
             lines.append(f"{len(self.problems)} problems:")
-            lines.extend(f"  {line}" for line in self.problems)
+            lines.extend(f"  {line}" for line in self.problems[:_SHOWN])
+            if len(self.problems) > _SHOWN:
+                lines.append(f"  and {len(self.problems) - _SHOWN} more")
         return "\n".join(lines)
 
     def _histogram(self) -> list[str]:
@@ -88,6 +102,7 @@ def check(
     out: str | Path | None = None,
     *,
     classes: Sequence[str] | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: bool = True,
 ) -> Report:
     """Read every image and mask of every split under ``root``, in the layout of `data.folder`.
@@ -95,37 +110,98 @@ def check(
     Bad files (empty, corrupt, in colour, wrong in size or labels) and missing masks are collected
     in ``report.problems``; the check goes on. Four overlays of images spread over the usable ones
     are written to ``out``, made if need be; None writes none. Without ``classes`` and a class list
-    in the folder, labels have no range to be checked against. Raises DataError when ``root`` is no
-    such dataset at all.
+    in the folder, labels have no range to be checked against. ``sizes`` are the images that each
+    split should have; another number is a warning. Raises DataError when ``root`` is no such
+    dataset at all.
     """
     root = Path(root)
     found = class_list(root, classes)
     report = Report(root, listed=found is not None)
     jobs = _collect(report)
-    pixels, images = np.zeros(IGNORE_INDEX, np.int64), np.zeros(IGNORE_INDEX, np.int64)
+
+    def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        return read_pair(report.root, image, label, num_classes=_range(found))
+
+    for split, size in (sizes or {}).items():
+        report.expect("the published set", split, sum(job[0] == split for job in jobs), size)
+    good = _read_all(report, jobs, read, progress)
+    if found is None:
+        seen = np.flatnonzero(report.pixels)
+        names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
+        found = ClassList(names, distinct_palette(len(names)))
+    _finish(report, found, good, read, out)
+    return report
+
+
+def check_named(
+    name: str, root: str | Path, out: str | Path | None = None, *, progress: bool = True
+) -> Report:
+    """As `check`, of the published dataset ``name`` (see `data.DATASETS`), unpacked or zipped.
+
+    Every image is read once. A split of another size than the published one is a warning. Raises
+    ValueError for an unknown name and DataError when nothing of the dataset is there.
+    """
+    dataset = named(name)
+    files = dataset.open_files(root)
+    report, listed = Report(Path(root)), 0
+    jobs: list[tuple[str, str, str]] = []
+    for split in dataset.checked:
+        report.pairs[split] = 0
+        try:
+            listing = dataset.find(files, split)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        listed += listing.listed
+        report.problems.extend(f"{path}: missing" for path in listing.missing)
+        jobs.extend((split, item.image, item.label) for item in listing.items)
+        report.expect(dataset.title, split, listing.listed, dataset.sizes[split])
+    if listed == 0:
+        raise DataError(report.problems[0] if report.problems else f"{root}: no images in it")
+
+    def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        return dataset.read_pair(files, image, label)
+
+    good = _read_all(report, jobs, read, progress)
+    _finish(report, ClassList(dataset.classes, dataset.palette), good, read, out)
+    return report
+
+
+def _read_all(
+    report: Report, jobs: list[tuple[str, str, str]], read: _Read, progress: bool
+) -> list[tuple[str, str]]:
+    """Reads every (split, image, mask), notes all but the overlays, and returns the good pairs."""
+    report.pixels = np.zeros(IGNORE_INDEX, np.int64)
+    report.images = np.zeros(IGNORE_INDEX, np.int64)
     good = []
     for split, image, label in tqdm(jobs, desc="data check", unit="image", disable=not progress):
         try:
-            indices = read_pair(root, image, label, num_classes=_range(found))[1]
+            indices = read(image, label)[1]
         except DataError as error:
             report.problems.append(str(error))
             continue
         counts = np.bincount(indices.ravel(), minlength=IGNORE_INDEX + 1)
-        pixels += counts[:IGNORE_INDEX]
-        images += counts[:IGNORE_INDEX] > 0
+        report.pixels += counts[:IGNORE_INDEX]
+        report.images += counts[:IGNORE_INDEX] > 0
         report.ignored += int(counts[IGNORE_INDEX])
         report.sizes[indices.shape[1], indices.shape[0]] += 1
         report.pairs[split] += 1
         good.append((image, label))
-    if found is None:
-        seen = np.flatnonzero(pixels)
-        names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
-        found = ClassList(names, distinct_palette(len(names)))
+    return good
+
+
+def _finish(
+    report: Report,
+    found: ClassList,
+    good: list[tuple[str, str]],
+    read: _Read,
+    out: str | Path | None,
+) -> None:
     report.classes = found.names
-    report.pixels, report.images = pixels[: len(found.names)], images[: len(found.names)]
+    report.pixels = report.pixels[: len(found.names)]
+    report.images = report.images[: len(found.names)]
     if out is not None and good:
-        _write_overlays(report, good, found, Path(out))
-    return report
+        _write_overlays(report, good, read, found, Path(out))
 
 
 def _range(found: ClassList | None) -> int:
@@ -153,14 +229,14 @@ def _collect(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _write_overlays(
-    report: Report, good: list[tuple[str, str]], found: ClassList, out: Path
+    report: Report, good: list[tuple[str, str]], read: _Read, found: ClassList, out: Path
 ) -> None:
     """Image and overlay side by side, for pairs spread evenly over the good ones."""
     out.mkdir(parents=True, exist_ok=True)
     spread = np.linspace(0, len(good) - 1, min(_OVERLAYS, len(good))).astype(int)
     for number, chosen in enumerate(spread, start=1):
         image, label = good[chosen]
-        pixels, indices = read_pair(report.root, image, label, num_classes=None)
+        pixels, indices = read(image, label)
         sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
         path = out / f"overlay_{number}_{Path(image).stem}.png"
         sheet.save(path)

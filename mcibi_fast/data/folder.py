@@ -25,6 +25,7 @@ CAMVID_CLASSES = [
     "sky", "building", "pole", "road", "pavement", "tree",
     "sign symbol", "fence", "car", "pedestrian", "bicyclist",
 ]  # fmt: skip
+CAMVID_SIZES = {"train": 367, "val": 101, "test": 233}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -30,6 +30,14 @@ class Item(NamedTuple):
     label: str
 
 
+class Listing(NamedTuple):
+    """Items that are there, the paths of missing images and masks, and the number listed."""
+
+    items: list[Item]
+    missing: list[str]
+    listed: int
+
+
 def value_map(classes: Mapping[int, int], ignored: Sequence[int] = ()) -> NDArray[np.uint8]:
     """(256,) uint8: the class of each mask value, 255 for those ignored (255 itself is one)."""
     table = np.full(256, UNKNOWN, np.uint8)
@@ -90,7 +98,7 @@ class ListedDataset(SegmentationDataset):
         super().__init__(transform)
         self.root, self.split = Path(root), split
         self.files = self.open_files(root)
-        self.items, missing = self.find(self.files, split)
+        self.items, missing, _ = self.find(self.files, split)
         if missing:
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
             raise DataError(f"{missing[0]}: missing{more}; unpack {self.title} again")
@@ -133,15 +141,16 @@ class ListedDataset(SegmentationDataset):
         return Files(root, cls.layout)
 
     @classmethod
-    def find(cls, files: Files, split: str) -> tuple[list[Item], list[str]]:
-        """The items of ``split`` that are there, and the paths of missing images and masks."""
+    def find(cls, files: Files, split: str) -> Listing:
+        """What is there of ``split``. Raises DataError for missing folders and lists."""
         if split not in cls.sizes:
             raise DataError(f"{cls.title}: no split {split!r}; there is {', '.join(cls.sizes)}")
         items = cls.listing(files, split)
         folders = {str(PurePosixPath(path).parent) for item in items for path in item[1:]}
         there = {f"{folder}/{name}" for folder in folders for name in files.names(folder)}
         missing = [path for item in items for path in item[1:] if path not in there]
-        return [i for i in items if i.image in there and i.label in there], missing
+        whole = [item for item in items if item.image in there and item.label in there]
+        return Listing(whole, missing, len(items))
 
     @classmethod
     def read_pair(

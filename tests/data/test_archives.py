@@ -61,6 +61,14 @@ def test_parts_may_lie_in_a_folder_and_several_zip_files(tree: Path, tmp_path: P
     assert files.describe("a/b/x.bin") == "a/b/x.bin"
 
 
+def test_hidden_files_are_no_part_of_a_dataset(tree: Path, tmp_path: Path) -> None:
+    """What a Mac leaves beside each file on a foreign disk."""
+    (tree / "a" / "b" / "._x.bin").write_bytes(b"")
+    for root in (tree, pack(tree, tmp_path / "t.zip")):
+        files = Files(root)
+        assert files.names(files.locate("a/b")) == ["x.bin"]
+
+
 def test_names_are_matched_whole(tree: Path, tmp_path: Path) -> None:
     archive = pack(tree, tmp_path / "t.zip", within="ya/")
     assert Files(archive).find("a") == "ya/a"

@@ -13,17 +13,6 @@ from mcibi_fast.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DataError, na
 from mcibi_fast.data.listed import value_map
 from tests.data import trees
 
-WRITERS = {
-    "ade20k": trees.ade20k,
-    "lip": trees.lip,
-    "cihp": trees.cihp,
-    "cityscapes": trees.cityscapes,
-    "coco_stuff": trees.coco_stuff,
-    "coco_stuff_171": lambda root: trees.coco_stuff(root, values=[0, 1, 11, 13, 92, 182]),
-    "pascal_context": trees.pascal_context,
-    "pascal_context_60": trees.pascal_context,
-    "voc": trees.voc,
-}
 CLASSES = {
     "ade20k": (150, "wall", "flag"),
     "lip": (20, "background", "right shoe"),
@@ -44,7 +33,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def root(name: str, tmp_path: Path) -> Path:
-    return WRITERS[name](tmp_path / "data")
+    return trees.WRITERS[name](tmp_path / "data")
 
 
 def first_file(name: str, root: Path, kind: str) -> Path:

@@ -147,3 +147,16 @@ def voc(root: Path) -> Path:
     write_list(boundaries / "train.txt", ["b", "s", "v"])
     write_list(boundaries / "val.txt", ["t"])
     return root
+
+
+WRITERS = {
+    "ade20k": ade20k,
+    "lip": lip,
+    "cihp": cihp,
+    "cityscapes": cityscapes,
+    "coco_stuff": coco_stuff,
+    "coco_stuff_171": lambda root: coco_stuff(root, values=[0, 1, 11, 13, 92, 182]),
+    "pascal_context": pascal_context,
+    "pascal_context_60": pascal_context,
+    "voc": voc,
+}
