@@ -165,6 +165,7 @@ class _Zip:
         children = self._index()
         places = [*children, *self._files] if "." in part else children
         found = [p for p in places if p == part or p.endswith(f"/{part}")]
+        # The shallowest: __MACOSX repeats the whole tree one folder down.
         return min(found, key=lambda p: (p.count("/"), p), default=None)
 
     def read(self, path: str) -> bytes:
@@ -193,8 +194,6 @@ class _Zip:
             ) from error
         children: dict[str, set[str]] = {"": set()}
         for name in names:
-            if name.startswith("__MACOSX/"):
-                continue
             if not name.endswith("/"):
                 self._files.add(name)
             parts = name.rstrip("/").split("/")
