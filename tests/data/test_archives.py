@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -74,17 +76,34 @@ def test_names_are_matched_whole(tree: Path, tmp_path: Path) -> None:
     assert Files(tree).find("ist.txt") is None
 
 
-def test_workers_of_either_kind_read_alike(tree: Path, tmp_path: Path) -> None:
-    """The file position that forked workers would share mixes their reads."""
+@pytest.fixture
+def zipped(tree: Path, tmp_path: Path) -> Files:
+    """20 members of 200 kB, the file open in this process."""
     for i in range(20):
         (tree / f"{i}.bin").write_bytes(bytes([i]) * 200_000)
     files = Files(pack(tree, tmp_path / "t.zip"))
-    files.read("1.bin")  # open here before the workers start
+    files.read("1.bin")
+    return files
+
+
+def test_workers_read_one_zip_file_at_once(zipped: Files) -> None:
     for method in ("fork", "spawn"):
         loader = DataLoader(
-            Sums(files), batch_size=None, num_workers=2, multiprocessing_context=method
+            Sums(zipped), batch_size=None, num_workers=2, multiprocessing_context=method
         )
         assert list(loader) == [200_000 * i for i in range(20)]
+
+
+def test_a_forked_process_leaves_the_file_position_it_inherits(zipped: Files) -> None:
+    """Processes that read through one file position would mix their reads."""
+    (store,) = zipped._stores
+    handle = store._opened[1].fp.fileno()
+    before = os.lseek(handle, 0, os.SEEK_CUR)
+    reader = get_context("fork").Process(target=zipped.read, args=("9.bin",))
+    reader.start()
+    reader.join()
+    assert reader.exitcode == 0
+    assert os.lseek(handle, 0, os.SEEK_CUR) == before
 
 
 class Sums(Dataset):
