@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.attention import Projections
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.context import DatasetLevelContext, Fusion
+from mcibi_fast.nn.context import ContextState, DatasetLevelContext, Fusion
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.losses import joint_losses
 from mcibi_fast.nn.memory import Form, GaussianMemory, Init, Noise
@@ -162,11 +161,14 @@ class MCIBIPPHead(nn.Module):
         if self.weights_from == "cwi" and context_logits is not None:
             first = context_logits
 
+        # What W does not change is computed once; each stage is the rest.
+        state = self.context.prepare(R)
+        prepared = None if within is None else self.decoder.prepare(within)
         gather = first if previous_logits is None else self._mix(first, previous_logits)
-        logits = self._classify(R, gather, within)
+        logits = self._classify(state, gather, prepared)
         if not self.training:
             for _ in range(1, _positive(self.stages if stages is None else stages)):
-                logits = self._classify(R, self._mix(first, logits), within)
+                logits = self._classify(state, self._mix(first, logits), prepared)
 
         losses = {}
         if labels is not None:
@@ -185,11 +187,11 @@ class MCIBIPPHead(nn.Module):
                 self.memory.update(R.detach(), labels)
         return SegmentationOutput(logits, losses, weight_logits, context_logits)
 
-    def _classify(self, R: Tensor, gather: Tensor, within: Tensor | None) -> Tensor:
-        augmented = self.context.augment(R, gather)  # Eqs. 11-13 and 4
-        if within is not None:
-            augmented = torch.cat([augmented, within], dim=1)
-        return self.decoder(augmented)  # Eq. 5, before the upsampling
+    def _classify(
+        self, state: ContextState, weight_logits: Tensor, prepared: Tensor | None
+    ) -> Tensor:
+        augmented = self.context.gather(state, weight_logits)  # Eqs. 11-13 and 4
+        return self.decoder(augmented, prepared)  # Eq. 5, before the upsampling
 
     def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
         if self.mixing == "paper":

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.ops.dispatch import explain
 
 Projections = Literal["paper", "released"]
+
+
+class ClassQuery(NamedTuple):
+    """R and C_dl, projected for attention on class weights.
+
+    ``scores``: Q F_R2(C_dl)^T (B, K, h, w); ``values``: F_O(F_C(C_dl)) (channels, K, 1, 1).
+    """
+
+    scores: Tensor
+    values: Tensor
 
 
 class PositionConfidenceAttention(nn.Module):
@@ -36,6 +47,7 @@ class PositionConfidenceAttention(nn.Module):
         super().__init__()
         if projections not in ("paper", "released"):
             raise ValueError(f"projections: expected 'paper' or 'released', got {projections!r}")
+        self.transform_channels = transform_channels
         self.scale = transform_channels**-0.5
         if projections == "paper":
             self.query: nn.Module = nn.Conv2d(channels, transform_channels, 1)  # F_R1
@@ -49,56 +61,124 @@ class PositionConfidenceAttention(nn.Module):
             self.output = conv_bn_relu(transform_channels, channels, 1)
 
     def forward(self, query_features: Tensor, key_features: Tensor) -> Tensor:
-        context = ops.confidence_attention(
-            _rows(self.query(query_features)),
-            _rows(self.key(key_features)),
-            _rows(self.value(key_features)),
-            scale=self.scale,
-        )
-        return self.output(_map(context, query_features))
+        return self.attend(self.query(query_features), key_features)
+
+    def attend(self, query: Tensor, key_features: Tensor) -> Tensor:
+        """``forward`` of a query that is projected already, ``self.query(R)`` (B, T, h, w)."""
+        key, value = self.key(key_features), self.value(key_features)
+        return self.output(attend_pixels(query, key, value, self.scale))
 
     @property
     def linear(self) -> bool:
-        """Whether ``attend_classes`` may replace ``forward``."""
+        """Whether ``attend_classes`` may replace ``attend``."""
         return isinstance(self.query, nn.Conv2d)
 
-    def attend_classes(
-        self,
-        query_features: Tensor,
-        weight_logits: Tensor,
-        representations: Tensor,
-        *,
-        hard: bool = False,
-    ) -> Tensor:
-        """C_bi of keys C~ = W C_dl (Eq. 12), without forming them. Linear projections only.
+    def class_tables(self, representations: Tensor) -> tuple[Tensor, Tensor]:
+        """The projected C_dl: keys F_R2(C_dl) (K, T), values F_O(F_C(C_dl)) (channels, K, 1, 1).
 
         The rows of W sum to one, and so do those of P W: an affine projection of the K rows of C_dl
         is that of every pixel. So the scores are Q (F_R2(C_dl))^T W^T, an attention over W itself,
         and C_bi is (P W) F_O(F_C(C_dl)).
 
         Args:
+            representations: C_dl (K, channels).
+
+        Raises:
+            TypeError: the projections are not linear.
+        """
+        if not self.linear:
+            raise TypeError("class_tables: needs linear projections, projections='paper'")
+        C_dl = representations.T[None, :, :, None]  # (1, channels, K, 1)
+        return self.key(C_dl)[0, :, :, 0].T, self.output(self.value(C_dl))[0, ..., None]
+
+    def project_classes(self, query_features: Tensor, representations: Tensor) -> ClassQuery:
+        """What ``attend_classes`` needs of R and C_dl, whatever W. Linear projections only.
+
+        Args:
             query_features: R (B, channels, h, w).
-            weight_logits: the logits of W (B, K, h, w).
             representations: C_dl (K, channels), cast to the dtype of R.
+        """
+        keys, values = self.class_tables(representations.to(query_features.dtype))
+        weight, bias = class_query(self, keys)
+        return ClassQuery(F.conv2d(query_features, weight, bias), values)
+
+    def attend_classes(
+        self, query: ClassQuery, weight_logits: Tensor, *, hard: bool = False
+    ) -> Tensor:
+        """C_bi of keys C~ = W C_dl (Eq. 12), without forming them. Linear projections only.
+
+        Args:
+            query: of ``project_classes``.
+            weight_logits: the logits of W (B, K, h, w).
             hard: W is the one-hot of the largest logit (the first on ties) instead of the softmax.
 
         Returns:
             (B, channels, h, w), equal to ``self(R, C~)`` up to rounding.
         """
-        if not isinstance(self.query, nn.Conv2d):
-            raise TypeError("attend_classes: needs linear projections, projections='paper'")
-        C_dl = representations.to(query_features.dtype).T[None, :, :, None]  # (1, channels, K, 1)
-        keys = self.key(C_dl)[0, :, :, 0].T  # (K, T)
-        values = self.output(self.value(C_dl))[0]  # (channels, K, 1)
-        # Q keys^T is one convolution of R onto K channels.
-        folded = (keys @ self.query.weight.flatten(1))[..., None, None]
-        bias = None if self.query.bias is None else keys @ self.query.bias
-        query = F.conv2d(query_features, folded, bias)
-        weights = weight_logits if hard else weight_logits.softmax(dim=1)
-        mixed = ops.class_rank_attention(
-            _rows(query), _rows(weights).to(query.dtype), scale=self.scale, hard=hard
-        )  # P W (B, N, K)
-        return F.conv2d(_map(mixed, query_features), values[..., None])
+        return F.conv2d(mix_classes(query.scores, weight_logits, self.scale, hard), query.values)
+
+    def explain(self, query_features: Tensor, key_features: Tensor) -> str:
+        """The form of attention that ``forward`` takes, and :func:`mcibi_fast.explain` of its op.
+
+        One with a memory in front may take another: see :meth:`DatasetLevelContext.explain`.
+        """
+        operands = self.query(query_features), self.key(key_features), self.value(key_features)
+        return (
+            f"{type(self).__name__}: general: the keys are a feature map\n"
+            f"{explain_pixels(*operands, self.scale)}"
+        )
+
+
+def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Q keys^T as one 1x1 convolution of R onto K channels: its weight and bias.
+
+    Args:
+        attention: with linear projections.
+        keys: F_R2(C_dl) (K, T).
+    """
+    query: Any = attention.query
+    return (keys @ query.weight.flatten(1))[..., None, None], keys @ query.bias
+
+
+def attend_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """softmax(scale Q K^T) V over the pixels of projected maps, (B, T, h, w) each."""
+    return _map(ops.confidence_attention(*_pixel_rows(query, key, value), scale=scale), query)
+
+
+def explain_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> str:
+    """The backends of ``attend_pixels``."""
+    return explain(ops.confidence_attention, *_pixel_rows(query, key, value), scale=scale)
+
+
+def _pixel_rows(*maps: Tensor) -> tuple[Tensor, ...]:
+    """PyTorch's fused attention takes only rows without gaps, else it forms the N x N scores."""
+    return tuple(_rows(m).contiguous() for m in maps)
+
+
+def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> Tensor:
+    """P W (B, K, h, w): each pixel's weights of the K classes after the attention (Eq. 13).
+
+    Args:
+        scores: Q F_R2(C_dl)^T (B, K, h, w).
+        weight_logits: the logits of W (B, K, h, w).
+        scale: of the attention's scores.
+        hard: see :meth:`PositionConfidenceAttention.attend_classes`.
+    """
+    out = ops.class_rank_attention(
+        *_class_rows(scores, weight_logits, hard), scale=scale, hard=hard
+    )
+    return _map(out, scores)
+
+
+def explain_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> str:
+    """The backends of ``mix_classes``."""
+    rows = _class_rows(scores, weight_logits, hard)
+    return explain(ops.class_rank_attention, *rows, scale=scale, hard=hard)
+
+
+def _class_rows(scores: Tensor, weight_logits: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
+    weights = weight_logits if hard else weight_logits.softmax(dim=1)
+    return _rows(scores), _rows(weights).to(scores.dtype)
 
 
 def _two_blocks(in_channels: int, out_channels: int) -> nn.Sequential:

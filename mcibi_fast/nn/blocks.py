@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBNReLU(nn.Sequential):
+    """Convolution, batch norm, ReLU.
+
+    A convolution of two concatenated maps is the sum of one of each. Where one of the maps stays
+    and the other changes (iterative inference), ``prepare`` computes the summand of the first once
+    and ``join`` the rest.
+    """
+
+    def prepare(self, fixed: Tensor, *, first: bool) -> Tensor:
+        """What ``join`` needs of the map that stays.
+
+        Training has nothing to reuse, and one convolution rounds once where a sum of two rounds
+        three times (1.5 times the error in bfloat16), at the same speed: there it is the map.
+
+        Args:
+            fixed: the first channels of the block's input or the last ones.
+            first: which of the two.
+        """
+        return fixed if self.training else self._summand(fixed, first)
+
+    def join(self, prepared: Tensor, other: Tensor, *, first: bool) -> Tensor:
+        """The block on the prepared map and ``other`` concatenated, up to rounding.
+
+        Args:
+            prepared: of ``prepare``.
+            other: the remaining channels of the block's input.
+            first: whether the prepared channels come first.
+        """
+        if self.training:
+            return self(torch.cat([prepared, other] if first else [other, prepared], dim=1))
+        _, norm, activation = self
+        return activation(norm(prepared + self._summand(other, not first)))
+
+    def _summand(self, features: Tensor, first: bool) -> Tensor:
+        conv: Any = self[0]
+        channels = features.shape[1]
+        weight = conv.weight[:, :channels] if first else conv.weight[:, -channels:]
+        bias = conv.bias if first else None  # there is one where the batch norm was folded
+        return F.conv2d(features, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
 def conv_bn_relu(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1
-) -> nn.Sequential:
+) -> ConvBNReLU:
     """Convolution without bias, batch norm and ReLU; the padding keeps the size at stride 1."""
     padding = dilation * (kernel_size // 2)
-    return nn.Sequential(
+    return ConvBNReLU(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),

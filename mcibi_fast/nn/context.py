@@ -8,12 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
+from mcibi_fast.nn.attention import (
+    ClassQuery,
+    PositionConfidenceAttention,
+    Projections,
+    explain_classes,
+    explain_pixels,
+)
 from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.memory import GaussianMemory
 
 Fusion = Literal["add", "weighted_add", "concatenation"]
+Size = torch.Size
 
 
 class DatasetLevelOutput(NamedTuple):
@@ -23,13 +30,28 @@ class DatasetLevelOutput(NamedTuple):
     weight_logits: Tensor
 
 
+class ContextState(NamedTuple):
+    """What the weights W do not change: computed once per image, whatever the number of stages.
+
+    ``query``: the projected R (B, T, h, w), or R and C_dl projected for attention on the weights.
+    ``fused``: what F_T takes of R.
+    """
+
+    query: Tensor | ClassQuery
+    fused: Tensor
+
+
 class DatasetLevelContext(nn.Module):
     """Pixel representations augmented with the dataset-level context (Eqs. 10-13 and 4).
 
     W = H_pr(R); C~_bi = softmax(W) C_dl; C_bi = attention(R, C~_bi); R_aug = F_T(R, C_bi).
 
-    With linear projections ("paper") and without ``downsample``, C~_bi is not formed: the attention
-    runs on W itself (:meth:`PositionConfidenceAttention.attend_classes`), equal up to rounding.
+    With linear projections ("paper"), without ``downsample`` and with no more classes than
+    ``transform_channels``, C~_bi is not formed: the attention runs on W itself
+    (:meth:`PositionConfidenceAttention.attend_classes`), equal up to rounding. ``explain`` says
+    which form it is.
+
+    Several W of one R (iterative inference) share ``prepare(R)``: one ``gather`` each.
 
     Args:
         memory: holds the distributions that C_dl is drawn from. Call its ``update`` once per
@@ -77,34 +99,103 @@ class DatasetLevelContext(nn.Module):
     def forward(self, features: Tensor, weight_logits: Tensor | None = None) -> DatasetLevelOutput:
         """``weight_logits`` replaces H_pr's as the weights that gather (iterative inference)."""
         predicted = self.weight_head(features)
-        context = self.aggregate(features, predicted if weight_logits is None else weight_logits)
-        return DatasetLevelOutput(self.fuse(features, context), predicted)
+        gathering = predicted if weight_logits is None else weight_logits
+        return DatasetLevelOutput(self.augment(features, gathering), predicted)
 
     def augment(self, features: Tensor, weight_logits: Tensor) -> Tensor:
         """R_aug for given logits of W."""
-        return self.fuse(features, self.aggregate(features, weight_logits))
+        return self.gather(self.prepare(features), weight_logits)
 
     def aggregate(self, features: Tensor, weight_logits: Tensor) -> Tensor:
         """C_bi (B, Z, h, w), Eqs. 11-13, for given logits of W."""
-        if weight_logits.shape[2:] != features.shape[2:]:
-            raise ValueError(
-                f"weight_logits: expected the features' size {tuple(features.shape[2:])}, "
-                f"got {tuple(weight_logits.shape[2:])}"
+        return self._attend(self._project(features), weight_logits, features.shape[2:])
+
+    def prepare(self, features: Tensor) -> ContextState:
+        """What ``gather`` needs of R (B, Z, h, w), whatever the weights."""
+        return ContextState(self._project(features), self.fuse.prepare(features))
+
+    def gather(self, state: ContextState, weight_logits: Tensor) -> Tensor:
+        """R_aug (B, out_channels, h, w) for the logits of W (B, K, h, w)."""
+        context = self._attend(state.query, weight_logits, state.fused.shape[2:])
+        return self.fuse(state.fused, context)
+
+    def _project(self, features: Tensor) -> Tensor | ClassQuery:
+        if self._class_rank:
+            return self.attention.project_classes(features, self.memory.representations())
+        return self.attention.query(self._halved(features))
+
+    def _attend(self, query: Tensor | ClassQuery, weight_logits: Tensor, size: Size) -> Tensor:
+        """C_bi, of the height and width of R."""
+        check_size(weight_logits, size)
+        if isinstance(query, ClassQuery):
+            return self.attention.attend_classes(query, weight_logits, hard=self.hard)
+        context = self.attention.attend(query, self._coarse(weight_logits))
+        return resize(context, size, self.align_corners)
+
+    def _coarse(self, weight_logits: Tensor) -> Tensor:
+        """C~_bi (Eq. 12), as the attention takes it."""
+        return self._halved(self.memory.aggregate(weight_logits, hard=self.hard))
+
+    def _halved(self, features: Tensor) -> Tensor:
+        return features if self.downsample is None else self.downsample(features)
+
+    @property
+    def _class_rank(self) -> bool:
+        return self._form()[0] == "class-rank"
+
+    def _form(self) -> tuple[str, str]:
+        """The form of attention and why.
+
+        Its cost is N^2 times the width of queries, keys and values: K on weights, T in general. A
+        hard W needs no N^2.
+        """
+        K, T = self.memory.num_classes, self.attention.transform_channels
+        if self.downsample is not None:
+            return "general", "a stride-2 convolution stands before the attention"
+        if not self.attention.linear:
+            return "general", "the projections have ReLU"
+        if self.hard:
+            return "class-rank", f"the projections are linear and each key is one of K={K} classes"
+        if K > T:
+            return "general", f"the projections are linear, but K={K} > T={T}"
+        return "class-rank", f"the projections are linear and K={K} <= T={T}"
+
+    @torch.no_grad()
+    def explain(self, features: Tensor, weight_logits: Tensor) -> str:
+        """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
+        query = self._project(features)
+        scale = self.attention.scale
+        if isinstance(query, ClassQuery):
+            op = explain_classes(query.scores, weight_logits, scale, self.hard)
+        else:
+            coarse = self._coarse(weight_logits)
+            op = explain_pixels(
+                query, self.attention.key(coarse), self.attention.value(coarse), scale
             )
-        if self.attention.linear and self.downsample is None:
-            C_dl = self.memory.representations()
-            return self.attention.attend_classes(features, weight_logits, C_dl, hard=self.hard)
-        coarse = self.memory.aggregate(weight_logits, hard=self.hard)
-        if self.downsample is None:
-            return self.attention(features, coarse)
-        context = self.attention(self.downsample(features), self.downsample(coarse))
-        return F.interpolate(
-            context, features.shape[2:], mode="bilinear", align_corners=self.align_corners
+        return f"{type(self).__name__}: {': '.join(self._form())}\n{op}"
+
+
+def check_size(weight_logits: Tensor, size: Size) -> None:
+    """Raises unless the logits have the height and width of the features."""
+    if weight_logits.shape[2:] != size:
+        raise ValueError(
+            f"weight_logits: expected the features' size {tuple(size)}, "
+            f"got {tuple(weight_logits.shape[2:])}"
         )
+
+
+def resize(values: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Bilinear, where the size is another."""
+    if values.shape[2:] == size:
+        return values
+    return F.interpolate(values, size, mode="bilinear", align_corners=align_corners)
 
 
 class Add(nn.Module):
     """R + C_bi."""
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return features
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         return features + context
@@ -117,23 +208,29 @@ class WeightedAdd(nn.Module):
         super().__init__()
         self.weights = nn.Conv2d(2 * channels, 2, 1)
 
+    def prepare(self, features: Tensor) -> Tensor:
+        return features
+
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         weights = self.weights(torch.cat([features, context], dim=1)).softmax(dim=1)
         return weights[:, :1] * features + weights[:, 1:] * context
 
 
 class Concatenation(nn.Module):
-    """Conv3x3-BN-ReLU on [R, C_bi]."""
+    """Conv3x3-BN-ReLU on [R, C_bi]; ``prepare`` computes the half that R makes of it."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = conv_bn_relu(2 * channels, out_channels, 3)
 
-    def forward(self, features: Tensor, context: Tensor) -> Tensor:
-        return self.conv(torch.cat([features, context], dim=1))
+    def prepare(self, features: Tensor) -> Tensor:
+        return self.conv.prepare(features, first=True)
+
+    def forward(self, prepared: Tensor, context: Tensor) -> Tensor:
+        return self.conv.join(prepared, context, first=True)
 
 
-def _fusion(fusion: Fusion, channels: int, out_channels: int) -> nn.Module:
+def _fusion(fusion: Fusion, channels: int, out_channels: int) -> Add | WeightedAdd | Concatenation:
     if fusion == "concatenation":
         return Concatenation(channels, out_channels)
     if out_channels != channels:

@@ -34,5 +34,14 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden_channels, num_classes, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.conv(features)))
+    def forward(self, features: Tensor, prepared: Tensor | None = None) -> Tensor:
+        """``prepared`` stands for the input's last channels, if ``features`` lacks them."""
+        if prepared is None:
+            hidden = self.conv(features)
+        else:
+            hidden = self.conv.join(prepared, features, first=False)
+        return self.classifier(self.dropout(hidden))
+
+    def prepare(self, within: Tensor) -> Tensor:
+        """What the input's last channels contribute; to be computed once for several calls."""
+        return self.conv.prepare(within, first=False)

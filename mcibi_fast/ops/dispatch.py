@@ -185,16 +185,19 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     """Says which backend would run a call, and of every other one why not.
 
     Args:
-        op: the public function of ``mcibi_fast.ops`` or its name.
+        op: the public function of ``mcibi_fast.ops`` or its name, or a module of ``mcibi_fast.nn``
+            that chooses how it computes (it has a method ``explain``).
         inputs, options: what the call would be given.
 
     Returns:
-        One line an op backend, the chosen one first.
+        One line an op backend, the chosen one first. For a module, first the choice and its reason.
 
     Raises:
         ValueError: no public op has that name, or the inputs are not valid for it.
     """
-    name = op if isinstance(op, str) else op.__name__
+    if not isinstance(op, str) and hasattr(op, "explain"):
+        return op.explain(*inputs, **options)
+    name = op if isinstance(op, str) else getattr(op, "__name__", type(op).__name__)
     found = _ops.get(name)
     if found is None or found.prepare is None:
         public = sorted(n for n, o in _ops.items() if o.prepare is not None)

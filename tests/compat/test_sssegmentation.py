@@ -43,9 +43,14 @@ def test_head_reproduces_every_stage(recorded):
     head = sssegmentation.head(state_dict(recorded)).double()
     features = [torch.as_tensor(recorded[f"backbone{i}"]) for i in range(4)]
     gathered, memory_out = [], []
-    head.context.fuse.register_forward_hook(lambda _m, _a, out: memory_out.append(out))
-    aggregate = head.context.aggregate
-    head.context.aggregate = lambda R, W: (gathered.append(W), aggregate(R, W))[1]
+    gather = head.context.gather
+
+    def recording(state, weight_logits):
+        gathered.append(weight_logits)
+        memory_out.append(gather(state, weight_logits))
+        return memory_out[-1]
+
+    head.context.gather = recording
 
     def agrees(value, key):
         assert relative_error(value, recorded[key]) < 1e-10, key

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mcibi_fast
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory, PositionConfidenceAttention
 
 RENAMING = [
@@ -108,7 +109,7 @@ def test_recorded_training_step(golden):
 
 def build(generator, **options) -> DatasetLevelContext:
     module = DatasetLevelContext(
-        GaussianMemory(5, 16, form="paper"), transform_channels=8, **options
+        GaussianMemory(5, 16, form="paper"), **{"transform_channels": 8, **options}
     ).double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -187,7 +188,11 @@ def ops_called():
 def test_general_form_where_class_rank_attention_does_not_apply(generator):
     features = torch.randn(1, 16, 4, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(1, 5, 4, 4, generator=generator, dtype=torch.float64)
-    for options in ({"projections": "released"}, {"projections": "paper", "downsample": True}):
+    for options in (
+        {"projections": "released"},
+        {"projections": "paper", "downsample": True},
+        {"projections": "paper", "transform_channels": 4},
+    ):
         module = build(generator, **options)
         with torch.no_grad(), ops_called() as calls:
             module.aggregate(features, logits)
@@ -195,7 +200,7 @@ def test_general_form_where_class_rank_attention_does_not_apply(generator):
         assert "class_rank_attention" not in calls
     released = PositionConfidenceAttention(16, 8)
     with pytest.raises(TypeError, match="linear projections"):
-        released.attend_classes(features, logits, torch.zeros(5, 16))
+        released.project_classes(features, torch.zeros(5, 16))
 
 
 @pytest.mark.parametrize("fusion", ["add", "weighted_add", "concatenation"])
@@ -213,7 +218,12 @@ def test_transforms(fusion, projections, generator):
         "weighted_add": lambda: _weighted(module.fuse.weights(both), features, context),
         "concatenation": lambda: module.fuse.conv(both),
     }[fusion]()
-    torch.testing.assert_close(augmented, expected, rtol=0, atol=0)
+    # In evaluation the convolution of both is the sum of two.
+    assert relative_error(augmented.detach(), expected.detach()) < 1e-12
+    trained = module.train().augment(features, weight_logits)
+    both = torch.cat([features, module.aggregate(features, weight_logits)], dim=1)
+    if fusion == "concatenation":
+        assert torch.equal(trained, module.fuse.conv(both))
 
 
 def _weighted(scores, features, context):
@@ -230,6 +240,74 @@ def test_given_weights_replace_the_predicted_ones(generator):
     assert torch.equal(own.weight_logits, given.weight_logits)
     assert not torch.equal(own.features, given.features)
     assert torch.equal(given.features, module.augment(features, other))
+
+
+@pytest.mark.parametrize("options", [{"hard": True}, {"downsample": True}, {"fusion": "add"}])
+@pytest.mark.parametrize("projections", ["paper", "released"])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_state_serves_several_weights(projections, options, training, generator):
+    module = build(generator, projections=projections, **options).train(training)
+    features = torch.randn(2, 16, 5, 3, generator=generator, dtype=torch.float64)
+    state = module.prepare(features)
+    for _ in range(2):
+        logits = torch.randn(2, 5, 5, 3, generator=generator, dtype=torch.float64)
+        fresh = module.augment(features, logits)
+        assert torch.equal(module.gather(state, logits), fresh)
+        context = module.aggregate(features, logits)
+        expected = module.fuse(module.fuse.prepare(features), context)
+        assert relative_error(fresh.detach(), expected.detach()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict", "op"),
+    [
+        (
+            {"projections": "paper"},
+            "class-rank: the projections are linear and K=5 <= T=8",
+            "class_rank_attention: ",
+        ),
+        (
+            {"projections": "paper", "hard": True, "transform_channels": 3},
+            "class-rank: the projections are linear and each key is one of K=5 classes",
+            "class_rank_attention: ",
+        ),
+        (
+            {"projections": "paper", "transform_channels": 4},
+            "general: the projections are linear, but K=5 > T=4",
+            "confidence_attention: ",
+        ),
+        (
+            {"projections": "released"},
+            "general: the projections have ReLU",
+            "confidence_attention: ",
+        ),
+        (
+            {"projections": "paper", "downsample": True},
+            "general: a stride-2 convolution stands before the attention",
+            "confidence_attention: ",
+        ),
+    ],
+)
+def test_explain_says_which_form_of_attention_runs(options, verdict, op, generator):
+    module = build(generator, **options)
+    features = torch.randn(1, 16, 4, 4, generator=generator, dtype=torch.float64)
+    logits = torch.randn(1, 5, 4, 4, generator=generator, dtype=torch.float64)
+    first, second, *_ = mcibi_fast.explain(module, features, logits).splitlines()
+    assert first == f"DatasetLevelContext: {verdict}"
+    assert second.startswith(op)
+    with torch.no_grad(), ops_called() as calls:
+        module.gather(module.prepare(features), logits)
+    assert op.removesuffix(": ") in calls  # what it says is what runs
+
+
+def test_explain_of_the_attention_alone_and_of_other_things(generator):
+    features = torch.randn(1, 16, 4, 4, generator=generator)
+    report = mcibi_fast.explain(PositionConfidenceAttention(16, 8), features, features)
+    assert report.startswith(
+        "PositionConfidenceAttention: general: the keys are a feature map\nconfidence_attention: "
+    )
+    with pytest.raises(ValueError, match=r"explain: no op 'Identity'"):
+        mcibi_fast.explain(torch.nn.Identity(), features)
 
 
 def test_channels_last_gives_the_same(generator):
