@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -11,8 +12,9 @@ from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.attention import Projections
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.context import ContextState, DatasetLevelContext, Fusion
+from mcibi_fast.nn.context import ContextBase, ContextState, DatasetLevelContext, Fusion
 from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.fold import FoldedContext, fold_batch_norms, fold_context
 from mcibi_fast.nn.losses import joint_losses
 from mcibi_fast.nn.memory import Form, GaussianMemory, Init, Noise
 
@@ -93,7 +95,7 @@ class MCIBIPPHead(nn.Module):
             ignore_index=ignore_index,
             align_corners=align_corners,
         )
-        self.context = DatasetLevelContext(
+        self.context: ContextBase = DatasetLevelContext(
             memory,
             transform_channels=transform_channels,
             projections=projections or form,
@@ -128,7 +130,37 @@ class MCIBIPPHead(nn.Module):
 
     @property
     def memory(self) -> GaussianMemory:
-        return self.context.memory
+        """The context's memory; a folded head has no such attribute."""
+        return cast(DatasetLevelContext, self.context).memory
+
+    def fold(self) -> MCIBIPPHead:
+        """A copy for inference, in evaluation mode, equal up to rounding.
+
+        Batch norms are folded into their convolutions, and what is left of the class
+        representations into tables (:mod:`mcibi_fast.nn.fold`). It refuses to train.
+        """
+        folded = copy.deepcopy(self).eval()
+        if isinstance(folded.context, DatasetLevelContext):
+            fold_batch_norms(folded)
+            folded.context = fold_context(folded.context)
+        return folded.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MCIBIPPHead:
+        """Training mode, or evaluation mode.
+
+        Raises:
+            RuntimeError: training mode of a folded head.
+        """
+        if mode:
+            self._refuse_if_folded()
+        return super().train(mode)
+
+    def _refuse_if_folded(self) -> None:
+        if isinstance(self.context, FoldedContext):
+            raise RuntimeError(
+                "a folded model is for inference and cannot be trained: its batch norms and its "
+                "memory are folded into the weights; train the model that fold() was called on"
+            )
 
     def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
         """R (B, Z, h, w)."""
@@ -151,6 +183,8 @@ class MCIBIPPHead(nn.Module):
             stages: passes of iterative inference in evaluation mode (section 3.5). Training is
                 always one.
         """
+        if self.training:
+            self._refuse_if_folded()
         R = self.pixel_representations(features)
         weight_logits = self.context.weight_head(R)  # W, Eq. 10
         within = context_logits = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.memory import GaussianMemory
 
 
@@ -54,7 +56,34 @@ class Segmentor(nn.Module):
         """R (Eq. 1): (B, 3, H, W) -> (B, Z, h, w)."""
         return self.head.pixel_representations(self.backbone(images))
 
+    def fold(self) -> Segmentor:
+        """A copy for inference, in evaluation mode; the logits are equal up to rounding.
+
+        Folds the batch norms into their convolutions, in the backbone those that a symbolic trace
+        finds, and the memory's class representations into the head. The copy supports everything
+        but training: ``stages``, losses, saving, ``torch.compile``, ``torch.export``.
+
+        Raises:
+            TypeError: the head has no memory.
+        """
+        if not hasattr(self.head, "fold"):
+            raise TypeError(
+                f"fold: {type(self.head).__name__} has no memory; heads with MCIBI++ can be folded"
+            )
+        backbone = copy.deepcopy(self.backbone).eval()
+        fold_batch_norms(backbone)
+        return Segmentor(backbone.requires_grad_(False), self.head.fold()).eval()
+
+    def train(self, mode: bool = True) -> Segmentor:
+        """Training mode, or evaluation mode.
+
+        Raises:
+            RuntimeError: training mode of a folded model.
+        """
+        self.head.train(mode)  # first: a folded head refuses, and nothing has changed yet
+        return super().train(mode)
+
     @property
     def memory(self) -> GaussianMemory:
-        """The head's memory; a model without one has no such attribute."""
+        """The head's memory; a model without one, or folded, has no such attribute."""
         return self.head.memory

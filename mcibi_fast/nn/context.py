@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.memory import GaussianMemory
 
 Fusion = Literal["add", "weighted_add", "concatenation"]
-Size = torch.Size
 
 
 class DatasetLevelOutput(NamedTuple):
@@ -41,7 +40,57 @@ class ContextState(NamedTuple):
     fused: Tensor
 
 
-class DatasetLevelContext(nn.Module):
+class ContextBase(nn.Module):
+    """R and W to R_aug: what a dataset-level context and its folded form have in common.
+
+    Several W of one R (iterative inference) share ``prepare(R)``: one ``gather`` each.
+    """
+
+    weight_head: Decoder  # H_pr
+    fuse: Any  # F_T: fuse(fuse.prepare(R), C_bi)
+
+    def forward(self, features: Tensor, weight_logits: Tensor | None = None) -> DatasetLevelOutput:
+        """``weight_logits`` replaces H_pr's as the weights that gather (iterative inference)."""
+        predicted = self.weight_head(features)
+        gathering = predicted if weight_logits is None else weight_logits
+        return DatasetLevelOutput(self.augment(features, gathering), predicted)
+
+    def augment(self, features: Tensor, weight_logits: Tensor) -> Tensor:
+        """R_aug for given logits of W."""
+        return self.gather(self.prepare(features), weight_logits)
+
+    def prepare(self, features: Tensor) -> ContextState:
+        """What ``gather`` needs of R (B, Z, h, w), whatever the weights."""
+        return ContextState(self._project(features), self.fuse.prepare(features))
+
+    def gather(self, state: ContextState, weight_logits: Tensor) -> Tensor:
+        """R_aug (B, out_channels, h, w) for the logits of W (B, K, h, w)."""
+        context = self._attend(state.query, weight_logits, state.fused.shape[2:])
+        return self.fuse(state.fused, context)
+
+    @torch.no_grad()
+    def explain(self, features: Tensor, weight_logits: Tensor) -> str:
+        """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
+        op = self._explain_attention(self._project(features), weight_logits)
+        return f"{type(self).__name__}: {': '.join(self.form())}\n{op}"
+
+    def form(self) -> tuple[str, str]:
+        """ "class-rank" (the attention runs on W) or "general", and why."""
+        raise NotImplementedError
+
+    def _project(self, features: Tensor) -> Any:
+        """The queries."""
+        raise NotImplementedError
+
+    def _attend(self, query: Any, weight_logits: Tensor, size: torch.Size) -> Tensor:
+        """C_bi, or what ``fuse`` takes for it, of this height and width."""
+        raise NotImplementedError
+
+    def _explain_attention(self, query: Any, weight_logits: Tensor) -> str:
+        raise NotImplementedError
+
+
+class DatasetLevelContext(ContextBase):
     """Pixel representations augmented with the dataset-level context (Eqs. 10-13 and 4).
 
     W = H_pr(R); C~_bi = softmax(W) C_dl; C_bi = attention(R, C~_bi); R_aug = F_T(R, C_bi).
@@ -50,8 +99,6 @@ class DatasetLevelContext(nn.Module):
     ``transform_channels``, C~_bi is not formed: the attention runs on W itself
     (:meth:`PositionConfidenceAttention.attend_classes`), equal up to rounding. ``explain`` says
     which form it is.
-
-    Several W of one R (iterative inference) share ``prepare(R)``: one ``gather`` each.
 
     Args:
         memory: holds the distributions that C_dl is drawn from. Call its ``update`` once per
@@ -96,57 +143,14 @@ class DatasetLevelContext(nn.Module):
         self.hard = hard
         self.align_corners = align_corners
 
-    def forward(self, features: Tensor, weight_logits: Tensor | None = None) -> DatasetLevelOutput:
-        """``weight_logits`` replaces H_pr's as the weights that gather (iterative inference)."""
-        predicted = self.weight_head(features)
-        gathering = predicted if weight_logits is None else weight_logits
-        return DatasetLevelOutput(self.augment(features, gathering), predicted)
-
-    def augment(self, features: Tensor, weight_logits: Tensor) -> Tensor:
-        """R_aug for given logits of W."""
-        return self.gather(self.prepare(features), weight_logits)
-
     def aggregate(self, features: Tensor, weight_logits: Tensor) -> Tensor:
         """C_bi (B, Z, h, w), Eqs. 11-13, for given logits of W."""
         return self._attend(self._project(features), weight_logits, features.shape[2:])
 
-    def prepare(self, features: Tensor) -> ContextState:
-        """What ``gather`` needs of R (B, Z, h, w), whatever the weights."""
-        return ContextState(self._project(features), self.fuse.prepare(features))
+    def form(self) -> tuple[str, str]:
+        """ "class-rank" (the attention runs on W) or "general", and why.
 
-    def gather(self, state: ContextState, weight_logits: Tensor) -> Tensor:
-        """R_aug (B, out_channels, h, w) for the logits of W (B, K, h, w)."""
-        context = self._attend(state.query, weight_logits, state.fused.shape[2:])
-        return self.fuse(state.fused, context)
-
-    def _project(self, features: Tensor) -> Tensor | ClassQuery:
-        if self._class_rank:
-            return self.attention.project_classes(features, self.memory.representations())
-        return self.attention.query(self._halved(features))
-
-    def _attend(self, query: Tensor | ClassQuery, weight_logits: Tensor, size: Size) -> Tensor:
-        """C_bi, of the height and width of R."""
-        check_size(weight_logits, size)
-        if isinstance(query, ClassQuery):
-            return self.attention.attend_classes(query, weight_logits, hard=self.hard)
-        context = self.attention.attend(query, self._coarse(weight_logits))
-        return resize(context, size, self.align_corners)
-
-    def _coarse(self, weight_logits: Tensor) -> Tensor:
-        """C~_bi (Eq. 12), as the attention takes it."""
-        return self._halved(self.memory.aggregate(weight_logits, hard=self.hard))
-
-    def _halved(self, features: Tensor) -> Tensor:
-        return features if self.downsample is None else self.downsample(features)
-
-    @property
-    def _class_rank(self) -> bool:
-        return self._form()[0] == "class-rank"
-
-    def _form(self) -> tuple[str, str]:
-        """The form of attention and why.
-
-        Its cost is N^2 times the width of queries, keys and values: K on weights, T in general. A
+        The cost is N^2 times the width of queries, keys and values: K on weights, T in general. A
         hard W needs no N^2.
         """
         K, T = self.memory.num_classes, self.attention.transform_channels
@@ -160,22 +164,36 @@ class DatasetLevelContext(nn.Module):
             return "general", f"the projections are linear, but K={K} > T={T}"
         return "class-rank", f"the projections are linear and K={K} <= T={T}"
 
-    @torch.no_grad()
-    def explain(self, features: Tensor, weight_logits: Tensor) -> str:
-        """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
-        query = self._project(features)
-        scale = self.attention.scale
+    def _project(self, features: Tensor) -> Tensor | ClassQuery:
+        if self.form()[0] == "class-rank":
+            return self.attention.project_classes(features, self.memory.representations())
+        return self.attention.query(self._halved(features))
+
+    def _attend(
+        self, query: Tensor | ClassQuery, weight_logits: Tensor, size: torch.Size
+    ) -> Tensor:
+        check_size(weight_logits, size)
         if isinstance(query, ClassQuery):
-            op = explain_classes(query.scores, weight_logits, scale, self.hard)
-        else:
-            coarse = self._coarse(weight_logits)
-            op = explain_pixels(
-                query, self.attention.key(coarse), self.attention.value(coarse), scale
-            )
-        return f"{type(self).__name__}: {': '.join(self._form())}\n{op}"
+            return self.attention.attend_classes(query, weight_logits, hard=self.hard)
+        context = self.attention.attend(query, self._coarse(weight_logits))
+        return resize(context, size, self.align_corners)
+
+    def _coarse(self, weight_logits: Tensor) -> Tensor:
+        """C~_bi (Eq. 12), as the attention takes it."""
+        return self._halved(self.memory.aggregate(weight_logits, hard=self.hard))
+
+    def _halved(self, features: Tensor) -> Tensor:
+        return features if self.downsample is None else self.downsample(features)
+
+    def _explain_attention(self, query: Tensor | ClassQuery, weight_logits: Tensor) -> str:
+        attention = self.attention
+        if isinstance(query, ClassQuery):
+            return explain_classes(query.scores, weight_logits, attention.scale, self.hard)
+        keys = self._coarse(weight_logits)
+        return explain_pixels(query, attention.key(keys), attention.value(keys), attention.scale)
 
 
-def check_size(weight_logits: Tensor, size: Size) -> None:
+def check_size(weight_logits: Tensor, size: torch.Size) -> None:
     """Raises unless the logits have the height and width of the features."""
     if weight_logits.shape[2:] != size:
         raise ValueError(
@@ -184,7 +202,7 @@ def check_size(weight_logits: Tensor, size: Size) -> None:
         )
 
 
-def resize(values: Tensor, size: Size, align_corners: bool) -> Tensor:
+def resize(values: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
     """Bilinear, where the size is another."""
     if values.shape[2:] == size:
         return values

@@ -1,0 +1,249 @@
+"""What can be computed ahead once a model is trained: batch norms and the class representations.
+
+Everything is folded in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mcibi_fast import ops
+from mcibi_fast.nn.attention import (
+    attend_pixels,
+    class_query,
+    explain_classes,
+    explain_pixels,
+    mix_classes,
+)
+from mcibi_fast.nn.blocks import ConvBNReLU
+from mcibi_fast.nn.context import (
+    Concatenation,
+    ContextBase,
+    DatasetLevelContext,
+    check_size,
+    resize,
+)
+from mcibi_fast.ops.checks import wide
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module) -> None:
+    """Folds each batch norm that follows a convolution into it, in place; evaluation mode only.
+
+    Found are the pairs next to each other in an ``nn.Sequential``, and those that a symbolic trace
+    of ``forward`` shows. A model whose control flow depends on its input cannot be traced: it keeps
+    the batch norms that are in no ``nn.Sequential``.
+    """
+    pairs = {**dict(_pairs_in_sequence(model)), **dict(_traced_pairs(model))}
+    for conv_name, norm_name in pairs.items():
+        conv: Any = model.get_submodule(conv_name)
+        norm: Any = model.get_submodule(norm_name)
+        if _foldable(conv, norm):
+            folded = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
+            _replace(model, conv_name, folded.to(conv.weight))
+            _replace(model, norm_name, nn.Identity())
+
+
+def _pairs_in_sequence(model: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            names = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
+            yield from itertools.pairwise(names)
+
+
+def _traced_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Modules of which the second is the only reader of the first, each called once."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # whatever a model does with values that it does not have here
+        return
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        first = node.args[0] if node.op == "call_module" and node.args else None
+        if (
+            isinstance(first, fx.Node)
+            and first.op == "call_module"
+            and len(first.users) == 1
+            and calls[first.target] == calls[node.target] == 1
+        ):
+            yield str(first.target), str(node.target)
+
+
+class _Tracer(fx.Tracer):
+    """Looks only into modules that hold batch norms: less that could resist being traced."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(isinstance(child, _NORMS) for child in m.modules()) or isinstance(m, _NORMS)
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and type(norm) in _NORMS and norm.running_mean is not None
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module.eval())
+
+
+def fold_context(context: DatasetLevelContext) -> FoldedContext:
+    """The context for inference, its modules taken over.
+
+    Args:
+        context: in evaluation mode, its batch norms folded.
+    """
+    form = FoldedClassContext if context.form()[0] == "class-rank" else FoldedPixelContext
+    with torch.no_grad():
+        return form(context).eval()
+
+
+class FoldedContext(ContextBase):
+    """A :class:`DatasetLevelContext` whose class representations C_dl are folded into tables.
+
+    At evaluation the noise is fixed and so is C_dl. Has no memory and cannot be trained.
+    """
+
+    def __init__(self, context: DatasetLevelContext) -> None:
+        super().__init__()
+        self.weight_head = context.weight_head
+        self.fuse = context.fuse
+        self.hard = context.hard
+        self.scale = context.attention.scale
+        self._form = context.form()
+
+    def form(self) -> tuple[str, str]:
+        return self._form
+
+
+class FoldedClassContext(FoldedContext):
+    """Attention on the weights: keys and values are tables altogether, the scores one convolution.
+
+    With a concatenating F_T the context half of its convolution folds too: the rows of P W sum to
+    one, so with T = F_O(F_C(C_dl)) conv(P W T) is a convolution of the K channels of P W with
+    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. Not done for more classes
+    than channels, where it would cost more.
+    """
+
+    def __init__(self, context: DatasetLevelContext) -> None:
+        super().__init__(context)
+        attention = copy.deepcopy(context.attention).double()
+        keys, values = attention.class_tables(context.memory.representations().double())
+        self.scores = _convolution(*class_query(attention, keys), like=context.attention)
+        self.values = _convolution(values, None, like=context.attention)
+        channels, num_classes = values.shape[:2]
+        if isinstance(self.fuse, Concatenation) and num_classes <= channels:
+            conv: Any = self.fuse.conv[0]
+            weight = conv.weight.double()
+            on_classes = torch.einsum("ocyx,ck->okyx", weight[:, channels:], values.flatten(1))
+            self.values = _convolution(on_classes, None, like=conv)
+            self.fuse = SumReLU(_convolution(weight[:, :channels], conv.bias, like=conv))
+
+    def _project(self, features: Tensor) -> Tensor:
+        return self.scores(features)
+
+    def _attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
+        check_size(weight_logits, size)
+        return self.values(mix_classes(query, weight_logits, self.scale, self.hard))
+
+    def _explain_attention(self, query: Tensor, weight_logits: Tensor) -> str:
+        return explain_classes(query, weight_logits, self.scale, self.hard)
+
+
+class FoldedPixelContext(FoldedContext):
+    """General attention: the tables are C_dl after the first convolution of the keys and values.
+
+    The rows of W sum to one, so that this convolution of W C_dl is W times that of the K rows of
+    C_dl, up to the first ReLU. Where a stride-2 convolution stands before it, the table is C_dl.
+    """
+
+    tables: Tensor
+    standard: Tensor
+
+    def __init__(self, context: DatasetLevelContext) -> None:
+        super().__init__(context)
+        attention, C_dl = context.attention, context.memory.representations()
+        self.query, self.output = attention.query, attention.output
+        self.key, self.value = attention.key, attention.value
+        self.downsample = context.downsample
+        self.align_corners = context.align_corners
+        if self.downsample is None:
+            key_table, self.key = _after_first_convolution(attention.key, C_dl)
+            value_table, self.value = _after_first_convolution(attention.value, C_dl)
+            C_dl = torch.cat([key_table, value_table], dim=1)
+        self.register_buffer("tables", C_dl.to(next(attention.parameters()).dtype))
+        # Mean 0, deviation 1 and the table as noise: so the aggregation's kernel mixes any table, on
+        # the CPU in half the time of a softmax and a matrix product.
+        standard = torch.zeros_like(C_dl[:, :2])
+        standard[:, 1] = 1
+        self.register_buffer("standard", standard, persistent=False)
+
+    def _project(self, features: Tensor) -> Tensor:
+        return self.query(features if self.downsample is None else self.downsample(features))
+
+    def _attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
+        check_size(weight_logits, size)
+        context = attend_pixels(query, *self._keys_and_values(weight_logits), self.scale)
+        return resize(self.output(context), size, self.align_corners)
+
+    def _keys_and_values(self, weight_logits: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = wide(self.tables.dtype)
+        mixed = ops.gaussian_aggregate(
+            weight_logits,
+            self.standard.to(dtype),
+            self.tables.shape[1],
+            noise=self.tables.to(dtype),
+            hard=self.hard,
+        )
+        if self.downsample is None:
+            keys, values = mixed.chunk(2, dim=1)
+        else:
+            keys = values = self.downsample(mixed)
+        return self.key(keys), self.value(values)
+
+    def _explain_attention(self, query: Tensor, weight_logits: Tensor) -> str:
+        return explain_pixels(query, *self._keys_and_values(weight_logits), self.scale)
+
+
+class SumReLU(nn.Module):
+    """ReLU(conv(R) + context), the convolution of R prepared."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return self.conv(features)
+
+    def forward(self, prepared: Tensor, context: Tensor) -> Tensor:
+        return (prepared + context).relu_()
+
+
+def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Conv2d:
+    """The convolution with this weight that keeps the size, in the dtype of the module's."""
+    out_channels, in_channels, size, _ = weight.shape
+    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias is not None)
+    conv.weight = nn.Parameter(weight)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias)
+    return conv.to(next(like.parameters()))
+
+
+def _after_first_convolution(projection: nn.Module, C_dl: Tensor) -> tuple[Tensor, nn.Module]:
+    """C_dl (K, channels) after the projection's first convolution (K, T), and what comes then."""
+    first: Any = projection
+    rest: list[nn.Module] = []
+    if isinstance(projection, nn.Sequential) and not isinstance(projection, ConvBNReLU):
+        first, *rest = projection
+    if isinstance(first, ConvBNReLU):
+        first, rest = first[0], [nn.ReLU(), *rest]
+    table = C_dl.double() @ first.weight.flatten(1).double().T + first.bias.double()
+    return table, nn.Sequential(*rest)
