@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -117,12 +119,14 @@ class PositionConfidenceAttention(nn.Module):
         """
         return F.conv2d(mix_classes(query.scores, weight_logits, self.scale, hard), query.values)
 
+    @torch.no_grad()
     def explain(self, query_features: Tensor, key_features: Tensor) -> str:
         """The form of attention that ``forward`` takes, and :func:`mcibi_fast.explain` of its op.
 
         One with a memory in front may take another: see :meth:`DatasetLevelContext.explain`.
         """
-        operands = self.query(query_features), self.key(key_features), self.value(key_features)
+        twin = copy.deepcopy(self).eval()  # whose batch statistics nobody misses
+        operands = twin.query(query_features), twin.key(key_features), twin.value(key_features)
         return (
             f"{type(self).__name__}: general: the keys are a feature map\n"
             f"{explain_pixels(*operands, self.scale)}"

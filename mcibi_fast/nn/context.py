@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -71,11 +72,12 @@ class ContextBase(nn.Module):
     @torch.no_grad()
     def explain(self, features: Tensor, weight_logits: Tensor) -> str:
         """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
-        op = self._explain_attention(self._project(features), weight_logits)
+        twin = copy.deepcopy(self).eval()  # whose batch statistics nobody misses
+        op = twin._explain_attention(twin._project(features), weight_logits)
         return f"{type(self).__name__}: {': '.join(self.form())}\n{op}"
 
     def form(self) -> tuple[str, str]:
-        """ "class-rank" (the attention runs on W) or "general", and why."""
+        """The form of attention, "class-rank" (it runs on W) or "general", and why."""
         raise NotImplementedError
 
     def _project(self, features: Tensor) -> Any:
@@ -148,7 +150,7 @@ class DatasetLevelContext(ContextBase):
         return self._attend(self._project(features), weight_logits, features.shape[2:])
 
     def form(self) -> tuple[str, str]:
-        """ "class-rank" (the attention runs on W) or "general", and why.
+        """The form of attention, "class-rank" (it runs on W) or "general", and why.
 
         The cost is N^2 times the width of queries, keys and values: K on weights, T in general. A
         hard W needs no N^2.

@@ -180,8 +180,8 @@ class FoldedPixelContext(FoldedContext):
             value_table, self.value = _after_first_convolution(attention.value, C_dl)
             C_dl = torch.cat([key_table, value_table], dim=1)
         self.register_buffer("tables", C_dl.to(next(attention.parameters()).dtype))
-        # Mean 0, deviation 1 and the table as noise: so the aggregation's kernel mixes any table, on
-        # the CPU in half the time of a softmax and a matrix product.
+        # With mean 0, deviation 1 and the table as noise the aggregation's kernel mixes any table;
+        # on the CPU in half the time of a softmax and a matrix product.
         standard = torch.zeros_like(C_dl[:, :2])
         standard[:, 1] = 1
         self.register_buffer("standard", standard, persistent=False)
@@ -230,8 +230,11 @@ class SumReLU(nn.Module):
 def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Conv2d:
     """The convolution with this weight that keeps the size, in the dtype of the module's."""
     out_channels, in_channels, size, _ = weight.shape
-    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias is not None)
-    conv.weight = nn.Parameter(weight)
+    # On meta, where initial weights draw no random numbers.
+    conv = nn.Conv2d(
+        in_channels, out_channels, size, padding=size // 2, bias=bias is not None, device="meta"
+    )
+    conv.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
         conv.bias = nn.Parameter(bias)
     return conv.to(next(like.parameters()))

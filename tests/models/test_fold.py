@@ -205,7 +205,9 @@ def test_the_original_is_left_alone(generator):
     model = build(generator)
     before = copy.deepcopy(model.state_dict())
     model.train()
+    random_state = torch.get_rng_state()
     folded = model.fold()
+    assert torch.equal(random_state, torch.get_rng_state())
     assert model.training and not folded.training
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in folded.parameters())

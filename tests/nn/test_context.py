@@ -289,10 +289,12 @@ def test_one_state_serves_several_weights(projections, options, training, genera
     ],
 )
 def test_explain_says_which_form_of_attention_runs(options, verdict, op, generator):
-    module = build(generator, **options)
+    module = build(generator, **options).train()
     features = torch.randn(1, 16, 4, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(1, 5, 4, 4, generator=generator, dtype=torch.float64)
+    before = [b.clone() for b in module.buffers()]
     first, second, *_ = mcibi_fast.explain(module, features, logits).splitlines()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.buffers(), strict=True))
     assert first == f"DatasetLevelContext: {verdict}"
     assert second.startswith(op)
     with torch.no_grad(), ops_called() as calls:
