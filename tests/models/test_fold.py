@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast import models
+from mcibi_fast.compat import sssegmentation
 from mcibi_fast.models import MCIBIPPHead, Segmentor
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.within_image import ASPP
@@ -80,6 +81,17 @@ def test_equal_in_float64(form, projections, variant, generator):
         assert relative_error(got.weight_logits, expected.weight_logits) < 1e-10
     if head.within_image is not None:
         assert relative_error(got.context_logits, expected.context_logits) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["mcibipp_fcn.npz", "mcibipp_aspp.npz"])
+@torch.no_grad()
+def test_a_released_checkpoint_folded_reproduces_every_stage(name, golden):
+    recorded = {key: torch.as_tensor(value) for key, value in golden(name).items()}
+    state = {k.removeprefix("sd/"): v for k, v in recorded.items() if k.startswith("sd/")}
+    model = sssegmentation.load({"model": state}).double().fold()
+    for stages in (1, 2, 3):
+        logits = model(recorded["images"], stages=stages).logits
+        assert relative_error(logits, recorded[f"stage{stages}_logits"]) < 1e-10
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
