@@ -95,15 +95,18 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module.eval())
 
 
+@torch.no_grad()
 def fold_context(context: DatasetLevelContext) -> FoldedContext:
     """The context for inference, its modules taken over.
 
     Args:
         context: in evaluation mode, its batch norms folded.
     """
-    form = FoldedClassContext if context.form()[0] == "class-rank" else FoldedPixelContext
-    with torch.no_grad():
-        return form(context).eval()
+    if context.form()[0] == "class-rank":
+        return _fold_linear(context).eval()
+    if context.hard and context.downsample is None:
+        return _fold_hard(context).eval()
+    return FoldedPixelContext(context).eval()
 
 
 class FoldedContext(ContextBase):
@@ -118,34 +121,25 @@ class FoldedContext(ContextBase):
         self.fuse = context.fuse
         self.hard = context.hard
         self.scale = context.attention.scale
-        self._form = context.form()
+        self.form_and_reason = context.form()
 
     def form(self) -> tuple[str, str]:
-        return self._form
+        return self.form_and_reason
 
 
 class FoldedClassContext(FoldedContext):
-    """Attention on the weights: keys and values are tables altogether, the scores one convolution.
+    """Attention on the weights: keys and values are tables of K rows.
 
-    With a concatenating F_T the context half of its convolution folds too: the rows of P W sum to
-    one, so with T = F_O(F_C(C_dl)) conv(P W T) is a convolution of the K channels of P W with
-    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. Not done for more classes
-    than channels, where it would cost more.
+    Args:
+        context: what is folded.
+        scores: R to Q keys^T (B, K, h, w).
+        values: P W (B, K, h, w) to what F_T takes for C_bi.
     """
 
-    def __init__(self, context: DatasetLevelContext) -> None:
+    def __init__(self, context: DatasetLevelContext, scores: nn.Module, values: nn.Module) -> None:
         super().__init__(context)
-        attention = copy.deepcopy(context.attention).double()
-        keys, values = attention.class_tables(context.memory.representations().double())
-        self.scores = _convolution(*class_query(attention, keys), like=context.attention)
-        self.values = _convolution(values, None, like=context.attention)
-        channels, num_classes = values.shape[:2]
-        if isinstance(self.fuse, Concatenation) and num_classes <= channels:
-            conv: Any = self.fuse.conv[0]
-            weight = conv.weight.double()
-            on_classes = torch.einsum("ocyx,ck->okyx", weight[:, channels:], values.flatten(1))
-            self.values = _convolution(on_classes, None, like=conv)
-            self.fuse = SumReLU(_convolution(weight[:, :channels], conv.bias, like=conv))
+        self.scores = scores
+        self.values = values
 
     def _project(self, features: Tensor) -> Tensor:
         return self.scores(features)
@@ -156,6 +150,54 @@ class FoldedClassContext(FoldedContext):
 
     def _explain_attention(self, query: Tensor, weight_logits: Tensor) -> str:
         return explain_classes(query, weight_logits, self.scale, self.hard)
+
+
+def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
+    """Linear projections: the scores are one convolution of R, C_bi is one of P W.
+
+    With a concatenating F_T the context half of its convolution folds too: the rows of P W sum to
+    one, so with T = F_O(F_C(C_dl)) conv(P W T) is a convolution of the K channels of P W with
+    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. Not done for more classes
+    than channels, where it would cost more.
+    """
+    attention = copy.deepcopy(context.attention).double()
+    keys, values = attention.class_tables(context.memory.representations().double())
+    like = context.attention
+    folded = FoldedClassContext(
+        context,
+        _convolution(*class_query(attention, keys), like=like),
+        _convolution(values, None, like=like),
+    )
+    channels, num_classes = values.shape[:2]
+    if isinstance(context.fuse, Concatenation) and num_classes <= channels:
+        conv: Any = context.fuse.conv[0]
+        weight = conv.weight.double()
+        on_classes = torch.einsum("ocyx,ck->okyx", weight[:, channels:], values.flatten(1))
+        folded.values = _convolution(on_classes, None, like=conv)
+        folded.fuse = SumReLU(_convolution(weight[:, :channels], conv.bias, like=conv))
+    return folded
+
+
+def _fold_hard(context: DatasetLevelContext) -> FoldedClassContext:
+    """One-hot weights, projections with ReLU: a pixel's key and value are those of its class.
+
+    So they are tables whatever computes them. While training they are not: batch norm makes them
+    depend on how many pixels each class has.
+    """
+    attention: Any = copy.deepcopy(context.attention).double()
+    C_dl = context.memory.representations().double().T[None, :, :, None]  # (1, channels, K, 1)
+    keys, values = attention.key(C_dl)[0, ..., 0], attention.value(C_dl)[0, ..., 0]  # (T, K)
+    output, *rest = attention.output
+    on_classes = output.weight.flatten(1) @ values  # (channels, K)
+    like = context.attention
+    folded = FoldedClassContext(
+        context,
+        nn.Sequential(like.query, _convolution(keys.T[..., None, None], None, like=like)),
+        nn.Sequential(_convolution(on_classes[..., None, None], output.bias, like=like), *rest),
+    )
+    num_classes = context.memory.num_classes
+    folded.form_and_reason = "class-rank", f"each key is one of K={num_classes} classes"
+    return folded
 
 
 class FoldedPixelContext(FoldedContext):

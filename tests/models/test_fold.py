@@ -154,12 +154,16 @@ def test_what_a_stage_still_computes(generator):
 
 def test_explain(generator):
     R, W = maps(generator, 1, 16, 5, 7), maps(generator, 1, 5, 5, 7)
-    for form, verdict in (
-        ("paper", "FoldedClassContext: class-rank: the projections are linear and K=5 <= T=8\n"),
-        ("released", "FoldedPixelContext: general: the projections have ReLU\n"),
+    linear = "FoldedClassContext: class-rank: the projections are linear and K=5 <= T=8\n"
+    general = "FoldedPixelContext: general: the projections have ReLU\n"
+    hard = "FoldedClassContext: class-rank: each key is one of K=5 classes\n"
+    for options, verdict, op in (
+        ({"form": "paper"}, linear, "class_rank_attention: "),
+        ({"form": "released"}, general, "confidence_attention: "),
+        ({"form": "released", "hard": True}, hard, "class_rank_attention: "),
     ):
-        context = small_head(generator, form=form).double().fold().context
-        assert mcibi_fast.explain(context, R, W).startswith(verdict)
+        context = small_head(generator, **options).double().fold().context
+        assert mcibi_fast.explain(context, R, W).startswith(verdict + op)
 
 
 def build(generator, form="paper", backbone="test_resnet", **options) -> Segmentor:

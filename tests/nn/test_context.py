@@ -220,6 +220,14 @@ def test_transforms(fusion, projections, generator):
     }[fusion]()
     # In evaluation the convolution of both is the sum of two.
     assert relative_error(augmented.detach(), expected.detach()) < 1e-12
+    leaves = [*module.fuse.parameters(), *module.attention.parameters()]
+    cotangent = torch.randn(augmented.shape, generator=generator, dtype=torch.float64)
+    for got, truth in zip(
+        torch.autograd.grad(augmented, leaves, cotangent, retain_graph=True),
+        torch.autograd.grad(expected, leaves, cotangent, retain_graph=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, truth, rtol=1e-10, atol=1e-12)
     trained = module.train().augment(features, weight_logits)
     both = torch.cat([features, module.aggregate(features, weight_logits)], dim=1)
     if fusion == "concatenation":
