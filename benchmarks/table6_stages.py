@@ -106,10 +106,14 @@ def milliseconds(runs: list[Callable[[], Any]], device: str, budget: float) -> l
 
 
 def trade_off(mean_ious: list[float], times: list[float]) -> list[float | None]:
-    """Percent of mIoU gained per millisecond added, against the stage before."""
-    pairs = list(zip(mean_ious, times, strict=True))
-    steps = itertools.pairwise(pairs)
-    return [None, *((m1 - m0) / (t1 - t0) if t1 != t0 else None for (m0, t0), (m1, t1) in steps)]
+    """Percent of mIoU gained per millisecond added, against the stage before.
+
+    None for the first stage, and where a stage cost less than the clock can tell.
+    """
+    result: list[float | None] = [None]
+    for (m0, t0), (m1, t1) in itertools.pairwise(zip(mean_ious, times, strict=True)):
+        result.append((m1 - m0) / (t1 - t0) if t1 > t0 else None)
+    return result
 
 
 def table6(model: Segmentor, dataset: SegmentationDataset, device: str, budget: float) -> list[Row]:

@@ -14,7 +14,7 @@ def test_the_trade_off_is_the_papers() -> None:
     gains = trade_off([43.39, 43.74, 43.85, 43.91], [34.91, 49.33, 58.19, 74.72])
     assert gains[0] is None
     assert [round(gain, 3) for gain in gains[1:] if gain is not None] == [0.024, 0.012, 0.004]
-    assert trade_off([1, 2], [3, 3]) == [None, None]
+    assert trade_off([1, 2, 3], [3, 3, 2]) == [None, None, None]
 
 
 @pytest.mark.parametrize("mixing", ["paper", "released"])
