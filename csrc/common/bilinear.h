@@ -77,6 +77,22 @@ MCIBI_HOST_DEVICE T bilinear_weight(const BilinearTap<T>& tap, int j) {
   return (tap.index0 == j ? tap.weight0 : T(0)) + (tap.index1 == j ? tap.weight1 : T(0));
 }
 
+// The first output position whose index0 is at least j: positions between that of j and that of
+// j + 1 have the same taps.
+template <typename T>
+MCIBI_HOST_DEVICE int bilinear_first_output(const BilinearAxis<T>& axis, int j) {
+  if (j <= 0) return 0;
+  if (j >= axis.in_size) return axis.out_size;
+  if (axis.in_size == axis.out_size) return j;
+  if (!(axis.scale > T(0))) return axis.out_size;
+  const T shift = axis.align_corners ? T(0) : T(0.5);
+  const T guess = (static_cast<T>(j) + shift) / axis.scale - shift;
+  int i = guess < static_cast<T>(axis.out_size) ? static_cast<int>(guess) : axis.out_size;
+  while (i > 0 && bilinear_tap(axis, i - 1).index0 >= j) --i;
+  while (i < axis.out_size && bilinear_tap(axis, i).index0 < j) ++i;
+  return i;
+}
+
 // A range that holds every i with U[i, j] != 0; at its ends the weight may be zero.
 template <typename T>
 MCIBI_HOST_DEVICE AxisRange bilinear_support(const BilinearAxis<T>& axis, int j) {

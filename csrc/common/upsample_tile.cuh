@@ -1,0 +1,367 @@
+// What the CUDA kernels over bilinearly upsampled logits share: types, labels, and the tiles in
+// which they walk over the output.
+//
+// A band is a set of at most 8 output rows that read the same two rows of the logits. A thread has
+// one column of a band: for each class it interpolates horizontally twice, and then between the two
+// results for each of its pixels. A block has 64 columns of 4 bands; the logits around them lie in
+// shared memory, some classes at a time. Where that does not pay (the output is smaller, or hardly
+// larger) every output row is a band of its own, and threads read global memory.
+#pragma once
+
+#include "common/bilinear.h"
+#include "common/device_intrinsics.cuh"
+#include "common/labels.h"
+#include "common/logit_map.h"
+
+namespace mcibi_fast {
+
+inline constexpr int kTileColumns = 64;
+inline constexpr int kTileBands = 4;
+inline constexpr int kTileThreads = kTileColumns * kTileBands;
+inline constexpr int kBandRows = 8;
+inline constexpr int kPatchValues = 4096;  // of the logits in shared memory
+
+// ---- numbers
+// -------------------------------------------------------------------------------------- What
+// elements are computed in.
+template <typename Element>
+struct Arithmetic {
+  using Type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using Type = double;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename Element, typename T>
+__device__ __forceinline__ Element narrow(T value) {
+  return static_cast<Element>(value);
+}
+template <>
+__device__ __forceinline__ __half narrow<__half, float>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+__device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
+
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// n / divisor in a multiplication; exact where n * divisor < 2^32.
+struct FastDivisor {
+  unsigned divisor, inverse;
+
+  __device__ explicit FastDivisor(int d)
+      : divisor(static_cast<unsigned>(d)), inverse(0xffffffffu / divisor + 1) {}
+  __device__ __forceinline__ int quotient(int n) const {
+    return divisor == 1 ? n : static_cast<int>(__umulhi(static_cast<unsigned>(n), inverse));
+  }
+};
+
+// ---- labels
+// ---------------------------------------------------------------------------------------
+__device__ __forceinline__ int64_t load_label(const LabelMap& labels, int b, int y, int x) {
+  const int64_t i = b * labels.stride_b + y * labels.stride_y + x * labels.stride_x;
+  switch (labels.kind) {
+    case LabelKind::kUInt8:
+      return static_cast<const uint8_t*>(labels.data)[i];
+    case LabelKind::kInt8:
+      return static_cast<const int8_t*>(labels.data)[i];
+    case LabelKind::kInt16:
+      return static_cast<const int16_t*>(labels.data)[i];
+    case LabelKind::kInt32:
+      return static_cast<const int32_t*>(labels.data)[i];
+    default:
+      return static_cast<const int64_t*>(labels.data)[i];
+  }
+}
+
+// One thread's labels, and those among them that are neither classes nor ignored.
+class LabelReader {
+ public:
+  __device__ explicit LabelReader(const LabelMap& labels) : labels_(labels) {}
+
+  // The class, or -1.
+  __device__ __forceinline__ int read(int b, int y, int x) {
+    const int64_t value = load_label(labels_, b, y, x);
+    if (value == labels_.ignore_index) return -1;
+    if (value >= 0 && value < labels_.num_classes) return static_cast<int>(value);
+    ++bad_;
+    bad_value_ = value;
+    return -1;
+  }
+
+  __device__ void report(const LabelFlag& flag) const {
+    if (bad_ == 0 || flag.flag == nullptr) return;
+    auto* count = reinterpret_cast<unsigned long long*>(flag.flag);
+    if (atomicAdd(count, static_cast<unsigned long long>(bad_)) == 0) {
+      flag.flag[1] = bad_value_;
+      flag.flag[2] = flag.op;
+    }
+  }
+
+ private:
+  const LabelMap& labels_;
+  int64_t bad_value_ = 0;
+  int bad_ = 0;
+};
+
+// ---- tiles
+// ----------------------------------------------------------------------------------------
+template <typename Element>
+struct UpsampleInput {
+  using T = typename Arithmetic<Element>::Type;
+  const Element* logits;
+  MapStrides strides;
+  int classes;
+  BilinearAxis<T> y_axis, x_axis;
+  int bands_per_cell;         // 0: every output row is a band
+  int tiles_y, tiles_x;       // of an image
+  int patch_classes;          // that lie in shared memory at a time; a multiple of 4
+  bool classes_are_adjacent;  // in memory, and pixels are not
+};
+
+struct Tile {
+  int b, first_band, first_x;
+};
+
+template <typename Element>
+__device__ Tile tile_at(const UpsampleInput<Element>& input, int64_t number) {
+  const int64_t row = number / input.tiles_x;
+  const int x = static_cast<int>(number - row * input.tiles_x);
+  const int b = static_cast<int>(row / input.tiles_y);
+  const int y = static_cast<int>(row - static_cast<int64_t>(b) * input.tiles_y);
+  return {b, y * kTileBands, x * kTileColumns};
+}
+
+// The bands lie in cells, cell j the rows whose index0 is j. Cell 0 comes in two parts, numbered 0
+// and 1, so that none is taller than the others: what is clamped to row 0, and the rest.
+template <typename T>
+__device__ int part_begin(const BilinearAxis<T>& axis, int part) {
+  if (part != 1) return part == 0 ? 0 : bilinear_first_output(axis, part - 1);
+  if (axis.align_corners || !(axis.scale > T(0))) return 0;
+  const int clamped = static_cast<int>(T(0.5) / axis.scale);
+  return min(clamped, bilinear_first_output(axis, 1));
+}
+
+template <typename Element>
+__device__ AxisRange band_rows(const UpsampleInput<Element>& input, int band) {
+  const auto& axis = input.y_axis;
+  if (input.bands_per_cell == 0) return {min(band, axis.out_size), min(band + 1, axis.out_size)};
+  const int part = band / input.bands_per_cell, share = band - part * input.bands_per_cell;
+  if (part > axis.in_size) return {axis.out_size, axis.out_size};
+  const int begin = part_begin(axis, part);
+  const int64_t rows = part_begin(axis, part + 1) - begin;
+  return {begin + static_cast<int>(rows * share / input.bands_per_cell),
+          begin + static_cast<int>(rows * (share + 1) / input.bands_per_cell)};
+}
+
+// Where both neighbours are one, equal weights, so that an infinite logit is not multiplied by
+// zero.
+template <typename T>
+__device__ __forceinline__ BilinearTap<T> without_zero(BilinearTap<T> tap) {
+  if (tap.index0 == tap.index1) tap.weight0 = tap.weight1 = T(0.5);
+  return tap;
+}
+
+// One thread's pixels: `rows` rows from y of column x, which may be none.
+template <typename T, int kRows>
+struct ThreadPixels {
+  int y, x, rows;
+  BilinearTap<T> column;
+  int row0, row1;  // of the logits
+  T far[kRows];    // weight of row1
+};
+
+template <int kRows, typename Element, typename T = typename Arithmetic<Element>::Type>
+__device__ __forceinline__ ThreadPixels<T, kRows> pixels_of_thread(
+    const UpsampleInput<Element>& input, const Tile& tile) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const AxisRange band = band_rows(input, tile.first_band + thread / kTileColumns);
+  ThreadPixels<T, kRows> pixels;
+  pixels.x = tile.first_x + thread % kTileColumns;
+  pixels.y = band.begin;
+  pixels.rows = pixels.x < input.x_axis.out_size ? band.end - band.begin : 0;
+  pixels.column =
+      without_zero(bilinear_tap(input.x_axis, min(pixels.x, input.x_axis.out_size - 1)));
+#pragma unroll
+  for (int r = kRows - 1; r >= 0; --r) {
+    const auto tap =
+        without_zero(bilinear_tap(input.y_axis, min(band.begin + r, input.y_axis.out_size - 1)));
+    pixels.far[r] = tap.weight1;
+    pixels.row0 = tap.index0;  // at last that of r = 0
+    pixels.row1 = tap.index1;
+  }
+  return pixels;
+}
+
+// Four neighbours of one class after the other, in shared or global memory.
+template <typename Value>
+struct Corners {
+  const Value* corner[4];  // row0 left, right, row1 left, right
+  int64_t stride;          // between classes
+
+  template <typename T>
+  __device__ __forceinline__ void horizontally(int k, const BilinearTap<T>& column, T& row0,
+                                               T& row1) const {
+    const int64_t i = k * stride;
+    row0 = fused_multiply_add(column.weight1, T(widen(corner[1][i])),
+                              column.weight0 * T(widen(corner[0][i])));
+    row1 = fused_multiply_add(column.weight1, T(widen(corner[3][i])),
+                              column.weight0 * T(widen(corner[2][i])));
+  }
+};
+
+template <typename Element, typename Pixels>
+__device__ __forceinline__ Corners<Element> corners_in_map(const UpsampleInput<Element>& input,
+                                                           int b, const Pixels& pixels) {
+  const Element* image = input.logits + b * input.strides.batch;
+  const Element* row0 = image + pixels.row0 * input.strides.row;
+  const Element* row1 = image + pixels.row1 * input.strides.row;
+  const int64_t left = pixels.column.index0 * input.strides.column;
+  const int64_t right = pixels.column.index1 * input.strides.column;
+  return {{row0 + left, row0 + right, row1 + left, row1 + right}, input.strides.channel};
+}
+
+// The logits around a tile in shared memory: [class][row][column].
+template <typename T>
+class Patch {
+ public:
+  template <typename Element>
+  __device__ Patch(const UpsampleInput<Element>& input, const Tile& tile, T* values)
+      : values_(values) {
+    const int last_cell = input.y_axis.in_size - 1, last_x = input.x_axis.out_size - 1;
+    const int last_band = tile.first_band + kTileBands - 1;
+    row_ = max(tile.first_band / input.bands_per_cell - 1, 0);
+    rows_ = min(max(last_band / input.bands_per_cell - 1, 0) + 1, last_cell) - row_ + 1;
+    column_ = bilinear_tap(input.x_axis, tile.first_x).index0;
+    const int end = min(tile.first_x + kTileColumns - 1, last_x);
+    columns_ = bilinear_tap(input.x_axis, end).index1 - column_ + 1;
+  }
+
+  // All threads: classes first .. first + count. A barrier must come before, and after.
+  template <typename Element>
+  __device__ __forceinline__ void fill(const UpsampleInput<Element>& input, int b, int first,
+                                       int count) const {
+    const Element* from = input.logits + b * input.strides.batch + first * input.strides.channel +
+                          row_ * input.strides.row + column_ * input.strides.column;
+    const int area = rows_ * columns_;
+    const FastDivisor by_count(count), by_columns(columns_), by_area(area);
+    for (int i = static_cast<int>(threadIdx.x); i < count * area; i += kTileThreads) {
+      int k, pixel;
+      if (input.classes_are_adjacent) {
+        pixel = by_count.quotient(i);
+        k = i - pixel * count;
+      } else {
+        k = by_area.quotient(i);
+        pixel = i - k * area;
+      }
+      const int row = by_columns.quotient(pixel), column = pixel - row * columns_;
+      values_[k * area + pixel] = widen(from[k * input.strides.channel + row * input.strides.row +
+                                             column * input.strides.column]);
+    }
+  }
+
+  template <typename Pixels>
+  __device__ __forceinline__ Corners<T> corners(const Pixels& pixels) const {
+    const bool inside = pixels.rows > 0;  // others have no part in the patch
+    const T* row0 = values_ + (inside ? pixels.row0 - row_ : 0) * columns_;
+    const T* row1 = values_ + (inside ? pixels.row1 - row_ : 0) * columns_;
+    const int left = inside ? pixels.column.index0 - column_ : 0;
+    const int right = inside ? pixels.column.index1 - column_ : 0;
+    return {{row0 + left, row0 + right, row1 + left, row1 + right}, rows_ * columns_};
+  }
+
+ private:
+  T* values_;
+  int row_, rows_, column_, columns_;
+};
+
+// ---- host
+// -----------------------------------------------------------------------------------------
+inline const char* launch_message(cudaError_t status) {
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+// A grid of one dimension: there the number of blocks is limited least.
+template <typename Input>
+cudaError_t launch_blocks(void (*kernel)(Input), int64_t blocks, int threads, size_t shared_bytes,
+                          CudaStream stream, const Input& input) {
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                shared_bytes, stream, input);
+}
+
+// Calls f(Element()) for the element type of that kind.
+template <typename F>
+const char* with_element(FloatKind kind, const F& f) {
+  switch (kind) {
+    case FloatKind::kFloat32:
+      return launch_message(f(float()));
+    case FloatKind::kFloat64:
+      return launch_message(f(double()));
+    case FloatKind::kBFloat16:
+      return launch_message(f(__nv_bfloat16()));
+    case FloatKind::kFloat16:
+      return launch_message(f(__half()));
+  }
+  return launch_message(cudaErrorInvalidValue);
+}
+
+template <typename Element>
+UpsampleInput<Element> make_upsample_input(const LogitMap& logits, int64_t height, int64_t width,
+                                           bool align_corners) {
+  using T = typename Arithmetic<Element>::Type;
+  UpsampleInput<Element> input;
+  input.logits = static_cast<const Element*>(logits.data);
+  input.strides = logits.strides;
+  input.classes = static_cast<int>(logits.classes);
+  input.y_axis = make_bilinear_axis<T>(static_cast<int>(logits.height), static_cast<int>(height),
+                                       align_corners);
+  input.x_axis =
+      make_bilinear_axis<T>(static_cast<int>(logits.width), static_cast<int>(width), align_corners);
+  input.classes_are_adjacent = logits.strides.channel == 1 && logits.strides.column != 1;
+  input.bands_per_cell = 0;
+  input.tiles_x = static_cast<int>(ceil_divide(width, kTileColumns));
+  input.tiles_y = static_cast<int>(ceil_divide(height, kTileBands));
+  input.patch_classes = 0;
+
+  constexpr int64_t kExactSizes = 1 << 20;  // below, rounding moves no cell's border by a pixel
+  if (2 * height < 3 * logits.height || height >= kExactSizes || width >= kExactSizes) return input;
+  const double scale = static_cast<double>(input.y_axis.scale);
+  const double tallest = scale > 0 ? 1.0 / scale : static_cast<double>(height);
+  const bool exact = tallest == static_cast<double>(static_cast<int64_t>(tallest)) &&
+                     (static_cast<int64_t>(tallest) & (static_cast<int64_t>(tallest) - 1)) == 0;
+  const int64_t rows = static_cast<int64_t>(tallest) + (exact ? 0 : 2);
+  const int64_t per_cell = ceil_divide(rows, kBandRows);
+  const int64_t patch_rows = ceil_divide(kTileBands - 1, per_cell) + 2;
+  const double patch_columns =
+      static_cast<double>(input.x_axis.scale) * static_cast<double>(kTileColumns - 1) + 3;
+  const auto area = static_cast<int64_t>(patch_columns) *
+                    (patch_rows < logits.height ? patch_rows : logits.height);
+  const int64_t room = area > 0 ? kPatchValues / area / 4 * 4 : 0;
+  if (room == 0) return input;
+  const int64_t chunks = ceil_divide(logits.classes, room);
+  input.patch_classes = static_cast<int>(ceil_divide(ceil_divide(logits.classes, chunks), 4) * 4);
+  input.bands_per_cell = static_cast<int>(per_cell);
+  input.tiles_y = static_cast<int>(ceil_divide((logits.height + 1) * per_cell, kTileBands));
+  return input;
+}
+
+template <typename Element>
+int64_t tiles_of(const UpsampleInput<Element>& input, int64_t batch) {
+  return batch * input.tiles_y * input.tiles_x;
+}
+
+}  // namespace mcibi_fast

@@ -1,0 +1,78 @@
+"""Calls torch.ops.mcibi_fast_cuda of the library named on the command line, which takes CPU
+tensors, and compares with PyTorch."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.nn.functional as F
+
+
+def main(library: str) -> None:
+    torch.ops.load_library(library)
+    ops = torch.ops.mcibi_fast_cuda
+    generator = torch.Generator().manual_seed(0)
+    K, ignore, smoothing, align_corners = 5, 255, 0.1, True
+    logits = torch.randn(2, K, 6, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, K + 1, (2, 20, 23), generator=generator)  # K is a bad label
+    labels[:, 0] = ignore
+    weight = torch.rand(K, generator=generator, dtype=torch.float64)
+    cotangent = torch.randn(2, 23, 20, generator=generator, dtype=torch.float64).mT
+    flag = torch.zeros(3, dtype=torch.int64)
+    bad = int((labels == K).sum())
+
+    exact = logits.clone().requires_grad_()
+    upsampled = F.interpolate(exact, (20, 23), mode="bilinear", align_corners=align_corners)
+    known = labels.where(labels < K, -1)
+    right = F.cross_entropy(
+        upsampled, known, weight, ignore_index=-1, label_smoothing=smoothing, reduction="none"
+    )
+    (right_grad,) = torch.autograd.grad(right, exact, cotangent)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        flag.zero_()
+        options = (weight, ignore, smoothing, align_corners, flag)
+        given = logits.contiguous(memory_format=layout)
+        losses, lse = ops.upsample_cross_entropy(given, labels, *options)
+        torch.testing.assert_close(losses, right.detach())
+        grad = ops.upsample_cross_entropy_backward(cotangent, given, labels, lse, *options)
+        assert grad.stride() == given.stride()
+        torch.testing.assert_close(grad, right_grad)
+        assert flag.tolist() == [2 * bad, K, 3]
+
+    losses, lse = ops.upsample_cross_entropy(
+        logits.half(), labels.byte(), None, ignore, 0.0, False, flag
+    )
+    assert losses.dtype == lse.dtype == torch.float32
+
+    def forward(
+        logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, flag: torch.Tensor
+    ) -> None:
+        ops.upsample_cross_entropy(logits, labels, weight, ignore, 0.0, False, flag)
+
+    def backward(cotangent: torch.Tensor, lse: torch.Tensor) -> None:
+        ops.upsample_cross_entropy_backward(
+            cotangent, logits, labels, lse, None, ignore, 0.0, False, flag
+        )
+
+    for wrong in [
+        lambda: forward(logits[0], labels, None, flag),
+        lambda: forward(logits, labels[:1], None, flag),
+        lambda: forward(logits, labels.float(), None, flag),
+        lambda: forward(logits, labels, None, flag[:2]),
+        lambda: forward(logits, labels, weight.float(), flag),
+        lambda: forward(logits, labels, weight[1:], flag),
+        lambda: forward(logits[:, :0], labels, None, flag),
+        lambda: backward(cotangent.float(), lse.double()),
+        lambda: backward(cotangent, lse.double().mT.contiguous().mT),
+        lambda: backward(cotangent, lse.double()[:1]),
+    ]:
+        try:
+            wrong()
+        except RuntimeError:
+            continue
+        raise AssertionError("a wrong argument was taken")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,131 @@
+"""The cross entropy's CUDA launchers on the host executor, with tensors for arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from tests.csrc.host_kernels import HostKernels
+from tests.csrc.memory_update_host import FLOATS, INTEGERS, LabelFlag, LabelMap
+
+
+class LogitMap(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("kind", c_int)] + [
+        (name, c_int64)
+        for name in ("batch", "classes", "height", "width", "b", "k", "y", "x")  # sizes, strides
+    ]
+
+
+class CrossEntropyOptions(ctypes.Structure):
+    _fields_ = [("weight", c_void_p), ("label_smoothing", c_double), ("align_corners", c_bool)]
+
+
+class CrossEntropyCotangent(ctypes.Structure):
+    _fields_ = [("grad_losses", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)] + [
+        ("lse", c_void_p)
+    ]
+
+
+def logit_map(t: Tensor) -> LogitMap:
+    return LogitMap(t.data_ptr(), FLOATS.index(t.dtype), *t.shape, *t.stride())
+
+
+def label_map(t: Tensor, num_classes: int, ignore_index: int) -> LabelMap:
+    _, height, width = t.shape
+    kind = INTEGERS.index(t.dtype)
+    return LabelMap(t.data_ptr(), kind, height, width, *t.stride(), num_classes, ignore_index)
+
+
+def label_flag(flag: Tensor | None, op: int) -> LabelFlag:
+    return LabelFlag(None if flag is None else flag.data_ptr(), op)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class UpsampleCrossEntropyHost:
+    """The ops with the signatures of torch.ops.mcibi_fast_cuda; results start as NaN."""
+
+    def __init__(self, kernels: HostKernels) -> None:
+        self.kernels = kernels
+        for name in ("upsample_cross_entropy", "upsample_cross_entropy_backward"):
+            getattr(kernels.cdll, f"host_{name}").restype = ctypes.c_char_p
+        kernels.cdll.host_upsample_cross_entropy_backward_scratch.restype = c_int64
+
+    def upsample_cross_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        align_corners: bool = False,
+        flag: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        losses = torch.full(labels.shape, torch.nan, dtype=wide(logits.dtype))
+        lse = torch.full_like(losses, torch.nan)
+        self._call(
+            "upsample_cross_entropy",
+            logit_map(logits),
+            label_map(labels, logits.shape[1], ignore_index),
+            _options(weight, label_smoothing, align_corners),
+            c_void_p(losses.data_ptr()),
+            c_void_p(lse.data_ptr()),
+            label_flag(flag, 3),
+        )
+        return losses, lse
+
+    def upsample_cross_entropy_backward(
+        self,
+        grad_losses: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        lse: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        align_corners: bool = False,
+        flag: Tensor | None = None,
+    ) -> Tensor:
+        channels_last = logits.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.contiguous_format
+        if channels_last and not logits.is_contiguous():
+            layout = torch.channels_last
+        grad = torch.full(logits.shape, torch.nan, dtype=logits.dtype).to(memory_format=layout)
+        assert lse.is_contiguous()
+        self._call(
+            "upsample_cross_entropy_backward",
+            CrossEntropyCotangent(grad_losses.data_ptr(), *grad_losses.stride(), lse.data_ptr()),
+            logit_map(logits),
+            label_map(labels, logits.shape[1], ignore_index),
+            _options(weight, label_smoothing, align_corners),
+            logit_map(grad),
+            label_flag(flag, 3),
+        )
+        return grad
+
+    def backward_scratch(self, logits: Tensor, labels: Tensor) -> int:
+        """Bytes."""
+        scratch = self.kernels.cdll.host_upsample_cross_entropy_backward_scratch
+        bytes_: int = scratch(
+            ctypes.byref(logit_map(logits)),
+            ctypes.byref(label_map(labels, logits.shape[1], 255)),
+        )
+        return bytes_
+
+    def _call(self, name: str, *arguments: object) -> None:
+        references = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
+        error = getattr(self.kernels.cdll, f"host_{name}")(*references)
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+
+def _options(
+    weight: Tensor | None, label_smoothing: float, align_corners: bool
+) -> CrossEntropyOptions:
+    pointer = None if weight is None else weight.data_ptr()
+    return CrossEntropyOptions(pointer, label_smoothing, align_corners)
