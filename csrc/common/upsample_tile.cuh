@@ -295,12 +295,12 @@ inline const char* launch_message(cudaError_t status) {
 }
 
 // A grid of one dimension: there the number of blocks is limited least.
-template <typename Input>
-cudaError_t launch_blocks(void (*kernel)(Input), int64_t blocks, int threads, size_t shared_bytes,
-                          CudaStream stream, const Input& input) {
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                          size_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-                shared_bytes, stream, input);
+                shared_bytes, stream, arguments...);
 }
 
 // Calls f(Element()) for the element type of that kind.
