@@ -206,20 +206,25 @@ __device__ __forceinline__ ThreadPixels<T, kRows> pixels_of_thread(
   return pixels;
 }
 
-// Four neighbours of one class after the other, in shared or global memory.
+// Four neighbours in the logits, in shared or global memory, of one class after the other.
 template <typename Value>
 struct Corners {
   const Value* corner[4];  // row0 left, right, row1 left, right
   int64_t stride;          // between classes
 
+  __device__ __forceinline__ void skip(int classes) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) corner[i] += classes * stride;
+  }
+
+  // A class, interpolated horizontally on both rows. Goes on to the next.
   template <typename T>
-  __device__ __forceinline__ void horizontally(int k, const BilinearTap<T>& column, T& row0,
-                                               T& row1) const {
-    const int64_t i = k * stride;
-    row0 = fused_multiply_add(column.weight1, T(widen(corner[1][i])),
-                              column.weight0 * T(widen(corner[0][i])));
-    row1 = fused_multiply_add(column.weight1, T(widen(corner[3][i])),
-                              column.weight0 * T(widen(corner[2][i])));
+  __device__ __forceinline__ void next(const BilinearTap<T>& column, T& row0, T& row1) {
+    row0 = fused_multiply_add(column.weight1, T(widen(*corner[1])),
+                              column.weight0 * T(widen(*corner[0])));
+    row1 = fused_multiply_add(column.weight1, T(widen(*corner[3])),
+                              column.weight0 * T(widen(*corner[2])));
+    skip(1);
   }
 };
 
@@ -250,10 +255,11 @@ class Patch {
     columns_ = bilinear_tap(input.x_axis, end).index1 - column_ + 1;
   }
 
-  // All threads: classes first .. first + count. A barrier must come before, and after.
+  // All threads: classes first .. first + count, and then `padding` up to a multiple of 4 classes.
+  // A barrier must come before, and after.
   template <typename Element>
   __device__ __forceinline__ void fill(const UpsampleInput<Element>& input, int b, int first,
-                                       int count) const {
+                                       int count, T padding) const {
     const Element* from = input.logits + b * input.strides.batch + first * input.strides.channel +
                           row_ * input.strides.row + column_ * input.strides.column;
     const int area = rows_ * columns_;
@@ -271,6 +277,10 @@ class Patch {
       values_[k * area + pixel] = widen(from[k * input.strides.channel + row * input.strides.row +
                                              column * input.strides.column]);
     }
+#pragma unroll 1
+    for (int i = count * area + static_cast<int>(threadIdx.x); i < (count + 3) / 4 * 4 * area;
+         i += kTileThreads)
+      values_[i] = padding;
   }
 
   template <typename Pixels>

@@ -52,14 +52,15 @@ struct Prediction {
   __device__ static double magnitude(double x) { return fabs(x); }
 };
 
+// The next `count` classes, the first of which is `first`.
 template <typename Value, typename T, int kRows>
-__device__ __forceinline__ void predict_classes(const Corners<Value>& corners, int first, int at,
-                                                int count, const ThreadPixels<T, kRows>& pixels,
+__device__ __forceinline__ void predict_classes(Corners<Value> corners, int first, int count,
+                                                const ThreadPixels<T, kRows>& pixels,
                                                 Prediction<T, kRows>& prediction) {
 #pragma unroll 4
   for (int k = 0; k < count; ++k) {
     T row0, row1;
-    corners.horizontally(at + k, pixels.column, row0, row1);
+    corners.next(pixels.column, row0, row1);
     prediction.add(first + k, row0, row1, pixels);
   }
 }
@@ -77,12 +78,12 @@ __device__ __forceinline__ Prediction<T, kRows> predict(const UpsampleInput<Elem
     for (int first = 0; first < input.classes; first += input.patch_classes) {
       const int count = min(input.patch_classes, input.classes - first);
       __syncthreads();  // the classes before have been used
-      patch.fill(input, tile.b, first, count);
+      patch.fill(input, tile.b, first, count, T(0));
       __syncthreads();  // these are there
-      if (pixels.rows > 0) predict_classes(corners, first, 0, count, pixels, prediction);
+      if (pixels.rows > 0) predict_classes(corners, first, count, pixels, prediction);
     }
   } else if (pixels.rows > 0) {
-    predict_classes(corners_in_map(input, tile.b, pixels), 0, 0, input.classes, pixels, prediction);
+    predict_classes(corners_in_map(input, tile.b, pixels), 0, input.classes, pixels, prediction);
   }
   return prediction;
 }

@@ -58,28 +58,19 @@ __device__ __forceinline__ T slope_of(T row0, T row1, const ThreadPixels<T, kRow
   return pixels.row0 == pixels.row1 ? T(0) : row1 - row0;
 }
 
-// Classes first .. first + count, of which corners holds the first at `at`.
-template <typename Element, typename Value, typename T, int kRows>
-__device__ __forceinline__ void add_classes(const ForwardInput<Element>& input,
-                                            const Corners<Value>& corners, int first, int at,
-                                            int count, const ThreadPixels<T, kRows>& pixels,
+// The next `count` classes. kPadded: after them there are others up to a multiple of kUnit.
+template <bool kPadded, typename Value, typename T, int kRows>
+__device__ __forceinline__ void add_classes(Corners<Value> corners, int count,
+                                            const ThreadPixels<T, kRows>& pixels,
                                             ThreadSums<T, kRows>& sums) {
-  const bool smooth = input.smoothing > T(0);
 #pragma unroll 1
   for (int k = 0; k < count; k += kUnit) {
     T row0[kUnit], slope[kUnit];
 #pragma unroll
     for (int i = 0; i < kUnit; ++i) {
-      T row1 = kNothing<T>;
-      row0[i] = kNothing<T>;
-      if (k + i < count) corners.horizontally(at + k + i, pixels.column, row0[i], row1);
+      T row1 = row0[i] = kNothing<T>;
+      if (kPadded || k + i < count) corners.next(pixels.column, row0[i], row1);
       slope[i] = slope_of(row0[i], row1, pixels);
-      if (smooth && k + i < count) {
-        const T weight = input.class_weight(first + k + i);
-        sums.weighted0 += weight * row0[i];
-        sums.weighted1 += weight * row1;
-        sums.weights += weight;
-      }
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -100,11 +91,27 @@ __device__ __forceinline__ void add_classes(const ForwardInput<Element>& input,
   }
 }
 
+// For label smoothing: sum_k w_k l_k over the next `count` classes, the first of which is `first`.
+template <typename Element, typename Value, typename T, int kRows>
+__device__ __forceinline__ void add_weighted(const ForwardInput<Element>& input,
+                                             Corners<Value> corners, int first, int count,
+                                             const ThreadPixels<T, kRows>& pixels,
+                                             ThreadSums<T, kRows>& sums) {
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+    T row0, row1;
+    corners.next(pixels.column, row0, row1);
+    const T weight = input.class_weight(first + k);
+    sums.weighted0 += weight * row0;
+    sums.weighted1 += weight * row1;
+    sums.weights += weight;
+  }
+}
+
 template <typename Element, typename T, int kRows>
 __device__ __forceinline__ void write_losses(const ForwardInput<Element>& input, int b,
                                              const ThreadPixels<T, kRows>& pixels,
                                              const ThreadSums<T, kRows>& sums) {
-  const Corners<Element> corners = corners_in_map(input.map, b, pixels);
   LabelReader labels(input.labels);
   const T spread = input.smoothing / static_cast<T>(input.map.classes);
 #pragma unroll
@@ -114,7 +121,9 @@ __device__ __forceinline__ void write_losses(const ForwardInput<Element>& input,
     T loss = T(0), lse = T(0);
     if (label >= 0) {
       T row0, row1;
-      corners.horizontally(label, pixels.column, row0, row1);
+      Corners<Element> corners = corners_in_map(input.map, b, pixels);
+      corners.skip(label);
+      corners.next(pixels.column, row0, row1);
       const T logit = fused_multiply_add(pixels.far[r], slope_of(row0, row1, pixels), row0);
       const T log_sum = logarithm(sums.sum[r]);
       lse = sums.largest[r] + log_sum;
@@ -152,15 +161,17 @@ __global__ void __launch_bounds__(kTileThreads,
     for (int first = 0; first < input.map.classes; first += input.map.patch_classes) {
       const int count = min(input.map.patch_classes, input.map.classes - first);
       __syncthreads();  // the classes before have been used
-      patch.fill(input.map, tile.b, first, count);
+      patch.fill(input.map, opaque(tile.b), first, count, kNothing<T>);
       __syncthreads();  // these are there
-      add_classes(input, corners, first, 0, count, pixels, sums);
+      add_classes<true>(corners, count, pixels, sums);
+      if (input.smoothing > T(0)) add_weighted(input, corners, first, count, pixels, sums);
     }
   } else {
-    add_classes(input, corners_in_map(input.map, tile.b, pixels), 0, 0, input.map.classes, pixels,
-                sums);
+    const Corners<Element> corners = corners_in_map(input.map, tile.b, pixels);
+    add_classes<false>(corners, input.map.classes, pixels, sums);
+    if (input.smoothing > T(0)) add_weighted(input, corners, 0, input.map.classes, pixels, sums);
   }
-  write_losses(input, tile.b, pixels, sums);
+  write_losses(input, opaque(tile.b), pixels, sums);
 }
 
 }  // namespace mcibi_fast
