@@ -36,7 +36,8 @@ struct CrossEntropyCotangent {
 // --- CUDA ---------------------------------------------------------------------------------------
 // Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can
 // capture them, and nothing is allocated. They return null, or what the CUDA runtime said. B H W
-// and the sizes of the maps may be as large as memory allows; H, W, h, w and K fit an int.
+// and the sizes of the maps may be as large as memory allows; H, W, h, w and K fit an int. Each
+// launcher counts the bad labels it meets, the backward too.
 
 // losses, lse: (B, H, W) contiguous float; both 0 where a pixel is ignored or its label is bad.
 const char* upsample_cross_entropy_cuda(const LogitMap& logits, const LabelMap& labels,
