@@ -33,7 +33,7 @@ struct Prediction {
   // Class k, interpolated horizontally on both rows of the logits.
   __device__ __forceinline__ void add(int k, T row0, T row1, const ThreadPixels<T, kRows>& pixels) {
     const T slack = kRounding<T> * (magnitude(row0) + magnitude(row1) + magnitude(certain));
-    if (row0 + slack < certain && row1 + slack < certain) return;  // not where one is NaN
+    if (maximum(row0, row1) + slack < certain) return;  // not where one is NaN, as slack then is
     certain = maximum(certain, minimum(row0, row1));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
