@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.confidence_attention import _contiguous, _sdpa
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, recompute_gradients
 from mcibi_fast.ops.reference import class_rank_attention as reference
+from mcibi_fast.ops.sdpa import contiguous, sdpa
 
 
 def class_rank_attention(
@@ -75,7 +75,7 @@ def _sdpa_shared(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tu
     K = query.shape[2]
     if query.is_cuda and K % 8:
         query, weights = (F.pad(t, (0, -K % 8)) for t in (query, weights))
-    out, lse = _sdpa(query, weights, weights, scale)
+    out, lse = sdpa(query, weights, weights, scale)
     return out[..., :K].contiguous(), lse.contiguous()
 
 
@@ -112,7 +112,7 @@ def _recomputed(run: Any) -> Any:
     ) -> tuple[Tensor, ...]:
         return recompute_gradients(lambda q, w: run(q, w, scale, False)[0], [query, weights], grad)
 
-    return _contiguous(backward)
+    return contiguous(backward)
 
 
 ATTENTION_BACKWARD = Op(
