@@ -143,17 +143,25 @@ def fitting_tile(choices: tuple[Tile, ...], batch: int, rows: int, processors: i
     return next(filling, choices[-1])
 
 
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor, or a row-major copy where its memory cannot be read 16 elements at a time.
+def in_place(tensor: Tensor) -> bool:
+    """Whether the memory of a (B, N, D) tensor can be read 16 elements at a time.
 
-    Rows or columns may be the contiguous ones: a map (B, D, h, w) seen as (B, N, D) is read in
-    place if N is a multiple of 16. Read element by element, the pointers alone would spill a
-    kilobyte of registers a thread; a copy of B N D elements is little beside the attention.
+    Rows or columns may be the contiguous ones: a map (B, D, h, w) seen as (B, N, D) can if N is a
+    multiple of 16, rows if D is.
     """
     batch, row, column = tensor.stride()
     unit, other = (column, row) if column == 1 else (row, column)
     aligned = unit == 1 and other % 16 == 0 and batch % 16 == 0 and tensor.data_ptr() % 16 == 0
-    if aligned or tensor.shape[2] % 16:  # a copy of the latter would be no better
+    return aligned and (row == 1 or tensor.shape[2] % 16 == 0)
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor, or a row-major copy where its memory cannot be read 16 elements at a time.
+
+    Read element by element, the pointers alone would spill a kilobyte of registers a thread; a
+    copy of B N D elements is little beside the attention.
+    """
+    if in_place(tensor) or tensor.shape[2] % 16:  # a copy of the latter would be no better
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcibi_fast.kernels import MAX_CLASSES, triton_missing
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, recompute_gradients
 from mcibi_fast.ops.reference import class_rank_attention as reference
@@ -83,6 +84,29 @@ def _sdpa_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> s
     return "hard attention is a softmax over classes, not over keys" if hard else None
 
 
+# --- Triton -------------------------------------------------------------------------------------
+
+
+def _triton(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Tensor, Tensor]:
+    if hard:
+        from mcibi_fast.kernels.class_rank_attention_hard import class_rank_attention_hard
+
+        return class_rank_attention_hard(query, weights, scale)
+    from mcibi_fast.kernels.class_rank_attention import class_rank_attention_forward
+
+    return class_rank_attention_forward(query, weights, scale)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
+    from mcibi_fast.kernels.class_rank_attention import class_rank_attention_backward
+
+    return class_rank_attention_backward(*args)
+
+
+def _triton_why_not(query: Tensor, *_: Any) -> str | None:
+    return triton_missing(query, query.shape[2], MAX_CLASSES)
+
+
 # --- the operators ------------------------------------------------------------------------------
 
 
@@ -95,6 +119,9 @@ ATTENTION = Op(
     "class_rank_attention",
     "(Tensor query, Tensor weights, float scale, bool hard) -> (Tensor, Tensor)",
     [
+        # Hard attention has no other kernel on a GPU. Of the soft form, Triton's reads W once for
+        # keys and values, but which of it and SDPA is the faster is still to be measured.
+        Kernel("triton", _triton, _triton_why_not),
         Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention(*a), cpu_only),
         Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True),
         Kernel("reference", reference.class_rank_attention, always, composite=True),
@@ -120,6 +147,7 @@ ATTENTION_BACKWARD = Op(
     "(Tensor grad, Tensor query, Tensor weights, Tensor out, Tensor lse, float scale)"
     " -> (Tensor, Tensor)",
     [
+        Kernel("triton", _triton_backward, _triton_why_not),
         Kernel(
             "cpu",
             lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention_backward(*a),

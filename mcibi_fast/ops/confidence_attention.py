@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcibi_fast.kernels import triton_missing
+from mcibi_fast.kernels import MAX_CHANNELS, triton_missing
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.reference import confidence_attention as reference
@@ -110,7 +110,7 @@ def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _triton_why_not(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
-    return triton_missing(query, max(query.shape[2], value.shape[2]))
+    return triton_missing(query, max(query.shape[2], value.shape[2]), MAX_CHANNELS)
 
 
 def _triton_backward_why_not(grad: Tensor, *args: Any) -> str | None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mcibi_fast.kernels import MAX_CHANNELS, triton_missing
+from mcibi_fast.kernels import triton_missing
 
 pytest.importorskip("triton", reason="needs Triton")
 
@@ -31,15 +31,15 @@ def test_the_package_does_not_import_triton() -> None:
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    reason = triton_missing(torch.zeros(1, dtype=torch.float64), 16)
+    reason = triton_missing(torch.zeros(1, dtype=torch.float64), 16, 512)
     assert reason is not None and "float64" in reason
-    reason = triton_missing(torch.zeros(1), MAX_CHANNELS + 1)
+    reason = triton_missing(torch.zeros(1), 513, 512)
     assert reason is not None and "513" in reason
-    reason = triton_missing(torch.zeros(1), 16)
+    reason = triton_missing(torch.zeros(1), 16, 512)
     assert reason is not None and "cpu" in reason
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton_missing(torch.zeros(1), MAX_CHANNELS) is None
-    reason = triton_missing(torch.zeros(1, dtype=torch.bfloat16), 16)
+    assert triton_missing(torch.zeros(1), 512, 512) is None
+    reason = triton_missing(torch.zeros(1, dtype=torch.bfloat16), 16, 512)
     assert reason is not None and "interpreter" in reason
 
 
