@@ -28,8 +28,8 @@ def class_rank_attention(
     """P W with P = softmax(scale Q W^T) over the N keys (Eq. 13 on class weights).
 
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
-    per pixel and, while it runs, a copy of the weights, never the scores. Under autocast the inputs
-    are cast to its dtype.
+    per pixel and, while it runs, at most copies of its inputs, never the scores. Under autocast the
+    inputs are cast to its dtype.
 
     Args:
         query: Q, (B, N, K), float32, float64, bfloat16 or float16, any strides: the projected
