@@ -147,17 +147,12 @@ def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[T
 
 def attend_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale Q K^T) V over the pixels of projected maps, (B, T, h, w) each."""
-    return to_map(ops.confidence_attention(*_pixel_rows(query, key, value), scale=scale), query)
+    return to_map(ops.confidence_attention(*map(rows, (query, key, value)), scale=scale), query)
 
 
 def explain_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> str:
     """The backends of ``attend_pixels``."""
-    return explain(ops.confidence_attention, *_pixel_rows(query, key, value), scale=scale)
-
-
-def _pixel_rows(*maps: Tensor) -> tuple[Tensor, ...]:
-    """PyTorch's fused attention takes only rows without gaps, else it forms the N x N scores."""
-    return tuple(rows(m).contiguous() for m in maps)
+    return explain(ops.confidence_attention, *map(rows, (query, key, value)), scale=scale)
 
 
 def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> Tensor:
