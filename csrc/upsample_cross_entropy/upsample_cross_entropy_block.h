@@ -1,0 +1,95 @@
+// What the forward and the backward do with a few pixels of one output row at a time: their logits,
+// [pixel][class], interpolated into the first-level cache.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "common/class_rows.h"
+#include "common/simd.h"
+#include "upsample_cross_entropy/upsample_cross_entropy.h"
+
+namespace mcibi_fast {
+namespace MCIBI_CPU_ARCH {
+namespace {
+
+// exp(x), x <= 0: as near to it as rounding x is.
+MCIBI_SIMD VectorF exp_of(VectorF x) { return exponential2(x * 1.44269504f); }
+MCIBI_SIMD VectorD exp_of(VectorD x) { return exponential(x); }
+
+// Lane r of the result is the reduction of rows[r].
+template <typename C, typename F>
+MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kVectorLanes<C>], const F& combine) {
+  using All = typename LanesUpTo<kVectorLanes<C>>::type;
+#pragma GCC unroll 4
+  for (int64_t half = kVectorLanes<C> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) {
+      rows[i] = combine(interleave<0>(rows[i], rows[i + half], All{}),
+                        interleave<1>(rows[i], rows[i + half], All{}));
+    }
+  }
+  return rows[0];
+}
+
+// The class weights of one call, with what the formula needs of them.
+template <typename C>
+struct ClassWeights {
+  std::vector<C> of_class;  // K rounded up to whole vectors, zeros behind
+  C sum;                    // over the classes
+  C smoothing, smoothing_per_class;
+
+  ClassWeights(const CrossEntropyOptions& options, int64_t classes)
+      : of_class(class_stride<C>(classes)),
+        sum(0),
+        smoothing(static_cast<C>(options.label_smoothing)),
+        smoothing_per_class(static_cast<C>(options.label_smoothing / classes)) {
+    double total = 0;
+    for (int64_t k = 0; k < classes; ++k) {
+      of_class[k] = options.weight ? static_cast<const C*>(options.weight)[k] : C(1);
+      total += of_class[k];
+    }
+    sum = static_cast<C>(total);
+  }
+  C hard(int32_t label) const { return (C(1) - smoothing) * of_class[label]; }
+  C soft() const { return smoothing_per_class * sum; }
+};
+
+// Room for the logits of a few pixels of one row, [kPixels][stride].
+template <typename C>
+struct PixelBlock {
+  static constexpr int64_t kPixels = kVectorLanes<C>;
+
+  explicit PixelBlock(int64_t classes)
+      : classes(classes),
+        stride(class_stride<C>(classes)),
+        data(kPixels * stride * static_cast<int64_t>(sizeof(C))) {
+    for (int64_t i = 0; i < kPixels; ++i) real[i] = stride - kPixels + i < classes ? C(1) : C(0);
+  }
+  C* pixel(int64_t p) const { return data.template as<C>() + p * stride; }
+
+  int64_t classes, stride;
+  Scratch data;
+  C real[kPixels];  // in the last vector of classes: 1, and 0 behind the K classes
+};
+
+// Interpolates one pixel between two of a row, and stores what f makes of each vector of logits.
+// Behind the K classes the logits are -inf.
+template <typename C, typename F>
+MCIBI_SIMD void interpolate(const PixelBlock<C>& block, const C* row, const BilinearTap<C>& tap,
+                            C* out, const F& f) {
+  const C* left = row + tap.index0 * block.stride;
+  const C* right = row + tap.index1 * block.stride;
+  const C weight0 = tap.weight0, weight1 = tap.weight1;
+  const int64_t last = block.stride - kVectorLanes<C>;
+  for (int64_t k = 0; k < last; k += kVectorLanes<C>) {
+    store(out + k, f(weight0 * load(left + k) + weight1 * load(right + k)));
+  }
+  const Vector<C> logits = weight0 * load(left + last) + weight1 * load(right + last);
+  const Vector<C> nothing = Vector<C>{} - std::numeric_limits<C>::infinity();
+  store(out + last, f(load(block.real) != C(0) ? logits : nothing));
+}
+
+}  // namespace
+}  // namespace MCIBI_CPU_ARCH
+}  // namespace mcibi_fast
