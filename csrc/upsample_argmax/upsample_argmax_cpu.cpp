@@ -56,6 +56,7 @@ class Candidates {
         data_(8 * stride_ * static_cast<int64_t>(sizeof(C))) {}
 
   int64_t count() const { return count_; }
+  bool finite() const { return finite_; }
   const C* classes() const { return array(1); }  // as numbers
   const C* left() const { return array(6); }     // values at one height
   const C* right() const { return array(7); }
@@ -64,6 +65,7 @@ class Candidates {
   void choose(const C* top_left, const C* top_right, const C* bottom_left, const C* bottom_right) {
     const C* corners[4] = {top_left, top_right, bottom_left, bottom_right};
     const C bound = prune(corners);
+    finite_ = bound == bound;
     const C* largest = array(0);
     C* classes = array(1);
     count_ = 0;
@@ -122,6 +124,7 @@ class Candidates {
   }
 
   int64_t classes_, stride_, count_ = 0;
+  bool finite_ = true;
   Scratch data_;  // largest corner, class, four corners, left and right
 };
 
@@ -151,20 +154,36 @@ struct Upsampling {
   std::vector<C> weight0, weight1;  // of x, with zeros behind
 };
 
-// The winners among the candidates at the vector of pixels from x on.
-template <typename C>
-MCIBI_SIMD Vector<C> winners(const Candidates<C>& candidates, const C* weight0, const C* weight1) {
+// The winners among the candidates at a vector of pixels with these weights of left and right.
+template <bool kFinite, typename C>
+MCIBI_SIMD Vector<C> winners(const Candidates<C>& candidates, Vector<C> weight0,
+                             Vector<C> weight1) {
   const C *left = candidates.left(), *right = candidates.right(), *classes = candidates.classes();
-  const Vector<C> w0 = load(weight0), w1 = load(weight1);
-  Vector<C> best = w0 * left[0] + w1 * right[0];
+  Vector<C> best = weight0 * left[0] + weight1 * right[0];
   Vector<C> winner = Vector<C>{} + classes[0];
   for (int64_t n = 1; n < candidates.count(); ++n) {
-    const Vector<C> value = w0 * left[n] + w1 * right[n];
-    const auto better = ~(value <= best) & (best == best);  // the first NaN stays
-    best = better ? value : best;
-    winner = better ? Vector<C>{} + classes[n] : winner;
+    const Vector<C> value = weight0 * left[n] + weight1 * right[n];
+    const Vector<C> number = Vector<C>{} + classes[n];
+    if constexpr (kFinite) {
+      winner = value > best ? number : winner;
+      best = maximum(value, best);
+    } else {  // a NaN is better than a number, and the first of them stays
+      const auto better = ~(value <= best) & (best == best);
+      winner = better ? number : winner;
+      best = better ? value : best;
+    }
   }
   return winner;
+}
+
+// The classes at the vector of pixels from x on.
+template <typename S, typename C>
+MCIBI_SIMD Vector<C> classes_at(const Upsampling<S>& up, const Candidates<C>& candidates,
+                                int64_t x) {
+  if (candidates.count() == 1) return Vector<C>{} + candidates.classes()[0];
+  const Vector<C> weight0 = load(&up.weight0[x]), weight1 = load(&up.weight1[x]);
+  return candidates.finite() ? winners<true>(candidates, weight0, weight1)
+                             : winners<false>(candidates, weight0, weight1);
 }
 
 // Calls emit(y, x, count, classes) for runs of `count` pixels that together are a group of rows.
@@ -184,9 +203,7 @@ void predict_rows(const Upsampling<S>& up, int64_t image, const Group& rows, Sou
       if (candidates->count() > 1) candidates->interpolate(up.y[y].weight0, up.y[y].weight1);
       for (int64_t x = columns.begin; x < columns.end; x += kLanes) {
         C classes[kLanes];
-        store(classes, candidates->count() > 1
-                           ? winners(*candidates, &up.weight0[x], &up.weight1[x])
-                           : Vector<C>{} + candidates->classes()[0]);
+        store(classes, classes_at(up, *candidates, x));
         emit(y, x, std::min(columns.end - x, kLanes), classes);
       }
     }

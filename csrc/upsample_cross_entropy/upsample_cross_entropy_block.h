@@ -17,6 +17,31 @@ namespace {
 MCIBI_SIMD VectorF exp_of(VectorF x) { return exponential2(x * 1.44269504f); }
 MCIBI_SIMD VectorD exp_of(VectorD x) { return exponential(x); }
 
+// log(x), x >= 1 or NaN, within 2 ulp (Cephes' polynomial).
+MCIBI_SIMD VectorF log_of(VectorF x) {
+  // x = 2^n m with m in [sqrt(1/2), sqrt(2)).
+  const VectorU32 bits = bit_cast<VectorU32>(x) + (0x3F800000u - 0x3F3504F3u);
+  const VectorU32 exponent = (bits >> 23) - 127u;
+  const VectorF n = __builtin_convertvector(bit_cast<Vector<int32_t>>(exponent), VectorF);
+  const VectorF r = bit_cast<VectorF>((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  VectorF p = VectorF{} + 7.0376836292e-2f;
+  p = p * r - 1.1514610310e-1f;
+  p = p * r + 1.1676998740e-1f;
+  p = p * r - 1.2420140846e-1f;
+  p = p * r + 1.4249322787e-1f;
+  p = p * r - 1.6668057665e-1f;
+  p = p * r + 2.0000714765e-1f;
+  p = p * r - 2.4999993993e-1f;
+  p = p * r + 3.3333331174e-1f;
+  const VectorF square = r * r;
+  const VectorF small = p * r * square - 2.12194440e-4f * n - 0.5f * square;
+  return x == x ? r + small + 0.693359375f * n : x;
+}
+MCIBI_SIMD VectorD log_of(VectorD x) {
+  for (int i = 0; i < VectorOf<double>::kLanes; ++i) x[i] = std::log(x[i]);
+  return x;
+}
+
 // Lane r of the result is the reduction of rows[r].
 template <typename C, typename F>
 MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kVectorLanes<C>], const F& combine) {
@@ -72,6 +97,15 @@ struct PixelBlock {
   Scratch data;
   C real[kPixels];  // in the last vector of classes: 1, and 0 behind the K classes
 };
+
+// The sum of f(k), which gives a vector of classes from k on, lane by lane.
+template <typename C, typename F>
+MCIBI_SIMD Vector<C> sum_of_vectors(const PixelBlock<C>& block, const F& f) {
+  const int64_t last = block.stride - kVectorLanes<C>;
+  Vector<C> sum = load(block.real) != C(0) ? f(last) : Vector<C>{};
+  for (int64_t k = 0; k < last; k += kVectorLanes<C>) sum += f(k);
+  return sum;
+}
 
 // Interpolates one pixel between two of a row, and stores what f makes of each vector of logits.
 // Behind the K classes the logits are -inf.

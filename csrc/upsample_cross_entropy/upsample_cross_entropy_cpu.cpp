@@ -62,15 +62,16 @@ class LossRow {
     for (int64_t x = 0; x < width;) {
       x = next.fill(x, width, [&](int64_t i) { return labels[i] == kIgnored; });
       reduce(row, taps, next);
+      if (weights_.smoothing != C(0)) reduce_smoothing(next);
       for (int64_t p = 0; p < next.count; ++p) {
         const int64_t i = next.x[p];
         const int32_t label = labels[i];
         // Differences from the largest logit, which are exact where they matter.
-        const C log_sum = std::log(sum_[p]);
+        const C log_sum = log_sum_[p];
         lse[i] = largest_[p] + log_sum;
         losses[i] = weights_.hard(label) * (largest_[p] - block_.pixel(p)[label] + log_sum);
         if (weights_.smoothing != C(0)) {
-          losses[i] += weights_.smoothing_per_class * below(p) + weights_.soft() * log_sum;
+          losses[i] += weights_.smoothing_per_class * below_[p] + weights_.soft() * log_sum;
         }
       }
     }
@@ -79,7 +80,7 @@ class LossRow {
  private:
   static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
 
-  // The logits of the pixels, their largest, and sum_k exp(l_k - largest).
+  // The logits of the pixels, their largest, and log sum_k exp(l_k - largest).
   void reduce(const C* row, const std::vector<BilinearTap<C>>& taps, const NextPixels<C>& next) {
     Vector<C> rows[kPixels] = {};
     for (int64_t p = 0; p < next.count; ++p) {
@@ -99,22 +100,25 @@ class LossRow {
         rows[p] += exp_of(load(logits + k) - largest);
       }
     }
-    store(sum_, reduce_rows<C>(rows, [](auto a, auto b) { return a + b; }));
+    store(log_sum_, log_of(reduce_rows<C>(rows, [](auto a, auto b) { return a + b; })));
   }
 
-  // sum_k w_k (largest - l_k)
-  C below(int64_t p) const {
-    const C* logits = block_.pixel(p);
-    C sum = 0;
-    for (int64_t k = 0; k < block_.classes; ++k) {
-      sum += weights_.of_class[k] * (largest_[p] - logits[k]);
+  // below_: sum_k w_k (largest - l_k)
+  void reduce_smoothing(const NextPixels<C>& next) {
+    const C* weights = weights_.of_class.data();
+    Vector<C> rows[kPixels] = {};
+    for (int64_t p = 0; p < next.count; ++p) {
+      const C* logits = block_.pixel(p);
+      const C largest = largest_[p];
+      rows[p] = sum_of_vectors(
+          block_, [&](int64_t k) { return load(weights + k) * (largest - load(logits + k)); });
     }
-    return sum;
+    store(below_, reduce_rows<C>(rows, [](auto a, auto b) { return a + b; }));
   }
 
   const ClassWeights<C>& weights_;
   PixelBlock<C> block_;
-  C largest_[kPixels], sum_[kPixels];
+  C largest_[kPixels], log_sum_[kPixels], below_[kPixels];
 };
 
 template <typename S>
