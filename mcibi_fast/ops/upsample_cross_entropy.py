@@ -81,7 +81,7 @@ def _mean(
     if weight is None:
         return losses.sum() / valid.sum().clamp(min=1)
     weights = weight[labels.where(valid, 0)].where(valid, 0).sum()
-    return losses.sum() / weights.where(weights > 0, 1)
+    return losses.sum() / weights.where(weights != 0, 1)
 
 
 def _prepare(
