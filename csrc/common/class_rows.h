@@ -97,6 +97,9 @@ void store_class_row(const Compute<S>* row, int64_t width, int64_t classes, cons
   }
 }
 
+// How many rows, of so many interpolated values each, are worth a thread.
+inline int64_t rows_per_thread(int64_t values) { return 1 + (1 << 16) / values; }
+
 // ---- upsampling ---------------------------------------------------------------------------------
 
 template <typename C>

@@ -148,6 +148,14 @@ struct Upsampling {
     weight1.resize(out_width + kVectorLanes<C>);
   }
 
+  // Calls f(begin, end) on ranges of the groups of rows of all images.
+  template <typename F>
+  void for_groups(const F& f) const {
+    const int64_t groups = static_cast<int64_t>(rows.size());
+    const int64_t values = static_cast<int64_t>(y.size() * x.size()) * logits.classes;
+    parallel_for(logits.batch * groups, rows_per_thread(values / groups + 1), f);
+  }
+
   const LogitMap& logits;
   std::vector<BilinearTap<C>> y, x;
   std::vector<Group> rows, columns;
@@ -216,7 +224,7 @@ void argmax(const LogitMap& logits, int64_t out_height, int64_t out_width, bool 
   using C = Compute<S>;
   const Upsampling<S> up(logits, out_height, out_width, align_corners);
   const int64_t groups = static_cast<int64_t>(up.rows.size());
-  parallel_for(logits.batch * groups, 1, [&](int64_t begin, int64_t end) {
+  up.for_groups([&](int64_t begin, int64_t end) {
     SourceRows<S> source(logits);
     Candidates<C> candidates(logits.classes);
     for (int64_t i = begin; i < end; ++i) {
@@ -240,7 +248,7 @@ void confusion(const LogitMap& logits, const LabelMap& labels, bool align_corner
   CheckedLabelRows label_rows(labels);
   std::mutex mutex;
   std::fill(counts, counts + K * K, 0);
-  parallel_for(logits.batch * groups, 1, [&](int64_t begin, int64_t end) {
+  up.for_groups([&](int64_t begin, int64_t end) {
     SourceRows<S> source(logits);
     Candidates<C> candidates(K);
     std::vector<int32_t> known(Upsampling<S>::kMostRows * labels.width);

@@ -128,7 +128,8 @@ void forward(const LogitMap& logits, const LabelMap& labels, const CrossEntropyO
   const Taps<C> taps(logits, labels, options.align_corners);
   const ClassWeights<C> weights(options, logits.classes);
   CheckedLabelRows rows(labels);
-  parallel_for(logits.batch * labels.height, 8, [&](int64_t begin, int64_t end) {
+  const int64_t grain = rows_per_thread(labels.width * logits.classes);
+  parallel_for(logits.batch * labels.height, grain, [&](int64_t begin, int64_t end) {
     SourceRows<S> source(logits);
     LossRow<C> loss(weights, logits.classes);
     std::vector<int32_t> classes(labels.width);
@@ -331,22 +332,25 @@ void backward(const CrossEntropyCotangent& cotangent, const LogitMap& logits,
   // Of each unit the first row and the one below the last, which belongs to the next unit.
   Scratch shared(logits.batch * units * 2 * size * static_cast<int64_t>(sizeof(C)));
   C* edges = shared.as<C>();
-  parallel_for(logits.batch * units, 1, [&](int64_t begin, int64_t end) {
-    SourceRows<S> source(logits);
-    GradientRow<C> gradient(weights, taps.x, logits.classes, logits.width);
-    Scratch scratch((kUnitRows + 1) * size * static_cast<int64_t>(sizeof(C)));
-    C* sums = scratch.as<C>();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / units, unit = i % units, top = unit * kUnitRows;
-      work.run_unit(b, unit, &source, &gradient, sums);
-      std::copy(sums, sums + size, edges + 2 * i * size);
-      std::copy(sums + kUnitRows * size, sums + (kUnitRows + 1) * size, edges + (2 * i + 1) * size);
-      for (int64_t y = top + 1; y < std::min(top + kUnitRows, logits.height); ++y) {
-        write(b, y, sums + (y - top) * size);
-      }
-    }
-  });
-  parallel_for(logits.batch * units, 1, [&](int64_t begin, int64_t end) {
+  const int64_t work_of_unit = labels.height * labels.width * logits.classes / units + 1;
+  parallel_for(logits.batch * units, rows_per_thread(work_of_unit),
+               [&](int64_t begin, int64_t end) {
+                 SourceRows<S> source(logits);
+                 GradientRow<C> gradient(weights, taps.x, logits.classes, logits.width);
+                 Scratch scratch((kUnitRows + 1) * size * static_cast<int64_t>(sizeof(C)));
+                 C* sums = scratch.as<C>();
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t b = i / units, unit = i % units, top = unit * kUnitRows;
+                   work.run_unit(b, unit, &source, &gradient, sums);
+                   std::copy(sums, sums + size, edges + 2 * i * size);
+                   std::copy(sums + kUnitRows * size, sums + (kUnitRows + 1) * size,
+                             edges + (2 * i + 1) * size);
+                   for (int64_t y = top + 1; y < std::min(top + kUnitRows, logits.height); ++y) {
+                     write(b, y, sums + (y - top) * size);
+                   }
+                 }
+               });
+  parallel_for(logits.batch * units, rows_per_thread(size), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       C* first = edges + 2 * i * size;
       if (i % units > 0) {
