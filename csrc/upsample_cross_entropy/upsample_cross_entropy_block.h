@@ -124,6 +124,31 @@ MCIBI_SIMD void interpolate(const PixelBlock<C>& block, const C* row, const Bili
   store(out + last, f(load(block.real) != C(0) ? logits : nothing));
 }
 
+template <typename C>
+struct Taps {
+  std::vector<BilinearTap<C>> y, x;
+
+  Taps(const LogitMap& logits, const LabelMap& labels, bool align_corners)
+      : y(bilinear_taps<C>(logits.height, labels.height, align_corners)),
+        x(bilinear_taps<C>(logits.width, labels.width, align_corners)) {}
+};
+
+// The next pixels of a row that are not ignored, at most a block of them.
+template <typename C>
+struct NextPixels {
+  static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
+  int64_t count = 0;
+  int64_t x[kPixels];
+
+  template <typename Skip>
+  int64_t fill(int64_t from, int64_t width, const Skip& skip) {
+    for (count = 0; from < width && count < kPixels; ++from) {
+      if (!skip(from)) x[count++] = from;
+    }
+    return from;
+  }
+};
+
 }  // namespace
 }  // namespace MCIBI_CPU_ARCH
 }  // namespace mcibi_fast
