@@ -18,8 +18,9 @@ from mcibi_fast.version import __version__
 if TYPE_CHECKING:
     from mcibi_fast import nn, ops
     from mcibi_fast._build import build_info
-    from mcibi_fast.ops import upsample_argmax, upsample_confusion, upsample_cross_entropy
     from mcibi_fast.ops.dispatch import backend, explain
+    from mcibi_fast.ops.upsample_argmax import upsample_argmax, upsample_confusion
+    from mcibi_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "__version__",
