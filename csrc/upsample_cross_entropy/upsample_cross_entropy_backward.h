@@ -67,7 +67,8 @@ class GradientRow {
   // by S makes up for it.
   void gradients(const C* row, const NextPixels<C>& next, const int32_t* labels,
                  const C* grad_losses, const C* lse) {
-    Vector<C> rows[kPixels] = {};
+    Vector<C> rows[kPixels];
+    next.clear_unused(rows);
     for (int64_t p = 0; p < next.count; ++p) {
       const C shift = lse[next.x[p]];
       Vector<C> sum = {};

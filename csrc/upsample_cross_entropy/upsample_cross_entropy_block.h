@@ -140,6 +140,11 @@ struct NextPixels {
   int64_t count = 0;
   int64_t x[kPixels];
 
+  // Zeros for the pixels that a last block lacks.
+  void clear_unused(Vector<C>* rows) const {
+    for (int64_t p = count; p < kPixels; ++p) rows[p] = Vector<C>{};
+  }
+
   template <typename Skip>
   int64_t fill(int64_t from, int64_t width, const Skip& skip) {
     for (count = 0; from < width && count < kPixels; ++from) {

@@ -52,7 +52,8 @@ class LossRow {
 
   // The logits of the pixels, their largest, and log sum_k exp(l_k - largest).
   void reduce(const C* row, const std::vector<BilinearTap<C>>& taps, const NextPixels<C>& next) {
-    Vector<C> rows[kPixels] = {};
+    Vector<C> rows[kPixels];
+    next.clear_unused(rows);
     for (int64_t p = 0; p < next.count; ++p) {
       Vector<C> largest = Vector<C>{} - std::numeric_limits<C>::infinity();
       interpolate(block_, row, taps[next.x[p]], block_.pixel(p), [&](Vector<C> logits) {
@@ -76,7 +77,8 @@ class LossRow {
   // below_: sum_k w_k (largest - l_k)
   void reduce_smoothing(const NextPixels<C>& next) {
     const C* weights = weights_.of_class.data();
-    Vector<C> rows[kPixels] = {};
+    Vector<C> rows[kPixels];
+    next.clear_unused(rows);
     for (int64_t p = 0; p < next.count; ++p) {
       const C* logits = block_.pixel(p);
       const C largest = largest_[p];
