@@ -2,6 +2,10 @@
 
 ``ops`` holds the kernels as functions, ``nn`` the modules, ``models`` whole networks, ``data``,
 ``engine`` and ``metrics`` what trains and evaluates them, ``compat`` other people's checkpoints.
+
+Useful to any segmentation network, as drop-ins for what follows ``F.interpolate(logits, size)``:
+``upsample_cross_entropy``, ``upsample_argmax`` and ``upsample_confusion``, which never form the
+upsampled logits.
 """
 
 from __future__ import annotations
@@ -15,14 +19,29 @@ if TYPE_CHECKING:
     from mcibi_fast import nn, ops
     from mcibi_fast._build import build_info
     from mcibi_fast.ops.dispatch import backend, explain
+    from mcibi_fast.ops.upsample_argmax import upsample_argmax, upsample_confusion
+    from mcibi_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 
-__all__ = ["__version__", "backend", "build_info", "explain", "nn", "ops"]
+__all__ = [
+    "__version__",
+    "backend",
+    "build_info",
+    "explain",
+    "nn",
+    "ops",
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+]
 
 # Imported at first use: torch alone takes seconds, which `mcibi-fast --help` need not wait for.
 _HOMES = {
     "backend": "mcibi_fast.ops.dispatch",
     "build_info": "mcibi_fast._build",
     "explain": "mcibi_fast.ops.dispatch",
+    "upsample_argmax": "mcibi_fast.ops",
+    "upsample_confusion": "mcibi_fast.ops",
+    "upsample_cross_entropy": "mcibi_fast.ops",
 }
 
 

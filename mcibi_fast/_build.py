@@ -23,6 +23,10 @@ _CPU_OPS = (
     "gaussian_aggregate_backward",
     "class_rank_attention",
     "class_rank_attention_backward",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
+    "upsample_argmax",
+    "upsample_confusion",
 )
 
 

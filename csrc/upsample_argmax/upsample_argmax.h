@@ -1,18 +1,30 @@
 // Launch declarations of upsample_argmax and upsample_confusion, free of torch: raw pointers,
 // sizes, strides in elements.
 //
-// The class of the largest of the bilinearly upsampled logits U l at every pixel, the first on
-// ties; NaN is larger than any number, as in torch.argmax. U l, K times the size of the result, is
-// never formed.
+// With U the bilinear upsampling, the class of a pixel is the first with the largest value of U
+// logits there (NaN is larger than any number). U logits, K times the size of the result, is never
+// formed.
 #pragma once
 
 #include <cstdint>
 
+#include "common/cpu_dispatch.h"
 #include "common/dtypes.h"
 #include "common/labels.h"
 #include "common/logit_map.h"
 
 namespace mcibi_fast {
+
+// --- CPU ----------------------------------------------------------------------------------------
+
+// out: (B, H, W) contiguous.
+MCIBI_DECLARE_CPU_KERNEL(upsample_argmax_cpu, (const LogitMap& logits, int64_t out_height,
+                                               int64_t out_width, bool align_corners, int64_t* out))
+
+// counts: (K, K) contiguous, rows the label, columns the prediction; overwritten.
+MCIBI_DECLARE_CPU_KERNEL(upsample_confusion_cpu,
+                         (const LogitMap& logits, const LabelMap& labels, bool align_corners,
+                          int64_t* counts, BadLabel* bad))
 
 // --- CUDA ---------------------------------------------------------------------------------------
 // Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can

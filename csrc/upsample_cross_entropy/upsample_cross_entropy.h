@@ -12,12 +12,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/cpu_dispatch.h"
 #include "common/dtypes.h"
 #include "common/labels.h"
 #include "common/logit_map.h"
 
 namespace mcibi_fast {
 
+// --- CPU ----------------------------------------------------------------------------------------
 // float stands for double where the logits are float64.
 
 struct CrossEntropyOptions {
@@ -26,12 +28,25 @@ struct CrossEntropyOptions {
   bool align_corners;
 };
 
-// The cotangent of the losses, (B, H, W) float of any strides, and the forward's lse.
+// losses, lse: (B, H, W) contiguous float. Where a label is bad they hold nothing of use.
+MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_cpu,
+                         (const LogitMap& logits, const LabelMap& labels,
+                          const CrossEntropyOptions& options, void* losses, void* lse,
+                          BadLabel* bad))
+
+// The cotangent of the losses, (B, H, W) float of any strides, and the forward's lse. Pixels whose
+// cotangent is zero are passed over.
 struct CrossEntropyCotangent {
   const void* grad_losses;
   int64_t stride_b, stride_y, stride_x;
   const void* lse;
 };
+
+// grad_logits: a map like the logits, whose data are written; contiguous or channels_last.
+MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_backward_cpu,
+                         (const CrossEntropyCotangent& cotangent, const LogitMap& logits,
+                          const LabelMap& labels, const CrossEntropyOptions& options,
+                          const LogitMap& grad_logits, BadLabel* bad))
 
 // --- CUDA ---------------------------------------------------------------------------------------
 // Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can

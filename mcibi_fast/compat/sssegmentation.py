@@ -238,9 +238,16 @@ class AttendingDecoder(Decoder):
         super().__init__(in_channels, **sizes)
         self.attention = PositionConfidenceAttention(in_channels // 2, transform_channels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        augmented, within = features.chunk(2, dim=1)
-        return super().forward(torch.cat([self.attention(within, augmented), within], dim=1))
+    def forward(self, features: Tensor, prepared: Any = None) -> Tensor:
+        if prepared is None:
+            features, within = features.chunk(2, dim=1)
+            prepared = self.prepare(within)
+        query, classified = prepared
+        return super().forward(self.attention.attend(query, features), classified)
+
+    def prepare(self, within: Tensor) -> Any:
+        """The attention's query and what the classifier makes of C_wi."""
+        return self.attention.query(within), super().prepare(within)
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mcibi_fast import ops
 from mcibi_fast.engine.loading import Batch, evaluation_loader
 from mcibi_fast.metrics import ConfusionMatrix
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def predict_labels(model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class indices at full resolution: upsampled logits, then argmax.
+    """Class indices at full resolution: the argmax of the upsampled logits, which are not formed.
 
     Args:
         model: returns a `SegmentationOutput`.
@@ -30,9 +30,7 @@ def predict_labels(model: nn.Module, images: Tensor, size: tuple[int, int]) -> T
     Returns:
         (B, H, W) int64.
     """
-    logits = model(images).logits  # (B, K, h, w)
-    full = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-    return full.argmax(dim=1)
+    return ops.upsample_argmax(model(images).logits, size)
 
 
 @torch.no_grad()
@@ -62,7 +60,8 @@ def evaluate(
         progress: show a bar (on the main process only).
 
     Raises:
-        ValueError: a label is outside the model's classes, naming the sample.
+        ValueError: the model has other classes than the dataset, or a label is outside them; on
+            the CPU naming the sample, on CUDA after the last one.
     """
     confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     rank, world_size, autocast = 0, 1, nullcontext
@@ -96,6 +95,7 @@ def evaluate(
                     bar.update(len(batch["name"]))
     finally:
         model.train(was_training)
+    ops.check_labels()
     return confusion.reduce(accelerator)
 
 
@@ -103,9 +103,11 @@ def _count(
     confusion: ConfusionMatrix, model: nn.Module, batch: Batch, device: torch.device
 ) -> None:
     label = batch["label"].to(device, non_blocking=True)
-    size = (label.shape[1], label.shape[2])
-    prediction = predict_labels(model, batch["image"].to(device, non_blocking=True), size)
+    logits = model(batch["image"].to(device, non_blocking=True)).logits
     try:
-        confusion.update(prediction, label)
+        counts = ops.upsample_confusion(
+            logits, label, confusion.num_classes, ignore_index=confusion.ignore_index
+        )
     except ValueError as error:
         raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
+    confusion.add(counts)

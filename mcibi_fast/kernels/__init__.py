@@ -9,7 +9,8 @@ import os
 import torch
 from torch import Tensor
 
-MAX_CHANNELS = 512
+MAX_CHANNELS = 512  # of confidence_attention
+MAX_CLASSES = 256  # of class_rank_attention
 
 
 @functools.cache
@@ -17,19 +18,20 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def triton_missing(tensor: Tensor, channels: int) -> str | None:
+def triton_missing(tensor: Tensor, channels: int, most: int) -> str | None:
     """Why no Triton kernel can run on tensors like this one, or None where one can.
 
     Args:
         tensor: one of the op's tensors; the others have its dtype and device.
         channels: the widest row that a kernel would hold.
+        most: the widest that the op's kernels can.
     """
     if not _installed():
         return "Triton is not installed"
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"its kernels have no {str(tensor.dtype).removeprefix('torch.')}"
-    if channels > MAX_CHANNELS:
-        return f"rows of {channels} channels; its kernels hold at most {MAX_CHANNELS}"
+    if channels > most:
+        return f"rows of {channels} channels; its kernels hold at most {most}"
     if tensor.device.type == "cuda":
         return _gpu_too_old(tensor.device)
     if os.environ.get("TRITON_INTERPRET") != "1":

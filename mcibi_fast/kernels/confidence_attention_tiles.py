@@ -6,19 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-
-class Tile(NamedTuple):
-    """What one program takes: rows of its result, and so many rows of the other side at a time.
-
-    ``chunk`` is the number of channels a product of scores takes at a time; 0 for all, kept in
-    shared memory.
-    """
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    chunk: int = 0
+from mcibi_fast.kernels.attention_common import Tile
 
 
 class Tiles(NamedTuple):

@@ -135,6 +135,22 @@ class ConfusionMatrix:
         self._check("prediction", prediction, "")
         k = self.num_classes
         counts = torch.bincount(label * k + prediction, minlength=k * k).view(k, k)
+        self.add(counts)
+
+    def add(self, counts: Tensor) -> None:
+        """Adds pairs that were counted elsewhere, as ``ops.upsample_confusion`` does.
+
+        Args:
+            counts: (K, K) int64; row = ground truth, column = prediction.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if counts.shape != self.matrix.shape or counts.dtype != torch.int64:
+            raise ValueError(
+                f"counts: expected int64 of shape {tuple(self.matrix.shape)}, "
+                f"got {counts.dtype} of shape {tuple(counts.shape)}"
+            )
         self.matrix = self.matrix.to(counts.device) + counts
 
     def _check(self, name: str, values: Tensor, suffix: str) -> None:

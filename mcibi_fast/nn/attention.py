@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.rows import rows, to_map
 from mcibi_fast.ops.dispatch import explain
 
 Projections = Literal["paper", "released"]
@@ -146,17 +147,12 @@ def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[T
 
 def attend_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale Q K^T) V over the pixels of projected maps, (B, T, h, w) each."""
-    return _map(ops.confidence_attention(*_pixel_rows(query, key, value), scale=scale), query)
+    return to_map(ops.confidence_attention(*map(rows, (query, key, value)), scale=scale), query)
 
 
 def explain_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> str:
     """The backends of ``attend_pixels``."""
-    return explain(ops.confidence_attention, *_pixel_rows(query, key, value), scale=scale)
-
-
-def _pixel_rows(*maps: Tensor) -> tuple[Tensor, ...]:
-    """PyTorch's fused attention takes only rows without gaps, else it forms the N x N scores."""
-    return tuple(_rows(m).contiguous() for m in maps)
+    return explain(ops.confidence_attention, *map(rows, (query, key, value)), scale=scale)
 
 
 def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> Tensor:
@@ -171,31 +167,21 @@ def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool)
     out = ops.class_rank_attention(
         *_class_rows(scores, weight_logits, hard), scale=scale, hard=hard
     )
-    return _map(out, scores)
+    return to_map(out, scores)
 
 
 def explain_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> str:
     """The backends of ``mix_classes``."""
-    rows = _class_rows(scores, weight_logits, hard)
-    return explain(ops.class_rank_attention, *rows, scale=scale, hard=hard)
+    operands = _class_rows(scores, weight_logits, hard)
+    return explain(ops.class_rank_attention, *operands, scale=scale, hard=hard)
 
 
 def _class_rows(scores: Tensor, weight_logits: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
     weights = weight_logits if hard else weight_logits.softmax(dim=1)
-    return _rows(scores), _rows(weights).to(scores.dtype)
+    return rows(scores), rows(weights).to(scores.dtype)
 
 
 def _two_blocks(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         conv_bn_relu(in_channels, out_channels, 1), conv_bn_relu(out_channels, out_channels, 1)
     )
-
-
-def _rows(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C), a view of contiguous and of channels_last maps alike."""
-    return features.flatten(2).transpose(1, 2)
-
-
-def _map(rows: Tensor, like: Tensor) -> Tensor:
-    """(B, h*w, C) -> (B, C, h, w) of the height and width of ``like``."""
-    return rows.transpose(1, 2).unflatten(2, like.shape[2:])

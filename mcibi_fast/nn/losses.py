@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mcibi_fast import ops
 
 
 def upsampled_cross_entropy(
@@ -12,28 +12,22 @@ def upsampled_cross_entropy(
 ) -> Tensor:
     """Mean cross entropy over the valid pixels of bilinearly upsampled logits (Eqs. 14 and 15).
 
+    ``ops.upsample_cross_entropy`` under the name of the modules here.
+
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W), any integer dtype.
         ignore_index: label of the pixels that do not count; 0 is returned when all are such.
+        align_corners: of the upsampling.
 
     Raises:
-        ValueError: shapes that do not fit, or on the CPU a label that is neither a class nor
-            ``ignore_index``. On CUDA such a pixel does not count.
+        TypeError, ValueError: arguments that do not fit, or on the CPU a label that is neither a
+            class nor ``ignore_index``. On CUDA such a pixel does not count; see
+            ``ops.check_labels``.
     """
-    if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
-        raise ValueError(
-            "expected logits (B, K, h, w) and labels (B, H, W) of one batch, got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    labels = _valid_labels(labels.long(), logits.shape[1], ignore_index)
-    # 16-bit logits are summed over thousands of pixels here.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    upsampled = F.interpolate(
-        logits, labels.shape[1:], mode="bilinear", align_corners=align_corners
+    return ops.upsample_cross_entropy(
+        logits, labels, ignore_index=ignore_index, align_corners=align_corners
     )
-    total = F.cross_entropy(upsampled, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
 
 
 def joint_losses(
@@ -73,17 +67,3 @@ def joint_losses(
         for name, (weight, term) in terms.items()
         if term is not None
     }
-
-
-def _valid_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """The labels with everything that is no class ignored; raises where the wait costs nothing."""
-    outside = (labels < 0) | (labels >= num_classes)
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = outside & (labels != ignore_index)
-        if bad.any():
-            b, y, x = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"labels: value {int(labels[b, y, x])} at (b={b}, y={y}, x={x}) is outside "
-                f"[0, {num_classes}) and is not ignore_index ({ignore_index})"
-            )
-    return labels.masked_fill(outside, ignore_index)

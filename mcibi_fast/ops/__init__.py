@@ -7,6 +7,8 @@ from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
 from mcibi_fast.ops.labels import check_labels
 from mcibi_fast.ops.memory_update import class_feature_sums, memory_update
 from mcibi_fast.ops.philox import Philox
+from mcibi_fast.ops.upsample_argmax import upsample_argmax, upsample_confusion
+from mcibi_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "BackendError",
@@ -18,4 +20,7 @@ __all__ = [
     "gaussian_aggregate",
     "gaussian_table",
     "memory_update",
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_cross_entropy",
 ]

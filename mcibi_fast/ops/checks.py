@@ -53,18 +53,39 @@ def memory(value: Tensor) -> None:
         )
 
 
+def _not_empty(name: str, value: Tensor) -> None:
+    if any(size == 0 for size in value.shape):
+        raise ValueError(f"{name}: no dimension may be empty, got {tuple(value.shape)}")
+
+
 def features_and_labels(features: Tensor, labels: Tensor) -> None:
     """Raises unless features are (B, Z, h, w) floats and labels (B, H, W) integers."""
     tensor("features", features, "B, Z, h, w", FLOATS)
+    _labels(labels, "features", features)
+    _not_empty("features", features)
+
+
+def logits(value: Tensor) -> None:
+    """Raises unless ``value`` are (B, K, h, w) floats."""
+    tensor("logits", value, "B, K, h, w", FLOATS)
+    _not_empty("logits", value)
+
+
+def logits_and_labels(value: Tensor, labels: Tensor) -> None:
+    """Raises unless logits are (B, K, h, w) floats and labels (B, H, W) integers."""
+    logits(value)
+    _labels(labels, "logits", value)
+
+
+def _labels(labels: Tensor, name: str, maps: Tensor) -> None:
+    """Raises unless labels are (B, H, W) integers for maps of that name."""
     tensor("labels", labels, "B, H, W", INTEGERS)
-    same_device(features=features, labels=labels)
-    if features.shape[0] != labels.shape[0]:
+    same_device(**{name: maps, "labels": labels})
+    if maps.shape[0] != labels.shape[0]:
         raise ValueError(
-            f"labels: batch of {labels.shape[0]}, but features have a batch of {features.shape[0]}"
+            f"labels: batch of {labels.shape[0]}, but {name} have a batch of {maps.shape[0]}"
         )
-    for name, value in (("features", features), ("labels", labels)):
-        if any(size == 0 for size in value.shape):
-            raise ValueError(f"{name}: no dimension may be empty, got {tuple(value.shape)}")
+    _not_empty("labels", labels)
 
 
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

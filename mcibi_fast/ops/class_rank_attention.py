@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcibi_fast.kernels import MAX_CLASSES, triton_missing
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.confidence_attention import _contiguous, _sdpa
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, recompute_gradients
 from mcibi_fast.ops.reference import class_rank_attention as reference
+from mcibi_fast.ops.sdpa import contiguous, sdpa
 
 
 def class_rank_attention(
@@ -27,8 +28,8 @@ def class_rank_attention(
     """P W with P = softmax(scale Q W^T) over the N keys (Eq. 13 on class weights).
 
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
-    per pixel and, while it runs, a copy of the weights, never the scores. Under autocast the inputs
-    are cast to its dtype.
+    per pixel and, while it runs, at most copies of its inputs, never the scores. Under autocast the
+    inputs are cast to its dtype.
 
     Args:
         query: Q, (B, N, K), float32, float64, bfloat16 or float16, any strides: the projected
@@ -75,12 +76,35 @@ def _sdpa_shared(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tu
     K = query.shape[2]
     if query.is_cuda and K % 8:
         query, weights = (F.pad(t, (0, -K % 8)) for t in (query, weights))
-    out, lse = _sdpa(query, weights, weights, scale)
+    out, lse = sdpa(query, weights, weights, scale)
     return out[..., :K].contiguous(), lse.contiguous()
 
 
 def _sdpa_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
     return "hard attention is a softmax over classes, not over keys" if hard else None
+
+
+# --- Triton -------------------------------------------------------------------------------------
+
+
+def _triton(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Tensor, Tensor]:
+    if hard:
+        from mcibi_fast.kernels.class_rank_attention_hard import class_rank_attention_hard
+
+        return class_rank_attention_hard(query, weights, scale)
+    from mcibi_fast.kernels.class_rank_attention import class_rank_attention_forward
+
+    return class_rank_attention_forward(query, weights, scale)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
+    from mcibi_fast.kernels.class_rank_attention import class_rank_attention_backward
+
+    return class_rank_attention_backward(*args)
+
+
+def _triton_why_not(query: Tensor, *_: Any) -> str | None:
+    return triton_missing(query, query.shape[2], MAX_CLASSES)
 
 
 # --- the operators ------------------------------------------------------------------------------
@@ -95,6 +119,9 @@ ATTENTION = Op(
     "class_rank_attention",
     "(Tensor query, Tensor weights, float scale, bool hard) -> (Tensor, Tensor)",
     [
+        # Hard attention has no other kernel on a GPU. Of the soft form, Triton's reads W once for
+        # keys and values, but which of it and SDPA is the faster is still to be measured.
+        Kernel("triton", _triton, _triton_why_not),
         Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention(*a), cpu_only),
         Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True),
         Kernel("reference", reference.class_rank_attention, always, composite=True),
@@ -112,7 +139,7 @@ def _recomputed(run: Any) -> Any:
     ) -> tuple[Tensor, ...]:
         return recompute_gradients(lambda q, w: run(q, w, scale, False)[0], [query, weights], grad)
 
-    return _contiguous(backward)
+    return contiguous(backward)
 
 
 ATTENTION_BACKWARD = Op(
@@ -120,6 +147,7 @@ ATTENTION_BACKWARD = Op(
     "(Tensor grad, Tensor query, Tensor weights, Tensor out, Tensor lse, float scale)"
     " -> (Tensor, Tensor)",
     [
+        Kernel("triton", _triton_backward, _triton_why_not),
         Kernel(
             "cpu",
             lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention_backward(*a),

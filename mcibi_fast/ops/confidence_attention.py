@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend
 
-from mcibi_fast.kernels import triton_missing
+from mcibi_fast.kernels import MAX_CHANNELS, triton_missing
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.reference import confidence_attention as reference
+from mcibi_fast.ops.sdpa import contiguous, sdpa
 
 
 def confidence_attention(
@@ -79,26 +79,6 @@ def _prepare(
 # --- scaled_dot_product_attention ---------------------------------------------------------------
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What ``scaled_dot_product_attention`` runs, and the log-sum-exp that it throws away."""
-    q, k, v = (t.unsqueeze(1) for t in (query, key, value))  # (B, 1, N, D)
-    aten, choice = torch.ops.aten, SDPBackend(torch._fused_sdp_choice(q, k, v, scale=scale))
-    if choice == SDPBackend.FLASH_ATTENTION and q.is_cpu:
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-    elif choice == SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 == 0:
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
-    elif choice == SDPBackend.CUDNN_ATTENTION:
-        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
-    elif choice == SDPBackend.EFFICIENT_ATTENTION:
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, scale=scale
-        )
-    else:
-        return reference.confidence_attention(query, key, value, scale)
-    statistic = lse.detach().reshape(len(query), -1)[:, : query.shape[1]]  # may be padded
-    return out.squeeze(1), statistic
-
-
 def _sdpa_backward(
     grad: Tensor,
     query: Tensor,
@@ -109,7 +89,7 @@ def _sdpa_backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _sdpa(q, k, v, scale)[0]
+        return sdpa(q, k, v, scale)[0]
 
     return recompute_gradients(attend, [query, key, value], grad)
 
@@ -130,7 +110,7 @@ def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _triton_why_not(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
-    return triton_missing(query, max(query.shape[2], value.shape[2]))
+    return triton_missing(query, max(query.shape[2], value.shape[2]), MAX_CHANNELS)
 
 
 def _triton_backward_why_not(grad: Tensor, *args: Any) -> str | None:
@@ -146,17 +126,12 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
     return out, query.new_empty((batch, queries), dtype=checks.wide(query.dtype))
 
 
-def _contiguous(run: Any) -> Any:
-    """The layout that the fake kernels promise to traced graphs."""
-    return lambda *args: tuple(t.contiguous() for t in run(*args))
-
-
 ATTENTION = Op(
     "confidence_attention",
     "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)",
     [
         Kernel("triton", _triton, _triton_why_not),
-        Kernel("sdpa", _contiguous(_sdpa), always, composite=True),
+        Kernel("sdpa", contiguous(sdpa), always, composite=True),
         Kernel("reference", reference.confidence_attention, always, composite=True),
     ],
     _fake,
@@ -168,8 +143,8 @@ ATTENTION_BACKWARD = Op(
     "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale)"
     " -> (Tensor, Tensor, Tensor)",
     [
-        Kernel("triton", _contiguous(_triton_backward), _triton_backward_why_not),
-        Kernel("sdpa", _contiguous(_sdpa_backward), always),
+        Kernel("triton", _triton_backward, _triton_backward_why_not),
+        Kernel("sdpa", contiguous(_sdpa_backward), always),
     ],
     lambda grad, query, key, value, out, lse, scale: tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)

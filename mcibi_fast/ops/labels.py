@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +52,21 @@ def check_now() -> None:
     """What an op does after a launch: nothing, unless MCIBI_FAST_CHECKS=sync asks for it."""
     if os.environ.get("MCIBI_FAST_CHECKS") == "sync":
         check_labels()
+
+
+def cpu_kernel(name: str) -> Callable[..., Any]:
+    """The compiled kernel, whose complaint about a label is a ValueError as everywhere else."""
+
+    def run(*args: Any) -> Any:
+        try:
+            return getattr(torch.ops.mcibi_fast_cpu, name)(*args)
+        except RuntimeError as error:
+            _, found, complaint = str(error).partition("labels: value ")
+            if not found:
+                raise
+            raise ValueError(found + complaint.splitlines()[0]) from None
+
+    return run
 
 
 def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: str) -> Tensor:

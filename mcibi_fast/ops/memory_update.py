@@ -9,7 +9,6 @@ once and the features once and upsample nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
-from mcibi_fast.ops.labels import check_now, flag, without_bad_labels
+from mcibi_fast.ops.labels import check_now, cpu_kernel, flag, without_bad_labels
 from mcibi_fast.ops.reference import memory_update as reference
 
 
@@ -141,21 +140,6 @@ def _prepare_update(
     return memory, features, labels, momentum, unbiased, ignore_index, align_corners
 
 
-def _cpu(name: str) -> Callable[..., Any]:
-    """The compiled kernel, whose complaint about a label is a ValueError as everywhere else."""
-
-    def run(*args: Any) -> Any:
-        try:
-            return getattr(torch.ops.mcibi_fast_cpu, name)(*args)
-        except RuntimeError as error:
-            _, found, complaint = str(error).partition("labels: value ")
-            if not found:
-                raise
-            raise ValueError(found + complaint.splitlines()[0]) from None
-
-    return run
-
-
 # --- class_feature_sums -------------------------------------------------------------------------
 
 
@@ -190,7 +174,7 @@ SUMS = Op(
     " -> (Tensor, Tensor)",
     [
         Kernel("cuda", _sums_cuda, cuda_only),
-        Kernel("cpu", _cpu("class_feature_sums"), cpu_only),
+        Kernel("cpu", cpu_kernel("class_feature_sums"), cpu_only),
         Kernel("reference", _sums_reference, always, composite=True),
     ],
     _sums_fake,
@@ -244,7 +228,7 @@ SUMS_BACKWARD = Op(
     "bool align_corners, ScalarType dtype) -> Tensor",
     [
         Kernel("cuda", _sums_backward_cuda, cuda_only),
-        Kernel("cpu", _cpu("class_feature_sums_backward"), cpu_only),
+        Kernel("cpu", cpu_kernel("class_feature_sums_backward"), cpu_only),
         Kernel("reference", _sums_backward_reference, always),
     ],
     _sums_backward_fake,
@@ -330,7 +314,7 @@ UPDATE = Op(
     "int ignore_index, bool align_corners) -> Tensor",
     [
         Kernel("cuda", _update_cuda, cuda_only),
-        Kernel("cpu", _cpu("memory_update"), cpu_only),
+        Kernel("cpu", cpu_kernel("memory_update"), cpu_only),
         Kernel("reference", _update_reference, always, composite=True),
     ],
     _update_fake,

@@ -17,6 +17,8 @@ from benchmarks import (
     bench_confidence_attention,
     bench_gaussian_aggregate,
     bench_memory_update,
+    bench_upsample_argmax,
+    bench_upsample_cross_entropy,
 )
 from benchmarks.harness import (
     Candidate,
@@ -81,6 +83,12 @@ def test_every_benchmark_measures_and_writes(
         bench_confidence_attention: lambda: bench_confidence_attention.case(
             8, 16, "forward+backward", torch.float32, "cpu"
         ),
+        bench_upsample_cross_entropy: lambda: bench_upsample_cross_entropy.case(
+            5, 8, "forward+backward", torch.float32, "cpu"
+        ),
+        bench_upsample_argmax: lambda: bench_upsample_argmax.case(
+            5, 8, "smooth", "counts", torch.float32, "cpu"
+        ),
     }
     for module, make in small.items():
         monkeypatch.setattr(module, "cases", lambda *_, make=make: [make])
@@ -95,6 +103,8 @@ def test_every_benchmark_measures_and_writes(
         "gaussian_aggregate",
         "class_rank_attention",
         "confidence_attention",
+        "upsample_cross_entropy",
+        "upsample_argmax",
     }
     for path in tmp_path.glob("*.json"):
         rows = json.loads(path.read_text())["rows"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.engine.evaluate import evaluate, predict_labels
+from mcibi_fast.metrics import ConfusionMatrix
 
 
 class Output(NamedTuple):
@@ -90,6 +91,24 @@ def test_prediction_is_the_argmax_of_upsampled_logits() -> None:
     assert torch.equal(prediction, full.argmax(1))
 
 
+def test_counts_are_those_of_the_predicted_labels() -> None:
+    model, dataset = ByBrightness(4), Blocks(SIZES)
+    expected = ConfusionMatrix(4)
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        size = (sample["label"].shape[0], sample["label"].shape[1])
+        with torch.no_grad():
+            expected.update(
+                predict_labels(model.eval(), sample["image"][None], size), sample["label"][None]
+            )
+    assert torch.equal(evaluate(model, dataset, batch_size=2).matrix, expected.matrix)
+
+
+def test_a_model_of_other_classes_is_named() -> None:
+    with pytest.raises(ValueError, match="num_classes: is 4, but the logits are of 5 classes"):
+        evaluate(ByBrightness(5), Blocks(SIZES))
+
+
 def test_a_bad_label_names_its_image() -> None:
-    with pytest.raises(ValueError, match=r"image_2: label: value 200 is outside \[0, 4\)"):
+    with pytest.raises(ValueError, match=r"image_2: labels: value 200 at \(b=0, y=2, x=2\)"):
         evaluate(ByBrightness(4), Blocks(SIZES, bad=2))

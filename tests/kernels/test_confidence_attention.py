@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from mcibi_fast.kernels import MAX_CHANNELS, triton_missing
+from mcibi_fast.kernels import triton_missing
 
-triton = pytest.importorskip("triton", reason="needs Triton")
+pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.kernels import confidence_attention  # noqa: E402
+from mcibi_fast.kernels import attention_common
+from mcibi_fast.kernels.confidence_attention_tiles import tiles
+from tests.kernels.interpreted import run_interpreted
 
 FLOAT16 = torch.float16
 
 
-def version(text: str) -> tuple[int, int]:
-    major, minor, *_ = text.split(".")
-    return int(major), int(minor)
-
-
-@pytest.mark.skipif(
-    version(triton.__version__) < (3, 7) and version(np.__version__) >= (2, 4),
-    reason="Triton before 3.7 cannot interpret loops under NumPy 2.4: needs another of either",
-)
 def test_interpreted() -> None:
-    file = Path(__file__).with_name("interpreted_confidence_attention.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
-    root = Path(__file__).parents[2]
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_interpreted("interpreted_confidence_attention.py")
 
 
 def test_the_package_does_not_import_triton() -> None:
@@ -48,15 +31,15 @@ def test_the_package_does_not_import_triton() -> None:
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    reason = triton_missing(torch.zeros(1, dtype=torch.float64), 16)
+    reason = triton_missing(torch.zeros(1, dtype=torch.float64), 16, 512)
     assert reason is not None and "float64" in reason
-    reason = triton_missing(torch.zeros(1), MAX_CHANNELS + 1)
+    reason = triton_missing(torch.zeros(1), 513, 512)
     assert reason is not None and "513" in reason
-    reason = triton_missing(torch.zeros(1), 16)
+    reason = triton_missing(torch.zeros(1), 16, 512)
     assert reason is not None and "cpu" in reason
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton_missing(torch.zeros(1), MAX_CHANNELS) is None
-    reason = triton_missing(torch.zeros(1, dtype=torch.bfloat16), 16)
+    assert triton_missing(torch.zeros(1), 512, 512) is None
+    reason = triton_missing(torch.zeros(1, dtype=torch.bfloat16), 16, 512)
     assert reason is not None and "interpreter" in reason
 
 
@@ -64,15 +47,15 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("channels", [1, 128, 129, 256, 257, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_size_has_tiles(dtype: torch.dtype, channels: int, shared_kib: int) -> None:
-    chosen = confidence_attention.tiles(dtype, channels, shared_kib * 1024)
+    chosen = tiles(dtype, channels, shared_kib * 1024)
     for choices in chosen:
         assert [t.rows for t in choices] == sorted((t.rows for t in choices), reverse=True)
         assert all((t.chunk > 0) == (dtype == torch.float32) for t in choices)
 
 
 def test_tile_fills_the_gpu() -> None:
-    large, small = confidence_attention.tiles(FLOAT16, 256, 227 * 1024).scores
-    choose = confidence_attention._tile
+    large, small = tiles(FLOAT16, 256, 227 * 1024).scores
+    choose = attention_common.fitting_tile
     assert choose((large, small), batch=1, rows=4096, processors=132) == small
     assert choose((large, small), batch=8, rows=4096, processors=132) == large
     assert choose((large, small), batch=1, rows=128 * 131 + 1, processors=132) == large
@@ -80,7 +63,7 @@ def test_tile_fills_the_gpu() -> None:
 
 
 def test_only_unreadable_tensors_are_copied() -> None:
-    readable = confidence_attention._readable
+    readable = attention_common.readable
     rows = torch.zeros(2, 33, 64, dtype=FLOAT16)
     columns = torch.zeros(2, 64, 48, dtype=FLOAT16).transpose(1, 2)
     narrow = torch.zeros(2, 19, 33, dtype=FLOAT16).transpose(1, 2)
@@ -94,7 +77,7 @@ def test_only_unreadable_tensors_are_copied() -> None:
 
 
 def test_offsets_are_wide_only_where_needed() -> None:
-    wide = confidence_attention._wide
+    wide = attention_common.wide_offsets
     assert not wide(torch.empty(8, 16384, 512, device="meta"))
     assert not wide(torch.empty(1, 512, 2**21, device="meta").transpose(1, 2))
     assert wide(torch.empty(1, 512, 2**22, device="meta").transpose(1, 2))

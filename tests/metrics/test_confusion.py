@@ -90,6 +90,20 @@ def test_batches_add_up_whatever_their_split_and_dtype() -> None:
     assert int(whole.matrix.sum()) == int((label != 255).sum())
 
 
+def test_counted_matrices_add_up() -> None:
+    prediction, label = random_maps(5, (2, 13, 17), seed=3)
+    whole, parts = ConfusionMatrix(5), ConfusionMatrix(5)
+    whole.update(prediction, label)
+    for image in range(2):
+        one = ConfusionMatrix(5)
+        one.update(prediction[image], label[image])
+        parts.add(one.matrix)
+    assert torch.equal(whole.matrix, parts.matrix)
+    for wrong in (torch.zeros(4, 4, dtype=torch.int64), torch.zeros(5, 5)):
+        with pytest.raises(ValueError, match=r"counts: expected int64 of shape \(5, 5\)"):
+            parts.add(wrong)
+
+
 def test_negative_ignore_index_with_unsigned_labels() -> None:
     # 156 is -100 modulo 256: a uint8 comparison with -100 would ignore it.
     confusion = ConfusionMatrix(157, ignore_index=-100)

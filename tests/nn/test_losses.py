@@ -67,5 +67,5 @@ def test_bad_labels_and_shapes_are_named(generator):
     labels[1, 20, 4] = 200
     with pytest.raises(ValueError, match=r"labels: value 200 at \(b=1, y=20, x=4\).*\[0, 5\)"):
         upsampled_cross_entropy(logits, labels)
-    with pytest.raises(ValueError, match=r"\(2, 5, 4, 6\) and \(1, 31, 45\)"):
+    with pytest.raises(ValueError, match="labels: batch of 1, but logits have a batch of 2"):
         upsampled_cross_entropy(logits, labels[:1])

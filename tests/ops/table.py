@@ -168,6 +168,33 @@ def class_rank_case(B: int, N: int, K: int, note: str, **more: Any) -> Case:
     )
 
 
+def cross_entropy_case(
+    size: tuple[int, ...], labels: tuple[int, int], note: str, weighted: bool = False, **more: Any
+) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    logits, K = randn(g, *size), size[1]
+    weight = {"weight": randn(g, K).abs() + 0.5} if weighted else {}
+    return Case(
+        "upsample_cross_entropy",
+        (logits, label_map(g, (size[0], *labels), K)),
+        {**weight, **more},
+        note=note,
+    )
+
+
+def argmax_case(size: tuple[int, ...], out: tuple[int, int], note: str, **options: Any) -> Case:
+    logits = randn(Generator().manual_seed(hash_of(note)), *size)
+    return Case("upsample_argmax", (logits, out), options, differentiable=(), note=note)
+
+
+def confusion_case(
+    size: tuple[int, ...], labels: tuple[int, int], note: str, **options: Any
+) -> Case:
+    g = Generator().manual_seed(hash_of(note))
+    inputs = (randn(g, *size), label_map(g, (size[0], *labels), size[1]), size[1])
+    return Case("upsample_confusion", inputs, options, differentiable=(), note=note)
+
+
 def hash_of(note: str) -> int:
     """A seed that is the same in every run, unlike hash()."""
     return int.from_bytes(note.encode()[:6], "little")
@@ -199,11 +226,27 @@ CASES = [
     class_rank_case(2, 71, 19, "prime-hard", hard=True),
     class_rank_case(1, 131, 150, "many-classes", scale=6.0),
     class_rank_case(1, 1, 1, "one", scale=0.5),
+    cross_entropy_case((2, 4, 3, 4), (12, 17), "small"),
+    cross_entropy_case((2, 4, 3, 4), (12, 17), "small-none", weighted=True, reduction="none"),
+    cross_entropy_case((2, 19, 7, 11), (53, 89), "prime", weighted=True, label_smoothing=0.1),
+    cross_entropy_case((1, 150, 9, 8), (64, 64), "many-classes", align_corners=True),
+    cross_entropy_case((1, 150, 9, 8), (64, 64), "none-many", reduction="none"),
+    cross_entropy_case((2, 3, 9, 8), (4, 3), "labels-smaller", reduction="sum"),
+    cross_entropy_case((2, 5, 6, 7), (6, 7), "equal-size", label_smoothing=1.0, reduction="none"),
+    cross_entropy_case((3, 1, 1, 1), (1, 1), "one-class"),
+    argmax_case((2, 4, 3, 4), (12, 17), "small"),
+    argmax_case((2, 19, 7, 11), (53, 89), "prime", align_corners=True),
+    argmax_case((1, 150, 9, 8), (64, 64), "many-classes"),
+    argmax_case((2, 3, 9, 8), (4, 3), "smaller"),
+    argmax_case((1, 1, 1, 1), (5, 3), "one-class"),
+    confusion_case((2, 4, 3, 4), (12, 17), "small"),
+    confusion_case((2, 19, 7, 11), (53, 89), "prime", align_corners=True),
+    confusion_case((1, 150, 9, 8), (64, 64), "many-classes"),
 ]
 if torch.cuda.is_available():
     CASES += [case.on("cuda") for case in CASES]
 SMALL = [c for c in CASES if c.note.startswith("small")]
-HARD = aggregate_case((2, 7, 5, 3), 9, "hard", hard=True)
+HARD = replace(aggregate_case((2, 7, 5, 3), 9, "hard", hard=True), differentiable=())
 
 
 def eager(case: Case, args: list[Any], fused: bool = False) -> Tensor:
@@ -227,6 +270,8 @@ def eager(case: Case, args: list[Any], fused: bool = False) -> Tensor:
         table = ops.gaussian_table(memory, Z, noise=case.options["noise"]).to(logits.dtype)
         W = torch.softmax(logits, 1)
         return torch.matmul(table.T, W.flatten(2)).unflatten(2, logits.shape[2:])
+    if case.name == "upsample_cross_entropy":
+        return _eager_cross_entropy(*args, **case.options)
     if case.name == "class_rank_attention":
         query, W = args
         if case.options.get("hard"):
@@ -247,3 +292,17 @@ def _eager_sums(features: Tensor, labels: Tensor, K: int, align_corners: bool = 
     )
     onehot = torch.stack([labels == k for k in range(K)]).to(wide)
     return torch.einsum("kbhw,bzhw->kz", onehot, R)
+
+
+def _eager_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool = False,
+    weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    upsampled = F.interpolate(
+        logits, labels.shape[1:], mode="bilinear", align_corners=align_corners
+    )
+    weight = None if weight is None else weight.to(logits.dtype)
+    return F.cross_entropy(upsampled, labels, weight=weight, ignore_index=255, **options)

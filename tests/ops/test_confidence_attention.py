@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast import ops
-from mcibi_fast.ops.confidence_attention import _sdpa, _sdpa_backward
+from mcibi_fast.ops.confidence_attention import _sdpa_backward
+from mcibi_fast.ops.sdpa import sdpa
 
 
 class Recorder(TorchDispatchMode):
@@ -29,16 +31,21 @@ class Recorder(TorchDispatchMode):
         return results
 
 
-def test_scores_are_never_materialised_on_the_cpu(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("layout", ["rows", "maps", "two widths"])
+def test_scores_are_never_materialised_on_the_cpu(layout: str, generator: torch.Generator) -> None:
     queries, keys, width = 96, 128, 16
+    widths = (width // 2, width // 2, width) if layout == "two widths" else (width,) * 3
     q, k, v = (
-        torch.randn(1, n, width, generator=generator, requires_grad=True)
-        for n in (queries, keys, keys)
+        torch.randn(1, n, d, generator=generator)
+        for n, d in zip((queries, keys, keys), widths, strict=True)
     )
+    if layout == "maps":  # (B, D, N) in memory
+        q, k, v = (t.mT.contiguous().mT for t in (q, k, v))
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
     with Recorder() as eager:
         ops.confidence_attention(q, k, v).sum().backward()
     with Recorder() as traced:  # what a traced graph runs: the two operators' kernels
-        out, lse = _sdpa(q, k, v, 0.25)
+        out, lse = sdpa(q, k, v, 0.25)
         _sdpa_backward(torch.ones_like(out), q, k, v, out, lse, 0.25)
     for recorder in (eager, traced):
         assert recorder.largest < queries * keys, recorder.names

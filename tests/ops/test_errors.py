@@ -42,6 +42,18 @@ def attend_classes(query: Any = QKV[0], weights: Any = QKV[1], scale: Any = 1.0,
     ops.class_rank_attention(query, weights, scale=scale, **k)
 
 
+def upsampled_loss(logits: Any = LOGITS, labels: Any = LABELS, **k: Any) -> None:
+    ops.upsample_cross_entropy(logits, labels, **k)
+
+
+def upsampled_argmax(logits: Any = LOGITS, size: Any = (6, 6)) -> None:
+    ops.upsample_argmax(logits, size)
+
+
+def confusion(logits: Any = LOGITS, labels: Any = LABELS, num_classes: Any = 4) -> None:
+    ops.upsample_confusion(logits, labels, num_classes)
+
+
 WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = [
     (sums, {"features": [1.0]}, TypeError, "features: expected a tensor"),
     (sums, {"features": F(2, 8, 3)}, ValueError, "features: expected shape"),
@@ -77,6 +89,27 @@ WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = 
     (attend_classes, {"weights": QKV[0].double()}, TypeError, "query, weights: one dtype"),
     (attend_classes, {"weights": QKV[0].to("meta")}, ValueError, "weights: is on meta"),
     (attend_classes, {"scale": float("nan")}, ValueError, "scale: must be finite"),
+    (upsampled_loss, {"logits": F(2, 4, 3)}, ValueError, "logits: expected shape"),
+    (upsampled_loss, {"logits": LOGITS.int()}, TypeError, "logits: dtype"),
+    (upsampled_loss, {"logits": F(2, 4, 0, 3)}, ValueError, "logits: no dimension may be empty"),
+    (upsampled_loss, {"labels": LABELS.float()}, TypeError, "labels: dtype"),
+    (upsampled_loss, {"labels": LABELS[:1]}, ValueError, "labels: batch of 1, but logits"),
+    (upsampled_loss, {"labels": LABELS[:, :0]}, ValueError, "labels: no dimension may be empty"),
+    (upsampled_loss, {"labels": LABELS.to("meta")}, ValueError, "labels: is on meta"),
+    (upsampled_loss, {"weight": F(5)}, ValueError, "weight: expected one for each of the 4"),
+    (upsampled_loss, {"weight": F(4, 1)}, ValueError, "weight: expected shape"),
+    (upsampled_loss, {"weight": F(4).int()}, TypeError, "weight: dtype"),
+    (upsampled_loss, {"weight": F(4).to("meta")}, ValueError, "weight: is on meta"),
+    (upsampled_loss, {"label_smoothing": 1.5}, ValueError, "label_smoothing: must be between"),
+    (upsampled_loss, {"label_smoothing": "0"}, TypeError, "label_smoothing: expected a number"),
+    (upsampled_loss, {"reduction": "avg"}, ValueError, "reduction: 'avg' is none of none, sum"),
+    (upsampled_argmax, {"logits": F(4, 3, 3)}, ValueError, "logits: expected shape"),
+    (upsampled_argmax, {"size": 6}, TypeError, r"size: expected \(H, W\), got 6"),
+    (upsampled_argmax, {"size": (6, 0)}, ValueError, "size: must be at least 1"),
+    (upsampled_argmax, {"size": (6.0, 6)}, TypeError, "size: expected an integer"),
+    (confusion, {"labels": LABELS[:1]}, ValueError, "labels: batch of 1"),
+    (confusion, {"num_classes": 5}, ValueError, "num_classes: is 5, but the logits are of 4"),
+    (confusion, {"num_classes": 4.0}, TypeError, "num_classes: expected an integer"),
 ]
 
 
@@ -92,7 +125,7 @@ def test_wrong_argument_is_named(
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("bad", [4, 100, -1])
-@pytest.mark.parametrize("call", [sums, update])
+@pytest.mark.parametrize("call", [sums, update, upsampled_loss, confusion])
 def test_bad_label_raises_on_the_cpu(
     backend: str, dtype: torch.dtype, bad: int, call: Callable[..., None]
 ) -> None:
@@ -116,6 +149,8 @@ def test_ignored_labels_count_for_nothing(backend: str) -> None:
         sums, counts = ops.class_feature_sums(FEATURES + 1, LABELS, 4, ignore_index=0)
         assert not sums.any()
         assert not counts.any()
+        assert ops.upsample_cross_entropy(LOGITS, LABELS, ignore_index=0) == 0
+        assert not ops.upsample_confusion(LOGITS, everything_ignored, 4).any()
 
 
 def test_unknown_backend_and_op_are_named() -> None:

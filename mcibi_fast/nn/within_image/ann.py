@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.within_image.rows import rows, to_map
+from mcibi_fast.nn.rows import rows, to_map
 
 _SCALES = (1, 3, 6, 8)
 

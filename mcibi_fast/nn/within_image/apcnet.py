@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.within_image.rows import rows, to_map
+from mcibi_fast.nn.rows import rows, to_map
 
 
 class APCNet(nn.Module):

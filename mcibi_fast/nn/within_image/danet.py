@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.within_image.rows import rows, to_map
+from mcibi_fast.nn.rows import rows, to_map
 
 
 class DANet(nn.Module):
@@ -67,10 +66,6 @@ class PositionAttention(nn.Module):
         query, key, value = (
             rows(project(features)) for project in (self.query, self.key, self.value)
         )
-        if features.is_cpu:
-            # PyTorch's flash kernel needs one width; without it the scores would be in memory.
-            padding = max(0, value.shape[2] - query.shape[2])
-            query, key = F.pad(query, (0, padding)), F.pad(key, (0, padding))
         context = ops.confidence_attention(query, key, value, scale=1.0)
         return features + self.gamma * to_map(context, features)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.within_image.rows import rows, to_map
+from mcibi_fast.nn.rows import rows, to_map
 
 
 class DNL(nn.Module):

@@ -1,0 +1,96 @@
+"""Speed of upsample + cross entropy: ``python -m benchmarks.bench_upsample_cross_entropy``.
+
+reference  the specification: upsampled logits and their softmax in memory, in float32
+eager      the same in the dtype of the logits: ``F.cross_entropy(F.interpolate(logits, ...), ...)``
+ours       ``mcibi_fast.ops.upsample_cross_entropy``
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mcibi_fast
+from benchmarks.harness import (
+    Candidate,
+    Case,
+    backend_of,
+    command_line,
+    dtypes,
+    nbytes,
+    randn,
+    run_cases,
+)
+from mcibi_fast import ops
+
+SCALE = 8  # output stride
+
+
+def eager(logits: Tensor, labels: Tensor) -> Tensor:
+    upsampled = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+    return F.cross_entropy(upsampled, labels, ignore_index=255).float()
+
+
+def reference(logits: Tensor, labels: Tensor) -> Tensor:
+    with mcibi_fast.backend("reference"):
+        return ops.upsample_cross_entropy(logits, labels)
+
+
+def gradient(forward: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    leaf = logits.detach().requires_grad_()
+    return torch.autograd.grad(forward(leaf, labels), leaf)[0]
+
+
+def label_map(K: int, size: int, device: str) -> Tensor:
+    """Regions of 16 x 16 pixels, a tenth of them ignored."""
+    g = torch.Generator().manual_seed(K)
+    coarse = torch.randint(0, K, (1, 1, size // 16, size // 16), generator=g).float()
+    coarse[torch.rand(coarse.shape, generator=g) < 0.1] = 255
+    return F.interpolate(coarse, (size, size)).squeeze(1).long().to(device)
+
+
+def case(K: int, size: int, direction: str, dtype: torch.dtype, device: str) -> Case:
+    logits = 3 * randn(1, K, size, size, device=device, dtype=dtype)
+    labels = label_map(K, SCALE * size, device)
+    forms = {"reference": reference, "eager": eager, "ours": ops.upsample_cross_entropy}
+    both = direction != "forward"
+    runs = {
+        name: functools.partial(gradient, form, logits, labels)
+        if both
+        else functools.partial(form, logits, labels)
+        for name, form in forms.items()
+    }
+    backend = backend_of("upsample_cross_entropy", logits, labels)
+    upsampled = logits.numel() * SCALE**2
+    return Case(
+        "upsample_cross_entropy",
+        {"K": K, "map": size, "labels": SCALE * size, "direction": direction},
+        dtype,
+        [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
+        bytes=(3 if both else 1) * nbytes(logits) + (2 if both else 1) * nbytes(labels),
+        # Interpolation along the rows, exp and sum; again in the backward, and the adjoint.
+        flops=(14 if both else 5) * upsampled,
+    )
+
+
+def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    for dtype in dtypes(device):
+        for size in (64,) if quick else (64, 128):
+            for K in (19, 60, 150):
+                for direction in ("forward", "forward+backward"):
+                    yield functools.partial(case, K, size, direction, dtype, device)
+
+
+def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
+    """The report of ``harness.run_cases``."""
+    return run_cases("upsample_cross_entropy", cases(device, quick), device, quick)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(run, __doc__.splitlines()[0]))
