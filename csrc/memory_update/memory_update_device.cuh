@@ -6,9 +6,9 @@
 // with its 64 weights.
 #pragma once
 
+#include "common/bilinear.h"
 #include "common/device_intrinsics.cuh"
 #include "memory_update/memory_update.h"
-#include "common/bilinear.h"
 
 namespace mcibi_fast {
 

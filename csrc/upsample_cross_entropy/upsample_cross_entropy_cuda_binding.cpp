@@ -50,8 +50,7 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Te
 Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
                                        const Tensor& labels, const Tensor& lse,
                                        const std::optional<Tensor>& weight, int64_t ignore_index,
-                                       double label_smoothing, bool align_corners,
-                                       const Tensor& flag) {
+                                       double label_smoothing, bool align_corners) {
   const LogitMap map = logit_map(logits, "logits");
   const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
   const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
@@ -75,7 +74,8 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
       "upsample_cross_entropy_backward",
       upsample_cross_entropy_backward_cuda(
           cotangent, map, label, options, logit_map(grad, "grad_logits"),
-          label_flag(flag, labels, kOpUpsampleCrossEntropy), scratch.data_ptr(), device.stream()));
+          LabelFlag{nullptr, kOpUpsampleCrossEntropy},  // the forward has counted the bad labels
+          scratch.data_ptr(), device.stream()));
   return grad;
 }
 
@@ -87,8 +87,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
       "float label_smoothing, bool align_corners, Tensor(a!) flag) -> (Tensor losses, Tensor lse)");
   m.def(
       "upsample_cross_entropy_backward(Tensor grad_losses, Tensor logits, Tensor labels, "
-      "Tensor lse, Tensor? weight, int ignore_index, float label_smoothing, bool align_corners, "
-      "Tensor(a!) flag) -> Tensor");
+      "Tensor lse, Tensor? weight, int ignore_index, float label_smoothing, bool align_corners) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {

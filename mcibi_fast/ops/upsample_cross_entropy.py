@@ -168,20 +168,16 @@ def _backward_reference(
     return grad.contiguous(memory_format=_layout(logits))
 
 
-def _backward_cuda(grad_losses: Tensor, *args: Any) -> Tensor:
-    result = torch.ops.mcibi_fast_cuda.upsample_cross_entropy_backward(
-        grad_losses, *args, flag(grad_losses.device)
-    )
-    check_now()
-    return result
-
-
 CROSS_ENTROPY_BACKWARD = Op(
     "upsample_cross_entropy_backward",
     "(Tensor grad_losses, Tensor logits, Tensor labels, Tensor lse, Tensor? weight, "
     "int ignore_index, float label_smoothing, bool align_corners) -> Tensor",
     [
-        Kernel("cuda", _backward_cuda, cuda_only),
+        Kernel(
+            "cuda",
+            lambda *a: torch.ops.mcibi_fast_cuda.upsample_cross_entropy_backward(*a),
+            cuda_only,
+        ),
         Kernel("cpu", cpu_kernel("upsample_cross_entropy_backward"), cpu_only),
         Kernel("reference", _backward_reference, always),
     ],
