@@ -21,8 +21,9 @@ struct TypeIdentity {
   using Type = T;
 };
 
-// Dynamic shared memory above this needs the kernel's consent (cudaFuncSetAttribute).
-inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
+// Dynamic shared memory that no kernel needs to be asked for (cudaFuncSetAttribute): of the 48 KiB
+// that a block has by default, static arrays take at most 32.
+inline constexpr size_t kUnaskedSharedBytes = 16 * 1024;
 
 }  // namespace mcibi_fast
 
@@ -43,12 +44,12 @@ inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
 namespace mcibi_fast {
 
-// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), after asking for more than 48 KiB of
-// dynamic shared memory where needed. Returns the launch's error.
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), after asking for the dynamic shared
+// memory where needed. Returns the launch's error.
 template <typename... Parameters, typename... Arguments>
 inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                           cudaStream_t stream, Arguments... arguments) {
-  if (shared_bytes > kDefaultSharedBytes) {
+  if (shared_bytes > kUnaskedSharedBytes) {
     const cudaError_t status = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;

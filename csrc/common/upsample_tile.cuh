@@ -304,18 +304,11 @@ inline const char* launch_message(cudaError_t status) {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
-// A grid of one dimension: there the number of blocks is limited least. launch() gets a kernel's
-// consent to more than 48 KiB of dynamic shared memory; beside static arrays it is needed for less.
+// A grid of one dimension: there the number of blocks is limited least.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads,
                           size_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  constexpr size_t kStaticBytes = kPatchValues * sizeof(double) + 4096;  // no kernel has more
-  if (shared_bytes > kDefaultSharedBytes - kStaticBytes && shared_bytes <= kDefaultSharedBytes) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return status;
-  }
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
                 shared_bytes, stream, arguments...);
 }
