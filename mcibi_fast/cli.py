@@ -43,11 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_data(commands)
     _add_demo(commands)
-    bench = _add(commands, "bench", "bench", "run the benchmarks of the ops")
-    bench.add_argument(
-        "name", nargs="?", help="which benchmark, or all; without it they are listed"
-    )
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the benchmark")
+    bench = _add(commands, "bench", "bench", "run the benchmarks, or plot their results")
+    bench.add_argument("name", nargs="?", help="a benchmark, all, or plot; without it: the list")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on, such as --quick")
     _add(commands, "info", "info", "say what was built, which backends are live, and why not")
     return parser
 

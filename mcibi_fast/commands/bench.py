@@ -10,10 +10,11 @@ from pathlib import Path
 import mcibi_fast
 
 _PREFIX = "bench_"
+_OTHERS = {"plot": "plots"}  # what is no benchmark: its module
 
 
 def run(args: argparse.Namespace) -> int:
-    """Lists the benchmarks of the checkout, or runs one or all of them.
+    """Lists the benchmarks of the checkout, runs one or all of them, or draws their results.
 
     Returns:
         the first exit status that is not 0.
@@ -26,13 +27,14 @@ def run(args: argparse.Namespace) -> int:
             "repository and run `mcibi-fast bench` from an installation of the checkout "
             "(pip install -e .)"
         )
+    modules = {name: f"{_PREFIX}{name}" for name in names} | _OTHERS
     if args.name is None:
-        print("\n".join([*names, "all"]))
+        print("\n".join([*names, "all", *_OTHERS]))
         return 0
-    if args.name not in (*names, "all"):
-        raise ValueError(f"bench: no benchmark {args.name!r}; there are {', '.join(names)}, all")
+    if args.name not in (*modules, "all"):
+        raise ValueError(f"bench: no benchmark {args.name!r}; there are {', '.join(modules)}, all")
     for name in names if args.name == "all" else [args.name]:
-        command = [sys.executable, "-m", f"benchmarks.{_PREFIX}{name}", *args.arguments]
+        command = [sys.executable, "-m", f"benchmarks.{modules[name]}", *args.arguments]
         status = subprocess.run(command, cwd=root, check=False).returncode
         if status:
             return status

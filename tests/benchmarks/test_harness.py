@@ -19,6 +19,7 @@ from benchmarks import (
     bench_memory_update,
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
+    harness,
 )
 from benchmarks.harness import (
     Candidate,
@@ -51,6 +52,45 @@ def test_nothing_is_reported_when_a_case_disagrees(capsys: pytest.CaptureFixture
     with pytest.raises(Disagreement):
         run_cases("toy", [lambda: case(torch.ones(2), torch.zeros(2))], "cpu", quick=True)
     assert "ms" not in capsys.readouterr().out
+
+
+def test_several_results_are_compared_one_by_one() -> None:
+    right = [torch.ones(3), torch.linspace(0, 1, 5)]
+    candidates = [Candidate("a", lambda: right), Candidate("b", lambda: [right[0], right[1] + 0.1])]
+    with pytest.raises(Disagreement, match=r"b is 0\.1 away from a in result 1"):
+        check(Case("toy", {}, torch.float32, candidates, 4, 1))
+
+
+def test_with_a_truth_twice_the_first_error_is_allowed() -> None:
+    truth = torch.linspace(1, 2, 9, dtype=torch.float64)
+
+    def candidate(factor: float) -> Candidate:
+        return Candidate(str(factor), lambda: (truth * (1 + factor)).bfloat16())
+
+    def toy(*factors: float) -> Case:
+        candidates = [candidate(f) for f in factors]
+        return Case("toy", {}, torch.bfloat16, candidates, 4, 1, truth=lambda: truth)
+
+    check(toy(0.02, 0.035))
+    with pytest.raises(Disagreement, match="0.06 is"):
+        check(toy(0.02, 0.06))
+
+
+def test_parts_are_timed_but_not_compared() -> None:
+    one, other = Candidate("a", lambda: torch.ones(2)), Candidate("part", lambda: torch.zeros(1))
+    counted = Candidate("ours", lambda: torch.ones(2), counts=lambda: {"host_syncs": 7})
+    whole = Case("toy", {}, torch.float32, [one, counted], 4, 1, parts=[other])
+    rows = run_cases("toy", [lambda: whole], "cpu", quick=True)["rows"]
+    assert [row["candidate"] for row in rows] == ["part", "a", "ours"]
+    assert rows[0]["share_of_limit"] is None and rows[2]["host_syncs"] == 7
+    assert rows[2]["times_ours"] == 1
+
+
+def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_deadline", float("inf"))  # restored afterwards
+    harness.stop_after(-1)
+    report = run_cases("toy", [lambda: case(torch.ones(2), torch.ones(2))] * 2, "cpu", quick=True)
+    assert report["rows"] == [] and report["cases_left_out"] == 2
 
 
 def test_times_are_those_of_each_function() -> None:

@@ -1,0 +1,158 @@
+"""What the benchmarks ask of the machine: clocks, peak memory, its limits, what it is."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mcibi_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ---- time --------------------------------------------------------------------
+
+
+def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> list[list[float]]:
+    """Seconds per call of each function, measured in rounds until the budget is spent.
+
+    A block of calls starts with one that is not counted, so that allocator and caches hold what
+    this function left there, not what the one before it did.
+    """
+    clock = _cuda_seconds if device == "cuda" else _cpu_seconds
+    once = [clock(run) for run in runs]  # loads modules, compiles
+    once = [clock(run) if s < 1 else s for run, s in zip(runs, once, strict=True)]
+    block = [4 if seconds < 0.05 else 2 if seconds < 0.5 else 1 for seconds in once]
+    round_seconds = sum(s * (n + 1) for s, n in zip(once, block, strict=True))
+    rounds = max(3, min(25, int(budget / round_seconds)))
+    result: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds):
+        for i in range(len(runs)):
+            j = (turn + i) % len(runs)
+            if block[j] > 1:
+                clock(runs[j])
+            result[j] += [clock(runs[j]) for _ in range(block[j])]
+    return result
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc reuse what is freed, for the rest of the process, as PyTorch does on CUDA.
+
+    Otherwise large results come from fresh pages in some calls and not in others, and on many
+    machines their faults cost more than the op: they would be what is timed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: all from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+
+
+def _cpu_seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], Any]) -> float:
+    """Time on the device with cold caches; the launches are queued while the caches are filled."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _cache_filler().zero_()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@functools.cache
+def _cache_filler() -> Tensor:
+    return torch.empty(512 * 2**20, dtype=torch.uint8, device="cuda")
+
+
+# ---- memory ------------------------------------------------------------------
+
+
+def peak_extra_memory(run: Callable[[], Any], device: str) -> float | None:
+    """MiB above the inputs while the function runs, its result included; None where unknown.
+
+    On CUDA by the allocator's own count; on Linux by the process's resident memory, whose peak
+    the kernel keeps, and which sees what libraries allocate besides PyTorch.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that using it again counts
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = _resident("VmRSS")
+    run()
+    return max(0.0, _resident("VmHWM") - before) / 2**20
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+# ---- the machine -------------------------------------------------------------
+
+
+def limits(device: str, dtype: torch.dtype, quick: bool = False) -> dict[str, float]:
+    """The rates this machine reaches: GB/s read plus written by a copy, GFLOP/s of a product."""
+    clock = _cuda_seconds if device == "cuda" else _cpu_seconds
+    source = torch.ones((1024 if device == "cuda" else 128) * 2**18, device=device)  # 4 bytes each
+    target = torch.empty_like(source)
+    n = 8192 if device == "cuda" else 1024 if quick else 2048
+    g = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(n, n, generator=g, device=device).to(dtype)
+    copy = min(clock(lambda: target.copy_(source)) for _ in range(5))
+    product = min(clock(lambda: matrix @ matrix) for _ in range(5))
+    return {
+        "copy_GB_s": 2 * 4 * source.numel() / copy / 1e9,
+        "matmul_GFLOP_s": 2 * n**3 / product / 1e9,
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Device, versions and commit."""
+    info = mcibi_fast.build_info()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # what else ran: 0 on a machine of one's own
+        "cpu_flavour": info["cpu_flavour"],
+        "mcibi_fast": info["version"],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

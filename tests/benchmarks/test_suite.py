@@ -1,0 +1,27 @@
+"""``pytest benchmarks/`` times every candidate of a case; ``pytest`` alone does not collect it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_pytest(*arguments: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_candidates_of_a_case_are_one_group() -> None:
+    pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
+    output = run_pytest("benchmarks", "-k", "gaussian_aggregate and 19", "-p", "no:xdist")
+    assert "benchmark 'gaussian_aggregate: K 19, Z 512, map 64" in output
+    table = output[output.index("Name (time") :]
+    names = [line.split()[0] for line in table.splitlines() if "(" in line]
+    assert {"reference", "eager", "ours"} <= set(names)
