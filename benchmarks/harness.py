@@ -51,6 +51,7 @@ __all__ = [
     "randn",
     "run_cases",
     "stop_after",
+    "survive_failures",
     "write",
 ]
 
@@ -131,7 +132,7 @@ def run_cases(
 
     Returns:
         A report that JSON can hold: environment, limits, rows, how many cases ``stop_after``
-        left out.
+        left out, and the failures that ``survive_failures`` let pass.
 
     Raises:
         Disagreement: a candidate's result differs from the reference's.
@@ -140,31 +141,48 @@ def run_cases(
         keep_freed_memory()
     report: dict[str, Any] = {"op": op, "environment": environment(device), "rows": []}
     print(f"{op} on {report['environment']['device']}, {report['environment']['threads']} threads")
-    rates: dict[str, Any] = {}
-    left_out = 0
+    report |= {"limits": {}, "cases_left_out": 0, "failures": []}
     for make in cases:
         if time.monotonic() > _deadline:
-            left_out += 1
+            report["cases_left_out"] += 1
             continue
-        case = make()
-        check(case)
-        if str(case.dtype) not in rates:
-            rates[str(case.dtype)] = limits(device, case.dtype, quick)
-        rows = measure(case, device, rates[str(case.dtype)], quick)
-        print(f"\n{case}\n{table(rows)}", flush=True)
-        report["rows"] += rows
-    report["limits"] = rates
-    report["cases_left_out"] = left_out
+        try:
+            rows = _rows(make, device, report["limits"], quick)
+        except Exception as error:
+            if not _survive:
+                raise
+            report["failures"].append(f"{type(error).__name__}: {error}"[:1000])
+            print(f"\nFAILED {report['failures'][-1]}", flush=True)
+        else:
+            report["rows"] += rows
     return report
 
 
+def _rows(make: Callable[[], Case], device: str, rates: dict[str, Any], quick: bool) -> list[Row]:
+    """One case, checked, measured and printed."""
+    case = make()
+    check(case)
+    if str(case.dtype) not in rates:
+        rates[str(case.dtype)] = limits(device, case.dtype, quick)
+    rows = measure(case, device, rates[str(case.dtype)], quick)
+    print(f"\n{case}\n{table(rows)}", flush=True)
+    return rows
+
+
 _deadline = float("inf")
+_survive = False
 
 
 def stop_after(seconds: float) -> None:
     """From now on ``run_cases`` begins no case once these seconds are over."""
     global _deadline
     _deadline = time.monotonic() + seconds
+
+
+def survive_failures() -> None:
+    """From now on ``run_cases`` lists a case that fails, without figures, and goes on."""
+    global _survive
+    _survive = True
 
 
 # ---- agreement ---------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_with_a_truth_twice_the_first_error_is_allowed() -> None:
         return Case("toy", {}, torch.bfloat16, candidates, 4, 1, truth=lambda: truth)
 
     check(toy(0.02, 0.035))
-    with pytest.raises(Disagreement, match="0.06 is"):
+    with pytest.raises(Disagreement, match=r"0\.06 is"):
         check(toy(0.02, 0.06))
 
 
@@ -91,6 +91,14 @@ def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None
     harness.stop_after(-1)
     report = run_cases("toy", [lambda: case(torch.ones(2), torch.ones(2))] * 2, "cpu", quick=True)
     assert report["rows"] == [] and report["cases_left_out"] == 2
+
+
+def test_a_failed_case_may_be_listed_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_survive", False)  # restored afterwards
+    harness.survive_failures()
+    wrong, right = case(torch.ones(2), torch.zeros(2)), case(torch.ones(2), torch.ones(2))
+    report = run_cases("toy", [lambda: wrong, lambda: right], "cpu", quick=True)
+    assert len(report["rows"]) == 2 and report["failures"][0].startswith("Disagreement: toy")
 
 
 def test_times_are_those_of_each_function() -> None:
