@@ -33,7 +33,7 @@ def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> li
     once = [clock(run) if s < 1 else s for run, s in zip(runs, once, strict=True)]
     block = [4 if seconds < 0.05 else 2 if seconds < 0.5 else 1 for seconds in once]
     round_seconds = sum(s * (n + 1) for s, n in zip(once, block, strict=True))
-    rounds = max(3, min(25, int(budget / round_seconds)))
+    rounds = max(2 if round_seconds > 20 else 3, min(25, int(budget / round_seconds)))
     result: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds):
         for i in range(len(runs)):

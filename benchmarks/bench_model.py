@@ -1,0 +1,174 @@
+"""Speed of FCN + MCIBI++ on ResNet-50: ``python -m benchmarks.bench_model [--quick]``.
+
+backbone   the backbone alone, which both have
+released   the same model in the structure of the released code (`benchmarks.released_structure`)
+ours       ``models.create("fcn_mcibipp")``, and ``engine.evaluate.predict_labels`` at inference
+
+train      one step at K = 150: forward, losses, the memory's update and the gradients of all
+           parameters; without dropout, whose masks would differ, and without the optimizer
+inference  images to class indices at their own size, with one and with two stages (Eq. 17)
+
+``host_syncs`` counts what makes the host wait for a GPU: its driver's warnings there, the same
+calls of PyTorch on the CPU (where ours also looks at the labels at once, which it leaves to
+``ops.check_labels`` on a GPU). On a GPU bfloat16 is autocast, and float32 is without TF32.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.bench_memory_update import label_map
+from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases
+from benchmarks.host_syncs import count
+from benchmarks.released_structure import ReleasedModel
+from mcibi_fast import models
+from mcibi_fast.engine.evaluate import predict_labels
+from mcibi_fast.models import Segmentor
+
+K, BACKBONE = 150, "resnet50"
+
+
+def make_model(form: str, device: str, backbone: str) -> Segmentor:
+    model = models.create("fcn_mcibipp", K, backbone, form=form, noise="released", dropout=0.0)
+    model.memory.memory[:, 0] = randn(K, device="cpu")
+    model.memory.memory[:, 1] = randn(K + 1, device="cpu")[1:].abs()
+    return model.to(device)
+
+
+def step(model: Segmentor, forward: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Loss, memory and the head's gradients; the memory is put back, so that steps are equal."""
+    model.train()
+    before = model.memory.memory.clone()
+    loss = torch.stack(list(forward(images, labels).losses.values())).sum()
+    # Biases before a batch norm or a softmax have gradients of rounding errors.
+    head = [p for p in model.head.parameters() if p.ndim > 1]
+    grads = torch.autograd.grad(loss, [*head, *model.backbone.parameters()], allow_unused=True)
+    after = model.memory.memory.clone()
+    model.memory.memory.copy_(before)
+    return [loss.detach(), after, *(g for g in grads[: len(head)] if g is not None)]
+
+
+@torch.no_grad()
+def infer_ours(model: Segmentor, images: Tensor, stages: int) -> list[Tensor]:
+    """The last stage's logits and the classes of every pixel."""
+    kept = []
+
+    def forward(images: Tensor) -> Any:
+        output = model(images, stages=stages)
+        kept.append(output.logits)
+        return output
+
+    model.eval()
+    labels = predict_labels(forward, images, images.shape[2:])  # type: ignore[arg-type]
+    return [*kept, labels]
+
+
+@torch.no_grad()
+def infer_released(model: ReleasedModel, images: Tensor, stages: int) -> list[Tensor]:
+    return list(model.eval().predict(images, stages))
+
+
+def backbone_alone(model: Segmentor, images: Tensor, train: bool) -> list[Tensor]:
+    model.train(train)
+    with torch.set_grad_enabled(train):
+        maps = model.backbone(images)
+        if not train:
+            return maps
+        grads = [torch.ones_like(m) for m in maps[-2:]]  # what the heads read
+        parameters = list(model.backbone.parameters())
+        return list(torch.autograd.grad(maps[-2:], parameters, grads, allow_unused=True))
+
+
+def case(
+    task: str, stages: int, form: str, dtype: torch.dtype, device: str,
+    *, size: int, batch: int = 1, backbone: str = BACKBONE,
+) -> Case:  # fmt: skip
+    model = make_model(form, device, backbone)
+    theirs = ReleasedModel(model)
+    images = randn(batch, 3, size, size, device=device)
+    labels = label_map(K, size, device).expand(batch, -1, -1).contiguous()
+    train = task == "train"
+    runs: dict[str, Callable[[], Any]] = {
+        "backbone": functools.partial(backbone_alone, model, images, train),
+        "released": functools.partial(step, model, theirs.train(), images, labels)
+        if train
+        else functools.partial(infer_released, theirs, images, stages),
+        "ours": functools.partial(step, model, model, images, labels)
+        if train
+        else functools.partial(infer_ours, model, images, stages),
+    }
+    truth = runs["released"]
+    if dtype != torch.float32:
+        runs = {name: torch.autocast(device, dtype)(run) for name, run in runs.items()}
+    backbone_run, *candidates = [
+        Candidate(name, run, counts=lambda run=run: {"host_syncs": count(run, device)})
+        for name, run in runs.items()
+    ]
+    flops = convolution_flops(batch, size, backbone)
+    return Case(
+        "model",
+        {
+            "task": task,
+            "stages": stages,
+            "form": form,
+            "backbone": backbone,
+            "batch": batch,
+            "size": size,
+            "K": K,
+        },
+        dtype,
+        candidates,
+        parts=[backbone_run],
+        bytes=(3 if train else 1) * (nbytes(images) + nbytes(*model.parameters())),
+        flops=(3 if train else 1) * flops,
+        # A ReLU at zero up to rounding passes a gradient or not; tests/benchmarks compares the
+        # heads in float64.
+        tolerance=2e-2 if train else None,
+        truth=None if dtype == torch.float32 else truth,
+    )
+
+
+@functools.cache
+def convolution_flops(batch: int, size: int, backbone: str) -> int:
+    """Of one pass: the backbone, R and F_T."""
+    with torch.device("meta"):
+        model = models.create("fcn", K, backbone, auxiliary_weight=0.0)
+        images = torch.empty(batch, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        N = model.eval()(images).logits[:, 0].numel()
+    return counter.get_total_flops() + 2 * N * 9 * 1024 * 512
+
+
+def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    size, batch = (512, 4) if device == "cuda" else (512, 1)
+    if quick:
+        size, batch = 128, 1
+    dtypes = [torch.float32]
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        dtypes = [torch.bfloat16, torch.float32]
+    for dtype in dtypes:
+        for form in ("released", "paper"):
+            for task, stages in (("train", 1), ("inference", 1), ("inference", 2)):
+                if form == "paper" and device == "cpu" and not quick and task == "train":
+                    continue  # minutes, and the backbone is most of it
+                yield functools.partial(
+                    case, task, stages, form, dtype, device, size=size, batch=batch
+                )
+
+
+def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
+    """The report of ``harness.run_cases``."""
+    return run_cases("model", cases(device, quick), device, quick)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(run, __doc__.splitlines()[0]))
