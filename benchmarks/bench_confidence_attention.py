@@ -3,6 +3,7 @@
 reference  the specification: scores, softmax and product, all in memory, in float32
 eager      the same in the dtype of the inputs
 sdpa       torch.nn.functional.scaled_dot_product_attention, whichever of its kernels it takes
+flash, efficient, cudnn   on a GPU those of its kernels that run, each by itself
 ours       ``mcibi_fast.ops.confidence_attention``; on the CPU it is sdpa
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mcibi_fast
 from benchmarks.harness import (
@@ -40,6 +43,32 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).squeeze(1)
 
 
+def peers(device: str, inputs: list[Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """SDPA's fused kernels that take these inputs, one by one."""
+    kernels = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+    }
+    found = {}
+    for name, kernel in kernels.items() if device == "cuda" else ():
+
+        def forced(q: Tensor, k: Tensor, v: Tensor, kernel: SDPBackend = kernel) -> Tensor:
+            with sdpa_kernel(kernel):
+                return sdpa(q, k, v)
+
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the reasons why not
+            try:
+                result = forced(*leaves)
+                torch.autograd.grad(result, leaves, torch.ones_like(result))
+            except RuntimeError:
+                continue
+        found[name] = forced
+    return found
+
+
 def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     with mcibi_fast.backend("reference"):
         return ops.confidence_attention(query, key, value)
@@ -54,7 +83,8 @@ def gradient(forward: Callable[..., Tensor], *inputs: Tensor, grad: Tensor) -> T
 def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str) -> Case:
     N = size * size
     inputs = [randn(1, N + i, width, device=device, dtype=dtype)[:, i:] for i in range(3)]
-    forms = {"reference": reference, "eager": eager, "sdpa": sdpa, "ours": ops.confidence_attention}
+    forms = {"reference": reference, "eager": eager, "sdpa": sdpa, **peers(device, inputs)}
+    forms["ours"] = ops.confidence_attention
     if direction == "forward":
         runs = {name: functools.partial(f, *inputs) for name, f in forms.items()}
     else:
@@ -75,9 +105,10 @@ def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str)
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
-    for dtype in dtypes(device):
-        for size in (64,) if quick else (64, 128):
-            for width in (256,) if quick else (256, 512):
+    sizes = (128,) if device == "cuda" else (64, 128)
+    for width in (256,) if quick else (256, 512):
+        for dtype in dtypes(device):
+            for size in (64,) if quick else sizes:
                 for direction in ("forward",) if quick else ("forward", "forward+backward"):
                     if device == "cpu" and (size, direction) == (128, "forward+backward"):
                         continue  # half a minute a call

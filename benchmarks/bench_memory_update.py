@@ -71,13 +71,16 @@ def reference(memory: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         return ops.memory_update(memory, features, labels)
 
 
-def case(K: int, size: int, labels_size: int, dtype: torch.dtype, device: str) -> Case:
+def case(
+    K: int, size: int, labels_size: int, dtype: torch.dtype, device: str, batch: int = 1
+) -> Case:
     memory = torch.tensor([[0.0, 1.0]], device=device).repeat(K, 1)
-    features = randn(1, Z, size, size, device=device, dtype=dtype)
-    args = (memory, features, label_map(K, labels_size, device))
+    features = randn(batch, Z, size, size, device=device, dtype=dtype)
+    labels = label_map(K, labels_size, device).repeat(batch, 1, 1)
+    args = (memory, features, labels)
     return Case(
         "memory_update",
-        {"K": K, "Z": Z, "map": size, "labels": labels_size},
+        {"K": K, "Z": Z, "batch": batch, "map": size, "labels": labels_size},
         dtype,
         [
             Candidate("reference", functools.partial(reference, *args)),
@@ -95,10 +98,13 @@ def case(K: int, size: int, labels_size: int, dtype: torch.dtype, device: str) -
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    sizes = [(1, 64, 512), (1, 128, 1024)]
+    if device == "cuda":
+        sizes = [(32, 64, 512), (1, 128, 1024)]  # the first several times a GPU's L2 cache
     for dtype in dtypes(device):
-        for size, labels in ((64, 512),) if quick else ((64, 512), (128, 1024)):
+        for batch, size, labels in [(1, 64, 512)] if quick else sizes:
             for K in (19, 150):
-                yield functools.partial(case, K, size, labels, dtype, device)
+                yield functools.partial(case, K, size, labels, dtype, device, batch)
 
 
 def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:

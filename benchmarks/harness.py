@@ -14,6 +14,7 @@ Clocks, memory and limits are in `benchmarks.machine`, tables and files in `benc
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -156,6 +157,8 @@ def run_cases(
             print(f"\nFAILED {report['failures'][-1]}", flush=True)
         else:
             report["rows"] += rows
+        if _partial is not None:
+            _partial.write_text(json.dumps({"ok": False, "error": "stopped", **report}))
     return report
 
 
@@ -172,6 +175,7 @@ def _rows(make: Callable[[], Case], device: str, rates: dict[str, Any], quick: b
 
 _deadline = float("inf")
 _survive = False
+_partial: Path | None = None
 
 
 def stop_after(seconds: float) -> None:
@@ -180,10 +184,14 @@ def stop_after(seconds: float) -> None:
     _deadline = time.monotonic() + seconds
 
 
-def survive_failures() -> None:
-    """From now on ``run_cases`` lists a case that fails, without figures, and goes on."""
-    global _survive
-    _survive = True
+def survive_failures(partial: Path | None = None) -> None:
+    """From now on ``run_cases`` lists a case that fails, without figures, and goes on.
+
+    Args:
+        partial: where it writes the report after each case, for when the process is stopped.
+    """
+    global _survive, _partial
+    _survive, _partial = True, partial
 
 
 # ---- agreement ---------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import RESULTS, Row
+from benchmarks.results import RESULTS, Row, device_name
 
 MEASURED = {  # columns that are results; the others tell the cases apart
     *("op", "candidate", "backend", "median_ms", "fastest_ms", "spread", "calls", "times_ours"),
@@ -27,16 +27,18 @@ Report = dict[str, Any]
 
 
 def read(folder: Path) -> dict[str, list[Report]]:
-    """The reports of ``harness.run_cases`` under a folder, by device.
+    """The reports of ``harness.run_cases`` under a folder, those inside gpu_check's too, by device.
 
     Raises:
         ValueError: there are none.
     """
     reports = defaultdict(list)
     for path in sorted(folder.rglob("*.json")):
-        report = json.loads(path.read_text())
-        if isinstance(report, dict) and report.get("rows") and "limits" in report:
-            reports[path.stem.partition("-")[2]].append(report)
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            for report in (found, *found.values()):
+                if isinstance(report, dict) and report.get("rows") and "limits" in report:
+                    reports[device_name(report["environment"])].append(report)
     if not reports:
         raise ValueError(f"plot: no results of a benchmark in {folder}; run one first")
     return dict(reports)

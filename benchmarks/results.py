@@ -47,8 +47,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """Writes <op>-<device>.json, and .csv with one line per candidate and the environment."""
     folder.mkdir(parents=True, exist_ok=True)
     env = report["environment"]
-    name = "".join(c if c.isalnum() else "_" for c in f"{env['device']}_{env['threads']}t")
-    path = folder / f"{report['op']}-{name}"
+    path = folder / f"{report['op']}-{device_name(env)}"
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
         columns = dict.fromkeys(key for row in report["rows"] for key in row)
@@ -56,3 +55,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
         writer.writeheader()
         writer.writerows({**row, **env} for row in report["rows"])
     print(f"\nwrote {path}.json and .csv")
+
+
+def device_name(environment: dict[str, Any]) -> str:
+    """Device and threads as part of a file's name."""
+    name = f"{environment['device']}_{environment['threads']}t"
+    return "".join(c if c.isalnum() else "_" for c in name)

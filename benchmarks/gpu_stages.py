@@ -1,0 +1,376 @@
+"""The stages of `benchmarks.gpu_check`, each run in a process of its own:
+``python -m benchmarks.gpu_stages NAME RESULT.json --seconds S``.
+
+A stage returns what it found, with "failed" above 0 where something is wrong, or raises. With
+``--device cpu`` the stages that can run there do, at small sizes: that tries the stages, not the
+kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import ROOT
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "strided")
+Report = dict[str, Any]
+
+
+def shell(*command: str, timeout: float, **environment: str) -> str:
+    """Runs a command in the checkout and returns what it printed.
+
+    Raises:
+        RuntimeError: it failed or took too long; the message ends with what it printed last.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode(errors="replace") if error.stdout else ""
+        raise RuntimeError(f"{command[0]} took over {timeout:.0f} s:\n{output[-3000:]}") from None
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout[-3000:]}"
+        )
+    return done.stdout
+
+
+# ---- what is here ------------------------------------------------------------
+
+
+def environment(device: str, seconds: float) -> Report:
+    """GPU, versions and commit."""
+    from benchmarks.machine import commit
+
+    found: Report = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    for name in ("triton", "timm"):
+        spec = importlib.util.find_spec(name)
+        found[name] = importlib.import_module(name).__version__ if spec else None
+    found |= {"python": platform.python_version(), "commit": commit(), "cores": os.cpu_count()}
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found |= {
+            "gpu": gpu.name,
+            "capability": f"{gpu.major}.{gpu.minor}",
+            "memory_GiB": round(gpu.total_memory / 2**30, 1),
+            "driver": shell(*query, timeout=20).strip(),
+        }
+    return found
+
+
+def build(device: str, seconds: float) -> Report:
+    """Compiles the extension in place, for this GPU alone."""
+    options = {"MCIBI_FAST_CUDA": "1" if device == "cuda" else "0"}
+    output = shell(sys.executable, "setup.py", "build_ext", "--inplace", timeout=seconds, **options)
+    program = "import json, mcibi_fast; print(json.dumps(mcibi_fast.build_info(), default=str))"
+    info = json.loads(shell(sys.executable, "-c", program, timeout=60).splitlines()[-1])
+    if info["backends"][device] is not True:
+        raise RuntimeError(
+            f"the {device} part is not live: {info['backends'][device]}\n{output[-2000:]}"
+        )
+    return info
+
+
+def matrix_instructions(device: str, seconds: float) -> Report:
+    """The emulation of the matrix instructions that the tests rely on, against the hardware."""
+    from buildtools import toolchain
+
+    if device != "cuda":
+        return {"skipped": "needs a GPU"}
+    try:
+        nvcc = toolchain.find_cuda().nvcc
+    except toolchain.Unavailable as error:
+        return {"skipped": str(error)}
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/intrinsics_test"
+        flags = ["-x", "cu", "-std=c++17", "-arch=native", "-Icsrc", "-o", program]
+        shell(nvcc, *flags, "csrc/testing/intrinsics_test.cpp", timeout=seconds)
+        return {"output": shell(program, timeout=seconds).strip()}
+
+
+# ---- correctness -------------------------------------------------------------
+
+
+def tests(device: str, seconds: float) -> Report:
+    """The tests of the ops and kernels, which include every op on CUDA when a GPU is there."""
+    workers = []
+    if importlib.util.find_spec("xdist") is not None:
+        workers = ["-n", str(min(8, os.cpu_count() or 1))]
+    command = [sys.executable, "-m", "pytest", "-q", *workers, "tests/ops", "tests/kernels"]
+    if device == "cpu":
+        command += ["-k", "small and float64"]
+    output = shell(*command, timeout=seconds, OMP_NUM_THREADS="1")
+    return {"summary": output.strip().splitlines()[-1]}
+
+
+def paper_cases(device: str) -> list[Any]:
+    """The ops at the paper's sizes (C = 512, T = 256, output stride 8); on the CPU small ones."""
+    from tests.ops import table
+
+    if device == "cpu":
+        return [case for case in table.CASES if case.note.startswith("prime")]
+    return [
+        table.sums_case((2, 512, 64, 64), (512, 512), 150, "sums-150"),
+        table.update_case((2, 512, 64, 64), (512, 512), 19, "update-19"),
+        table.update_case((1, 512, 97, 97), (769, 769), 150, "update-150-odd"),
+        table.aggregate_case((2, 19, 64, 64), 512, "aggregate-19"),
+        table.aggregate_case((1, 150, 97, 97), 512, "aggregate-150-odd", philox=True),
+        table.attention_case(4096, 4096, 256, 256, "attention-256"),
+        table.attention_case(1000, 1500, 512, 512, "attention-512"),
+        table.class_rank_case(2, 4096, 19, "class-rank-19"),
+        table.class_rank_case(1, 97 * 97, 150, "class-rank-150-odd"),
+        table.class_rank_case(1, 97 * 97, 150, "class-rank-150-hard", hard=True),
+    ]
+
+
+def backends(case: Any, dtype: torch.dtype) -> list[str]:
+    """Those that take the case in this dtype (a Triton kernel has no float64)."""
+    from mcibi_fast.ops.dispatch import _ops
+
+    op = _ops[case.name]
+    assert op.prepare is not None
+    args = op.prepare(*case.args(dtype), **case.options)
+    return [k.backend for k in op.kernels if k.backend != "reference" and not k.why_not(*args)]
+
+
+def accuracy(device: str, seconds: float) -> Report:
+    """Relative errors against float64, beside PyTorch's own in the same dtype."""
+    rows: list[Report] = []
+    end = time.monotonic() + 0.8 * seconds
+    for case in (c.on(device) for c in paper_cases(device)):
+        if time.monotonic() > end:
+            rows.append({"case": str(case), "ok": True, "skipped": "out of time"})
+            continue
+        try:
+            rows += _errors_of(case)
+        except Exception as error:  # the other cases are still worth knowing
+            rows.append({"case": str(case), "ok": False, "error": f"{error}"[:1000]})
+    failed = [r for r in rows if not r["ok"]]
+    return {"failed": len(failed), "checked": len(rows), "failures": failed[:5], "rows": rows}
+
+
+def _errors_of(case: Any) -> list[Report]:
+    import mcibi_fast
+    from tests.ops.test_all_ops import cotangent_for, error, with_gradient, yardstick
+
+    rows = []
+    cotangent = cotangent_for(case, case.args())
+    with mcibi_fast.backend("reference"):
+        truth = with_gradient(case, case.args(), cotangent)
+    for dtype in DTYPES:
+        for backend in backends(case, dtype):
+            bars = [0.0] * len(truth)
+            # SDPA's own rounding is PyTorch's too, as in the tests.
+            for fused in (False, True) if backend == "sdpa" else (False,):
+                results = yardstick(case, case.args(dtype), cotangent, fused)
+                pairs = zip(bars, results, truth, strict=True)
+                bars = [max(b, error(r, t)) for b, r, t in pairs]
+            unit = torch.finfo(dtype).eps / 2
+            for layout in LAYOUTS:
+                with mcibi_fast.backend(backend):
+                    got = with_gradient(case, case.args(dtype, layout), cotangent)
+                errors = [error(r, t) for r, t in zip(got, truth, strict=True)]
+                ok = all(e <= 2 * b + unit for e, b in zip(errors, bars, strict=True))
+                rows.append(
+                    {
+                        "case": str(case),
+                        "backend": backend,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "layout": layout,
+                        "errors": errors,
+                        "pytorch_errors": bars,
+                        "ok": ok,
+                    }
+                )
+    return rows
+
+
+def hot_path(device: str, seconds: float) -> Report:
+    """No op waits for the device, and each can be captured into a CUDA graph."""
+    from tests.ops.table import SMALL
+
+    if device == "cpu":
+        return {"skipped": "needs a GPU"}
+    verdicts, failed = {}, 0
+    for case in (c for c in SMALL if c.note.endswith("-cuda")):
+        try:
+            verdicts[str(case)] = _captured(case)
+        except Exception as error:
+            verdicts[str(case)] = f"{type(error).__name__}: {error}"[:1000]
+            failed += 1
+    return {"failed": failed, **verdicts}
+
+
+def _captured(case: Any) -> str:
+    args = case.args(torch.bfloat16)
+    expected = case.call(*args)  # also the warm-up: modules load, flags are allocated
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        case.call(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = case.call(*args)
+    captured.fill_(0)
+    graph.replay()
+    torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+    return "no sync, captured, equal bits"
+
+
+def bad_labels(device: str, seconds: float) -> Report:
+    """A bad label on the GPU is flagged, contributes nothing, and stops nothing."""
+    from mcibi_fast import ops
+
+    if device == "cpu":
+        return {"skipped": "needs a GPU"}
+    features = torch.ones(1, 8, 4, 4, device="cuda")
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8, device="cuda")
+    labels[0, 3, 5] = 200
+    _, counts = ops.class_feature_sums(features, labels, 19)
+    if counts.sum().item() != 63:
+        raise RuntimeError(f"the bad label was counted: {counts.tolist()}")
+    try:
+        ops.check_labels()
+    except ValueError as error:
+        ops.check_labels()  # the flag was cleared
+        return {"message": str(error)}
+    raise RuntimeError("check_labels() did not raise")
+
+
+def small_run(device: str, seconds: float) -> Report:
+    """Every op forward and backward once on small inputs: what the sanitizer watches."""
+    from tests.ops.table import CASES
+    from tests.ops.test_all_ops import cotangent_for, with_gradient
+
+    small = [c for c in CASES if c.note.startswith(("small", "prime"))]
+    cases = [c for c in small if c.args()[0].device.type == device]
+    for case in cases:
+        cotangent = cotangent_for(case, case.args())
+        for dtype in DTYPES:
+            for layout in ("contiguous", "strided"):
+                with_gradient(case, case.args(dtype, layout), cotangent)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"cases": len(cases)}
+
+
+def sanitizer(device: str, seconds: float) -> Report:
+    """compute-sanitizer's memcheck and racecheck over ``small_run``."""
+    program = shutil.which("compute-sanitizer")
+    if program is None or device == "cpu":
+        return {"skipped": "needs compute-sanitizer and a GPU"}
+    verdicts: Report = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for tool in ("memcheck", "racecheck"):
+            watched = [sys.executable, "-m", "benchmarks.gpu_stages", "small_run"]
+            watched += [f"{folder}/{tool}.json", "--seconds", str(seconds)]
+            try:
+                shell(
+                    *(program, "--tool", tool, "--error-exitcode", "9", *watched),
+                    timeout=seconds / 2,
+                    PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # or an overrun stays inside a cached block
+                )
+            except RuntimeError as error:
+                verdicts[tool] = str(error)
+                verdicts["failed"] = int("failed (9)" in str(error))
+                if "Device not supported" in str(error) or "took over" in str(error):
+                    verdicts["failed"] = 0  # it cannot say
+            else:
+                verdicts[tool] = "no errors"
+    return verdicts
+
+
+def training(device: str, seconds: float) -> Report:
+    """The demo: both models, one seed."""
+    command = [sys.executable, "-m", "mcibi_fast.cli", "demo", "--quiet"]
+    if device == "cpu":
+        small = ["epochs=1", "data.train_count=16", "data.val_count=4", "data.size=[64,64]"]
+        command += ["--set", *small]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        output = shell(*command, "--out", folder, timeout=seconds)
+    return {"seconds": round(time.monotonic() - start, 1), "table": output[-2000:]}
+
+
+# ---- speed -------------------------------------------------------------------
+
+
+def benchmark(module: str, device: str, seconds: float, partial: Path) -> Report:
+    """A benchmark at full size on a GPU; what it had when its time was up is in ``partial``."""
+    from benchmarks import harness
+
+    harness.stop_after(0.7 * seconds)
+    harness.survive_failures(partial)
+    report = importlib.import_module(f"benchmarks.{module}").run(device, device == "cpu")
+    return {"failed": len(report["failures"]), **report}
+
+
+STAGES: dict[str, Callable[[str, float], Report]] = {
+    stage.__name__: stage
+    for stage in (
+        environment,
+        build,
+        matrix_instructions,
+        tests,
+        accuracy,
+        hot_path,
+        bad_labels,
+        small_run,
+        sanitizer,
+        training,
+    )
+}
+
+
+def main() -> int:
+    """Runs one stage and writes its result; exit status 1 if it failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="a stage, or the module of a benchmark")
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    result: Report
+    try:
+        if options.name in STAGES:
+            found = STAGES[options.name](options.device, options.seconds)
+        else:
+            found = benchmark(options.name, options.device, options.seconds, options.result)
+        result = {"ok": not found.get("failed"), **found}
+    except Exception as error:
+        result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:4000]}
+        result["traceback"] = traceback.format_exc()[-3000:]
+    options.result.write_text(json.dumps(result, default=str))
+    return int(not result["ok"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
