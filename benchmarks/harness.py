@@ -330,9 +330,9 @@ def dtypes(device: str) -> list[torch.dtype]:
 
 
 def randn(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, the same in every run."""
-    g = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=g).to(device, dtype)
+    """Normal numbers, the same in every run on a kind of device."""
+    g = torch.Generator(device).manual_seed(sum(shape))
+    return torch.randn(shape, generator=g, device=device).to(dtype)
 
 
 def nbytes(*tensors: Tensor) -> int:
