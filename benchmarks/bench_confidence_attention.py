@@ -5,6 +5,9 @@ eager      the same in the dtype of the inputs
 sdpa       torch.nn.functional.scaled_dot_product_attention, whichever of its kernels it takes
 flash, efficient, cudnn   on a GPU those of its kernels that run, each by itself
 ours       ``mcibi_fast.ops.confidence_attention``; on the CPU it is sdpa
+
+The layout is "rows", (B, N, D) contiguous, or "maps", the view of a (B, D, h, w) map that the
+modules hand over.
 """
 
 from __future__ import annotations
@@ -80,9 +83,13 @@ def gradient(forward: Callable[..., Tensor], *inputs: Tensor, grad: Tensor) -> T
     return torch.cat(torch.autograd.grad(forward(*leaves), leaves, grad), -1)
 
 
-def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str) -> Case:
+def case(
+    size: int, width: int, direction: str, dtype: torch.dtype, device: str, layout: str = "rows"
+) -> Case:
     N = size * size
     inputs = [randn(1, N + i, width, device=device, dtype=dtype)[:, i:] for i in range(3)]
+    if layout == "maps":
+        inputs = [t.mT.contiguous().mT for t in inputs]
     forms = {"reference": reference, "eager": eager, "sdpa": sdpa, **peers(device, inputs)}
     forms["ours"] = ops.confidence_attention
     if direction == "forward":
@@ -96,7 +103,7 @@ def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str)
     both = direction != "forward"
     return Case(
         "confidence_attention",
-        {"N": N, "D": width, "map": size, "direction": direction},
+        {"N": N, "D": width, "map": size, "layout": layout, "direction": direction},
         dtype,
         [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
         bytes=nbytes(*inputs) // 3 * (12 if both else 4),
@@ -106,13 +113,16 @@ def case(size: int, width: int, direction: str, dtype: torch.dtype, device: str)
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
     sizes = (128,) if device == "cuda" else (64, 128)
-    for width in (256,) if quick else (256, 512):
-        for dtype in dtypes(device):
+    kinds = (
+        [("rows", 256), ("maps", 256)] if quick else [("rows", 256), ("maps", 256), ("rows", 512)]
+    )
+    for layout, width in kinds:
+        for dtype in dtypes(device)[:2]:  # on a GPU bfloat16 and float32
             for size in (64,) if quick else sizes:
                 for direction in ("forward",) if quick else ("forward", "forward+backward"):
                     if device == "cpu" and (size, direction) == (128, "forward+backward"):
                         continue  # half a minute a call
-                    yield functools.partial(case, size, width, direction, dtype, device)
+                    yield functools.partial(case, size, width, direction, dtype, device, layout)
 
 
 def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
