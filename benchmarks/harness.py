@@ -51,6 +51,7 @@ __all__ = [
     "peak_extra_memory",
     "randn",
     "run_cases",
+    "seeded",
     "stop_after",
     "survive_failures",
     "write",
@@ -101,7 +102,11 @@ class Case:
         flops: of the multiplications and additions that cannot be avoided.
         parts: what all candidates contain (convolutions), timed in the same rounds as a bound;
             their results are not compared.
-        tolerance: of the results against the first candidate's, default by dtype.
+        tolerance: of the results against the first candidate's, default by dtype: of the largest
+            error over the largest value.
+        euclidean: the error in the Euclidean norm instead. For gradients through a ReLU: where its
+            input is zero up to rounding one candidate passes them on and another does not, which is
+            all of a few entries and next to nothing of the whole.
         truth: the result in higher precision. Where it is given, a result is right when its error
             is at most twice that of the first candidate, as in the tests.
     """
@@ -114,6 +119,7 @@ class Case:
     flops: int
     parts: list[Candidate] = field(default_factory=list)
     tolerance: float | None = None
+    euclidean: bool = False
     truth: Callable[[], Result] | None = None
 
     def __str__(self) -> str:
@@ -217,7 +223,8 @@ def check(case: Case) -> None:
             )
         for i, (result, e) in enumerate(zip(results, expected, strict=True)):
             if truth is None:
-                error, bar = _largest(result, e), case.tolerance or TOLERANCE[case.dtype]
+                error = (_relative if case.euclidean else _largest)(result, e)
+                bar = case.tolerance or TOLERANCE[case.dtype]
             else:
                 unit = torch.finfo(case.dtype).eps / 2
                 error, bar = _relative(result, truth[i]), 2 * _relative(e, truth[i]) + unit
@@ -333,6 +340,13 @@ def randn(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
     """Normal numbers, the same in every run on a kind of device."""
     g = torch.Generator(device).manual_seed(sum(shape))
     return torch.randn(shape, generator=g, device=device).to(dtype)
+
+
+def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a constructor gives with PyTorch's global generator seeded, and then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(*args, **options)
 
 
 def nbytes(*tensors: Tensor) -> int:

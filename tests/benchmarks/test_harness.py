@@ -49,6 +49,18 @@ def test_several_results_are_compared_one_by_one() -> None:
         check(Case("toy", {}, torch.float32, candidates, 4, 1))
 
 
+def test_the_euclidean_norm_forgives_single_entries() -> None:
+    right = torch.ones(10_000)
+    wrong = right.clone()
+    wrong[0] = 1.5
+    candidates = [Candidate("a", lambda: right), Candidate("b", lambda: wrong)]
+    gradients = Case("toy", {}, torch.float32, candidates, 4, 1, tolerance=1e-2, euclidean=True)
+    check(gradients)
+    wrong[:10] = 1.5
+    with pytest.raises(Disagreement, match=r"b is 0\.016 away"):
+        check(gradients)
+
+
 def test_classes_may_differ_at_near_ties_alone() -> None:
     labels = torch.zeros(10_000, dtype=torch.int64)
     few, many = labels.clone(), labels.clone()
