@@ -18,9 +18,15 @@ if DEVICE == "cpu":
     keep_freed_memory()
 
 
-def scripts() -> list[ModuleType]:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--only", metavar="NAME", help="this benchmark alone, such as memory_update")
+
+
+def scripts(only: str | None) -> list[ModuleType]:
     """The benchmarks, by name."""
-    names = sorted(p.stem for p in Path(__file__).parent.glob("bench_*.py"))
+    names = sorted(p.stem for p in Path(__file__).parent.glob(f"bench_{only or '*'}.py"))
+    if not names:
+        raise pytest.UsageError(f"--only: there is no benchmark {only!r}")
     return [importlib.import_module(f"benchmarks.{name}") for name in names]
 
 
@@ -28,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per case and candidate; a case is made here for its names and made again to run."""
     if {"make", "candidate"} <= set(metafunc.fixturenames):
         params = []
-        for script in scripts():
+        for script in scripts(metafunc.config.getoption("--only")):
             for make in script.cases(DEVICE, True):
                 case = make()
                 names = [c.name for c in (*case.parts, *case.candidates)]

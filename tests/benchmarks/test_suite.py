@@ -20,7 +20,8 @@ def run_pytest(*arguments: str) -> str:
 
 def test_candidates_of_a_case_are_one_group() -> None:
     pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
-    output = run_pytest("benchmarks", "-k", "gaussian_aggregate and 19", "-p", "no:xdist")
+    only = ("--only", "gaussian_aggregate", "-k", "19")
+    output = run_pytest("benchmarks", *only, "-p", "no:xdist")
     assert "benchmark 'gaussian_aggregate: K 19, Z 512, batch 1, map 64" in output
     table = output[output.index("Name (time") :]
     names = [line.split()[0] for line in table.splitlines() if "(" in line]
