@@ -333,6 +333,15 @@ def benchmark(module: str, device: str, seconds: float, partial: Path) -> Report
     return {"failed": len(report["failures"]), **report}
 
 
+def table7(device: str, seconds: float) -> Report:
+    """Table 7 at its full size, in float32 without TF32."""
+    from benchmarks import table7_contexts
+
+    torch.backends.cudnn.allow_tf32 = False
+    size, update_size = (128, 64) if device == "cuda" else (8, 8)
+    return table7_contexts.run(device, size, update_size, budget=seconds / 8)
+
+
 STAGES: dict[str, Callable[[str, float], Report]] = {
     stage.__name__: stage
     for stage in (
@@ -346,6 +355,7 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
         small_run,
         sanitizer,
         training,
+        table7,
     )
 }
 
