@@ -6,8 +6,8 @@ sdpa       torch.nn.functional.scaled_dot_product_attention, whichever of its ke
 flash, efficient, cudnn   on a GPU those of its kernels that run, each by itself
 ours       ``mcibi_fast.ops.confidence_attention``; on the CPU it is sdpa
 
-The layout is "rows", (B, N, D) contiguous, or "maps", the view of a (B, D, h, w) map that the
-modules hand over.
+The layout is "rows", (B, N, D) contiguous, to which the modules copy their maps, or "maps", the
+view of a (B, D, h, w) map.
 """
 
 from __future__ import annotations

@@ -48,12 +48,9 @@ def ours(cut: str, head: MCIBIPPHead) -> Run:
 
 def released(cut: str, head: MCIBIPPHead) -> Run:
     if cut == "dca":
-
-        def dca(x: Tensor, logits: Tensor) -> Tensor:
-            R = head.bottleneck(x)
-            return head.context.fuse(R, released_structure.aggregate(head.context, R, logits))
-
-        return dca
+        return lambda x, logits: released_structure.augment(
+            head.context, head.bottleneck(x), logits
+        )
     theirs = released_structure.ReleasedHead(head)
     return lambda x, logits: theirs([x]).logits
 

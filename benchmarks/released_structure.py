@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mcibi_fast.models import MCIBIPPHead, SegmentationOutput, Segmentor
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory, PositionConfidenceAttention
+from mcibi_fast.nn.context import Concatenation
 
 
 def sample(memory: GaussianMemory, like: Tensor) -> Tensor:
@@ -59,6 +60,14 @@ def aggregate(context: DatasetLevelContext, R: Tensor, weight_logits: Tensor) ->
         return attend(context.attention, R, coarse)
     C_bi = attend(context.attention, context.downsample(R), context.downsample(coarse))
     return resize(C_bi, R.shape[2:], context.align_corners)
+
+
+def augment(context: DatasetLevelContext, R: Tensor, weight_logits: Tensor) -> Tensor:
+    """R_aug = F_T(R, C_bi) (Eq. 4)."""
+    C_bi = aggregate(context, R, weight_logits)
+    if isinstance(context.fuse, Concatenation):
+        return context.fuse.conv(torch.cat([R, C_bi], dim=1))
+    return context.fuse(R, C_bi)
 
 
 @torch.no_grad()
@@ -108,7 +117,7 @@ class ReleasedHead(nn.Module):
         weights = weight_logits
         if previous_logits is not None:
             weights = self.mix(weight_logits, previous_logits)
-        logits = head.decoder(context.fuse(R, aggregate(context, R, weights)))
+        logits = head.decoder(augment(context, R, weights))
         losses = {}
         if labels is not None:
             terms = {"loss_cls": (1.0, logits), "loss_pr": (head.alpha, weight_logits)}
