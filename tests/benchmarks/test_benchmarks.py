@@ -34,12 +34,8 @@ SMALL: dict[ModuleType, Callable[[], Case]] = {
         5, 8, False, BOTH, f32, "cpu"
     ),
     bench_confidence_attention: lambda: bench_confidence_attention.case(8, 16, BOTH, f32, "cpu"),
-    bench_upsample_cross_entropy: lambda: bench_upsample_cross_entropy.case(
-        5, 8, BOTH, f32, "cpu"
-    ),
-    bench_upsample_argmax: lambda: bench_upsample_argmax.case(
-        5, 8, "smooth", "counts", f32, "cpu"
-    ),
+    bench_upsample_cross_entropy: lambda: bench_upsample_cross_entropy.case(5, 8, BOTH, f32, "cpu"),
+    bench_upsample_argmax: lambda: bench_upsample_argmax.case(5, 8, "smooth", "counts", f32, "cpu"),
     bench_context: lambda: bench_context.case(5, 8, "paper", BOTH, f32, "cpu"),
     bench_head: lambda: bench_head.case("fcn_mcibipp", 4, "paper", BOTH, f32, "cpu"),
     bench_model: lambda: bench_model.case(
