@@ -11,36 +11,116 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pretrained = bool | str | os.PathLike[str]
+
+# By timm's module: what makes a family take images of any size, and give the maps wanted here.
+_FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    # Without always_partition, stages that are one window at the size of pretraining never shift.
+    "swin_transformer": {"strict_img_size": False, "always_partition": True},
+    "swin_transformer_v2": {"strict_img_size": False, "always_partition": True},
+    "vision_transformer": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    "deit": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    "eva": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    # The branches themselves, not those of 128 to 1024 channels made of them for classification.
+    "hrnet": {"feature_location": "", "out_indices": (1, 2, 3, 4)},
+}
 
 
 class Backbone(nn.Module):
     """A timm feature extractor: images (B, 3, H, W) -> at most four maps, finest first.
 
+    Args:
+        body: with timm's ``feature_info``; images -> feature maps.
+        pad_to: images are padded with zeros, right and below, to multiples of this.
+
     Attributes:
         channels: of each map.
-        reductions: stride of each map.
+        reductions: stride of each map; sizes are rounded up or down as the model does.
     """
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, *, pad_to: int = 1) -> None:
         super().__init__()
         self.body = body
+        self.pad_to = pad_to
         self.channels: list[int] = body.feature_info.channels()[-4:]
         self.reductions: list[int] = body.feature_info.reduction()[-4:]
         # Transformers with windows keep their channels last; "NHWC" is timm's word for it.
         self.nhwc = str(getattr(body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        if self.pad_to > 1:
+            height, width = images.shape[2:]
+            images = F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
         maps = self.body(images)[-len(self.channels) :]
         return [m.permute(0, 3, 1, 2) for m in maps] if self.nhwc else list(maps)
+
+
+class HighResolutionBackbone(Backbone):
+    """HRNetV2: the four branches resized to the finest, of stride 4, and concatenated.
+
+    The one map is given four times, so that heads with an auxiliary classifier or a pyramid take
+    it as they take any other backbone.
+
+    Args:
+        body: timm's HRNet without ``incre`` modules. Its fusions are replaced by ones that resize
+            to whatever size the finer branch has, so that images may have any size.
+        mode: how the fusions upsample: "nearest" (timm) or "bilinear" (the released code).
+    """
+
+    def __init__(self, body: Any, *, mode: str = "nearest") -> None:
+        super().__init__(body)
+        for stage in (body.stage2, body.stage3, body.stage4):
+            for index, module in enumerate(stage):
+                stage[index] = _Fusion(module, mode)
+        self.channels = [sum(self.channels)] * 4
+        self.reductions = [self.reductions[0]] * 4
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        finest, *coarser = super().forward(images)
+        resized = [_resize(branch, finest, "bilinear") for branch in coarser]
+        return [torch.cat([finest, *resized], dim=1)] * 4
+
+
+class _Fusion(nn.Module):
+    """A HRNet module: each branch through its blocks, then the sum of all branches at each size."""
+
+    def __init__(self, module: Any, mode: str) -> None:
+        super().__init__()
+        self.branches = module.branches
+        self.fuse_layers = module.fuse_layers
+        self.act = module.fuse_act
+        self.mode = mode
+        for row in self.fuse_layers:
+            for layer in row:
+                if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.Upsample):
+                    del layer[-1]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        maps = [branch(m) for branch, m in zip(self.branches, maps, strict=True)]
+        fused = []
+        for i, row in enumerate(self.fuse_layers):
+            terms = [layer(m) for layer, m in zip(row, maps, strict=True)]
+            terms[i + 1 :] = [_resize(term, maps[i], self.mode) for term in terms[i + 1 :]]
+            fused.append(self.act(sum(terms[1:], terms[0])))
+        return fused
+
+
+def _resize(x: Tensor, like: Tensor, mode: str) -> Tensor:
+    align_corners = False if mode == "bilinear" else None  # "nearest" refuses either
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=align_corners)
 
 
 def create_backbone(
     name: str, *, output_stride: int = 8, pretrained: Pretrained = False
 ) -> Backbone:
     """A timm model's stages as feature maps.
+
+    HRNet (stride 4) gives its concatenated branches, see :class:`HighResolutionBackbone`. Models
+    of one scale, such as ViT (stride 16), give the maps of four evenly spaced blocks, all at that
+    one stride. The other families give their last four stages.
 
     Args:
         name: of the timm model.
@@ -52,34 +132,52 @@ def create_backbone(
         ValueError: timm has no such model, or it has no feature maps at this stride.
         RuntimeError: the weights could not be had; the message says which and what to do.
     """
-    body, options = _feature_extractor(name, output_stride)
-    if pretrained is not False:
-        body = _with_weights(body, name, pretrained, options)
-    return Backbone(body)
-
-
-def _feature_extractor(name: str, output_stride: int) -> tuple[Any, dict[str, Any]]:
-    """The model without weights, and the options that made it."""
     import timm
 
     if not timm.is_model(name):
         similar = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone: timm has no model {name!r} (similar: {similar})")
-    options: dict[str, Any] = {"features_only": True, "output_stride": output_stride}
+    family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    body, options = _feature_extractor(name, family, output_stride)
+    if pretrained is not False:
+        body = _with_weights(body, name, pretrained, options)
+    if family == "hrnet":
+        return HighResolutionBackbone(body)
+    # Swin asserts that its first stride divides the image.
+    pad_to = body.feature_info.reduction()[0] if family.startswith("swin_transformer") else 1
+    return Backbone(body, pad_to=pad_to)
+
+
+def _feature_extractor(name: str, family: str, output_stride: int) -> tuple[Any, dict[str, Any]]:
+    """The model without weights, and the options that made it."""
+    import timm
+
+    own_options = {"features_only": True, **_FAMILY_OPTIONS.get(family, {})}
+    options = {**own_options, "output_stride": output_stride}
     refusals = (TypeError, AssertionError, NotImplementedError, RuntimeError)
     try:
         body: Any = timm.create_model(name, **options)
     except refusals:
         # Some models take no output_stride; their own will do if it is the one asked for.
-        options = {"features_only": True}
+        options = own_options
         body = _without_stride(name, options, refusals)
-    own = body.feature_info.reduction()[-1]  # some releases of timm let Swin ignore the stride
+    own = _stride(body, family)  # some releases of timm let Swin ignore the stride
     if own != output_stride:
         raise ValueError(
             f"backbone: {name} cannot run at output stride {output_stride}; pass "
             f"output_stride={own}, its own, or choose a model that can (resnet50, convnext_tiny)"
         )
+    strides = {stage["reduction"] for stage in body.feature_info.info}
+    depth = len(body.feature_info.info)
+    if len(strides) == 1 and depth > 4:  # blocks of one scale: timm would give the last three
+        options["out_indices"] = tuple(depth * (i + 1) // 4 - 1 for i in range(4))
+        body = timm.create_model(name, **options)
     return body, options
+
+
+def _stride(body: Any, family: str) -> int:
+    reductions = body.feature_info.reduction()
+    return reductions[0] if family == "hrnet" else reductions[-1]
 
 
 def _without_stride(
