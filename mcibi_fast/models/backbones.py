@@ -203,7 +203,10 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
         source = str(pretrained)
         if not Path(source).is_file():
             raise RuntimeError(f"pretrained: there is no file {source} with weights for {name}")
-        options = {**options, "pretrained_cfg_overlay": {"file": source}}
+        overlay: dict[str, Any] = {"file": source}
+        if not source.endswith(".npz"):  # some of timm's configurations expect nothing else
+            overlay["custom_load"] = False
+        options = {**options, "pretrained_cfg_overlay": overlay}
     elif not source:
         raise RuntimeError(f"pretrained: timm has no weights for {name}; give a file of your own")
     try:
@@ -223,7 +226,8 @@ def _check_entries(name: str, file: str) -> None:
     import timm
     from timm.models import load_state_dict
 
-    with torch.device("meta"):
+    # Not on the meta device: timm 1.0.12 builds no transformer there.
+    with torch.random.fork_rng(devices=[]):
         known = timm.create_model(name).state_dict()
     if not known.keys() & load_state_dict(file).keys():
         raise ValueError(f"none of the file's entries is one of {name}'s")

@@ -57,9 +57,21 @@ def test_maps_of_any_size(name, output_stride, generator):
     ],
 )
 def test_channels_of_the_papers_backbones(name, output_stride, channels):
+    if not name.startswith(
+        ("res", "hrnet")
+    ):  # earlier releases of timm read numbers from tensors as they build these
+        needs_models_without_data()
     with torch.device("meta"):
         backbone = create_backbone(name, output_stride=output_stride)
     assert backbone.channels == channels
+
+
+def needs_models_without_data() -> None:
+    try:
+        with torch.device("meta"):
+            timm.create_model("convnext_atto")
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("needs a release of timm whose transformers can be built on the meta device")
 
 
 @torch.no_grad()
@@ -126,6 +138,34 @@ def test_weights_from_a_file(tmp_path):
     backbone = create_backbone("test_resnet", pretrained=tmp_path / "weights.pth")
     assert torch.equal(backbone.body.conv1[0].weight, model.conv1[0].weight)
     assert torch.equal(backbone.body.layer4[0].conv2.weight, model.layer4[0].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "entry", "timms"),
+    [
+        ("resnest14d", 8, "layer4.0.conv2.fc2.weight", "layer4.0.conv2.fc2.weight"),
+        (
+            "swin_tiny_patch4_window7_224",
+            32,
+            "layers_3.blocks.1.attn.qkv.weight",
+            "layers.3.blocks.1.attn.qkv.weight",
+        ),
+        ("vit_tiny_patch16_224", 16, "model.blocks.11.mlp.fc2.weight", "blocks.11.mlp.fc2.weight"),
+        (
+            "convnext_atto",
+            8,
+            "stages_3.blocks.0.mlp.fc1.weight",
+            "stages.3.blocks.0.mlp.fc1.weight",
+        ),
+    ],
+)
+def test_weights_of_other_families(tmp_path, name, output_stride, entry, timms):
+    model = timm.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    backbone = create_backbone(
+        name, output_stride=output_stride, pretrained=tmp_path / "weights.pth"
+    )
+    assert torch.equal(backbone.body.state_dict()[entry], model.state_dict()[timms])
 
 
 def test_weights_of_hrnet_from_a_file(tmp_path):
