@@ -2,7 +2,7 @@
 
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
-is an argument. So far: ResNet backbones with FCN, PPM or ASPP heads.
+is an argument. So far: ResNet backbones; all heads: FCN, PPM, ASPP and UperNet with either.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.upernet import UperNetMCIBIPPHead
 from mcibi_fast.nn.attention import PositionConfidenceAttention
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.within_image import ASPP, PPM
@@ -45,8 +46,10 @@ _RENAMING = [
     (r"^within_image\.branches\.", "context_within_image_module.parallel_branches."),
     (r"^within_image\.pyramid\.", "context_within_image_module.branches."),
     (r"^within_image\.", "context_within_image_module."),
-    (r"^decoder\.attention\.(query|key|value)\.", r"self_attention.\1_project."),
-    (r"^decoder\.attention\.output\.", "self_attention.out_project."),
+    (r"^extra_attention\.(query|key|value)\.", r"self_attention.\1_project."),
+    (r"^extra_attention\.output\.", "self_attention.out_project."),
+    (r"^pyramid\.laterals\.", "lateral_convs."),
+    (r"^pyramid\.outputs\.", "fpn_convs."),
     (r"^decoder\.", "decoder_cls."),
     (r"^(decoder_\w+)\.conv\.0\.", r"\1.conv1."),
     (r"^(decoder_\w+)\.conv\.1\.", r"\1.bn1."),
@@ -57,7 +60,6 @@ _RENAMING = [
 
 # Key prefixes of what is not supported yet.
 _UNSUPPORTED = {
-    "lateral_convs.": "UperNet's feature pyramid",
     "backbone_net.patch_embed.": "the Swin backbone",
     "backbone_net.stage2.": "the HRNet backbone",
     "backbone_net.layer1.0.conv2.conv.": "the ResNeSt backbone",
@@ -83,8 +85,8 @@ def load(
         NotImplementedError: an architecture that is not supported yet (named).
     """
     state = _read(checkpoint)
-    parts = _build_head(state, **options)
-    model = Segmentor(_build_backbone(state, output_stride), parts)
+    backbone = _build_backbone(state, output_stride)
+    model = Segmentor(backbone, _build_head(state, **options))
     _fill(model, state)
     return model.eval()
 
@@ -154,9 +156,6 @@ def _build_head(
     pool_scales: Sequence[int] = (1, 2, 3, 6),
     **options: Any,
 ) -> MCIBIPPHead:
-    for prefix, what in _UNSUPPORTED.items():
-        if any(key.startswith(prefix) for key in state):
-            raise NotImplementedError(f"checkpoint: {what} is not supported yet (keys {prefix}*)")
     feats_channels, last_channels = _shape(state, "bottleneck.0.weight")[:2]
     auxiliary = "auxiliary_decoder.0.weight"
     auxiliary_channels = _shape(state, auxiliary)[1] if auxiliary in state else None
@@ -169,9 +168,22 @@ def _build_head(
         align_corners=options.get("align_corners", False),
     )
     attention = "memory_module.self_attention.value_project.0.weight"
-    module = MCIBIPPHead(
+    widths = [auxiliary_channels or last_channels, last_channels]
+    framework: Any = MCIBIPPHead
+    laterals = _laterals(state)
+    if laterals:
+        if within_image is None:
+            raise ValueError(
+                f"checkpoint: a feature pyramid (lateral_convs.*) without {_WITHIN_IMAGE}.*; every "
+                "UperNet of the released code has that"
+            )
+        framework = UperNetMCIBIPPHead
+        widths = [*(lateral[1] for lateral in laterals), last_channels]
+        # The laterals have the width of the pyramid's top: [memory, context] or the context alone.
+        options["memory_joins"] = "after" if laterals[0][0] == feats_channels else "before"
+    module = framework(
         _shape(state, "memory_module.memory")[0],
-        [auxiliary_channels or last_channels, last_channels],
+        widths,
         form="released",
         feats_channels=feats_channels,
         transform_channels=_shape(state, attention)[0],
@@ -181,6 +193,12 @@ def _build_head(
     )
     _fit_decoders(module, state, options.get("dropout", 0.1))
     return module
+
+
+def _laterals(state: StateDict) -> list[torch.Size]:
+    """Of the feature pyramid's lateral convolutions, none without a pyramid."""
+    count = len({key.split(".")[1] for key in state if key.startswith("lateral_convs.")})
+    return [_shape(state, f"lateral_convs.{i}.0.weight") for i in range(count)]
 
 
 def _build_within_image(
@@ -200,7 +218,7 @@ def _build_within_image(
 
 
 def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None:
-    """Gives the head classifiers of the checkpoint's widths and kernels."""
+    """Gives the head classifiers and an extra attention of the checkpoint's widths and kernels."""
 
     def sizes(name: str) -> dict[str, Any]:
         hidden_channels, in_channels, kernel_size, _ = _shape(state, f"{name}.conv1.weight")
@@ -215,43 +233,18 @@ def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None
     module.context.weight_head = Decoder(**sizes("decoder_pr"))
     if module.within_image is not None:
         module.within_image_head = Decoder(**sizes("decoder_cwi"))
+    module.decoder = Decoder(**sizes("decoder_cls"))
     extra = "self_attention.value_project.0.weight"
     if extra in state:
-        width = _shape(state, extra)[0]
-        module.decoder = AttendingDecoder(transform_channels=width, **sizes("decoder_cls"))
-    else:
-        module.decoder = Decoder(**sizes("decoder_cls"))
-
-
-class AttendingDecoder(Decoder):
-    """H_cls of the checkpoints with one more attention, which the paper has not.
-
-    On [R_aug, C_wi]: the context within the image is the query, R_aug the key; what is gathered
-    takes R_aug's place before the classifier.
-
-    Args:
-        transform_channels: width of the attention.
-        sizes: see :class:`Decoder`.
-    """
-
-    def __init__(self, *, transform_channels: int, in_channels: int, **sizes: Any) -> None:
-        super().__init__(in_channels, **sizes)
-        self.attention = PositionConfidenceAttention(in_channels // 2, transform_channels)
-
-    def forward(self, features: Tensor, prepared: Any = None) -> Tensor:
-        if prepared is None:
-            features, within = features.chunk(2, dim=1)
-            prepared = self.prepare(within)
-        query, classified = prepared
-        return super().forward(self.attention.attend(query, features), classified)
-
-    def prepare(self, within: Tensor) -> Any:
-        """The attention's query and what the classifier makes of C_wi."""
-        return self.attention.query(within), super().prepare(within)
+        width, channels = _shape(state, extra)[:2]
+        module.extra_attention = PositionConfidenceAttention(channels, width)
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
     """ResNet-v1c (a stem of three 3x3 convolutions) of the depth and widths in the checkpoint."""
+    for prefix, what in _UNSUPPORTED.items():
+        if any(key.startswith(prefix) for key in state):
+            raise NotImplementedError(f"checkpoint: {what} is not supported yet (keys {prefix}*)")
     blocks = [
         len({k.split(".")[2] for k in state if k.startswith(f"backbone_net.layer{i}.")})
         for i in (1, 2, 3, 4)

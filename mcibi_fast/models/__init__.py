@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mcibi_fast.models.backbones import create_backbone
+from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibipp
 from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibipp
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.pspnet import pspnet, pspnet_mcibipp
 from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.upernet import UperNetHead, UperNetMCIBIPPHead, upernet, upernet_mcibipp
 from mcibi_fast.nn.blocks import convert_sync_batchnorm
 
 __all__ = [
@@ -16,15 +19,32 @@ __all__ = [
     "MCIBIPPHead",
     "SegmentationOutput",
     "Segmentor",
+    "UperNetHead",
+    "UperNetMCIBIPPHead",
     "convert_sync_batchnorm",
     "create",
     "create_backbone",
+    "deeplabv3",
+    "deeplabv3_mcibipp",
     "fcn",
     "fcn_mcibipp",
     "names",
+    "pspnet",
+    "pspnet_mcibipp",
+    "upernet",
+    "upernet_mcibipp",
 ]
 
-_MODELS = {"fcn": fcn, "fcn_mcibipp": fcn_mcibipp}
+_MODELS = {
+    "deeplabv3": deeplabv3,
+    "deeplabv3_mcibipp": deeplabv3_mcibipp,
+    "fcn": fcn,
+    "fcn_mcibipp": fcn_mcibipp,
+    "pspnet": pspnet,
+    "pspnet_mcibipp": pspnet_mcibipp,
+    "upernet": upernet,
+    "upernet_mcibipp": upernet_mcibipp,
+}
 
 
 def names() -> list[str]:
@@ -36,7 +56,8 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
     """A model by name.
 
     Args:
-        name: "fcn" or "fcn_mcibipp".
+        name: a framework, "fcn", "pspnet", "upernet" or "deeplabv3", or with MCIBI++,
+            "fcn_mcibipp" and so on; all in :func:`names`.
         num_classes: K.
         backbone: any timm model with ``features_only``.
         options: of the model's own function, for example ``output_stride``, ``pretrained``,

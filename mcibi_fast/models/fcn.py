@@ -60,14 +60,17 @@ def fcn_mcibipp(
 class FCNHead(nn.Module):
     """Classifies the last stage's features, with an auxiliary head on the stage before.
 
+    The heads of the other frameworks without MCIBI++ are this one with a decoder of their own.
+
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
+        decoder: what classifies ``decoder_input``; Conv3x3-BN-ReLU and a classifier by default.
         feats_channels: Z, channels of the pixel representations.
         dropout: channel dropout before each classifier.
         auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
         ignore_index: label that does not count in the losses.
-        align_corners: of the bilinear upsampling in the losses.
+        align_corners: of every bilinear resizing.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class FCNHead(nn.Module):
         num_classes: int,
         in_channels: Sequence[int],
         *,
+        decoder: Decoder | None = None,
         feats_channels: int = 512,
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
@@ -82,11 +86,12 @@ class FCNHead(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.decoder = Decoder(
-            in_channels[-1], feats_channels, num_classes, kernel_size=3, dropout=dropout
+        Z = feats_channels
+        self.decoder = decoder or Decoder(
+            in_channels[-1], Z, num_classes, kernel_size=3, dropout=dropout
         )
         self.auxiliary = (
-            Decoder(in_channels[-2], feats_channels, num_classes, kernel_size=3, dropout=dropout)
+            Decoder(in_channels[-2], Z, num_classes, kernel_size=3, dropout=dropout)
             if auxiliary_weight
             else None
         )
@@ -95,21 +100,30 @@ class FCNHead(nn.Module):
         self.align_corners = align_corners
 
     def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
-        """R (B, Z, h, w)."""
-        return self.decoder.conv(features[-1])
+        """R (B, Z, h, w), what is classified."""
+        return self.decoder.conv(self.decoder_input(features))
+
+    def decoder_input(self, features: Sequence[Tensor]) -> Tensor:
+        """What the decoder takes of the backbone's maps."""
+        return features[-1]
 
     def forward(
         self, features: Sequence[Tensor], labels: Tensor | None = None
     ) -> SegmentationOutput:
-        logits = self.decoder(features[-1])
-        if labels is None:
-            return SegmentationOutput(logits, {})
-        losses = joint_losses(
+        logits = self.decoder(self.decoder_input(features))
+        losses = {} if labels is None else self.losses(features, logits, labels)
+        return SegmentationOutput(logits, losses)
+
+    def losses(
+        self, features: Sequence[Tensor], logits: Tensor, labels: Tensor, **logits_of_more: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted terms; for further logits see :func:`joint_losses`."""
+        return joint_losses(
             logits,
             labels,
             auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
             auxiliary_weight=self.auxiliary_weight,
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
+            **logits_of_more,  # type: ignore[arg-type]
         )
-        return SegmentationOutput(logits, losses)

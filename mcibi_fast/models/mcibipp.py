@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
-from mcibi_fast.nn.attention import Projections
+from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
 from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.context import ContextBase, ContextState, DatasetLevelContext, Fusion
 from mcibi_fast.nn.decoder import Decoder
@@ -20,6 +20,14 @@ from mcibi_fast.nn.memory import Form, GaussianMemory, Init, Noise
 
 WeightsFrom = Literal["auto", "pr", "cwi"]
 Mixing = Literal["paper", "released"]
+
+
+class _Image(NamedTuple):
+    """What the weights W do not change: computed once, whatever the number of stages."""
+
+    context: ContextState
+    query: Tensor | None  # of the extra attention
+    classifier: Any  # see MCIBIPPHead.prepare_classifier
 
 
 class MCIBIPPHead(nn.Module):
@@ -39,6 +47,9 @@ class MCIBIPPHead(nn.Module):
         auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
         within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w); its output
             is classified by a head of its own and concatenated before the final classifier.
+        extra_attention: one more attention, which the paper has not: the context within the image
+            is its query, R_aug its key; what it gathers takes R_aug's place before the classifier.
+            Some published checkpoints have it.
         weights_from: whose logits gather, "pr" (H_pr) or "cwi" (the within-image head). "auto" is
             "cwi" for the released form with a within-image context, "pr" otherwise.
         fusion: F_T, see :class:`DatasetLevelContext`, also for ``hard`` and ``downsample``.
@@ -64,6 +75,7 @@ class MCIBIPPHead(nn.Module):
         alpha: float = 0.4,
         auxiliary_weight: float = 0.4,
         within_image: nn.Module | None = None,
+        extra_attention: bool = False,
         weights_from: WeightsFrom = "auto",
         fusion: Fusion = "concatenation",
         hard: bool = False,
@@ -106,6 +118,13 @@ class MCIBIPPHead(nn.Module):
             align_corners=align_corners,
         )
         self.within_image = within_image
+        if extra_attention and within_image is None:
+            raise ValueError("extra_attention: needs a within-image context; this model has none")
+        self.extra_attention = (
+            PositionConfidenceAttention(Z, transform_channels, projections=projections or form)
+            if extra_attention
+            else None
+        )
         if within_image is None:
             self.within_image_head = None
             self.decoder = Decoder(Z, Z, num_classes, dropout=dropout)
@@ -187,22 +206,25 @@ class MCIBIPPHead(nn.Module):
             self._refuse_if_folded()
         R = self.pixel_representations(features)
         weight_logits = self.context.weight_head(R)  # W, Eq. 10
-        within = context_logits = None
-        if self.within_image is not None and self.within_image_head is not None:
-            within = self.within_image(features[-1])  # C_wi, Eq. 3
+        within = self.within_image_context(features, R, weight_logits)
+        context_logits = None
+        if within is not None and self.within_image_head is not None:
             context_logits = self.within_image_head(within)
         first = weight_logits
         if self.weights_from == "cwi" and context_logits is not None:
             first = context_logits
 
         # What W does not change is computed once; each stage is the rest.
-        state = self.context.prepare(R)
-        prepared = None if within is None else self.decoder.prepare(within)
+        image = _Image(
+            self.context.prepare(R),
+            None if self.extra_attention is None else self.extra_attention.query(within),
+            self.prepare_classifier(features, within),
+        )
         gather = first if previous_logits is None else self._mix(first, previous_logits)
-        logits = self._classify(state, gather, prepared)
+        logits = self._stage(image, gather)
         if not self.training:
             for _ in range(1, _positive(self.stages if stages is None else stages)):
-                logits = self._classify(state, self._mix(first, logits), prepared)
+                logits = self._stage(image, self._mix(first, logits))
 
         losses = {}
         if labels is not None:
@@ -221,11 +243,25 @@ class MCIBIPPHead(nn.Module):
                 self.memory.update(R.detach(), labels)
         return SegmentationOutput(logits, losses, weight_logits, context_logits)
 
-    def _classify(
-        self, state: ContextState, weight_logits: Tensor, prepared: Tensor | None
-    ) -> Tensor:
-        augmented = self.context.gather(state, weight_logits)  # Eqs. 11-13 and 4
-        return self.decoder(augmented, prepared)  # Eq. 5, before the upsampling
+    def within_image_context(
+        self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
+    ) -> Tensor | None:
+        """C_wi (B, Z, h, w), Eq. 3, or None without one."""
+        return None if self.within_image is None else self.within_image(features[-1])
+
+    def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
+        """What ``classify`` needs besides R_aug; to be computed once for several stages."""
+        return None if within is None else self.decoder.prepare(within)
+
+    def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
+        """O before the upsampling (Eq. 5), of R_aug (B, Z, h, w)."""
+        return self.decoder(augmented, prepared)
+
+    def _stage(self, image: _Image, weight_logits: Tensor) -> Tensor:
+        augmented = self.context.gather(image.context, weight_logits)  # Eqs. 11-13 and 4
+        if self.extra_attention is not None and image.query is not None:
+            augmented = self.extra_attention.attend(image.query, augmented)
+        return self.classify(augmented, image.classifier)
 
     def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
         if self.mixing == "paper":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mcibi_fast.nn.blocks import conv_bn_relu
@@ -16,6 +18,8 @@ class Decoder(nn.Module):
         num_classes: K.
         kernel_size: of the first convolution.
         dropout: probability that a channel is dropped while training.
+        conv: in place of Conv-BN-ReLU, a module from ``in_channels`` to ``hidden_channels``, say a
+            context within the image; ``prepare`` is then not available.
 
     Shape: (B, in_channels, h, w) -> logits (B, K, h, w).
     """
@@ -28,20 +32,29 @@ class Decoder(nn.Module):
         *,
         kernel_size: int = 1,
         dropout: float = 0.1,
+        conv: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.conv = conv_bn_relu(in_channels, hidden_channels, kernel_size)
+        self.conv: Any = conv or conv_bn_relu(in_channels, hidden_channels, kernel_size)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden_channels, num_classes, 1)
 
-    def forward(self, features: Tensor, prepared: Tensor | None = None) -> Tensor:
-        """``prepared`` stands for the input's last channels, if ``features`` lacks them."""
+    def forward(
+        self, features: Tensor, prepared: Tensor | None = None, *, first: bool = False
+    ) -> Tensor:
+        """``prepared`` stands for the input's last (or first) channels, if ``features`` lacks them.
+
+        Args:
+            features: the input, or its channels that were not prepared.
+            prepared: of ``prepare``.
+            first: whether the prepared channels come first.
+        """
         if prepared is None:
             hidden = self.conv(features)
         else:
-            hidden = self.conv.join(prepared, features, first=False)
+            hidden = self.conv.join(prepared, features, first=first)
         return self.classifier(self.dropout(hidden))
 
-    def prepare(self, within: Tensor) -> Tensor:
-        """What the input's last channels contribute; to be computed once for several calls."""
-        return self.conv.prepare(within, first=False)
+    def prepare(self, fixed: Tensor, *, first: bool = False) -> Tensor:
+        """What the input's last (or first) channels add; to be computed once for several calls."""
+        return self.conv.prepare(fixed, first=first)

@@ -96,7 +96,7 @@ class ModelConfig:
     """Arguments of `mcibi_fast.models.create`.
 
     Attributes:
-        name: "fcn" or "fcn_mcibipp".
+        name: one of `mcibi_fast.models.names()`.
         backbone: any timm model with feature maps.
         options: further options of that framework (feats_channels, form, ...).
     """

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mcibi_fast.compat import sssegmentation
+from mcibi_fast.models import UperNetMCIBIPPHead
 from mcibi_fast.nn import ASPP, PPM
 
 
@@ -179,9 +180,8 @@ def test_pyramid_pooling_checkpoint(aspp, scales, weights_from, generator):
     assert relative_error(out.logits, logits) < 1e-10
 
 
-def test_extra_attention_checkpoint(aspp, generator):
-    state = state_dict(aspp)
-    Z, T = state["bottleneck.0.weight"].shape[0], 6
+def add_extra_attention(state, width, generator):
+    Z, T = state["bottleneck.0.weight"].shape[0], width
     for name, shapes in {
         "query": [(T, Z), (T, T)],
         "key": [(T, Z), (T, T)],
@@ -191,24 +191,84 @@ def test_extra_attention_checkpoint(aspp, generator):
         for i, shape in enumerate(shapes):
             prefix = f"self_attention.{name}_project" + (f".{i}" if len(shapes) > 1 else "")
             random_block(state, f"{prefix}.0", f"{prefix}.1", (*shape, 1, 1), generator)
-    out, augmented = run_head(state, aspp)
-    assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
 
+
+def extra_attention(state, query_features, key_features):
     def project(name, x, count):
         for i in range(count):
             prefix = f"self_attention.{name}_project" + (f".{i}" if count > 1 else "")
             x = block(state, f"{prefix}.0", f"{prefix}.1", x)
         return x
 
-    plain = sssegmentation.head(state_dict(aspp)).double()
-    within = plain.within_image(torch.as_tensor(aspp["backbone3"])).detach()
-    query = project("query", within, 2).flatten(2).mT  # (B, N, T)
-    key = project("key", augmented, 2).flatten(2)
-    value = project("value", augmented, 1).flatten(2).mT
-    gathered = ((query @ key / T**0.5).softmax(2) @ value).mT.unflatten(2, within.shape[2:])
-    expected = torch.cat([project("out", gathered, 1), within], 1)
+    query = project("query", query_features, 2).flatten(2).mT  # (B, N, T)
+    key = project("key", key_features, 2).flatten(2)
+    value = project("value", key_features, 1).flatten(2).mT
+    gathered = (query @ key / query.shape[2] ** 0.5).softmax(2) @ value
+    return project("out", gathered.mT.unflatten(2, query_features.shape[2:]), 1)
+
+
+def within_image(recorded):
+    """The recorded ASPP's output."""
+    plain = sssegmentation.head(state_dict(recorded)).double()
+    return plain.within_image(torch.as_tensor(recorded["backbone3"])).detach()
+
+
+def test_extra_attention_checkpoint(aspp, generator):
+    state = state_dict(aspp)
+    add_extra_attention(state, 6, generator)
+    out, augmented = run_head(state, aspp)
+    assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
+    within = within_image(aspp)
+    expected = torch.cat([extra_attention(state, within, augmented), within], 1)
     assert relative_error(out.logits, classify(state, "decoder_cls", expected)) < 1e-10
     assert relative_error(out.logits, aspp["stage1_logits"]) > 1e-3
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("memory_joins", ["before", "after"])
+def test_upernet_checkpoint(aspp, memory_joins, extra, generator):
+    state = state_dict(aspp)
+    Z, K = state["bottleneck.0.weight"].shape[0], state["memory_module.memory"].shape[0]
+    top = 2 * Z if memory_joins == "before" else Z
+    features = [torch.as_tensor(aspp[f"backbone{i}"]) for i in range(4)]
+    for i, feature in enumerate(features[:3]):
+        shape = (top, feature.shape[1], 1, 1)
+        random_block(state, f"lateral_convs.{i}.0", f"lateral_convs.{i}.1", shape, generator)
+        shape = (Z, top, 3, 3)
+        random_block(state, f"fpn_convs.{i}.0", f"fpn_convs.{i}.1", shape, generator)
+    shape = (Z, 5 * Z, 3, 3)
+    random_block(state, "decoder_cls.conv1", "decoder_cls.bn1", shape, generator)
+    if extra:
+        add_extra_attention(state, 6, generator)
+    out, augmented = run_head(state, aspp)
+    assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
+
+    within = within_image(aspp)
+    if extra:
+        augmented = extra_attention(state, within, augmented)
+    maps = [
+        block(state, f"lateral_convs.{i}.0", f"lateral_convs.{i}.1", f)
+        for i, f in enumerate(features[:3])
+    ]
+    maps.append(torch.cat([augmented, within], 1) if memory_joins == "before" else within)
+    for i in (2, 1, 0):
+        maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[2:], mode="bilinear")
+    for i in range(3):
+        maps[i] = block(state, f"fpn_convs.{i}.0", f"fpn_convs.{i}.1", maps[i])
+    if memory_joins == "after":
+        maps.append(augmented)
+    size = maps[0].shape[2:]
+    expected = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
+    assert out.logits.shape == (len(expected), K, *size)
+    assert relative_error(out.logits, classify(state, "decoder_cls", expected)) < 1e-10
+
+
+def test_a_pyramid_needs_a_context(fcn):
+    state = {**fcn, "lateral_convs.0.0.weight": torch.zeros(32, 32, 1, 1)}
+    with pytest.raises(
+        ValueError, match=r"lateral_convs\.\*\) without context_within_image_module"
+    ):
+        sssegmentation.head(state)
 
 
 def test_pool_scales_that_do_not_fit_are_named(published):
@@ -249,6 +309,9 @@ def published() -> dict[str, dict[str, torch.Tensor]]:
         ("mcibiplusplus_aspp_resnet50os8_cityscapes", [3, 4, 6, 3]),
         ("mcibiplusplus_aspp_resnet50os8_lip", [3, 4, 6, 3]),
         ("mcibiplusplus_aspp_resnet101os8_cityscapes", [3, 4, 23, 3]),
+        ("mcibiplusplus_upernet_resnet50os8_ade20k", [3, 4, 6, 3]),
+        ("mcibiplusplus_upernet_resnet101os8_ade20k", [3, 4, 23, 3]),
+        ("mcibiplusplus_upernet_resnet50os8_vspw", [3, 4, 6, 3]),
     ],
 )
 def test_published_architectures(published, name, depths):
@@ -257,10 +320,13 @@ def test_published_architectures(published, name, depths):
     body = model.backbone.body
     assert [len(body[f"layer{i}"]) for i in (1, 2, 3, 4)] == depths
     assert model.backbone.channels == [256, 512, 1024, 2048]
-    classes = {"ade20k": 150, "cityscapes": 19, "lip": 20}[name.rpartition("_")[2]]
+    classes = {"ade20k": 150, "cityscapes": 19, "lip": 20, "vspw": 124}[name.rpartition("_")[2]]
     assert (model.memory.num_classes, model.memory.channels) == (classes, 512)
-    context = {"ppm": PPM, "aspp": ASPP}.get(name.split("_")[1], type(None))
+    context = {"ppm": PPM, "aspp": ASPP, "upernet": ASPP}.get(name.split("_")[1], type(None))
+    if name == "mcibiplusplus_upernet_resnet50os8_ade20k":
+        context = PPM
     assert type(model.head.within_image) is context
+    assert isinstance(model.head, UperNetMCIBIPPHead) == ("upernet" in name)
     assert body["layer4"][1].conv2.dilation == (4, 4)
 
 
@@ -273,12 +339,27 @@ def test_a_published_head_without_its_backbone(published):
 
 
 @pytest.mark.parametrize(
+    ("name", "widths", "extra"),
+    [
+        ("mcibiplusplus_upernet_swinlarge_ade20k", [192, 384, 768], True),
+        ("mcibiplusplus_upernet_resnest101os8_ade20k", [256, 512, 1024], False),
+    ],
+)
+def test_published_upernet_heads(published, name, widths, extra):
+    with torch.device("meta"):
+        head = sssegmentation.head(published[name])
+    assert isinstance(head, UperNetMCIBIPPHead)
+    assert head.memory_joins == "before"
+    assert [lateral[0].in_channels for lateral in head.pyramid.laterals] == widths
+    assert (head.extra_attention is not None) == extra
+
+
+@pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("mcibiplusplus_upernet_resnet50os8_ade20k", "UperNet"),
-        ("mcibiplusplus_upernet_swinlarge_ade20k", "not supported yet"),
+        ("mcibiplusplus_upernet_swinlarge_ade20k", "Swin"),
         ("mcibiplusplus_aspp_hrnetv2w48_cityscapes", "HRNet"),
-        ("mcibiplusplus_upernet_resnest101os8_ade20k", "not supported yet"),
+        ("mcibiplusplus_upernet_resnest101os8_ade20k", "ResNeSt"),
     ],
 )
 def test_what_is_not_supported_says_so(published, name, what):

@@ -44,7 +44,7 @@ def test_output(name, size, generator):
 
 def test_without_an_auxiliary_head(generator):
     images, labels = batch(generator)
-    for name in models.names():
+    for name in ("fcn", "fcn_mcibipp"):
         model = models.create(name, 5, auxiliary_weight=0.0, **options(name))
         assert "loss_aux" not in model(images, labels).losses
         assert not any("auxiliary" in key for key in model.state_dict())
@@ -152,7 +152,7 @@ def test_sync_batchnorm_needs_a_distributed_cuda_run():
 
 def test_wrong_arguments_are_named(generator):
     images, labels = batch(generator)
-    with pytest.raises(ValueError, match=r"no model 'fnc'; there are fcn, fcn_mcibipp"):
+    with pytest.raises(ValueError, match=r"no model 'fnc'; there are .*fcn, fcn_mcibipp"):
         models.create("fnc", 5)
     with pytest.raises(TypeError, match=r"colour"):
         models.create("fcn", 5, colour=1, **TINY)

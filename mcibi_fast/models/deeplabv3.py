@@ -1,0 +1,89 @@
+"""DeepLabV3: ASPP as the context within the image, alone and with MCIBI++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mcibi_fast.models.backbones import Pretrained, create_backbone
+from mcibi_fast.models.fcn import FCNHead
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.within_image import ASPP
+
+
+def deeplabv3(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    dilations: Sequence[int] = (1, 12, 24, 36),
+    feats_channels: int = 512,
+    dropout: float = 0.1,
+    align_corners: bool = False,
+    **head_options: Any,
+) -> Segmentor:
+    """The baseline: atrous spatial pyramid pooling of the last stage, then a classifier.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        dilations: of the branches; 1 is a 1x1 convolution.
+        feats_channels: Z, channels of the context and of the pixel representations.
+        dropout: channel dropout before each classifier.
+        align_corners: of every bilinear resizing.
+        head_options: more of :class:`FCNHead`'s.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    last, Z = features.channels[-1], feats_channels
+    context = ASPP(last, Z, dilations=dilations, align_corners=align_corners)
+    head = FCNHead(
+        num_classes,
+        features.channels,
+        decoder=Decoder(last, Z, num_classes, dropout=dropout, conv=context),
+        feats_channels=Z,
+        dropout=dropout,
+        align_corners=align_corners,
+        **head_options,
+    )
+    return Segmentor(features, head)
+
+
+def deeplabv3_mcibipp(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    dilations: Sequence[int] = (1, 12, 24, 36),
+    feats_channels: int = 512,
+    align_corners: bool = False,
+    **head_options: Any,
+) -> Segmentor:
+    """DeepLabV3 with MCIBI++: the ASPP is C_wi (Eq. 3).
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        dilations: of the branches; 1 is a 1x1 convolution.
+        feats_channels: Z, channels of the context and of the pixel representations.
+        align_corners: of every bilinear resizing.
+        head_options: more of :class:`MCIBIPPHead`'s.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    last, Z = features.channels[-1], feats_channels
+    head = MCIBIPPHead(
+        num_classes,
+        features.channels,
+        within_image=ASPP(last, Z, dilations=dilations, align_corners=align_corners),
+        feats_channels=Z,
+        align_corners=align_corners,
+        **head_options,
+    )
+    return Segmentor(features, head)
