@@ -7,6 +7,7 @@ from typing import Any
 from mcibi_fast.models.backbones import create_backbone
 from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibipp
 from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibipp
+from mcibi_fast.models.isnet import ISNetHead, ISNetMCIBIPPHead, isnet, isnet_mcibipp
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.pspnet import pspnet, pspnet_mcibipp
@@ -16,6 +17,8 @@ from mcibi_fast.nn.blocks import convert_sync_batchnorm
 
 __all__ = [
     "FCNHead",
+    "ISNetHead",
+    "ISNetMCIBIPPHead",
     "MCIBIPPHead",
     "SegmentationOutput",
     "Segmentor",
@@ -28,6 +31,8 @@ __all__ = [
     "deeplabv3_mcibipp",
     "fcn",
     "fcn_mcibipp",
+    "isnet",
+    "isnet_mcibipp",
     "names",
     "pspnet",
     "pspnet_mcibipp",
@@ -40,6 +45,8 @@ _MODELS = {
     "deeplabv3_mcibipp": deeplabv3_mcibipp,
     "fcn": fcn,
     "fcn_mcibipp": fcn_mcibipp,
+    "isnet": isnet,
+    "isnet_mcibipp": isnet_mcibipp,
     "pspnet": pspnet,
     "pspnet_mcibipp": pspnet_mcibipp,
     "upernet": upernet,
@@ -56,7 +63,7 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
     """A model by name.
 
     Args:
-        name: a framework, "fcn", "pspnet", "upernet" or "deeplabv3", or with MCIBI++,
+        name: a framework, "fcn", "pspnet", "upernet", "deeplabv3" or "isnet", or with MCIBI++,
             "fcn_mcibipp" and so on; all in :func:`names`.
         num_classes: K.
         backbone: any timm model with ``features_only``.

@@ -115,9 +115,9 @@ class FCNHead(nn.Module):
         return SegmentationOutput(logits, losses)
 
     def losses(
-        self, features: Sequence[Tensor], logits: Tensor, labels: Tensor, **logits_of_more: Tensor
+        self, features: Sequence[Tensor], logits: Tensor, labels: Tensor, **terms: Any
     ) -> dict[str, Tensor]:
-        """Weighted terms; for further logits see :func:`joint_losses`."""
+        """The weighted terms, further ones as :func:`joint_losses` takes them."""
         return joint_losses(
             logits,
             labels,
@@ -125,5 +125,5 @@ class FCNHead(nn.Module):
             auxiliary_weight=self.auxiliary_weight,
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
-            **logits_of_more,  # type: ignore[arg-type]
+            **terms,
         )

@@ -7,7 +7,16 @@ from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.losses import joint_losses, upsampled_cross_entropy
 from mcibi_fast.nn.memory import GaussianMemory
 from mcibi_fast.nn.representation_memory import RepresentationMemory
-from mcibi_fast.nn.within_image import ANN, ASPP, DNL, PPM, APCNet, CCNet, DANet
+from mcibi_fast.nn.within_image import (
+    ANN,
+    ASPP,
+    DNL,
+    PPM,
+    APCNet,
+    CCNet,
+    DANet,
+    ISNetContext,
+)
 
 __all__ = [
     "ANN",
@@ -21,6 +30,7 @@ __all__ = [
     "DatasetLevelOutput",
     "Decoder",
     "GaussianMemory",
+    "ISNetContext",
     "PositionConfidenceAttention",
     "RepresentationMemory",
     "conv_bn_relu",

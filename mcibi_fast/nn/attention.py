@@ -31,7 +31,8 @@ class PositionConfidenceAttention(nn.Module):
     """C_bi = F_O(softmax(F_R1(R) F_R2(C~)^T / sqrt(T)) F_C(C~)): Eq. 13, one head.
 
     Args:
-        channels: channels of the query and key maps, and of the result.
+        channels: channels of the query map and of the result.
+        key_channels: channels of the key map, by default the same.
         transform_channels: T, the width of the attention (C/2 in the paper).
         projections: "paper": each of F_R1, F_R2, F_C, F_O is one 1x1 convolution with bias.
             "released": Conv-BN-ReLU, two of them for the query and the key, one for the value
@@ -40,27 +41,33 @@ class PositionConfidenceAttention(nn.Module):
     Over keys that are mixtures of K class representations, ``attend_classes`` computes the same
     from the mixing weights, where the projections are linear ("paper").
 
-    Shape: query_features (B, channels, h, w), key_features (B, channels, h', w')
+    Shape: query_features (B, channels, h, w), key_features (B, key_channels, h', w')
         -> (B, channels, h, w).
     """
 
     def __init__(
-        self, channels: int, transform_channels: int = 256, *, projections: Projections = "released"
+        self,
+        channels: int,
+        transform_channels: int = 256,
+        *,
+        key_channels: int | None = None,
+        projections: Projections = "released",
     ) -> None:
         super().__init__()
         if projections not in ("paper", "released"):
             raise ValueError(f"projections: expected 'paper' or 'released', got {projections!r}")
+        key_channels = key_channels or channels
         self.transform_channels = transform_channels
         self.scale = transform_channels**-0.5
         if projections == "paper":
             self.query: nn.Module = nn.Conv2d(channels, transform_channels, 1)  # F_R1
-            self.key: nn.Module = nn.Conv2d(channels, transform_channels, 1)  # F_R2
-            self.value: nn.Module = nn.Conv2d(channels, transform_channels, 1)  # F_C
+            self.key: nn.Module = nn.Conv2d(key_channels, transform_channels, 1)  # F_R2
+            self.value: nn.Module = nn.Conv2d(key_channels, transform_channels, 1)  # F_C
             self.output: nn.Module = nn.Conv2d(transform_channels, channels, 1)  # F_O
         else:
             self.query = _two_blocks(channels, transform_channels)
-            self.key = _two_blocks(channels, transform_channels)
-            self.value = conv_bn_relu(channels, transform_channels, 1)
+            self.key = _two_blocks(key_channels, transform_channels)
+            self.value = conv_bn_relu(key_channels, transform_channels, 1)
             self.output = conv_bn_relu(transform_channels, channels, 1)
 
     def forward(self, query_features: Tensor, key_features: Tensor) -> Tensor:

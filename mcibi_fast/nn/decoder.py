@@ -35,7 +35,9 @@ class Decoder(nn.Module):
         conv: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.conv: Any = conv or conv_bn_relu(in_channels, hidden_channels, kernel_size)
+        self.conv: Any = conv
+        if conv is None:
+            self.conv = conv_bn_relu(in_channels, hidden_channels, kernel_size)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden_channels, num_classes, 1)
 

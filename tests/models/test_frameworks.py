@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast import models
+from mcibi_fast.models import ISNetMCIBIPPHead
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.upernet import FeaturePyramid
-from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.nn import GaussianMemory, upsampled_cross_entropy
 
 K, Z = 5, 16
 TINY = {"backbone": "test_resnet", "feats_channels": Z}
@@ -24,6 +25,7 @@ MODELS = {
     "deeplabv3": {"dilations": (1, 2)},
     "upernet": {},
     "upernet aspp": {"context": "aspp"},
+    "isnet": {"transform_channels": 8},
     "fcn_mcibipp": {},
     "pspnet_mcibipp": {},
     "pspnet_mcibipp paper": {"form": "paper"},
@@ -33,6 +35,8 @@ MODELS = {
     "upernet_mcibipp paper attention": {"form": "paper", "extra_attention": True},
     "upernet_mcibipp aspp after": {"context": "aspp", "memory_joins": "after"},
     "upernet_mcibipp after attention": {"memory_joins": "after", "extra_attention": True},
+    "isnet_mcibipp": {},
+    "isnet_mcibipp paper attention": {"form": "paper", "extra_attention": True},
 }
 MCIBIPP = [name for name in MODELS if "mcibipp" in name]
 
@@ -88,8 +92,10 @@ def test_output(name, size, generator):
     of_r = coarse if name in MCIBIPP else finest
     assert model.pixel_representations(images).shape == (2, Z, *of_r)
     losses = {"loss_cls", "loss_aux"}
-    if name in MCIBIPP:
-        losses |= {"loss_pr"} if name == "fcn_mcibipp" else {"loss_pr", "loss_cwi"}
+    if name in MCIBIPP or name == "isnet":
+        losses.add("loss_pr")
+    if name in MCIBIPP and name != "fcn_mcibipp":
+        losses.add("loss_cwi")
     assert set(model(images, labels).losses) == losses
 
 
@@ -149,6 +155,8 @@ def pyramid_of(pyramid: FeaturePyramid, features, top):
 
 
 def within_of(head, features, R, weight_logits):
+    if isinstance(head, ISNetMCIBIPPHead):
+        return head.within_image(R, weight_logits)
     return None if head.within_image is None else head.within_image(features[-1])
 
 
@@ -208,6 +216,28 @@ def test_upernet_is_a_pyramid_over_the_context(generator):
     assert_equal(model(images).logits, head.decoder(maps))
 
 
+@torch.no_grad()
+def test_isnet_shares_r_and_its_first_prediction(generator):
+    """Without MCIBI++ the logits classify the context; with it that context is C_wi."""
+    images, labels = batch(generator, dtype=torch.float64)
+    plain = disturbed(build("isnet", first_weight=0.3), generator)
+    features = plain.backbone(images)
+    R = plain.head.bottleneck(features[-1])
+    first = plain.head.first_decoder(R)
+    context = plain.head.within_image(R, first)
+    out = plain(images, labels)
+    assert_equal(out.logits, plain.head.decoder.classifier(context))
+    assert_equal(out.losses["loss_pr"], 0.3 * upsampled_cross_entropy(first, labels))
+    assert out.weight_logits is None
+    ours = disturbed(build("isnet_mcibipp"), generator)
+    features = ours.backbone(images)
+    R = ours.pixel_representations(images)
+    out = ours(images)
+    assert_equal(out.weight_logits, ours.head.context.weight_head(R))
+    within = ours.head.within_image(R, out.weight_logits)
+    assert_equal(out.context_logits, ours.head.within_image_head(within))
+
+
 def convolutions(run) -> int:
     """Multiply-adds of the convolutions that ``run`` computes."""
     total = 0
@@ -265,6 +295,18 @@ def test_folded_is_equal(name, generator):
 def test_baselines_cannot_be_folded(name):
     with pytest.raises(TypeError, match=r"fold: \w+Head has no memory"):
         build(name).fold()
+
+
+@pytest.mark.parametrize("name", ["upernet_mcibipp", "isnet_mcibipp"])
+@torch.no_grad()
+def test_compiled_in_one_graph_and_exported(name, generator):
+    model = build(name, stages=2).eval()
+    images, _ = batch(generator)
+    expected = model(images).logits
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images).logits, expected)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images).logits, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,8 +15,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast import models, ops
-from mcibi_fast.models import MCIBIPPHead
-from mcibi_fast.nn.within_image import ASPP
 
 aten = torch.ops.aten
 READS_THE_DEVICE = {
@@ -78,22 +76,9 @@ def fake_batch(device="cuda"):
     )
 
 
-def build(form, **options):
+def build(form, framework="fcn", **options):
     options = {"feats_channels": 16, "transform_channels": 8, **options}
-    return models.create("fcn_mcibipp", 5, "test_resnet", form=form, **options)
-
-
-def with_aspp(form):
-    model = build(form)
-    model.head = MCIBIPPHead(
-        5,
-        model.backbone.channels,
-        form=form,
-        feats_channels=16,
-        transform_channels=8,
-        within_image=ASPP(model.backbone.channels[-1], 16, dilations=(1, 2)),
-    )
-    return model
+    return models.create(f"{framework}_mcibipp", 5, "test_resnet", form=form, **options)
 
 
 BUILDERS = {
@@ -101,7 +86,11 @@ BUILDERS = {
     "hard": lambda form: build(form, hard=True),
     "downsample": lambda form: build(form, downsample=True),
     "weighted_add": lambda form: build(form, fusion="weighted_add"),
-    "aspp": with_aspp,
+    "aspp": lambda form: build(form, "deeplabv3", dilations=(1, 2)),
+    "attention": lambda form: build(form, "pspnet", extra_attention=True),
+    "upernet": lambda form: build(form, "upernet"),
+    "upernet_after": lambda form: build(form, "upernet", memory_joins="after"),
+    "isnet": lambda form: build(form, "isnet"),
 }
 
 
@@ -139,7 +128,8 @@ def test_evaluation(form, variant, folded):
         model, (images, labels) = on_fake_cuda(real), fake_batch()
         with NoHostSyncs():
             out = model(images, labels, stages=4)
-    assert out.logits.shape == (2, 5, 5, 6) and out.logits.device.type == "cuda"
+    size = (10, 12) if "upernet" in variant else (5, 6)
+    assert out.logits.shape == (2, 5, *size) and out.logits.device.type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Context within the image, A_wi (Eq. 3): the schemes that the paper's Table 7 compares.
 
 Each is a module from the backbone's last map (B, in_channels, h, w) to (B, out_channels, h, w);
-ANN takes the map before the last as well. They are the published structures with the convolution
-that fuses their result with the input, and without the classifier.
+ANN takes the map before the last as well, ISNet's takes R and a prediction on R. They are the
+published structures with the convolution that fuses their result with the input, and without the
+classifier.
 """
 
 from mcibi_fast.nn.within_image.ann import ANN
@@ -11,6 +12,7 @@ from mcibi_fast.nn.within_image.aspp import ASPP
 from mcibi_fast.nn.within_image.ccnet import CCNet
 from mcibi_fast.nn.within_image.danet import DANet
 from mcibi_fast.nn.within_image.dnl import DNL
+from mcibi_fast.nn.within_image.isnet import ISNetContext
 from mcibi_fast.nn.within_image.ppm import PPM
 
-__all__ = ["ANN", "ASPP", "DNL", "PPM", "APCNet", "CCNet", "DANet"]
+__all__ = ["ANN", "ASPP", "DNL", "PPM", "APCNet", "CCNet", "DANet", "ISNetContext"]
