@@ -2,14 +2,16 @@
 
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
-is an argument. So far: ResNet backbones; all heads: FCN, PPM, ASPP and UperNet with either.
+is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. ResNet backbones are built
+here, others by ``mcibi_fast.compat.backbones``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,11 @@ def load(
     state = _read(checkpoint)
     backbone = _build_backbone(state, output_stride)
     model = Segmentor(backbone, _build_head(state, **options))
-    _fill(model, state)
+    others = _other_backbones()
+    if others is None:
+        _fill(model, state)
+    else:
+        _fill(model, state, lambda name: released_name(others.released_name(name, backbone)))
     return model.eval()
 
 
@@ -241,6 +247,18 @@ def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
+    others = _other_backbones()
+    backbone = None if others is None else others.build(state, output_stride)
+    return _build_resnet(state, output_stride) if backbone is None else backbone
+
+
+def _other_backbones() -> Any:
+    """The module with ``build`` and ``released_name`` for backbones that are no plain ResNet."""
+    name = "mcibi_fast.compat.backbones"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _build_resnet(state: StateDict, output_stride: int) -> Backbone:
     """ResNet-v1c (a stem of three 3x3 convolutions) of the depth and widths in the checkpoint."""
     for prefix, what in _UNSUPPORTED.items():
         if any(key.startswith(prefix) for key in state):
@@ -276,9 +294,17 @@ def _shape(state: StateDict, key: str) -> torch.Size:
     return state[key].shape
 
 
-def _fill(model: nn.Module, state: StateDict) -> None:
+def released_name(name: str) -> str:
+    """A name in a state dict of this package -> the checkpoint's."""
+    for pattern, replacement in _RENAMING:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = released_name) -> None:
     """Copies every entry into the model; all or nothing."""
-    target = {released_name(name): value for name, value in model.state_dict().items()}
+    names = {rename(name): name for name in model.state_dict()}
+    target = {rename(name): value for name, value in model.state_dict().items()}
     # Batch norm's step counters are in no published checkpoint and change nothing.
     missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
     shapes = {
@@ -297,16 +323,9 @@ def _fill(model: nn.Module, state: StateDict) -> None:
     ]
     if problems:
         raise ValueError(f"checkpoint: its keys do not fit the model; {'; '.join(problems)}")
-    names = {released_name(name): name for name in model.state_dict()}
     model.load_state_dict(
         {names[k]: state[k] if k in state else target[k] for k in target}, strict=True
     )
-
-
-def released_name(name: str) -> str:
-    for pattern, replacement in _RENAMING:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _some(names: Any) -> str:
