@@ -3,12 +3,11 @@
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
 is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. ResNet backbones are built
-here, others by ``mcibi_fast.compat.backbones``.
+here; ResNeSt, HRNet and Swin by :mod:`mcibi_fast.compat.backbones`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from mcibi_fast.compat import backbones
 from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
@@ -34,9 +34,6 @@ _WITHIN_IMAGE = "context_within_image_module"
 
 # This package's names -> the checkpoint's, applied in this order.
 _RENAMING = [
-    (r"^backbone\.body\.conv1\.", "backbone_net.stem."),
-    (r"^backbone\.body\.bn1\.", "backbone_net.stem.7."),
-    (r"^backbone\.body\.", "backbone_net."),
     (r"^head\.", ""),
     (r"^context\.memory\.", "memory_module."),
     (r"^context\.attention\.(query|key|value)\.", r"memory_module.self_attention.\1_project."),
@@ -60,13 +57,6 @@ _RENAMING = [
     (r"^auxiliary\.classifier\.", "auxiliary_decoder.4."),
 ]
 
-# Key prefixes of what is not supported yet.
-_UNSUPPORTED = {
-    "backbone_net.patch_embed.": "the Swin backbone",
-    "backbone_net.stage2.": "the HRNet backbone",
-    "backbone_net.layer1.0.conv2.conv.": "the ResNeSt backbone",
-}
-
 
 def load(
     checkpoint: str | os.PathLike[str] | Mapping[str, Any],
@@ -84,16 +74,11 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not such a checkpoint, or keys missing, unknown or of another shape (named).
-        NotImplementedError: an architecture that is not supported yet (named).
     """
     state = _read(checkpoint)
     backbone = _build_backbone(state, output_stride)
     model = Segmentor(backbone, _build_head(state, **options))
-    others = _other_backbones()
-    if others is None:
-        _fill(model, state)
-    else:
-        _fill(model, state, lambda name: released_name(others.released_name(name, backbone)))
+    _fill(model, state, lambda name: released_name(backbones.released_name(name, backbone)))
     return model.eval()
 
 
@@ -123,7 +108,7 @@ def head(
             the released code), ``momentum`` and ``stages``.
 
     Raises:
-        ValueError, NotImplementedError: as :func:`load`.
+        ValueError: as :func:`load`.
     """
     state = {k: v for k, v in state_dict.items() if not k.startswith("backbone_net.")}
     module = _build_head(
@@ -247,22 +232,12 @@ def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
-    others = _other_backbones()
-    backbone = None if others is None else others.build(state, output_stride)
+    backbone = backbones.build(state, output_stride)
     return _build_resnet(state, output_stride) if backbone is None else backbone
-
-
-def _other_backbones() -> Any:
-    """The module with ``build`` and ``released_name`` for backbones that are no plain ResNet."""
-    name = "mcibi_fast.compat.backbones"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _build_resnet(state: StateDict, output_stride: int) -> Backbone:
     """ResNet-v1c (a stem of three 3x3 convolutions) of the depth and widths in the checkpoint."""
-    for prefix, what in _UNSUPPORTED.items():
-        if any(key.startswith(prefix) for key in state):
-            raise NotImplementedError(f"checkpoint: {what} is not supported yet (keys {prefix}*)")
     blocks = [
         len({k.split(".")[2] for k in state if k.startswith(f"backbone_net.layer{i}.")})
         for i in (1, 2, 3, 4)
@@ -295,7 +270,10 @@ def _shape(state: StateDict, key: str) -> torch.Size:
 
 
 def released_name(name: str) -> str:
-    """A name in a state dict of this package -> the checkpoint's."""
+    """A name in a head's state dict, also a model's (``head.``) -> the checkpoint's.
+
+    Those of a backbone: :func:`mcibi_fast.compat.backbones.released_name`.
+    """
     for pattern, replacement in _RENAMING:
         name = re.sub(pattern, replacement, name)
     return name

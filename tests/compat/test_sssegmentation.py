@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mcibi_fast.compat import sssegmentation
+from mcibi_fast.compat import backbones, sssegmentation
 from mcibi_fast.models import UperNetMCIBIPPHead
-from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.nn import ASPP, PPM
 
 
@@ -100,7 +97,10 @@ def test_training_step(recorded):
         assert relative_error(loss.detach(), recorded[f"train_{name}"]) < 1e-10
     assert relative_error(total.detach(), recorded["train_loss_total"]) < 1e-10
     assert relative_error(model.memory.memory, recorded["train_memory_after"]) < 1e-10
-    gradients = {sssegmentation.released_name(name): p.grad for name, p in model.named_parameters()}
+    gradients = {
+        sssegmentation.released_name(backbones.released_name(name, model.backbone)): p.grad
+        for name, p in model.named_parameters()
+    }
     for key in recorded:
         if key.startswith("train_grad/"):
             grad = gradients[key.removeprefix("train_grad/")]
@@ -357,10 +357,6 @@ def test_published_upernet_heads(published, name, widths, extra):
     assert (head.extra_attention is not None) == extra
 
 
-OTHER_BACKBONES = importlib.util.find_spec("mcibi_fast.compat.backbones")
-
-
-@pytest.mark.skipif(OTHER_BACKBONES is None, reason="needs mcibi_fast/compat/backbones.py")
 @pytest.mark.parametrize(
     ("name", "channels", "reductions"),
     [
@@ -374,49 +370,6 @@ def test_published_models_with_other_backbones(published, name, channels, reduct
         model = sssegmentation.load({"model": published[f"mcibiplusplus_{name}"]})
     assert model.backbone.channels[-len(channels) :] == channels
     assert model.backbone.reductions[-len(channels) :] == reductions
-
-
-def test_a_backbone_that_is_not_plain_resnet_is_built_elsewhere(fcn, monkeypatch):
-    """With the names that the other module gives."""
-    asked = []
-
-    def build(state, output_stride):
-        asked.append((state.keys(), output_stride))
-        return sssegmentation._build_resnet(
-            {k.replace(".trunk.", "."): v for k, v in state.items()}, output_stride
-        )
-
-    def released_name(name, backbone):
-        assert isinstance(backbone, Backbone)
-        for ours, theirs in (("conv1.", "trunk.stem."), ("bn1.", "trunk.stem.7."), ("", "trunk.")):
-            if name.startswith(f"backbone.body.{ours}"):
-                return f"backbone_net.{theirs}{name.removeprefix(f'backbone.body.{ours}')}"
-        return name
-
-    other = SimpleNamespace(build=build, released_name=released_name)
-    monkeypatch.setattr(sssegmentation, "_other_backbones", lambda: other)
-    state = {k.replace("backbone_net.", "backbone_net.trunk."): v for k, v in fcn.items()}
-    model = sssegmentation.load({"model": state}, output_stride=16)
-    assert asked == [(state.keys(), 16)]
-    monkeypatch.undo()
-    images = torch.zeros(1, 3, 32, 32)
-    expected = sssegmentation.load({"model": fcn}, output_stride=16)(images).logits
-    assert torch.equal(model(images).logits, expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("upernet_swinlarge_ade20k", "Swin"),
-        ("aspp_hrnetv2w48_cityscapes", "HRNet"),
-        ("upernet_resnest101os8_ade20k", "ResNeSt"),
-    ],
-)
-def test_what_is_not_supported_says_so(published, name, what, monkeypatch):
-    nothing = SimpleNamespace(build=lambda state, output_stride: None)
-    monkeypatch.setattr(sssegmentation, "_other_backbones", lambda: nothing)
-    with pytest.raises(NotImplementedError, match=what):
-        sssegmentation.load({"model": published[f"mcibiplusplus_{name}"]})
 
 
 def test_keys_that_do_not_fit_are_named(fcn):
