@@ -297,6 +297,25 @@ def test_baselines_cannot_be_folded(name):
         build(name).fold()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_16_bit_and_channels_last(name, generator):
+    images, labels = batch(generator)
+    model = build(name).eval()
+    with torch.no_grad():
+        expected = model(images).logits
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        logits = last(images.to(memory_format=torch.channels_last)).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        logits = copy.deepcopy(model).bfloat16()(images.bfloat16()).logits
+        assert logits.dtype == torch.bfloat16
+        assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.train()(images, labels)
+    sum(out.losses.values()).backward()
+    assert out.logits.dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["upernet_mcibipp", "isnet_mcibipp"])
 @torch.no_grad()
 def test_compiled_in_one_graph_and_exported(name, generator):
