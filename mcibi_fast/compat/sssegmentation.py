@@ -24,8 +24,6 @@ from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.upernet import UperNetMCIBIPPHead
-from mcibi_fast.nn.attention import PositionConfidenceAttention
-from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.within_image import ASPP, PPM
 
 StateDict = Mapping[str, Tensor]
@@ -158,7 +156,6 @@ def _build_head(
         pool_scales=pool_scales,
         align_corners=options.get("align_corners", False),
     )
-    attention = "memory_module.self_attention.value_project.0.weight"
     widths = [auxiliary_channels or last_channels, last_channels]
     framework: Any = MCIBIPPHead
     laterals = _laterals(state)
@@ -172,18 +169,25 @@ def _build_head(
         widths = [*(lateral[1] for lateral in laterals), last_channels]
         # The laterals have the width of the pyramid's top: [memory, context] or the context alone.
         options["memory_joins"] = "after" if laterals[0][0] == feats_channels else "before"
-    module = framework(
+    transform_channels = _shape(state, "memory_module.self_attention.value_project.0.weight")[0]
+    return framework(
         _shape(state, "memory_module.memory")[0],
         widths,
         form="released",
         feats_channels=feats_channels,
-        transform_channels=_shape(state, attention)[0],
+        transform_channels=transform_channels,
         within_image=within_image,
+        extra_attention="self_attention.value_project.0.weight" in state,
+        kernel_sizes=_kernel_sizes(state),
         downsample="memory_module.downsample_before_sa.0.weight" in state,
         **options,
     )
-    _fit_decoders(module, state, options.get("dropout", 0.1))
-    return module
+
+
+def _kernel_sizes(state: StateDict) -> list[int]:
+    """Of the classifiers' first convolutions; 1 where there is no classifier."""
+    names = [f"decoder_{name}.conv1.weight" for name in ("pr", "cwi", "cls")]
+    return [state[name].shape[2] if name in state else 1 for name in names]
 
 
 def _laterals(state: StateDict) -> list[torch.Size]:
@@ -206,29 +210,6 @@ def _build_within_image(
             f"pool_scales: the checkpoint has {len(branches)} branches, got {tuple(pool_scales)}"
         )
     return PPM(channels[1], channels[0], pool_scales=pool_scales, align_corners=align_corners)
-
-
-def _fit_decoders(module: MCIBIPPHead, state: StateDict, dropout: float) -> None:
-    """Gives the head classifiers and an extra attention of the checkpoint's widths and kernels."""
-
-    def sizes(name: str) -> dict[str, Any]:
-        hidden_channels, in_channels, kernel_size, _ = _shape(state, f"{name}.conv1.weight")
-        return {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "num_classes": _shape(state, "memory_module.memory")[0],
-            "kernel_size": kernel_size,
-            "dropout": dropout,
-        }
-
-    module.context.weight_head = Decoder(**sizes("decoder_pr"))
-    if module.within_image is not None:
-        module.within_image_head = Decoder(**sizes("decoder_cwi"))
-    module.decoder = Decoder(**sizes("decoder_cls"))
-    extra = "self_attention.value_project.0.weight"
-    if extra in state:
-        width, channels = _shape(state, extra)[:2]
-        module.extra_attention = PositionConfidenceAttention(channels, width)
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
@@ -291,13 +272,13 @@ def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = rel
         if state[k].shape != target[k].shape
     }
     problems = [
-        f"{what}: {_some(names)}"
-        for what, names in (
+        f"{what}: {_some(entries)}"
+        for what, entries in (
             ("missing", missing),
             ("unexpected", state.keys() - target.keys()),
             ("of another shape", shapes.values()),
         )
-        if names
+        if entries
     ]
     if problems:
         raise ValueError(f"checkpoint: its keys do not fit the model; {'; '.join(problems)}")

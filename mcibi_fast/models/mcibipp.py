@@ -50,6 +50,9 @@ class MCIBIPPHead(nn.Module):
         extra_attention: one more attention, which the paper has not: the context within the image
             is its query, R_aug its key; what it gathers takes R_aug's place before the classifier.
             Some published checkpoints have it.
+        kernel_sizes: of the first convolutions of H_pr, of the head on the within-image context and
+            of the final classifier, in which published checkpoints differ. By default (1, 1, 3),
+            and (1, 1, 1) without a within-image context, where the second has no meaning.
         weights_from: whose logits gather, "pr" (H_pr) or "cwi" (the within-image head). "auto" is
             "cwi" for the released form with a within-image context, "pr" otherwise.
         fusion: F_T, see :class:`DatasetLevelContext`, also for ``hard`` and ``downsample``.
@@ -76,6 +79,7 @@ class MCIBIPPHead(nn.Module):
         auxiliary_weight: float = 0.4,
         within_image: nn.Module | None = None,
         extra_attention: bool = False,
+        kernel_sizes: Sequence[int] | None = None,
         weights_from: WeightsFrom = "auto",
         fusion: Fusion = "concatenation",
         hard: bool = False,
@@ -125,12 +129,15 @@ class MCIBIPPHead(nn.Module):
             if extra_attention
             else None
         )
+        pr, cwi, cls = _kernel_sizes(kernel_sizes, within_image is not None)
+        if pr != 1:
+            self.context.weight_head = Decoder(Z, Z, num_classes, kernel_size=pr, dropout=dropout)
         if within_image is None:
             self.within_image_head = None
-            self.decoder = Decoder(Z, Z, num_classes, dropout=dropout)
+            self.decoder = Decoder(Z, Z, num_classes, kernel_size=cls, dropout=dropout)
         else:
-            self.within_image_head = Decoder(Z, Z, num_classes, dropout=dropout)
-            self.decoder = Decoder(2 * Z, Z, num_classes, kernel_size=3, dropout=dropout)
+            self.within_image_head = Decoder(Z, Z, num_classes, kernel_size=cwi, dropout=dropout)
+            self.decoder = Decoder(2 * Z, Z, num_classes, kernel_size=cls, dropout=dropout)
         self.auxiliary = (
             Decoder(in_channels[-2], Z, num_classes, kernel_size=3, dropout=dropout)
             if auxiliary_weight
@@ -279,6 +286,14 @@ def _weights_from(choice: WeightsFrom, form: Form, has_within_image: bool) -> st
     if choice == "auto":
         return "cwi" if has_within_image and form == "released" else "pr"
     return choice
+
+
+def _kernel_sizes(sizes: Sequence[int] | None, has_within_image: bool) -> Sequence[int]:
+    if sizes is None:
+        return (1, 1, 3) if has_within_image else (1, 1, 1)
+    if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"kernel_sizes: expected three odd sizes (pr, cwi, cls), got {sizes}")
+    return sizes
 
 
 def _positive(stages: int) -> int:

@@ -251,7 +251,13 @@ class UperNetMCIBIPPHead(MCIBIPPHead):
         top = 2 * Z if memory_joins == "before" else Z
         self.memory_joins = memory_joins
         self.pyramid = FeaturePyramid(below, top, Z, align_corners=align_corners)
-        self.decoder = Decoder((len(below) + 2) * Z, Z, num_classes, kernel_size=3, dropout=dropout)
+        self.decoder = Decoder(
+            (len(below) + 2) * Z,
+            Z,
+            num_classes,
+            kernel_size=self.decoder.conv[0].kernel_size[0],
+            dropout=dropout,
+        )
 
     def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
         assert within is not None

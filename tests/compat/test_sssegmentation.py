@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mcibi_fast import models
 from mcibi_fast.compat import backbones, sssegmentation
 from mcibi_fast.models import UperNetMCIBIPPHead
 from mcibi_fast.nn import ASPP, PPM
@@ -218,7 +219,7 @@ def within_image(recorded):
 
 def test_extra_attention_checkpoint(aspp, generator):
     state = state_dict(aspp)
-    add_extra_attention(state, 6, generator)
+    add_extra_attention(state, 8, generator)
     out, augmented = run_head(state, aspp)
     assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
     within = within_image(aspp)
@@ -242,7 +243,7 @@ def test_upernet_checkpoint(aspp, memory_joins, extra, generator):
     shape = (Z, 5 * Z, 3, 3)
     random_block(state, "decoder_cls.conv1", "decoder_cls.bn1", shape, generator)
     if extra:
-        add_extra_attention(state, 6, generator)
+        add_extra_attention(state, 8, generator)
     out, augmented = run_head(state, aspp)
     assert relative_error(augmented, aspp["stage1_memory_out"]) < 1e-10
 
@@ -370,6 +371,29 @@ def test_published_models_with_other_backbones(published, name, channels, reduct
         model = sssegmentation.load({"model": published[f"mcibiplusplus_{name}"]})
     assert model.backbone.channels[-len(channels) :] == channels
     assert model.backbone.reductions[-len(channels) :] == reductions
+
+
+@pytest.mark.parametrize(
+    ("name", "framework", "options"),
+    [
+        ("resnet50os8_ade20k", "fcn", {}),
+        ("ppm_resnet50os8_ade20k", "pspnet", {"extra_attention": True, "kernel_sizes": (1, 1, 1)}),
+        ("ppm_resnet50os8_cityscapes", "pspnet", {"kernel_sizes": (3, 3, 3)}),
+        ("aspp_resnet50os8_lip", "deeplabv3", {"extra_attention": True, "kernel_sizes": (1, 1, 1)}),
+        ("aspp_resnet101os8_cityscapes", "deeplabv3", {"extra_attention": True}),
+        ("upernet_resnet50os8_ade20k", "upernet", {}),
+        ("upernet_resnet50os8_vspw", "upernet", {"context": "aspp"}),
+    ],
+)
+def test_frameworks_hold_published_checkpoints(published, name, framework, options):
+    """Made by its options, with no checkpoint at hand, a head has the checkpoint's entries."""
+    with torch.device("meta"):
+        loaded = sssegmentation.head(published[f"mcibiplusplus_{name}"])
+        classes = loaded.memory.num_classes
+        model = models.create(f"{framework}_mcibipp", classes, "resnet50", **options)
+    assert {k: v.shape for k, v in model.head.state_dict().items()} == {
+        k: v.shape for k, v in loaded.state_dict().items()
+    }
 
 
 def test_keys_that_do_not_fit_are_named(fcn):

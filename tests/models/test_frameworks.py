@@ -29,6 +29,8 @@ MODELS = {
     "fcn_mcibipp": {},
     "pspnet_mcibipp": {},
     "pspnet_mcibipp paper": {"form": "paper"},
+    "pspnet_mcibipp kernels": {"kernel_sizes": (3, 5, 1)},
+    "upernet_mcibipp kernels": {"kernel_sizes": (3, 3, 1)},
     "deeplabv3_mcibipp": {"dilations": (1, 2)},
     "deeplabv3_mcibipp attention": {"dilations": (1, 2), "extra_attention": True},
     "upernet_mcibipp": {},
@@ -346,6 +348,9 @@ def test_wrong_options_are_named():
             models.create(name, K, **TINY, context="spp")
     with pytest.raises(ValueError, match=r"memory_joins: expected 'before' or 'after'.*'inside'"):
         build("upernet_mcibipp", memory_joins="inside")
+    for sizes in ((1, 3), (1, 2, 3), (1, 1, -1)):
+        with pytest.raises(ValueError, match=r"kernel_sizes: expected three odd sizes"):
+            build("fcn_mcibipp", kernel_sizes=sizes)
     with pytest.raises(ValueError, match=r"extra_attention: needs a within-image context"):
         build("fcn_mcibipp", extra_attention=True)
     for name in models.names():
