@@ -295,14 +295,14 @@ def test_a_new_module_trains(name, generator):
 
 @contextmanager
 def calls():
-    """Records the largest result of a call and the attentions' widths."""
-    seen = {"largest": 0, "widths": []}
+    """Records the largest result of a call and how many of our attentions ran, each one operator."""
+    seen = {"largest": 0, "attentions": 0}
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if func.namespace == "mcibi_fast":
-                seen["widths"].append([t.shape[2] for t in args[:3]])
+                seen["attentions"] += 1
             if isinstance(out, torch.Tensor):
                 seen["largest"] = max(seen["largest"], out.numel())
             return out
@@ -320,6 +320,5 @@ def test_no_map_of_all_pairs_of_pixels(name, generator):
         module(*(t.float() for t in inputs_of(module, generator, size=size, batch=1)))
     assert seen["largest"] <= pixels * sum(size) < pixels**2 / 8
     attentions = {"DANet": 1, "DNL": 1, "ANN": 2}
-    assert len(seen["widths"]) == attentions.get(name, 0)
-    # One width is what PyTorch's flash attention needs on the CPU.
-    assert all(len(set(widths)) == 1 for widths in seen["widths"])
+    # That the attention itself forms no such map is tested with the op.
+    assert seen["attentions"] == attentions.get(name, 0)
