@@ -295,7 +295,7 @@ def test_a_new_module_trains(name, generator):
 
 @contextmanager
 def calls():
-    """Records the largest result of a call and how many of our attentions ran, each one operator."""
+    """Records the largest result of a call and the number of our attentions, one operator each."""
     seen = {"largest": 0, "attentions": 0}
 
     class Recorder(TorchDispatchMode):
