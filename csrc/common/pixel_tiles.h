@@ -178,17 +178,16 @@ void softmax_tile(C* tile, int64_t classes, C* lse) {
 // The first class with the largest logit, NaN counting as largest (torch.argmax), and that logit.
 template <typename C>
 void argmax_tile(const C* tile, int64_t classes, int64_t* best, C* largest) {
-  for (int64_t t = 0; t < kTile; ++t) {
-    best[t] = 0;
-    largest[t] = tile[t];
-  }
-  for (int64_t k = 1; k < classes; ++k) {
-    const C* row = tile + k * kTile;
-    for (int64_t t = 0; t < kTile; ++t) {
-      const bool better = row[t] > largest[t] || (row[t] != row[t] && largest[t] == largest[t]);
-      best[t] = better ? k : best[t];
-      largest[t] = better ? row[t] : largest[t];
+  for (int64_t first = 0; first < kTile; first += kLanes<C>) {
+    Vector<C> value = load(tile + first), winner{};  // a class as C: float holds those below 2^24
+    for (int64_t k = 1; k < classes; ++k) {
+      const Vector<C> next = load(tile + k * kTile + first);
+      const auto better = ~(next <= value) & (value == value);
+      winner = better ? Vector<C>{} + static_cast<C>(k) : winner;
+      value = better ? next : value;
     }
+    store(largest + first, value);
+    for (int64_t i = 0; i < kLanes<C>; ++i) best[first + i] = static_cast<int64_t>(winner[i]);
   }
 }
 
