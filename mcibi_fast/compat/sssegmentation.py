@@ -20,6 +20,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from mcibi_fast.compat import backbones
+from mcibi_fast.compat.accelerate import accelerate as accelerate
 from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor

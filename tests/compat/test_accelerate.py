@@ -1,0 +1,478 @@
+"""`accelerate` on stand-ins with the released package's names, against the stand-ins untouched.
+
+The stand-ins do what the released classes do, and the memory is also held to the outputs that were
+recorded from those.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mcibi_fast.compat import accelerate as module_under_test
+from mcibi_fast.compat.sssegmentation import accelerate
+
+K, Z, T = 6, 16, 8
+MOMENTUM = {"base_momentum": 0.1, "base_lr": None, "adjust_by_learning_rate": False}
+
+
+def cbr(in_channels, out_channels, kernel=1, stride=1):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SelfAttentionBlock(nn.Module):
+    def __init__(self, channels=Z, width=T, out_project=True, downsample=None, matmul_norm=True):
+        super().__init__()
+        self.key_project = nn.Sequential(cbr(channels, width), cbr(width, width))
+        self.query_project = nn.Sequential(cbr(channels, width), cbr(width, width))
+        self.value_project = cbr(channels, width if out_project else channels)
+        self.out_project = cbr(width, channels) if out_project else None
+        self.query_downsample = None
+        self.key_downsample = downsample
+        self.matmul_norm = matmul_norm
+        self.transform_channels = width
+
+    def forward(self, query_feats, key_feats):
+        query = self.query_project(query_feats)
+        key, value = self.key_project(key_feats), self.value_project(key_feats)
+        if self.query_downsample is not None:
+            query = self.query_downsample(query)
+        if self.key_downsample is not None:
+            key, value = self.key_downsample(key), self.key_downsample(value)
+        scores = torch.einsum("bcn,bcm->bnm", query.flatten(2), key.flatten(2))
+        if self.matmul_norm:
+            scores = scores / self.transform_channels**0.5
+        context = torch.einsum("bnm,bcm->bcn", scores.softmax(-1), value.flatten(2))
+        context = context.unflatten(2, query_feats.shape[2:])
+        return context if self.out_project is None else self.out_project(context)
+
+
+class FeaturesMemoryV2(nn.Module):
+    def __init__(self, out_channels=Z, hard=False, downsample=False, num_classes=K):
+        super().__init__()
+        self.align_corners = False
+        self.num_classes = num_classes
+        self.feats_channels = Z
+        self.use_hard_aggregate = hard
+        if downsample:
+            self.downsample_before_sa = cbr(Z, Z, 3, 2)
+        start = torch.tensor([[0.0, 1.0]] * num_classes)
+        self.memory = nn.Parameter(start, requires_grad=False)
+        self.self_attention = SelfAttentionBlock()
+        self.bottleneck = cbr(2 * Z, out_channels, 3)
+
+    def forward(self, feats, preds=None):
+        weights = preds.softmax(1)
+        if self.use_hard_aggregate:
+            weights = F.one_hot(weights.argmax(1), self.num_classes).movedim(3, 1).to(preds.dtype)
+        table = []
+        for k, (mean, std) in enumerate(self.memory.data):
+            torch.manual_seed(k)
+            row = torch.full((1, self.feats_channels), float(mean))
+            table.append(torch.normal(row, torch.full_like(row, float(std))))
+        table = torch.cat(table).type_as(weights)
+        context = torch.einsum("bkhw,kc->bchw", weights, table)
+        if hasattr(self, "downsample_before_sa"):
+            query, keys = self.downsample_before_sa(feats), self.downsample_before_sa(context)
+            context = F.interpolate(
+                self.self_attention(query, keys), feats.shape[2:], mode="bilinear"
+            )
+        else:
+            context = self.self_attention(feats, context)
+        return table, self.bottleneck(torch.cat([feats, context], dim=1))
+
+    def update(
+        self, features, segmentation, ignore_index=-100, momentum_cfg=None, learning_rate=None
+    ):
+        momentum = momentum_cfg["base_momentum"]
+        if momentum_cfg["adjust_by_learning_rate"]:
+            momentum = momentum / momentum_cfg["base_lr"] * learning_rate
+        memory = self.memory.data.clone()
+        pixels, labels = features.movedim(1, 3).flatten(0, 2), segmentation.long().flatten()
+        for k in labels.unique().tolist():
+            if k != ignore_index:
+                mean = pixels[labels == k].mean(0)
+                seen = torch.stack([mean.mean(), mean.std()])
+                memory[k] = (1 - momentum) * memory[k] + momentum * seen
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(memory.div_(dist.get_world_size()))
+        self.memory = nn.Parameter(memory, requires_grad=False)
+
+
+class MCIBIPlusPlus(nn.Module):
+    """FCN: the part around the memory."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.mode = "TRAIN"
+        self.backbone_net = cbr(3, 12, 3, 4)
+        self.bottleneck = cbr(12, Z, 3)
+        self.decoder_pr = nn.Sequential(cbr(Z, Z), nn.Dropout2d(0.1), nn.Conv2d(Z, K, 1))
+        self.memory_module = FeaturesMemoryV2(**options)
+        self.decoder_cls = nn.Sequential(cbr(Z, Z), nn.Dropout2d(0.1), nn.Conv2d(Z, K, 1))
+
+    def forward(self, data_meta, **kwargs):
+        size = tuple(data_meta.images.shape[2:])
+        pixel_representations = self.bottleneck(self.backbone_net(data_meta.images))
+        preds_pr = self.decoder_pr(pixel_representations)
+        assert pixel_representations.shape[2:] == preds_pr.shape[2:]
+        _, output = self.memory_module(pixel_representations, preds_pr)
+        preds_cls = self.decoder_cls(output)
+        if self.mode != "TRAIN":
+            return SimpleNamespace(seg_logits=preds_cls)
+        labels = data_meta.getannotations()["seg_targets"]
+        with torch.no_grad():
+            self.memory_module.update(
+                features=F.interpolate(
+                    pixel_representations, size=size, mode="bilinear", align_corners=False
+                ),
+                segmentation=labels,
+                learning_rate=kwargs["learning_rate"],
+                ignore_index=255,
+                momentum_cfg=MOMENTUM,
+            )
+        full = [F.interpolate(p, size=size, mode="bilinear") for p in (preds_pr, preds_cls)]
+        losses = [F.cross_entropy(p, labels.long(), ignore_index=255) for p in full]
+        return SimpleNamespace(loss=0.4 * losses[0] + losses[1])
+
+
+OPTIONS = [{}, {"hard": True}, {"downsample": True}]
+
+
+@torch.no_grad()
+def scramble(module, generator):
+    """Weights, statistics and a memory in which every part shows in the output."""
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif name.endswith("memory"):
+            tensor[:, 0].normal_(generator=generator)
+            tensor[:, 1].uniform_(0.5, 2, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(std=0.3, generator=generator)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def own_random_state():
+    """The stand-ins seed the global generator, as the released code does."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def pair(kind, generator, **options):
+    """A module, and a copy of it made fast; float64, evaluation mode."""
+    slow = scramble(kind(**options), generator).double().eval()
+    return slow, accelerate(copy.deepcopy(slow))
+
+
+def inputs(generator, size=(5, 7)):
+    feats, preds = (
+        torch.randn(2, c, *size, generator=generator, dtype=torch.float64) for c in (Z, K)
+    )
+    return feats.relu(), 3 * preds
+
+
+def sample(generator, size=(45, 62)):
+    images = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+    labels = torch.randint(K - 1, (2, *size), generator=generator)  # the last class is absent
+    labels[0, :3] = 255
+    return SimpleNamespace(images=images, getannotations=lambda: {"seg_targets": labels})
+
+
+def assert_close(value, expected, tolerance=1e-10):
+    assert value.shape == expected.shape and value.dtype == expected.dtype
+    assert (value - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OPTIONS)
+def test_memory_forward(options, generator):
+    slow, fast = pair(FeaturesMemoryV2, generator, **options)
+    feats, preds = inputs(generator)
+    for got, expected in zip(fast(feats, preds), slow(feats, preds), strict=True):
+        assert_close(got, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_memory_training(options, generator):
+    slow, fast = pair(FeaturesMemoryV2, generator, **options)
+    feats, preds = inputs(generator)
+    cotangent = torch.randn(feats.shape, generator=generator, dtype=torch.float64)
+    results = []
+    for module in (fast.train(), slow.train()):
+        leaves = [feats.clone().requires_grad_(), preds.clone().requires_grad_()]
+        module(*leaves)[1].backward(cotangent)
+        gradients = [p.grad for p in module.parameters() if p.requires_grad]
+        # Hard weights pass no gradient on.
+        gradients += [torch.zeros(1) if leaf.grad is None else leaf.grad for leaf in leaves]
+        results.append(gradients + [b.double() for b in module.buffers()])
+    for got, expected in zip(*results, strict=True):
+        assert_close(got, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["plain", "hard", "down"])
+def test_memory_reproduces_the_recorded_outputs(form, golden):
+    recorded = {k: torch.as_tensor(v) for k, v in golden("forward.npz").items()}
+    prefix = f"{form}_sd/"
+    state = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
+    module = FeaturesMemoryV2(12, hard=form == "hard", downsample=form == "down")
+    module.load_state_dict(state)
+    table, output = accelerate(module.double().eval())(recorded["feats"], recorded["preds"])
+    assert_close(output, recorded[f"{form}_out"])
+    if form == "plain":
+        assert torch.equal(table, recorded["plain_table"])
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_update_reproduces_the_recorded_memories(adjusted, golden):
+    recorded = {k: torch.as_tensor(v) for k, v in golden("update.npz").items()}
+    module = accelerate(FeaturesMemoryV2(num_classes=7)).double()
+    module.memory.data = recorded["memory0"].double()
+    config, key = {"momentum_cfg": MOMENTUM}, "memory_ac0"
+    if adjusted:
+        momentum = {"base_momentum": 0.9, "base_lr": 0.01, "adjust_by_learning_rate": True}
+        config = {"momentum_cfg": momentum, "learning_rate": 0.004}
+        key = "memory_ac0_adjust_lr0.004_base0.9_lr0.01"
+    for step in range(2):
+        before = module.memory
+        features = recorded["feats8"][step].double()
+        features = F.interpolate(features, size=(64, 64), mode="bilinear", align_corners=False)
+        module.update(features, recorded["labels"][step].float(), **config)
+        assert_close(module.memory.data, recorded[key][step].double())
+        assert module.memory is not before and not module.memory.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"out_project": False}, {"matmul_norm": False}, {"downsample": nn.AvgPool2d(2)}],
+)
+def test_attention(options, generator):
+    slow, fast = pair(SelfAttentionBlock, generator, **options)
+    query, _ = inputs(generator)
+    key, _ = inputs(generator, (4, 9))
+    assert_close(fast(query, key), slow(query, key))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_model_in_training(options, generator):
+    slow, fast = pair(MCIBIPlusPlus, generator, **options)
+    for dropout in (m for m in [*slow.modules(), *fast.modules()] if isinstance(m, nn.Dropout2d)):
+        dropout.p = 0.0
+    for _ in range(2):
+        data = sample(generator)
+        results = []
+        for model in (fast.train(), slow.train()):
+            model.zero_grad()
+            loss = model(data, learning_rate=0.01).loss
+            loss.backward()
+            gradients = [p.grad for p in model.parameters() if p.requires_grad]
+            results.append([loss.detach(), *gradients])
+        for got, expected in zip(*results, strict=True):
+            assert_close(got, expected, 1e-9)
+        # The first batch's statistics are in the memory that the second one reads.
+        assert_close(fast.memory_module.memory.data, slow.memory_module.memory.data)
+        assert torch.equal(fast.memory_module.memory[K - 1], slow.memory_module.memory[K - 1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OPTIONS)
+def test_model_in_evaluation(options, generator):
+    slow, fast = pair(MCIBIPlusPlus, generator, **options)
+    slow.mode = fast.mode = "TEST"
+    data = sample(generator)
+    logits = fast(data).seg_logits
+    assert type(logits) is torch.Tensor
+    assert_close(logits, slow(data).seg_logits)
+
+
+class Sizes(TorchDispatchMode):
+    """The shape of everything that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and type(tensor) is torch.Tensor:
+                self.seen.add(tuple(tensor.shape))
+        return out
+
+
+def test_upsampled_features_and_scores_are_never_formed(generator):
+    slow, fast = pair(MCIBIPlusPlus, generator)
+    data, sizes = sample(generator, (44, 60)), {}
+    for name, model in (("slow", slow), ("fast", fast)):
+        with Sizes() as mode:
+            model.train()(data, learning_rate=0.01)
+        sizes[name] = mode.seen
+    upsampled, scores = (2, Z, 44, 60), (2, 165, 165)
+    assert {upsampled, scores} <= sizes["slow"]
+    assert not {upsampled, scores} & sizes["fast"]
+
+
+def test_whoever_else_looks_at_the_upsampled_features_sees_them(generator):
+    R = torch.randn(2, Z, 5, 7, generator=generator, requires_grad=True)
+    bottleneck = nn.ReLU()
+    module_under_test._mark_output(bottleneck)
+    size = {"size": (11, 13), "mode": "bilinear", "align_corners": True}
+    expected = F.interpolate(R.relu(), **size)
+    marked = bottleneck(R)
+    assert F.interpolate(marked, **size).requires_grad
+    assert torch.equal(F.interpolate(marked, **size), expected)
+    assert type(marked + 1) is torch.Tensor
+    with torch.no_grad():
+        later = F.interpolate(marked, **size)
+        assert later.shape == expected.shape and later.dtype == expected.dtype
+        assert torch.equal(later.permute(0, 2, 3, 1), expected.permute(0, 2, 3, 1))
+        assert torch.equal(torch.cat([later, later]), torch.cat([expected, expected]))
+        assert torch.equal(F.interpolate(marked, scale_factor=2), F.interpolate(R.relu(), (10, 14)))
+
+
+def test_the_global_generator_is_left_alone(generator):
+    slow, fast = pair(MCIBIPlusPlus, generator)
+    data = sample(generator)
+    for model in (slow, fast):
+        for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout2d)):
+            dropout.p = 0.0
+        before = torch.get_rng_state()
+        model.train()(data, learning_rate=0.01)
+        untouched = torch.equal(before, torch.get_rng_state())
+        assert untouched == (model is fast)
+
+
+def test_names_weights_hooks_and_classes_stay(generator):
+    slow = scramble(MCIBIPlusPlus(), generator)
+    keys, weights = list(slow.state_dict()), list(slow.parameters())
+    calls = []
+    slow.memory_module.register_forward_hook(lambda *_: calls.append(1))
+    assert accelerate(slow) is slow
+    assert list(slow.state_dict()) == keys
+    assert all(a is b for a, b in zip(slow.parameters(), weights, strict=True))
+    assert isinstance(slow.memory_module, FeaturesMemoryV2)
+    assert isinstance(slow.memory_module.self_attention, SelfAttentionBlock)
+    kinds = [type(m) for m in slow.modules()]
+    accelerate(slow)
+    assert [type(m) for m in slow.modules()] == kinds
+    assert len(slow.bottleneck._forward_hooks) == 1
+    slow.memory_module(*(x.float() for x in inputs(generator)))
+    assert calls == [1]
+
+
+@torch.no_grad()
+def test_copies_and_pickles(generator):
+    _, fast = pair(MCIBIPlusPlus, generator)
+    data = sample(generator)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    for copied in (
+        copy.deepcopy(fast),
+        pickle.loads(pickle.dumps(fast)),
+        torch.load(file, weights_only=False),
+    ):
+        assert [type(m) for m in copied.modules()] == [type(m) for m in fast.modules()]
+        assert copied.memory_module.memory is not fast.memory_module.memory
+        with Sizes() as mode:
+            copied.train()(data, learning_rate=0.01)
+        assert (2, Z, 45, 62) not in mode.seen
+        copied.mode = "TEST"
+        copied.load_state_dict(fast.state_dict())
+        fast.mode = "TEST"
+        assert torch.equal(copied.eval()(data).seg_logits, fast.eval()(data).seg_logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_other_precisions(dtype, generator):
+    """Against float64: at most twice the error of the stand-in in the same dtype."""
+    slow, fast = pair(FeaturesMemoryV2, generator)
+    feats, preds = (x.to(dtype) for x in inputs(generator))
+    slow, fast = slow.to(dtype), fast.to(dtype)
+    exact = copy.deepcopy(slow).double()(feats.double(), preds.double())[1]
+    errors = [float((m(feats, preds)[1] - exact).abs().max()) for m in (fast, slow)]
+    assert errors[0] <= 2 * errors[1]
+    labels = torch.randint(K, (2, 5, 7), generator=generator)
+    fast.update(feats, labels, momentum_cfg=MOMENTUM)
+    assert fast.memory.dtype == dtype and fast.memory.isfinite().all()
+
+
+def test_under_autocast(generator):
+    slow, fast = pair(MCIBIPlusPlus, generator)
+    exact = copy.deepcopy(slow).train()
+    data = sample(generator)
+    exact(data, learning_rate=0.01)
+    data.images = data.images.float()
+    slow, fast = slow.float(), fast.float()
+    for model in (slow, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            model.train()(data, learning_rate=0.01).loss.backward()
+    memories = [m.memory_module.memory.data for m in (exact, fast, slow)]
+    errors = [(m - memories[0]).abs().max() for m in memories[1:]]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_inference_mode_first_and_training_later(generator):
+    module_under_test._unit_table.cache_clear()
+    _, fast = pair(MCIBIPlusPlus, generator)
+    data = sample(generator)
+    fast.mode = "TEST"
+    with torch.inference_mode():
+        fast(data)
+    fast.mode = "TRAIN"
+    fast.train()(data, learning_rate=0.01).loss.backward()
+    assert fast.backbone_net[0].weight.grad.abs().sum() > 0
+
+
+class Narrow(SelfAttentionBlock):
+    """A subclass with a forward of its own."""
+
+    def forward(self, query_feats, key_feats):
+        return super().forward(query_feats, key_feats)[:, :3]
+
+
+class Named(SelfAttentionBlock):
+    """A subclass with nothing of its own."""
+
+
+@torch.no_grad()
+def test_subclasses(generator):
+    narrow, named = Narrow(), Named()
+    accelerate(nn.ModuleList([narrow, named]))
+    assert type(narrow) is Narrow and type(named) is not Named and isinstance(named, Named)
+
+
+def test_nothing_to_accelerate():
+    with pytest.raises(ValueError, match=r"accelerate: Conv2d holds no FeaturesMemoryV2"):
+        accelerate(nn.Conv2d(3, 3, 1))
+    # The same name in another package, with other attributes.
+    other = type("SelfAttentionBlock", (nn.Conv2d,), {"forward": nn.Conv2d.forward})
+    with pytest.raises(ValueError, match=r"holds no FeaturesMemoryV2"):
+        accelerate(nn.Sequential(other(3, 3, 1)))
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got dict"):
+        accelerate({})
+
+
+def test_labels_of_no_class_are_named(generator):
+    memory = accelerate(FeaturesMemoryV2())
+    labels = torch.randint(K, (2, 5, 7), generator=generator)
+    labels[1, 2, 3] = -1
+    with pytest.raises(ValueError, match=r"labels: value -1 at \(b=1, y=2, x=3\)"):
+        memory.update(torch.zeros(2, Z, 5, 7), labels, momentum_cfg=MOMENTUM)
