@@ -16,6 +16,7 @@ examples:
   mcibi-fast train --resume runs/camvid
   mcibi-fast evaluate runs/camvid --split test
   mcibi-fast predict runs/camvid photo.jpg --out predictions
+  mcibi-fast convert released.pth model.safetensors --dataset ade20k
   mcibi-fast data check DATA/camvid
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_convert(commands)
     _add_data(commands)
     _add_demo(commands)
     bench = _add(commands, "bench", "bench", "run the benchmarks, or plot their results")
@@ -98,6 +100,15 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-overlays", action="store_true", help="label maps only")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "convert", "convert", "make a weights file of a released checkpoint")
+    parser.add_argument("checkpoint", help="a file of the authors' released code (sssegmentation)")
+    parser.add_argument("out", help="the .safetensors file to write")
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--classes", metavar="A,B,...", help="class names (default: class_0, ...)")
+    classes.add_argument("--dataset", metavar="NAME", help="names and colours of ade20k, lip, ...")
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:

@@ -26,6 +26,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "convert",
     "data",
     "data check",
     "data convert",

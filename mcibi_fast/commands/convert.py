@@ -1,0 +1,145 @@
+"""``mcibi-fast convert``: a released checkpoint as a weights file of this package."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mcibi_fast.compat import sssegmentation
+from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
+from mcibi_fast.engine.checkpoint import ModelSpec, pack_weights
+from mcibi_fast.engine.files import write_atomically
+from mcibi_fast.models import MCIBIPPHead, Segmentor
+from mcibi_fast.nn import DatasetLevelContext
+from mcibi_fast.viz.palette import distinct_palette
+
+# The released ResNet-v1c by timm's names.
+_BACKBONES = ("resnet50c", "resnet101c", "resnet152c")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the weights file and says what is in it."""
+    source, out = Path(args.checkpoint), Path(args.out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"convert: the result is a .safetensors file, not {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"convert: there is no folder {out.parent}")
+    try:
+        loaded = sssegmentation.load(source)
+    except NotImplementedError as error:
+        raise ValueError(f"convert: {source}: {error}") from error
+    names, palette = class_list(args, loaded.memory.num_classes)
+    try:
+        model, spec = convert(loaded, names, palette)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"convert: {source} is no model of mcibi_fast.models.create yet: {error}; load it in "
+            "Python with mcibi_fast.compat.sssegmentation.load"
+        ) from error
+    write_atomically(out, pack_weights(model, spec))
+    print(
+        f"{out}: {spec.name} on {spec.backbone}, {len(names)} classes, "
+        f"{sum(p.numel() for p in model.parameters()):,} weights, "
+        f"{os.path.getsize(out) / 2**20:.0f} MiB"
+    )
+
+
+def class_list(args: argparse.Namespace, count: int) -> tuple[list[str], list[list[int]]]:
+    """Names and colours of the classes: those given, a dataset's, or class_0, class_1, ...
+
+    Raises:
+        ValueError: another number than the checkpoint's, a name twice, or no such dataset.
+    """
+    if args.dataset and args.dataset != "camvid":
+        dataset = named(args.dataset)
+        names, palette = list(dataset.classes), dataset.palette
+    else:
+        if args.dataset:
+            names = list(CAMVID_CLASSES)
+        elif args.classes is not None:
+            names = [name.strip() for name in args.classes.split(",")]
+        else:
+            names = [f"class_{k}" for k in range(count)]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError("--classes: every class needs a name of its own")
+        palette = distinct_palette(len(names))
+    if len(names) != count:
+        given = f"{args.dataset} has" if args.dataset else "--classes names"
+        raise ValueError(f"convert: the checkpoint has {count} classes, {given} {len(names)}")
+    return names, palette.tolist()
+
+
+def convert(
+    loaded: Segmentor, classes: list[str], palette: list[list[int]]
+) -> tuple[Segmentor, ModelSpec]:
+    """The model as `mcibi_fast.models.create` makes it, and what makes it.
+
+    Args:
+        loaded: of `compat.sssegmentation.load`.
+        classes, palette: K each.
+
+    Raises:
+        NotImplementedError: `create` makes no such model (the message says what it lacks).
+    """
+    options, shapes = _options(loaded.head), _shapes(loaded)
+    for backbone in _BACKBONES:
+        spec = ModelSpec(
+            name="fcn_mcibipp",
+            backbone=backbone,
+            options=options,
+            classes=classes,
+            palette=palette,
+            mean=list(IMAGENET_MEAN),
+            std=list(IMAGENET_STD),
+        )
+        with torch.device("meta"):
+            fits = _shapes(spec.create_model()) == shapes
+        if fits:
+            break
+    else:
+        raise NotImplementedError(
+            f"its layers are not those of FCN with MCIBI++ on {', '.join(_BACKBONES)}"
+        )
+    model = spec.create_model().eval()
+    model.load_state_dict(loaded.state_dict())
+    if not _same_logits(loaded, model):
+        raise NotImplementedError("layers of the same shapes give other logits")
+    return model, spec
+
+
+def _options(head: nn.Module) -> dict[str, Any]:
+    """The head's arguments."""
+    if not isinstance(head, MCIBIPPHead) or not isinstance(head.context, DatasetLevelContext):
+        raise NotImplementedError(f"its head is a {type(head).__name__}")
+    if head.within_image is not None:
+        kind = type(head.within_image).__name__
+        raise NotImplementedError(f"it has a context within the image ({kind})")
+    options: dict[str, Any] = {
+        "form": "released",
+        "feats_channels": head.memory.channels,
+        "transform_channels": head.context.attention.transform_channels,
+    }
+    if head.context.downsample is not None:
+        options["downsample"] = True
+    if head.auxiliary is None:
+        options["auxiliary_weight"] = 0.0
+    return options
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+@torch.inference_mode()
+def _same_logits(loaded: Segmentor, model: Segmentor) -> bool:
+    """On noise: shapes do not show strides and dilations."""
+    images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+    expected, logits = loaded(images).logits, model(images).logits
+    if logits.shape != expected.shape:
+        return False
+    return torch.allclose(logits, expected, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,0 +1,186 @@
+"""``mcibi-fast convert``: the converted model is the released one, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mcibi_fast import cli
+from mcibi_fast.commands import convert
+from mcibi_fast.compat import sssegmentation
+from mcibi_fast.data import ADE20K, CAMVID_CLASSES
+from mcibi_fast.engine.checkpoint import load_model
+from mcibi_fast.models import create
+
+K = 11
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MCIBI_FAST_DEBUG", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, Tensor]:
+    """A checkpoint's entries: the released layout, made of a model of ours with a narrow head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create("fcn_mcibipp", K, "resnet50c", feats_channels=16, transform_channels=8)
+    generator = torch.Generator().manual_seed(0)
+    model.memory.memory.normal_(generator=generator).abs_()
+    for name, tensor in model.state_dict().items():
+        if name.endswith("bn3.weight"):  # zero in a fresh model, which hides the block's branch
+            tensor.uniform_(0.2, 0.4, generator=generator)
+    return {
+        sssegmentation.released_name(name): value
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(released: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "released.pth"
+    torch.save({"model": released, "epoch": 130}, path)
+    return path
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a conversion that must fail with exit status 2 and one line; returns the line."""
+
+    def run(*arguments: object) -> str:
+        capfd.readouterr()
+        assert cli.main(["convert", *map(str, arguments)]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+def test_equal_logits_and_prediction(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: torch.Generator
+) -> None:
+    out = tmp_path / "model.safetensors"
+    assert cli.main(["convert", str(checkpoint), str(out), "--dataset", "camvid"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{out}: fcn_mcibipp on resnet50c, 11 classes, ")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+    model, spec = load_model(out)
+    assert spec.classes == CAMVID_CLASSES and len(spec.palette) == K
+    loaded = sssegmentation.load(checkpoint)
+    images = torch.randn(1, 3, 49, 75, generator=generator)
+    with torch.no_grad():
+        for stages in (1, 2):
+            logits = model(images, stages=stages).logits
+            assert torch.equal(logits, loaded(images, stages=stages).logits)
+    assert logits.std() > 0
+
+    image = tmp_path / "photo.png"
+    Image.fromarray(np.arange(40 * 48 * 3, dtype=np.uint8).reshape(40, 48, 3)).save(image)
+    arguments = ["predict", str(out), str(image), "--out", str(tmp_path / "p"), "--cpu", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert np.array(Image.open(tmp_path / "p" / "labels" / "photo.png")).max() < K
+
+
+def test_class_names(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "model.safetensors"
+    names = [f"thing {k}" for k in range(K)]
+    assert cli.main(["convert", str(checkpoint), str(out), "--classes", ", ".join(names)]) == 0
+    assert load_model(out)[1].classes == names
+    before = out.read_bytes()
+    message = fails(checkpoint, out, "--classes", "road,sky")
+    assert "the checkpoint has 11 classes, --classes names 2" in message
+    message = fails(checkpoint, out, "--dataset", "ade20k")
+    assert "the checkpoint has 11 classes, ade20k has 150" in message
+    assert "a name of its own" in fails(checkpoint, out, "--classes", "," + ",".join(names[:10]))
+    assert "a name of its own" in fails(checkpoint, out, "--classes", ",".join(["a"] * K))
+    assert "no dataset 'ade'" in fails(checkpoint, out, "--dataset", "ade")
+    assert "not allowed with" in fails(checkpoint, out, "--dataset", "lip", "--classes", "a,b")
+    assert out.read_bytes() == before
+
+
+def test_classes_of_a_dataset_and_none() -> None:
+    parser = cli.build_parser()
+    args = parser.parse_args(["convert", "a.pth", "b.safetensors", "--dataset", "ade20k"])
+    names, palette = convert.class_list(args, 150)
+    assert names == list(ADE20K.classes) and palette == ADE20K.palette.tolist()
+    args = parser.parse_args(["convert", "a.pth", "b.safetensors"])
+    assert convert.class_list(args, 3)[0] == ["class_0", "class_1", "class_2"]
+
+
+def test_no_auxiliary_head(released: dict[str, Tensor], generator: torch.Generator) -> None:
+    state = {k: v for k, v in released.items() if not k.startswith("auxiliary_decoder.")}
+    loaded = sssegmentation.load({"model": state})
+    model, spec = convert.convert(loaded, ["x"] * K, [[0, 0, 0]] * K)
+    assert spec.options["auxiliary_weight"] == 0.0
+    images = torch.randn(1, 3, 33, 40, generator=generator)
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, loaded(images).logits)
+
+
+def test_bad_files(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "model.safetensors"
+    assert "nowhere.pth" in fails(tmp_path / "nowhere.pth", out)
+    text = tmp_path / "text.pth"
+    text.write_text("hello")
+    assert "text.pth is not one torch can load" in fails(text, out)
+    torch.save({"weights": {}}, text)
+    assert 'expected {"model": state_dict}' in fails(text, out)
+    torch.save({"model": {"a": torch.zeros(1)}}, text)
+    assert "no MCIBI++ checkpoint" in fails(text, out)
+    assert "a .safetensors file, not" in fails(checkpoint, checkpoint)
+    assert "there is no folder" in fails(checkpoint, tmp_path / "nowhere" / out.name)
+    assert not out.exists()
+
+
+def test_what_create_cannot_make(
+    golden: Callable[[str], dict[str, np.ndarray]], tmp_path: Path, fails: Fails
+) -> None:
+    out = tmp_path / "model.safetensors"
+    for name, reason in (
+        ("mcibipp_fcn.npz", "its layers are not those of FCN with MCIBI++ on resnet50c"),
+        ("mcibipp_aspp.npz", "it has a context within the image (ASPP)"),
+    ):
+        recorded = golden(name).items()
+        state = {k[3:]: torch.as_tensor(v) for k, v in recorded if k.startswith("sd/")}
+        torch.save({"model": state}, tmp_path / "small.pth")
+        message = fails(tmp_path / "small.pth", out)
+        assert reason in message and "compat.sssegmentation.load" in message
+    assert not out.exists()
+
+
+def test_other_logits_are_refused(released: dict[str, Tensor]) -> None:
+    strided = sssegmentation.load({"model": released}, output_stride=16)
+    dilated = sssegmentation.load({"model": released})
+    convolution = dilated.backbone.body["layer4"][1].conv2
+    convolution.dilation = convolution.padding = (3, 3)  # instead of 4
+    for loaded in (strided, dilated):
+        with pytest.raises(NotImplementedError, match="other logits"):
+            convert.convert(loaded, ["x"] * K, [[0, 0, 0]] * K)
+
+
+def test_weights_that_are_not_finite(
+    released: dict[str, Tensor], tmp_path: Path, fails: Fails
+) -> None:
+    state = dict(released)
+    state["decoder_cls.conv2.bias"] = torch.full((K,), float("nan"))
+    torch.save({"model": state}, tmp_path / "broken.pth")
+    message = fails(tmp_path / "broken.pth", tmp_path / "model.safetensors")
+    assert "head.decoder.classifier.bias holds values that are not finite" in message
