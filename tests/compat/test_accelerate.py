@@ -301,6 +301,37 @@ def test_model_in_evaluation(options, generator):
     assert_close(logits, slow(data).seg_logits)
 
 
+def one_rank(rank, rendezvous):
+    """A step of a wrapped model on this rank's images; each rank has classes the other lacks."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    slow, fast = pair(MCIBIPlusPlus, torch.Generator().manual_seed(0))
+    slow, fast = (nn.parallel.DistributedDataParallel(model.train()) for model in (slow, fast))
+    assert accelerate(fast) is fast
+    for dropout in (m for m in [*slow.modules(), *fast.modules()] if isinstance(m, nn.Dropout2d)):
+        dropout.p = 0.0
+    data = sample(torch.Generator().manual_seed(rank + 1))
+    labels = data.getannotations()["seg_targets"]
+    labels[labels == rank] = 255
+    gradients, memories = [], []
+    for model in (fast, slow):
+        model(data, learning_rate=0.01).loss.backward()
+        gradients.append(model.module.backbone_net[0].weight.grad)
+        memories.append(model.module.memory_module.memory.data)
+    assert_close(*gradients)
+    assert_close(*memories)
+    everywhere = [torch.empty_like(memories[0]) for _ in range(2)]
+    dist.all_gather(everywhere, memories[0])
+    assert torch.equal(*everywhere)
+    dist.destroy_process_group()
+
+
+def test_two_processes_average_their_memories(tmp_path):
+    if not dist.is_gloo_available():
+        pytest.skip("needs a PyTorch with gloo")
+    torch.multiprocessing.spawn(one_rank, (tmp_path / "rendezvous",), nprocs=2)
+
+
 class Sizes(TorchDispatchMode):
     """The shape of everything that is computed."""
 
