@@ -109,6 +109,12 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     classes = parser.add_mutually_exclusive_group()
     classes.add_argument("--classes", metavar="A,B,...", help="class names (default: class_0, ...)")
     classes.add_argument("--dataset", metavar="NAME", help="names and colours of ade20k, lip, ...")
+    parser.add_argument(
+        "--weights-from",
+        choices=["auto", "pr", "cwi"],
+        default="auto",
+        help="the head that gathers; pr for ppm_resnet50os8_ade20k, auto for all others",
+    )
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:

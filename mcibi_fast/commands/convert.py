@@ -14,8 +14,8 @@ from mcibi_fast.compat import sssegmentation
 from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
 from mcibi_fast.engine.checkpoint import ModelSpec, pack_weights
 from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.models import MCIBIPPHead, Segmentor
-from mcibi_fast.nn import DatasetLevelContext
+from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNetMCIBIPPHead
+from mcibi_fast.nn.within_image import PPM
 from mcibi_fast.viz.palette import distinct_palette
 
 # The released ResNet-v1c by timm's names.
@@ -29,10 +29,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"convert: the result is a .safetensors file, not {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"convert: there is no folder {out.parent}")
-    try:
-        loaded = sssegmentation.load(source)
-    except NotImplementedError as error:
-        raise ValueError(f"convert: {source}: {error}") from error
+    loaded = sssegmentation.load(source, weights_from=args.weights_from)
     names, palette = class_list(args, loaded.memory.num_classes)
     try:
         model, spec = convert(loaded, names, palette)
@@ -86,12 +83,12 @@ def convert(
     Raises:
         NotImplementedError: `create` makes no such model (the message says what it lacks).
     """
-    options, shapes = _options(loaded.head), _shapes(loaded)
+    name, shapes = _framework(loaded.head), _shapes(loaded)
     for backbone in _BACKBONES:
         spec = ModelSpec(
-            name="fcn_mcibipp",
+            name=name,
             backbone=backbone,
-            options=options,
+            options=_options(loaded.head),
             classes=classes,
             palette=palette,
             mean=list(IMAGENET_MEAN),
@@ -102,9 +99,7 @@ def convert(
         if fits:
             break
     else:
-        raise NotImplementedError(
-            f"its layers are not those of FCN with MCIBI++ on {', '.join(_BACKBONES)}"
-        )
+        raise NotImplementedError(f"its layers are not those of {name} on {', '.join(_BACKBONES)}")
     model = spec.create_model().eval()
     model.load_state_dict(loaded.state_dict())
     if not _same_logits(loaded, model):
@@ -112,22 +107,34 @@ def convert(
     return model, spec
 
 
-def _options(head: nn.Module) -> dict[str, Any]:
-    """The head's arguments."""
-    if not isinstance(head, MCIBIPPHead) or not isinstance(head.context, DatasetLevelContext):
+def _framework(head: nn.Module) -> str:
+    """Its name for `create`."""
+    if not isinstance(head, MCIBIPPHead):
         raise NotImplementedError(f"its head is a {type(head).__name__}")
-    if head.within_image is not None:
-        kind = type(head.within_image).__name__
-        raise NotImplementedError(f"it has a context within the image ({kind})")
+    if isinstance(head, UperNetMCIBIPPHead):
+        return "upernet_mcibipp"
+    if head.within_image is None:
+        return "fcn_mcibipp"
+    return "pspnet_mcibipp" if isinstance(head.within_image, PPM) else "deeplabv3_mcibipp"
+
+
+def _options(head: Any) -> dict[str, Any]:
+    """The head's arguments, as far as the released code knows more than one value of them."""
+    context = head.context
+    decoders = (context.weight_head, head.within_image_head, head.decoder)
     options: dict[str, Any] = {
         "form": "released",
         "feats_channels": head.memory.channels,
-        "transform_channels": head.context.attention.transform_channels,
+        "transform_channels": context.attention.transform_channels,
+        "kernel_sizes": [1 if d is None else d.conv[0].kernel_size[0] for d in decoders],
+        "weights_from": head.weights_from,
+        "extra_attention": head.extra_attention is not None,
+        "downsample": context.downsample is not None,
+        "auxiliary_weight": head.auxiliary_weight,
     }
-    if head.context.downsample is not None:
-        options["downsample"] = True
-    if head.auxiliary is None:
-        options["auxiliary_weight"] = 0.0
+    if isinstance(head, UperNetMCIBIPPHead):
+        options["context"] = "ppm" if isinstance(head.within_image, PPM) else "aspp"
+        options["memory_joins"] = head.memory_joins
     return options
 
 

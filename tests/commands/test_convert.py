@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from torch import Tensor
 
 from mcibi_fast import cli
 from mcibi_fast.commands import convert
-from mcibi_fast.compat import sssegmentation
+from mcibi_fast.compat import backbones, sssegmentation
 from mcibi_fast.data import ADE20K, CAMVID_CLASSES
-from mcibi_fast.engine.checkpoint import load_model
+from mcibi_fast.engine.checkpoint import ModelSpec, load_model
 from mcibi_fast.models import create
 
 K = 11
@@ -31,22 +33,27 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def released() -> dict[str, Tensor]:
+def released_state(name: str, **options: object) -> dict[str, Tensor]:
     """A checkpoint's entries: the released layout, made of a model of ours with a narrow head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create("fcn_mcibipp", K, "resnet50c", feats_channels=16, transform_channels=8)
+        widths = {"feats_channels": 16, "transform_channels": 8}
+        model = create(name, K, "resnet50c", **widths, **options)
     generator = torch.Generator().manual_seed(0)
     model.memory.memory.normal_(generator=generator).abs_()
-    for name, tensor in model.state_dict().items():
-        if name.endswith("bn3.weight"):  # zero in a fresh model, which hides the block's branch
+    for key, tensor in model.state_dict().items():
+        if key.endswith("bn3.weight"):  # zero in a fresh model, which hides the block's branch
             tensor.uniform_(0.2, 0.4, generator=generator)
     return {
-        sssegmentation.released_name(name): value
-        for name, value in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        sssegmentation.released_name(backbones.released_name(key, model.backbone)): value
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
     }
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, Tensor]:
+    return released_state("fcn_mcibipp")
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +132,29 @@ def test_classes_of_a_dataset_and_none() -> None:
     assert convert.class_list(args, 3)[0] == ["class_0", "class_1", "class_2"]
 
 
-def test_no_auxiliary_head(released: dict[str, Tensor], generator: torch.Generator) -> None:
-    state = {k: v for k, v in released.items() if not k.startswith("auxiliary_decoder.")}
-    loaded = sssegmentation.load({"model": state})
+@pytest.mark.parametrize(
+    ("name", "options", "weights_from"),
+    [
+        ("fcn_mcibipp", {"auxiliary_weight": 0.0, "downsample": True}, "auto"),
+        ("pspnet_mcibipp", {"kernel_sizes": (3, 3, 1)}, "pr"),
+        ("deeplabv3_mcibipp", {"extra_attention": True}, "auto"),
+        ("upernet_mcibipp", {"context": "aspp"}, "cwi"),
+        ("upernet_mcibipp", {"memory_joins": "after"}, "auto"),
+    ],
+)
+def test_frameworks(
+    name: str, options: dict[str, object], weights_from: str, generator: torch.Generator
+) -> None:
+    state = {"model": released_state(name, **options)}
+    loaded = sssegmentation.load(state, weights_from=weights_from)
     model, spec = convert.convert(loaded, ["x"] * K, [[0, 0, 0]] * K)
-    assert spec.options["auxiliary_weight"] == 0.0
+    assert (spec.name, spec.backbone) == (name, "resnet50c")
+    assert ModelSpec(**json.loads(json.dumps(asdict(spec)))).options == spec.options
+    assert spec.options["weights_from"] in (weights_from, "pr" if "fcn" in name else "cwi")
+    assert model.head.weights_from == loaded.head.weights_from
     images = torch.randn(1, 3, 33, 40, generator=generator)
     with torch.no_grad():
-        assert torch.equal(model(images).logits, loaded(images).logits)
+        assert torch.equal(model(images, stages=2).logits, loaded(images, stages=2).logits)
 
 
 def test_bad_files(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
@@ -155,8 +177,8 @@ def test_what_create_cannot_make(
 ) -> None:
     out = tmp_path / "model.safetensors"
     for name, reason in (
-        ("mcibipp_fcn.npz", "its layers are not those of FCN with MCIBI++ on resnet50c"),
-        ("mcibipp_aspp.npz", "it has a context within the image (ASPP)"),
+        ("mcibipp_fcn.npz", "its layers are not those of fcn_mcibipp on resnet50c"),
+        ("mcibipp_aspp.npz", "its layers are not those of deeplabv3_mcibipp on resnet50c"),
     ):
         recorded = golden(name).items()
         state = {k[3:]: torch.as_tensor(v) for k, v in recorded if k.startswith("sd/")}
