@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    interrupted: Callable[[], bool] | None = None,
 ) -> ConfusionMatrix:
     """The confusion matrix of a model over a split, summed over all ranks.
 
@@ -58,8 +60,10 @@ def evaluate(
         accelerator: of a distributed run, and for its mixed precision.
         device: where there is no accelerator; default where the model is.
         progress: show a bar (on the main process only).
+        interrupted: asked after each batch; true ends the evaluation.
 
     Raises:
+        KeyboardInterrupt: ``interrupted`` said so.
         ValueError: the model has other classes than the dataset, or a label is outside them; on
             the CPU naming the sample, on CUDA after the last one.
     """
@@ -93,6 +97,8 @@ def evaluate(
                     with autocast():
                         _count(confusion, model, batch, device)
                     bar.update(len(batch["name"]))
+                    if interrupted is not None and interrupted():
+                        raise KeyboardInterrupt
     finally:
         model.train(was_training)
     ops.check_labels()

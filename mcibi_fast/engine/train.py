@@ -201,12 +201,13 @@ class Trainer:
         """Trains and evaluates until the last step is done."""
         if self.is_main:
             self.scalars = ScalarLog(self.run.tensorboard, first_step=self.step + 1)
-        while True:
-            if self._evaluation_is_due():
-                self._evaluate()
-            if self.step >= self.total_steps:
-                break
-            with deferred_interrupt() as interrupted:
+        # Around evaluation, too: an interrupt in the midst of a library's clean-up can be lost.
+        with deferred_interrupt() as interrupted:
+            while True:
+                if self._evaluation_is_due():
+                    self._evaluate(interrupted)
+                if self.step >= self.total_steps:
+                    break
                 self._train_epoch(interrupted)
         return TrainResult(
             out=self.run.path,
@@ -350,7 +351,7 @@ class Trainer:
         due = epoch % self.config.evaluate_every == 0 or self.step == self.total_steps
         return epoch > 0 and within == 0 and due and self.step not in self.evaluated
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, interrupted: Callable[[], bool]) -> None:
         confusion = evaluate(
             self.model,
             self.val_data,
@@ -358,6 +359,7 @@ class Trainer:
             workers=self.config.workers,
             accelerator=self.accelerator,
             progress=self.progress,
+            interrupted=interrupted,
         )
         metrics = confusion.compute()
         self.evaluated[self.step] = metrics.as_dict(self.spec.classes)

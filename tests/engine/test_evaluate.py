@@ -112,3 +112,10 @@ def test_a_model_of_other_classes_is_named() -> None:
 def test_a_bad_label_names_its_image() -> None:
     with pytest.raises(ValueError, match=r"image_2: labels: value 200 at \(b=0, y=2, x=2\)"):
         evaluate(ByBrightness(4), Blocks(SIZES, bad=2))
+
+
+def test_an_interrupt_ends_the_evaluation_after_a_batch() -> None:
+    model = ByBrightness(4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Blocks(SIZES), interrupted=lambda: len(model.batch_sizes) == 2)
+    assert model.batch_sizes == [1, 1]

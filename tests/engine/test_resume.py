@@ -173,7 +173,7 @@ def test_killed_between_checkpoint_and_evaluation(
     class Killed(BaseException):
         pass
 
-    def killed(self: Trainer) -> None:
+    def killed(self: Trainer, _interrupted: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
