@@ -5,7 +5,6 @@
 // is made by one thread in a fixed order, so that the bits do not depend on the number of threads.
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 #include "class_rank_attention/class_rank_attention.h"
 #include "class_rank_attention/class_rank_attention_hard.h"
@@ -321,38 +320,20 @@ void backward(const ClassRankInput& in, const ClassRankResult& result, void* gra
   weights_gradients<S>(in, result, statistics, grad_weights);
 }
 
-// Calls f with a null pointer to the storage type.
-template <typename F>
-void for_kind(FloatKind kind, const F& f) {
-  switch (kind) {
-    case FloatKind::kFloat32:
-      return f(static_cast<float*>(nullptr));
-    case FloatKind::kFloat64:
-      return f(static_cast<double*>(nullptr));
-    case FloatKind::kBFloat16:
-      return f(static_cast<BFloat16*>(nullptr));
-    case FloatKind::kFloat16:
-      return f(static_cast<Float16*>(nullptr));
-  }
-}
-template <typename P>
-using Pointee = std::remove_pointer_t<P>;
-
 }  // namespace
 
 void class_rank_attention_cpu(const ClassRankInput& input, void* out, void* lse) {
-  for_kind(input.kind, [&](auto* s) { attend<Pointee<decltype(s)>>(input, out, lse); });
+  with_storage_type(input.kind, [&](auto s) { attend<decltype(s)>(input, out, lse); });
 }
 
 void class_rank_attention_hard_cpu(const ClassRankInput& input, void* out, void* lse) {
-  for_kind(input.kind, [&](auto* s) { attend_hard<Pointee<decltype(s)>>(input, out, lse); });
+  with_storage_type(input.kind, [&](auto s) { attend_hard<decltype(s)>(input, out, lse); });
 }
 
 void class_rank_attention_backward_cpu(const ClassRankInput& input, const ClassRankResult& result,
                                        void* grad_query, void* grad_weights) {
-  for_kind(input.kind, [&](auto* s) {
-    backward<Pointee<decltype(s)>>(input, result, grad_query, grad_weights);
-  });
+  with_storage_type(
+      input.kind, [&](auto s) { backward<decltype(s)>(input, result, grad_query, grad_weights); });
 }
 
 }  // namespace MCIBI_CPU_ARCH

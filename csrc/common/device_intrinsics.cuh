@@ -21,6 +21,14 @@ struct TypeIdentity {
   using Type = T;
 };
 
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An element as it is computed with.
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
 // Dynamic shared memory that no kernel needs to be asked for (cudaFuncSetAttribute): of the 48 KiB
 // that a block has by default, static arrays take at most 32.
 inline constexpr size_t kUnaskedSharedBytes = 16 * 1024;

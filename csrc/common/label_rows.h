@@ -28,22 +28,6 @@ void read_label_row(const LabelMap& labels, int64_t b, int64_t y, int32_t* class
   }
 }
 
-inline int64_t label_value(const LabelMap& labels, int64_t b, int64_t y, int64_t x) {
-  const int64_t i = b * labels.stride_b + y * labels.stride_y + x * labels.stride_x;
-  switch (labels.kind) {
-    case LabelKind::kUInt8:
-      return static_cast<const uint8_t*>(labels.data)[i];
-    case LabelKind::kInt8:
-      return static_cast<const int8_t*>(labels.data)[i];
-    case LabelKind::kInt16:
-      return static_cast<const int16_t*>(labels.data)[i];
-    case LabelKind::kInt32:
-      return static_cast<const int32_t*>(labels.data)[i];
-    default:
-      return static_cast<const int64_t*>(labels.data)[i];
-  }
-}
-
 using LabelReader = void (*)(const LabelMap&, int64_t, int64_t, int32_t*);
 
 inline LabelReader label_reader(LabelKind kind) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/dtypes.h"
+#include "common/host_device.h"
 
 namespace mcibi_fast {
 
@@ -16,6 +17,22 @@ struct LabelMap {
   int64_t stride_b, stride_y, stride_x;
   int64_t num_classes, ignore_index;
 };
+
+MCIBI_HOST_DEVICE int64_t label_value(const LabelMap& labels, int64_t b, int64_t y, int64_t x) {
+  const int64_t i = b * labels.stride_b + y * labels.stride_y + x * labels.stride_x;
+  switch (labels.kind) {
+    case LabelKind::kUInt8:
+      return static_cast<const uint8_t*>(labels.data)[i];
+    case LabelKind::kInt8:
+      return static_cast<const int8_t*>(labels.data)[i];
+    case LabelKind::kInt16:
+      return static_cast<const int16_t*>(labels.data)[i];
+    case LabelKind::kInt32:
+      return static_cast<const int32_t*>(labels.data)[i];
+    default:
+      return static_cast<const int64_t*>(labels.data)[i];
+  }
+}
 
 // The first label, in memory order, that is neither a class nor ignore_index (CPU kernels).
 struct BadLabel {

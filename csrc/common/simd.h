@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "common/dtypes.h"
+
 #if defined(__AVX512F__)
 #define MCIBI_VECTOR_BYTES 64
 #elif defined(__AVX__)
@@ -55,6 +57,21 @@ struct ComputeOf<double> {
 };
 template <typename S>
 using Compute = typename ComputeOf<S>::type;
+
+// Calls f(S()) with S the storage type of that kind.
+template <typename F>
+void with_storage_type(FloatKind kind, const F& f) {
+  switch (kind) {
+    case FloatKind::kFloat32:
+      return f(float());
+    case FloatKind::kFloat64:
+      return f(double());
+    case FloatKind::kBFloat16:
+      return f(BFloat16());
+    case FloatKind::kFloat16:
+      return f(Float16());
+  }
+}
 
 template <typename To, typename From>
 MCIBI_SIMD To bit_cast(const From& from) {

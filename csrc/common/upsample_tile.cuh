@@ -33,11 +33,6 @@ struct Arithmetic<double> {
   using Type = double;
 };
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 template <typename Element, typename T>
 __device__ __forceinline__ Element narrow(T value) {
   return static_cast<Element>(value);
@@ -56,8 +51,6 @@ __device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b
 __device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // n / divisor in a multiplication; exact where n * divisor < 2^32.
 struct FastDivisor {
   unsigned divisor, inverse;
@@ -71,22 +64,6 @@ struct FastDivisor {
 
 // ---- labels
 // ---------------------------------------------------------------------------------------
-__device__ __forceinline__ int64_t load_label(const LabelMap& labels, int b, int y, int x) {
-  const int64_t i = b * labels.stride_b + y * labels.stride_y + x * labels.stride_x;
-  switch (labels.kind) {
-    case LabelKind::kUInt8:
-      return static_cast<const uint8_t*>(labels.data)[i];
-    case LabelKind::kInt8:
-      return static_cast<const int8_t*>(labels.data)[i];
-    case LabelKind::kInt16:
-      return static_cast<const int16_t*>(labels.data)[i];
-    case LabelKind::kInt32:
-      return static_cast<const int32_t*>(labels.data)[i];
-    default:
-      return static_cast<const int64_t*>(labels.data)[i];
-  }
-}
-
 // One thread's labels, and those among them that are neither classes nor ignored.
 class LabelReader {
  public:
@@ -94,7 +71,7 @@ class LabelReader {
 
   // The class, or -1.
   __device__ __forceinline__ int read(int b, int y, int x) {
-    const int64_t value = load_label(labels_, b, y, x);
+    const int64_t value = label_value(labels_, b, y, x);
     if (value == labels_.ignore_index) return -1;
     if (value >= 0 && value < labels_.num_classes) return static_cast<int>(value);
     ++bad_;

@@ -301,31 +301,15 @@ void gaussian_table_cpu(const GaussianTableInput& input, void* table) {
 }
 
 void gaussian_aggregate_cpu(const GaussianAggregateInput& input, bool hard, void* out, void* lse) {
-  switch (input.kind) {
-    case FloatKind::kFloat32:
-      return aggregate<float>(input, hard, out, lse);
-    case FloatKind::kFloat64:
-      return aggregate<double>(input, hard, out, lse);
-    case FloatKind::kBFloat16:
-      return aggregate<BFloat16>(input, hard, out, lse);
-    case FloatKind::kFloat16:
-      return aggregate<Float16>(input, hard, out, lse);
-  }
+  with_storage_type(input.kind, [&](auto s) { aggregate<decltype(s)>(input, hard, out, lse); });
 }
 
 void gaussian_aggregate_backward_cpu(const GaussianAggregateInput& input, const void* lse,
                                      const void* grad, const MapStrides& grad_strides,
                                      void* grad_logits) {
-  switch (input.kind) {
-    case FloatKind::kFloat32:
-      return backward<float>(input, lse, grad, grad_strides, grad_logits);
-    case FloatKind::kFloat64:
-      return backward<double>(input, lse, grad, grad_strides, grad_logits);
-    case FloatKind::kBFloat16:
-      return backward<BFloat16>(input, lse, grad, grad_strides, grad_logits);
-    case FloatKind::kFloat16:
-      return backward<Float16>(input, lse, grad, grad_strides, grad_logits);
-  }
+  with_storage_type(input.kind, [&](auto s) {
+    backward<decltype(s)>(input, lse, grad, grad_strides, grad_logits);
+  });
 }
 
 }  // namespace MCIBI_CPU_ARCH

@@ -24,14 +24,14 @@ struct PhiloxState {
   uint32_t seed_low, seed_high, step;
 };
 
-static MCIBI_HOST_DEVICE PhiloxState philox_state(int64_t seed, int64_t step) {
+MCIBI_HOST_DEVICE PhiloxState philox_state(int64_t seed, int64_t step) {
   const uint64_t bits = static_cast<uint64_t>(seed);
   return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32),
           static_cast<uint32_t>(static_cast<uint64_t>(step))};
 }
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
-static MCIBI_HOST_DEVICE Philox4 philox4x32_10(Philox4 c, uint32_t key0, uint32_t key1) {
+MCIBI_HOST_DEVICE Philox4 philox4x32_10(Philox4 c, uint32_t key0, uint32_t key1) {
 #if defined(__CUDACC__)
 #pragma unroll
 #else
@@ -49,7 +49,7 @@ static MCIBI_HOST_DEVICE Philox4 philox4x32_10(Philox4 c, uint32_t key0, uint32_
 }
 
 // float(x), rounded once: vector units convert signed integers only.
-static MCIBI_HOST_DEVICE float float_from_uint(uint32_t x) {
+MCIBI_HOST_DEVICE float float_from_uint(uint32_t x) {
   return static_cast<float>(static_cast<int32_t>(x >> 16)) * 65536.0f +
          static_cast<float>(static_cast<int32_t>(x & 0xFFFFu));
 }
@@ -58,7 +58,7 @@ static MCIBI_HOST_DEVICE float float_from_uint(uint32_t x) {
 //
 // Near u = 1 the distance 1 - u = (~x + 0.5) / 2^32 is formed from the integer: u itself, as a
 // float, would have lost it.
-static MCIBI_HOST_DEVICE float minus_log_uniform(uint32_t x) {
+MCIBI_HOST_DEVICE float minus_log_uniform(uint32_t x) {
   const float scaled = float_from_uint(x) + 0.5f;  // u * 2^32
   uint32_t bits;
   memcpy(&bits, &scaled, sizeof(bits));
@@ -86,7 +86,7 @@ static MCIBI_HOST_DEVICE float minus_log_uniform(uint32_t x) {
 }
 
 // sin and cos of 2 pi u for u = (x + 0.5) / 2^32. The integer is reduced by quarter turns, exactly.
-static MCIBI_HOST_DEVICE void sincos_uniform(uint32_t x, float& sine, float& cosine) {
+MCIBI_HOST_DEVICE void sincos_uniform(uint32_t x, float& sine, float& cosine) {
   const uint32_t quarter = (x + 0x20000000u) >> 30;
   const int32_t rest = static_cast<int32_t>(x - (quarter << 30));   // [-2^29, 2^29)
   const float turn = (static_cast<float>(rest) + 0.5f) * 0x1p-32f;  // [-1/8, 1/8]
@@ -108,7 +108,7 @@ static MCIBI_HOST_DEVICE void sincos_uniform(uint32_t x, float& sine, float& cos
 }
 
 // Two standard normal draws (Box-Muller): r cos(2 pi u1), r sin(2 pi u1), r = sqrt(-2 ln u0).
-static MCIBI_HOST_DEVICE void box_muller(uint32_t x0, uint32_t x1, float& first, float& second) {
+MCIBI_HOST_DEVICE void box_muller(uint32_t x0, uint32_t x1, float& first, float& second) {
   const float r = sqrtf(2.0f * minus_log_uniform(x0));
   float sine, cosine;
   sincos_uniform(x1, sine, cosine);
@@ -117,8 +117,7 @@ static MCIBI_HOST_DEVICE void box_muller(uint32_t x0, uint32_t x1, float& first,
 }
 
 // eps[k, 4 * z4 + i] for i = 0..3, within 2e-6 of the same formula in float64.
-static MCIBI_HOST_DEVICE void gaussian_noise4(uint32_t z4, uint32_t k, PhiloxState state,
-                                              float eps[4]) {
+MCIBI_HOST_DEVICE void gaussian_noise4(uint32_t z4, uint32_t k, PhiloxState state, float eps[4]) {
   const Philox4 x = philox4x32_10({z4, k, state.step, 0u}, state.seed_low, state.seed_high);
   box_muller(x.x0, x.x1, eps[0], eps[1]);
   box_muller(x.x2, x.x3, eps[2], eps[3]);

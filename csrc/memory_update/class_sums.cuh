@@ -66,11 +66,6 @@ struct alignas(16) Vector {
   Element values[kSize];
 };
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 // One tile of features on its way to shared memory. Pixels past the tile's end and channels past
 // the last become zeros: their weight is zero, but zero times what lay there might not be.
 template <typename Element, Fill kFill>

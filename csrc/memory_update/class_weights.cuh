@@ -45,21 +45,6 @@ MCIBI_HOST_DEVICE int cells_of_tile(int width) {
   return width <= kTile ? width + kTile + 1 : 2 * (kTile + 1);
 }
 
-// The first output position i whose index0 is at least j.
-template <typename T>
-__device__ int first_output(const BilinearAxis<T>& axis, int j) {
-  if (j <= 0) return 0;
-  if (j >= axis.in_size) return axis.out_size;
-  if (axis.in_size == axis.out_size) return j;
-  if (!(axis.scale > T(0))) return axis.out_size;
-  const T shift = axis.align_corners ? T(0) : T(0.5);
-  const T guess = (static_cast<T>(j) + shift) / axis.scale - shift;
-  int i = guess < static_cast<T>(axis.out_size) ? static_cast<int>(guess) : axis.out_size;
-  while (i > 0 && bilinear_tap(axis, i - 1).index0 >= j) --i;
-  while (i < axis.out_size && bilinear_tap(axis, i).index0 < j) ++i;
-  return i;
-}
-
 // Weights of a full-resolution position towards index0 and index0 + 1; at the border both are
 // index0's.
 template <typename T>
@@ -304,8 +289,9 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
     const int y = pixel / width, x = pixel - y * width;
     ranges[cell] = {0, 0, 0, 0};
     if (pixel >= 0 && pixel < pixels)
-      ranges[cell] = {first_output(input.y_axis, y), first_output(input.y_axis, y + 1),
-                      first_output(input.x_axis, x), first_output(input.x_axis, x + 1)};
+      ranges[cell] = {
+          bilinear_first_output(input.y_axis, y), bilinear_first_output(input.y_axis, y + 1),
+          bilinear_first_output(input.x_axis, x), bilinear_first_output(input.x_axis, x + 1)};
   }
   for (int i = thread; i < (input.out.classes + 31) / 32; i += kUpdateThreads) present[i] = 0;
   for (int i = thread; i < input.out.classes; i += kUpdateThreads) histogram[i] = 0;

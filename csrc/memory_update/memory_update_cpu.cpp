@@ -7,7 +7,6 @@
 // number of threads.
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -219,21 +218,6 @@ void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
   });
 }
 
-// Calls f with a null pointer of the type that holds the kind.
-template <typename F>
-void with_storage_type(FloatKind kind, const F& f) {
-  switch (kind) {
-    case FloatKind::kFloat32:
-      return f(static_cast<float*>(nullptr));
-    case FloatKind::kFloat64:
-      return f(static_cast<double*>(nullptr));
-    case FloatKind::kBFloat16:
-      return f(static_cast<BFloat16*>(nullptr));
-    case FloatKind::kFloat16:
-      return f(static_cast<Float16*>(nullptr));
-  }
-}
-
 // The sum of f(i) in an order that vectorises: eight interleaved partial sums.
 template <typename F>
 double sum_over(int64_t count, const F& f) {
@@ -253,8 +237,8 @@ double sum_over(int64_t count, const F& f) {
 void class_feature_sums_cpu(const FeatureMap& features, const LabelMap& labels, bool align_corners,
                             double* sums, int64_t* counts, BadLabel* bad) {
   std::fill(counts, counts + labels.num_classes, 0);
-  with_storage_type(features.kind, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
+  with_storage_type(features.kind, [&](auto type) {
+    using S = decltype(type);
     const auto rows = class_weights<Compute<S>>(labels, features.batch, features.height,
                                                 features.width, align_corners, counts);
     *bad = first_bad_label(rows);
@@ -266,8 +250,8 @@ void class_feature_sums_backward_cpu(const double* grad_sums, const LabelMap& la
                                      bool align_corners, const FeatureMap& grad_features,
                                      BadLabel* bad) {
   std::vector<int64_t> counts(labels.num_classes);
-  with_storage_type(grad_features.kind, [&](auto* type) {
-    using S = std::remove_pointer_t<decltype(type)>;
+  with_storage_type(grad_features.kind, [&](auto type) {
+    using S = decltype(type);
     const auto rows = class_weights<Compute<S>>(labels, grad_features.batch, grad_features.height,
                                                 grad_features.width, align_corners, counts.data());
     *bad = first_bad_label(rows);

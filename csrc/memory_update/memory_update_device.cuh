@@ -48,8 +48,6 @@ struct PartialSums {
   int slices;
 };
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct TilePlan {
   int tiles_per_image;
   int tiles;

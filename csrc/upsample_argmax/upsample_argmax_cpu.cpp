@@ -278,30 +278,16 @@ void confusion(const LogitMap& logits, const LabelMap& labels, bool align_corner
 
 void upsample_argmax_cpu(const LogitMap& logits, int64_t out_height, int64_t out_width,
                          bool align_corners, int64_t* out) {
-  switch (logits.kind) {
-    case FloatKind::kFloat32:
-      return argmax<float>(logits, out_height, out_width, align_corners, out);
-    case FloatKind::kFloat64:
-      return argmax<double>(logits, out_height, out_width, align_corners, out);
-    case FloatKind::kBFloat16:
-      return argmax<BFloat16>(logits, out_height, out_width, align_corners, out);
-    case FloatKind::kFloat16:
-      return argmax<Float16>(logits, out_height, out_width, align_corners, out);
-  }
+  with_storage_type(logits.kind, [&](auto s) {
+    argmax<decltype(s)>(logits, out_height, out_width, align_corners, out);
+  });
 }
 
 void upsample_confusion_cpu(const LogitMap& logits, const LabelMap& labels, bool align_corners,
                             int64_t* counts, BadLabel* bad) {
-  switch (logits.kind) {
-    case FloatKind::kFloat32:
-      return confusion<float>(logits, labels, align_corners, counts, bad);
-    case FloatKind::kFloat64:
-      return confusion<double>(logits, labels, align_corners, counts, bad);
-    case FloatKind::kBFloat16:
-      return confusion<BFloat16>(logits, labels, align_corners, counts, bad);
-    case FloatKind::kFloat16:
-      return confusion<Float16>(logits, labels, align_corners, counts, bad);
-  }
+  with_storage_type(logits.kind, [&](auto s) {
+    confusion<decltype(s)>(logits, labels, align_corners, counts, bad);
+  });
 }
 
 }  // namespace MCIBI_CPU_ARCH

@@ -172,32 +172,18 @@ void backward(const CrossEntropyCotangent& cotangent, const LogitMap& logits,
 void upsample_cross_entropy_cpu(const LogitMap& logits, const LabelMap& labels,
                                 const CrossEntropyOptions& options, void* losses, void* lse,
                                 BadLabel* bad) {
-  switch (logits.kind) {
-    case FloatKind::kFloat32:
-      return forward<float>(logits, labels, options, losses, lse, bad);
-    case FloatKind::kFloat64:
-      return forward<double>(logits, labels, options, losses, lse, bad);
-    case FloatKind::kBFloat16:
-      return forward<BFloat16>(logits, labels, options, losses, lse, bad);
-    case FloatKind::kFloat16:
-      return forward<Float16>(logits, labels, options, losses, lse, bad);
-  }
+  with_storage_type(logits.kind, [&](auto s) {
+    forward<decltype(s)>(logits, labels, options, losses, lse, bad);
+  });
 }
 
 void upsample_cross_entropy_backward_cpu(const CrossEntropyCotangent& cotangent,
                                          const LogitMap& logits, const LabelMap& labels,
                                          const CrossEntropyOptions& options,
                                          const LogitMap& grad_logits, BadLabel* bad) {
-  switch (logits.kind) {
-    case FloatKind::kFloat32:
-      return backward<float>(cotangent, logits, labels, options, grad_logits, bad);
-    case FloatKind::kFloat64:
-      return backward<double>(cotangent, logits, labels, options, grad_logits, bad);
-    case FloatKind::kBFloat16:
-      return backward<BFloat16>(cotangent, logits, labels, options, grad_logits, bad);
-    case FloatKind::kFloat16:
-      return backward<Float16>(cotangent, logits, labels, options, grad_logits, bad);
-  }
+  with_storage_type(logits.kind, [&](auto s) {
+    backward<decltype(s)>(cotangent, logits, labels, options, grad_logits, bad);
+  });
 }
 
 }  // namespace MCIBI_CPU_ARCH

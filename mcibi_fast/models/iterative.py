@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from mcibi_fast.nn.context import resize
 
 
 def mix_probabilities(
@@ -17,7 +18,7 @@ def mix_probabilities(
         weight_logits: H_pr's (B, K, h, w); always those of the first stage.
         logits: O_s (B, K, h', w'); softmaxed at its own stride, then resized to W's.
     """
-    O = _resize(logits.softmax(dim=1), weight_logits, align_corners)
+    O = resize(logits.softmax(dim=1), weight_logits.shape[2:], align_corners)
     return ((O + weight_logits.softmax(dim=1)) / 2).log()
 
 
@@ -36,11 +37,5 @@ def mix_logits(
         weights: (a, b).
     """
     a, b = weights
-    O = _resize(logits, weight_logits, align_corners)
+    O = resize(logits, weight_logits.shape[2:], align_corners)
     return (a * weight_logits + b * O) / (a + b - 1)
-
-
-def _resize(values: Tensor, like: Tensor, align_corners: bool) -> Tensor:
-    if values.shape[2:] == like.shape[2:]:
-        return values
-    return F.interpolate(values, like.shape[2:], mode="bilinear", align_corners=align_corners)
