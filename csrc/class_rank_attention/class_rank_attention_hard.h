@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "class_rank_attention/class_rank_attention_hard_rows.h"
 #include "class_rank_attention/class_rank_attention_pixels.h"
 #include "common/simd.h"
 
@@ -12,12 +13,16 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-// logs [B][K]: logarithm of the number of rows of W whose first argmax is the class, -inf for none.
+// labels [B][N]: the first argmax of each row of W.
 template <typename S>
-void log_counts(const ClassRankInput& in, Compute<S>* logs) {
+void first_argmax(const ClassRankInput& in, int32_t* labels) {
   using C = Compute<S>;
-  Scratch memory(in.batch * in.pixels * static_cast<int64_t>(sizeof(int32_t)));
-  int32_t* labels = memory.as<int32_t>();
+  if (classes_side_by_side<S>(in, in.weights_strides)) {
+    for_row_groups<S>(in, in.classes, [&](int64_t image, int64_t first, int64_t count) {
+      argmax_rows<S>(in, image, first, count, labels + image * in.pixels + first);
+    });
+    return;
+  }
   for_tiles(in, in.classes, [&](const Tile& tile) {
     Scratch scratch(in.classes * kTile * static_cast<int64_t>(sizeof(C)));
     C* weights = scratch.as<C>();
@@ -28,6 +33,15 @@ void log_counts(const ClassRankInput& in, Compute<S>* logs) {
     int32_t* to = labels + tile.image * in.pixels + tile.first;
     for (int64_t t = 0; t < tile.count; ++t) to[t] = static_cast<int32_t>(best[t]);
   });
+}
+
+// logs [B][K]: logarithm of the number of rows of W whose first argmax is the class, -inf for none.
+template <typename S>
+void log_counts(const ClassRankInput& in, Compute<S>* logs) {
+  using C = Compute<S>;
+  Scratch memory(in.batch * in.pixels * static_cast<int64_t>(sizeof(int32_t)));
+  int32_t* labels = memory.as<int32_t>();
+  first_argmax<S>(in, labels);
   Scratch counters(in.classes * static_cast<int64_t>(sizeof(int64_t)));
   int64_t* counts = counters.as<int64_t>();
   for (int64_t b = 0; b < in.batch; ++b, labels += in.pixels, logs += in.classes) {
@@ -42,6 +56,13 @@ void attend_hard(const ClassRankInput& in, void* out, void* lse) {
   using C = Compute<S>;
   Scratch memory(in.batch * in.classes * static_cast<int64_t>(sizeof(C)));
   log_counts<S>(in, memory.as<C>());
+  if (classes_side_by_side<S>(in, in.query_strides)) {
+    for_row_groups<S>(in, 16 * in.classes, [&](int64_t image, int64_t first, int64_t count) {
+      softmax_rows<S>(in, image, first, count, memory.as<C>() + image * in.classes, out,
+                      static_cast<C*>(lse));
+    });
+    return;
+  }
   for_tiles(in, 16 * in.classes, [&](const Tile& tile) {
     Scratch scratch(in.classes * kTile * static_cast<int64_t>(sizeof(C)));
     C* scores = scratch.as<C>();
