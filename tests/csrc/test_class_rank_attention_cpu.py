@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +12,6 @@ if _build.load_extensions()["cpu"] is not None:
     pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 kernels = torch.ops.mcibi_fast_cpu
-ROOT = Path(__file__).resolve().parents[2]
 
 # (B, N, K): single pixels and classes, every block of classes, tails of panels, groups and tiles.
 SIZES = [
@@ -181,21 +175,3 @@ def test_same_bits_for_any_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], r) for r in results[1:])
-
-
-@pytest.mark.skipif("MCIBI_FAST_CPU" in os.environ, reason="this run is of one instruction set")
-@pytest.mark.parametrize("flavour", ["baseline", "v3"])
-def test_every_instruction_set(flavour: str) -> None:
-    """The tests above in a process that uses a plainer flavour than this machine's best."""
-    info = _build.build_info()
-    if flavour not in info["cpu_flavours"] or flavour == info["cpu_flavour"]:
-        pytest.skip(f"needs a build with {flavour}, on a CPU above it")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, __file__],
-        cwd=ROOT,
-        env={**os.environ, "MCIBI_FAST_CPU": flavour},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]

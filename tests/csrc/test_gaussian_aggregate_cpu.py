@@ -409,21 +409,3 @@ def test_reads_nothing_out_of_bounds() -> None:
         [sys.executable, "-c", GUARDED], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert result.returncode == 0 and result.stdout == "done\n", result.stderr[-2000:]
-
-
-@pytest.mark.skipif("MCIBI_FAST_CPU" in os.environ, reason="this run is of one instruction set")
-@pytest.mark.parametrize("flavour", ["baseline", "v3"])
-def test_every_instruction_set(flavour: str) -> None:
-    """The tests above in a process that uses a plainer flavour than this machine's best."""
-    info = _build.build_info()
-    if flavour not in info["cpu_flavours"] or flavour == info["cpu_flavour"]:
-        pytest.skip(f"needs a build with {flavour}, on a CPU above it")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, "-k", "not known_answers", __file__],
-        cwd=ROOT,
-        env={**os.environ, "MCIBI_FAST_CPU": flavour},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]

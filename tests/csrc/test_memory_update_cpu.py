@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -254,21 +250,3 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     for i, (_, tensors) in enumerate(results):
         for ours, first in zip(tensors, results[i % 3][1], strict=True):
             assert torch.equal(ours, first)
-
-
-@pytest.mark.parametrize("flavour", ["baseline", "v3", "v4"])
-def test_every_flavour(flavour: str) -> None:
-    """This file's tests again with the flavour forced; which one runs is fixed per process."""
-    if os.environ.get("MCIBI_FAST_CPU"):
-        pytest.skip("already inside a forced flavour")
-    available = _build.build_info()["cpu_flavours"]
-    best = _build.build_info()["cpu_flavour"]
-    if flavour not in available or available.index(flavour) > available.index(best):
-        pytest.skip(f"needs a CPU and a build with {flavour}; the best here is {best}")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "MCIBI_FAST_CPU": flavour},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -250,21 +249,3 @@ print(peak_extra_memory(lambda: step(logits, labels), "cpu"))
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 16  # 2 MiB of losses, labels as int64, the gradient, tiles
-
-
-@pytest.mark.skipif("MCIBI_FAST_CPU" in os.environ, reason="this run is of one instruction set")
-@pytest.mark.parametrize("flavour", ["baseline", "v3"])
-def test_every_instruction_set(flavour: str) -> None:
-    """The tests above in a process that uses a plainer flavour than this machine's best."""
-    info = _build.build_info()
-    if flavour not in info["cpu_flavours"] or flavour == info["cpu_flavour"]:
-        pytest.skip(f"needs a build with {flavour}, on a CPU above it")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, __file__],
-        cwd=ROOT,
-        env={**os.environ, "MCIBI_FAST_CPU": flavour},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
