@@ -42,8 +42,9 @@ def write_mat(path: Path, **content: object) -> None:
 
 def pack(folder: Path, archive: Path, *, within: str = "") -> Path:
     """Zips what lies in ``folder``, below the folder ``within`` in the archive, as downloads do."""
+    paths = sorted(folder.rglob("*"))  # before the archive, which may lie there, too
     with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(folder.rglob("*")):
+        for path in paths:
             name = f"{within}{path.relative_to(folder).as_posix()}"
             if path.is_dir():
                 file.mkdir(name) if hasattr(file, "mkdir") else file.writestr(f"{name}/", "")
