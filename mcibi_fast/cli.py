@@ -19,6 +19,7 @@ examples:
   mcibi-fast convert released.pth model.safetensors --dataset ade20k
   mcibi-fast data check DATA/camvid
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
+  mcibi-fast data pack ade20k DATA/ADEChallengeData2016.zip SHARDS
 
 MCIBI_FAST_DEBUG=1 in the environment shows the traceback of an error."""
 
@@ -65,7 +66,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "recipe", nargs="?", help="demo, scenes, camvid, folder, or a dataset: ade20k, ..."
     )
-    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, or its zip file")
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, zip file or shards")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
     parser.add_argument(
@@ -139,6 +140,30 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("root", help="VOC2010, or the folder that holds it")
     convert.add_argument("--annotations", metavar="FILE", help="trainval_merged.json")
     _add_quiet(convert)
+    _add_pack(actions)
+
+
+def _add_pack(actions: argparse._SubParsersAction) -> None:
+    pack = _add(actions, "pack", "data", "write a dataset into tar shards, for `train --root OUT`")
+    pack.usage = "%(prog)s [options] [NAME] ROOT OUT"
+    pack.set_defaults(action="pack")
+    pack.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="[NAME] ROOT OUT",
+        help="a folder, or a published dataset by its name, as for check; shards go to OUT/SPLIT",
+    )
+    pack.add_argument(
+        "--split",
+        nargs="+",
+        action="extend",
+        metavar="SPLIT",
+        help="splits to pack (default: train val)",
+    )
+    pack.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
+    pack.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
+    pack.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
+    _add_quiet(pack)
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:

@@ -30,6 +30,7 @@ COMMANDS = (
     "data",
     "data check",
     "data convert",
+    "data pack",
     "demo",
     "bench",
     "info",

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mcibi_fast.data.folder import class_list
+from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.engine.checkpoint import find_weights, load_model, read_spec
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.run import Run
-from mcibi_fast.recipes import FolderData, NamedData, ScenesData, TrainConfig
+from mcibi_fast.recipes import FolderData, NamedData, ScenesData, ShardsData, TrainConfig
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
             write_atomically(Path(args.json), content.encode())
 
 
-def _data(file: Path, root: str | None) -> ScenesData | FolderData | NamedData:
-    """The data that the run was trained on, or the folder given.
+def _data(file: Path, root: str | None) -> ScenesData | FolderData | NamedData | ShardsData:
+    """The data that the run was trained on, or the folder or shards given.
 
     The folder of a run on a published dataset holds that dataset, too.
     """
@@ -57,6 +58,8 @@ def _data(file: Path, root: str | None) -> ScenesData | FolderData | NamedData:
                 f"evaluate: {file} is in no run's directory; name the data with --root DIR"
             )
         return trained
+    if holds_shards(root):
+        return ShardsData.like(trained or FolderData(), root)
     if isinstance(trained, NamedData):
         return replace(trained, root=root)
     # A folder that lists no classes is taken to have the checkpoint's.

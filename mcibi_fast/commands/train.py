@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 
 from mcibi_fast import recipes
+from mcibi_fast.data.shards import holds_shards, is_remote
 from mcibi_fast.engine.run import Run
-from mcibi_fast.recipes import NamedData, ScenesData, TrainConfig
+from mcibi_fast.recipes import NamedData, ScenesData, ShardsData, TrainConfig
 
 RECIPES = {
     "demo": recipes.demo,
@@ -67,12 +68,14 @@ def configure(recipe: str | None, root: str | None, settings: list[str]) -> Trai
     if root is not None:
         if isinstance(config.data, ScenesData):
             raise ValueError(f"--root: the recipe {recipe} reads no folder")
+        if holds_shards(root):
+            config.data = ShardsData.like(config.data, root)
         # A published dataset may also be its zip file.
-        if not (
+        elif not (
             Path(root).is_dir() or (isinstance(config.data, NamedData) and Path(root).exists())
         ):
             raise FileNotFoundError(f"--root: {root} is not a folder")
-        config.data.root = str(Path(root).resolve())
+        config.data.root = root if is_remote(root) else str(Path(root).resolve())
     recipes.apply_settings(config, settings)
     config.validate()
     return config

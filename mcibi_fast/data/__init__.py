@@ -1,7 +1,8 @@
 """Datasets and transforms.
 
 `Scenes` is built in; `FolderDataset` reads images and masks from a folder; the published datasets
-are read in their own layouts, unpacked or zipped (`DATASETS` has them by name). All give samples
+are read in their own layouts, unpacked or zipped (`DATASETS` has them by name); `pack` writes any
+of them into tar shards, which `ShardedDataset` reads from a folder or a URL. All give samples
 {"image", "label", "name"}. `TrainTransform` and `EvalTransform` need torchvision, and nothing else
 here does.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 
 from .ade20k import ADE20K
 from .base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
-from .check import Report, check, check_named
+from .check import Report, check, check_named, check_shards
 from .cityscapes import Cityscapes
 from .coco_stuff import COCOStuff, COCOStuff171
 from .errors import DataError
 from .folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
 from .lip import CIHP, LIP
 from .named import DATASETS, named
+from .packing import pack
 from .pascal_context import PascalContext, PascalContext60
 from .scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
+from .shards import ShardedDataset
 from .transforms import EvalTransform, TrainTransform
 from .voc import VOC
 
@@ -46,9 +49,12 @@ __all__ = [
     "Sample",
     "Scenes",
     "SegmentationDataset",
+    "ShardedDataset",
     "TrainTransform",
     "Transform",
     "check",
     "check_named",
+    "check_shards",
     "named",
+    "pack",
 ]

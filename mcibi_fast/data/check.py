@@ -17,6 +17,7 @@ from .base import IGNORE_INDEX
 from .errors import DataError
 from .folder import ClassList, class_list, read_pair, split_files, splits
 from .named import named
+from .shards import ShardedDataset, local_splits
 
 _OVERLAYS = 4
 _BAR = 30
@@ -164,6 +165,31 @@ def check_named(
 
     good = _read_all(report, jobs, read, progress)
     _finish(report, ClassList(dataset.classes, dataset.palette), good, read, out)
+    return report
+
+
+def check_shards(
+    root: str | Path, out: str | Path | None = None, *, progress: bool = True
+) -> Report:
+    """As `check`, of the splits packed in the folder ``root`` (see `data.shards`)."""
+    packed = {split: ShardedDataset(root, split) for split in local_splits(root)}
+    if not packed:
+        raise DataError(f"{root}: no packed splits in it; expected <split>/index.json")
+    report = Report(Path(root), pairs=dict.fromkeys(packed, 0))
+    places = {
+        f"{split}/{dataset.name(i)}": (dataset, i)
+        for split, dataset in packed.items()
+        for i in range(len(dataset))
+    }
+
+    def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        dataset, index = places[image]
+        return dataset.read(index)
+
+    jobs = [(dataset.split, name, name) for name, (dataset, _) in places.items()]
+    good = _read_all(report, jobs, read, progress)
+    first = next(iter(packed.values()))
+    _finish(report, ClassList(first.classes, first.palette), good, read, out)
     return report
 
 

@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
 def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
@@ -50,14 +50,40 @@ def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
         temporary.mkdir()
         for name, content in files.items():
             _write_synced(temporary / name, content)
-        _sync_directory(temporary)
+        _sync(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A new directory under a temporary name, synced to disk and renamed when the block ends.
+
+    What a killed process left under the temporary name is removed first.
+
+    Raises:
+        OSError: e.g. the disk is full, or ``path`` is there and not empty; after that or any other
+            error nothing is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        with naming(path):
+            for file in temporary.iterdir():
+                _sync(file)
+            _sync(temporary)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
 
 
 def link_atomically(link: Path, target: str) -> None:
@@ -66,7 +92,7 @@ def link_atomically(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     os.symlink(target, temporary)
     os.replace(temporary, link)
-    _sync_directory(link.parent)
+    _sync(link.parent)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -76,7 +102,7 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,6 +8,7 @@ from mcibi_fast.recipes.config import (
     NamedData,
     OptimizerConfig,
     ScenesData,
+    ShardsData,
     TrainConfig,
 )
 from mcibi_fast.recipes.demo import demo
@@ -31,6 +32,7 @@ __all__ = [
     "NamedData",
     "OptimizerConfig",
     "ScenesData",
+    "ShardsData",
     "TrainConfig",
     "ade20k",
     "apply_settings",

@@ -78,17 +78,62 @@ class NamedData:
 
     def dataset(self, split: str) -> SegmentationDataset:
         """The split with the evaluation's transform; the trainer puts its own in its place."""
-        from mcibi_fast.data import EvalTransform, named
+        from mcibi_fast.data import named
 
-        dataset = named(self.name)(self.root, split)
-        dataset.transform = EvalTransform(
-            mean=dataset.mean,
-            std=dataset.std,
-            short_side=self.short_side,
-            long_side=self.long_side,
-            size=self.size,
-        )
-        return dataset
+        return _with_eval_transform(named(self.name)(self.root, split), self)
+
+
+@dataclass
+class ShardsData:
+    """A dataset packed by ``mcibi-fast data pack``, and the size it is tested at.
+
+    Attributes:
+        root: its folder, a URL, or "pipe:COMMAND" with {} for a path below the root; see
+            `mcibi_fast.data.ShardedDataset`.
+        train_split, val_split: names of the two splits.
+        short_side, long_side, size: as in `NamedData`.
+        cache: where shards from a URL are kept; None is the user's cache folder.
+    """
+
+    root: str = ""
+    train_split: str = "train"
+    val_split: str = "val"
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
+    cache: str | None = None
+
+    @classmethod
+    def like(cls, data: ScenesData | FolderData | NamedData | ShardsData, root: str) -> ShardsData:
+        """The same splits, tested at the same size, from the shards in ``root``."""
+        shards = cls(root, data.train_split, data.val_split)
+        if isinstance(data, (NamedData, ShardsData)):
+            shards.short_side, shards.long_side = data.short_side, data.long_side
+            shards.size = data.size
+        if isinstance(data, ShardsData):
+            shards.cache = data.cache
+        return shards
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        from mcibi_fast.data import ShardedDataset
+
+        return _with_eval_transform(ShardedDataset(self.root, split, cache=self.cache), self)
+
+
+def _with_eval_transform(
+    dataset: SegmentationDataset, data: NamedData | ShardsData
+) -> SegmentationDataset:
+    from mcibi_fast.data import EvalTransform
+
+    dataset.transform = EvalTransform(
+        mean=dataset.mean,
+        std=dataset.std,
+        short_side=data.short_side,
+        long_side=data.long_side,
+        size=data.size,
+    )
+    return dataset
 
 
 @dataclass
@@ -174,7 +219,7 @@ class TrainConfig:
         eval_batch_size: images of equal size evaluated at once, per process.
     """
 
-    data: ScenesData | FolderData | NamedData = field(default_factory=ScenesData)
+    data: ScenesData | FolderData | NamedData | ShardsData = field(default_factory=ScenesData)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -215,7 +260,7 @@ class TrainConfig:
         """
         try:
             data = dict(stored["data"])
-            kinds = {kind.__name__: kind for kind in (ScenesData, FolderData, NamedData)}
+            kinds = {kind.__name__: kind for kind in _DATA}
             kind = kinds[data.pop("kind")]
             parts: dict[str, Any] = {
                 "data": _rebuild(kind, data),
@@ -226,6 +271,9 @@ class TrainConfig:
             return _rebuild(cls, stored | parts)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a training configuration: {error}") from error
+
+
+_DATA = (ScenesData, FolderData, NamedData, ShardsData)
 
 
 def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
