@@ -176,7 +176,6 @@ def test_training_batches_are_the_source_datasets(
 
     source = Scenes("train", count=11, size=(32, 40), seed=3)
     dataset = ShardedDataset(packed_scenes, "train")
-    dataset.read(0)  # workers inherit an open file, whose position they share
     seen: list[str] = []
     for rank in range(2):
         got, expected = batches(dataset, rank, workers), batches(source, rank, 0)
@@ -187,6 +186,14 @@ def test_training_batches_are_the_source_datasets(
             assert torch.equal(batch["label"], other["label"])
             seen += batch["name"]
     assert len(set(seen)) == 8
+
+
+def test_workers_can_share_an_open_file(packed_scenes: Path) -> None:
+    dataset = ShardedDataset(packed_scenes, "train")
+    dataset.read(0)
+    dataset.read(1)
+    (file,) = dataset._opened.values()
+    assert file.tell() == 0  # the position, which forked workers have in common, is never moved
 
 
 def test_pickles_without_its_open_files(scenes: Scenes, packed_scenes: Path) -> None:
