@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mcibi_fast.compat import backbones
 from mcibi_fast.compat.accelerate import accelerate as accelerate
 from mcibi_fast.models.backbones import Backbone
-from mcibi_fast.models.mcibipp import MCIBIPPHead, WeightsFrom
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.upernet import UperNetMCIBIPPHead
 from mcibi_fast.nn.within_image import ASPP, PPM

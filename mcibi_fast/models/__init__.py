@@ -2,54 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mcibi_fast.models.backbones import create_backbone
-from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibipp
-from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibipp
-from mcibi_fast.models.isnet import ISNetHead, ISNetMCIBIPPHead, isnet, isnet_mcibipp
+from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibi, deeplabv3_mcibipp
+from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibi, fcn_mcibipp
+from mcibi_fast.models.isnet import (
+    ISNetHead,
+    ISNetMCIBIHead,
+    ISNetMCIBIPPHead,
+    isnet,
+    isnet_mcibi,
+    isnet_mcibipp,
+)
+from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.models.output import SegmentationOutput
-from mcibi_fast.models.pspnet import pspnet, pspnet_mcibipp
+from mcibi_fast.models.pspnet import pspnet, pspnet_mcibi, pspnet_mcibipp
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.upernet import UperNetHead, UperNetMCIBIPPHead, upernet, upernet_mcibipp
+from mcibi_fast.models.upernet import (
+    UperNetHead,
+    UperNetMCIBIHead,
+    UperNetMCIBIPPHead,
+    upernet,
+    upernet_mcibi,
+    upernet_mcibipp,
+)
 from mcibi_fast.nn.blocks import convert_sync_batchnorm
 
 __all__ = [
     "FCNHead",
     "ISNetHead",
+    "ISNetMCIBIHead",
     "ISNetMCIBIPPHead",
+    "MCIBIHead",
     "MCIBIPPHead",
+    "MemoryHead",
     "SegmentationOutput",
     "Segmentor",
     "UperNetHead",
+    "UperNetMCIBIHead",
     "UperNetMCIBIPPHead",
     "convert_sync_batchnorm",
     "create",
     "create_backbone",
     "deeplabv3",
+    "deeplabv3_mcibi",
     "deeplabv3_mcibipp",
     "fcn",
+    "fcn_mcibi",
     "fcn_mcibipp",
     "isnet",
+    "isnet_mcibi",
     "isnet_mcibipp",
     "names",
     "pspnet",
+    "pspnet_mcibi",
     "pspnet_mcibipp",
     "upernet",
+    "upernet_mcibi",
     "upernet_mcibipp",
 ]
 
-_MODELS = {
+_MODELS: dict[str, Callable[..., Segmentor]] = {
     "deeplabv3": deeplabv3,
+    "deeplabv3_mcibi": deeplabv3_mcibi,
     "deeplabv3_mcibipp": deeplabv3_mcibipp,
     "fcn": fcn,
+    "fcn_mcibi": fcn_mcibi,
     "fcn_mcibipp": fcn_mcibipp,
     "isnet": isnet,
+    "isnet_mcibi": isnet_mcibi,
     "isnet_mcibipp": isnet_mcibipp,
     "pspnet": pspnet,
+    "pspnet_mcibi": pspnet_mcibi,
     "pspnet_mcibipp": pspnet_mcibipp,
     "upernet": upernet,
+    "upernet_mcibi": upernet_mcibi,
     "upernet_mcibipp": upernet_mcibipp,
 }
 
@@ -63,8 +94,8 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
     """A model by name.
 
     Args:
-        name: a framework, "fcn", "pspnet", "upernet", "deeplabv3" or "isnet", or with MCIBI++,
-            "fcn_mcibipp" and so on; all in :func:`names`.
+        name: a framework, "fcn", "pspnet", "upernet", "deeplabv3" or "isnet", or with MCIBI++ or
+            MCIBI, "fcn_mcibipp", "fcn_mcibi" and so on; all in :func:`names`.
         num_classes: K.
         backbone: any timm model with ``features_only``.
         options: of the model's own function, for example ``output_stride``, ``pretrained``,

@@ -1,4 +1,4 @@
-"""FCN, alone and with MCIBI++ (the first two rows of Table 1)."""
+"""FCN, alone, with MCIBI++ (the first two rows of Table 1) and with MCIBI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone
+from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
@@ -55,6 +56,27 @@ def fcn_mcibipp(
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
     return Segmentor(features, MCIBIPPHead(num_classes, features.channels, **head_options))
+
+
+def fcn_mcibi(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    **head_options: Any,
+) -> Segmentor:
+    """FCN with MCIBI, the conference version: Memory-R of Table 3.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        head_options: see :class:`MCIBIHead`.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return Segmentor(features, MCIBIHead(num_classes, features.channels, **head_options))
 
 
 class FCNHead(nn.Module):

@@ -1,4 +1,4 @@
-"""ISNet: image-level and semantic-level context within the image, alone and with MCIBI++."""
+"""ISNet: image-level and semantic-level context within the image; alone, MCIBI++, MCIBI."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone
 from mcibi_fast.models.fcn import FCNHead
+from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
@@ -57,6 +58,27 @@ def isnet_mcibipp(
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
     return Segmentor(features, ISNetMCIBIPPHead(num_classes, features.channels, **head_options))
+
+
+def isnet_mcibi(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
+    **head_options: Any,
+) -> Segmentor:
+    """ISNet with MCIBI: ISNet's two contexts are MCIBI's context within the image.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        output_stride: of the last stage.
+        pretrained: load timm's weights, or those in this file.
+        head_options: see :class:`ISNetMCIBIHead`.
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return Segmentor(features, ISNetMCIBIHead(num_classes, features.channels, **head_options))
 
 
 class ISNetHead(FCNHead):
@@ -156,3 +178,36 @@ class ISNetMCIBIPPHead(MCIBIPPHead):
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
     ) -> Tensor | None:
         return None if self.within_image is None else self.within_image(R, weight_logits)
+
+
+class ISNetMCIBIHead(MCIBIHead):
+    """MCIBI with ISNet's contexts within the image, put together as in :class:`ISNetMCIBIPPHead`.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first.
+        feats_channels, transform_channels, options: see :class:`MCIBIHead`;
+            ``transform_channels`` is also the width of the contexts' attentions.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        feats_channels: int = 512,
+        transform_channels: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            in_channels,
+            within_image=ISNetContext(feats_channels, transform_channels),
+            feats_channels=feats_channels,
+            transform_channels=transform_channels,
+            **options,
+        )
+
+    def raw_context(self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor) -> Tensor:
+        assert self.within_image is not None
+        return self.within_image(R, weight_logits)

@@ -1,7 +1,9 @@
-"""Coarse-to-fine iterative inference (section 3.5): the weights of the next stage."""
+"""Weights W other than a head's own: the next stage's (section 3.5), the ground truth's."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mcibi_fast.nn.context import resize
@@ -39,3 +41,22 @@ def mix_logits(
     a, b = weights
     O = resize(logits, weight_logits.shape[2:], align_corners)
     return (a * weight_logits + b * O) / (a + b - 1)
+
+
+def label_weights(labels: Tensor, weight_logits: Tensor, *, ignore_index: int) -> Tensor:
+    """The ground truth as one-hot weights (B, K, h, w): GT-MCIBI++ of Table 1.
+
+    Each feature pixel takes the label nearest to its centre; where that is ``ignore_index`` or no
+    class, the class that H_pr predicts.
+
+    Args:
+        labels: (B, H, W), any integer dtype.
+        weight_logits: H_pr's (B, K, h, w).
+        ignore_index: label that belongs to no class.
+    """
+    num_classes, size = weight_logits.shape[1], weight_logits.shape[2:]
+    nearest = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+    known = (nearest >= 0) & (nearest < num_classes) & (nearest != ignore_index)
+    target = torch.where(known, nearest, weight_logits.argmax(dim=1))
+    classes = torch.arange(num_classes, device=labels.device)[:, None, None]
+    return (target[:, None] == classes).to(weight_logits.dtype)

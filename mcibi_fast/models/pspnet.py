@@ -1,4 +1,4 @@
-"""PSPNet: pyramid pooling as the context within the image, alone and with MCIBI++."""
+"""PSPNet: pyramid pooling as the context within the image, alone, with MCIBI++ and with MCIBI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone
 from mcibi_fast.models.fcn import FCNHead
+from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.within_image import PPM
@@ -59,6 +61,7 @@ def pspnet_mcibipp(
     *,
     output_stride: int = 8,
     pretrained: Pretrained = False,
+    head_type: type[MemoryHead] = MCIBIPPHead,
     pool_scales: Sequence[int] = (1, 2, 3, 6),
     feats_channels: int = 512,
     align_corners: bool = False,
@@ -71,6 +74,7 @@ def pspnet_mcibipp(
         backbone: any timm model with ``features_only``.
         output_stride: of the last stage.
         pretrained: load timm's weights, or those in this file.
+        head_type: the head with a memory.
         pool_scales: regions per side of the pyramid, one branch each.
         feats_channels: Z, channels of the context and of the pixel representations.
         align_corners: of every bilinear resizing.
@@ -78,7 +82,7 @@ def pspnet_mcibipp(
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
     last, Z = features.channels[-1], feats_channels
-    head = MCIBIPPHead(
+    head = head_type(
         num_classes,
         features.channels,
         within_image=PPM(last, Z, pool_scales=pool_scales, align_corners=align_corners),
@@ -87,3 +91,8 @@ def pspnet_mcibipp(
         **head_options,
     )
     return Segmentor(features, head)
+
+
+def pspnet_mcibi(num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
+    """PSPNet with MCIBI, arguments as for :func:`pspnet_mcibipp`; see :class:`MCIBIHead`."""
+    return pspnet_mcibipp(num_classes, backbone, head_type=MCIBIHead, **options)

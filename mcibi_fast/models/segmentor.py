@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.fold import fold_batch_norms
-from mcibi_fast.nn.memory import GaussianMemory
 
 
 class Segmentor(nn.Module):
@@ -34,7 +34,8 @@ class Segmentor(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised as the backbone expects.
-            labels: (B, H, W), any integer dtype.
+            labels: (B, H, W), any integer dtype. In evaluation of a model that ``needs_labels``
+                they may have another size than the images: the ground truth of resized ones.
             options: for the head; those with a memory take ``stages`` (iterative inference).
 
         Raises:
@@ -45,12 +46,32 @@ class Segmentor(nn.Module):
                 f"images: expected floating point (B, 3, H, W), got {images.dtype} "
                 f"{tuple(images.shape)}"
             )
-        if labels is not None and labels.shape != (len(images), *images.shape[2:]):
+        resized = self.needs_labels and not self.training
+        size = labels.shape[1:] if labels is not None and resized else images.shape[2:]
+        if labels is not None and (labels.ndim != 3 or labels.shape != (len(images), *size)):
             raise ValueError(
                 f"labels: expected {(len(images), *images.shape[2:])} to go with the images, "
                 f"got {tuple(labels.shape)}"
             )
         return self.head(self.backbone(images), labels, **options)
+
+    def schedule(self, *, epoch: int, lr_factor: float) -> None:
+        """Prepares the next training step: the memory's momentum, losses that begin later.
+
+        Call it before every training step where an option says that something follows the
+        schedule; touches no device. Does nothing for a model without a memory.
+
+        Args:
+            epoch: of the step, from 0.
+            lr_factor: its learning rate as a share of the initial one.
+        """
+        if hasattr(self.head, "schedule"):
+            self.head.schedule(epoch=epoch, lr_factor=lr_factor)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether evaluation must pass labels: the ground truth gathers (GT-MCIBI++, Table 1)."""
+        return getattr(self.head, "needs_labels", False)
 
     def pixel_representations(self, images: Tensor) -> Tensor:
         """R (Eq. 1): (B, 3, H, W) -> (B, Z, h, w)."""
@@ -84,6 +105,6 @@ class Segmentor(nn.Module):
         return super().train(mode)
 
     @property
-    def memory(self) -> GaussianMemory:
+    def memory(self) -> ClassMemory:
         """The head's memory; a model without one, or folded, has no such attribute."""
         return self.head.memory

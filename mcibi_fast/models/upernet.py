@@ -1,4 +1,4 @@
-"""UperNet: a feature pyramid over a context module, alone and with MCIBI++."""
+"""UperNet: a feature pyramid over a context module; alone, with MCIBI++, with MCIBI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone
 from mcibi_fast.models.fcn import FCNHead
+from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.nn.blocks import ConvBNReLU, conv_bn_relu
 from mcibi_fast.nn.context import resize
@@ -51,6 +53,7 @@ def upernet_mcibipp(
     *,
     output_stride: int = 8,
     pretrained: Pretrained = False,
+    head_type: type[MemoryHead] | None = None,
     context: TopContext = "ppm",
     feats_channels: int = 512,
     align_corners: bool = False,
@@ -63,6 +66,7 @@ def upernet_mcibipp(
         backbone: any timm model with ``features_only``.
         output_stride: of the last stage.
         pretrained: load timm's weights, or those in this file.
+        head_type: the head with a memory, :class:`UperNetMCIBIPPHead` if None.
         context: on the last stage; "ppm", or "aspp" as in several published checkpoints named
             upernet.
         feats_channels: Z, channels of the context and of the pixel representations.
@@ -70,7 +74,7 @@ def upernet_mcibipp(
         head_options: see :class:`UperNetMCIBIPPHead`.
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
-    head = UperNetMCIBIPPHead(
+    head = (head_type or UperNetMCIBIPPHead)(
         num_classes,
         features.channels,
         within_image=_top_context(context, features.channels[-1], feats_channels, align_corners),
@@ -79,6 +83,11 @@ def upernet_mcibipp(
         **head_options,
     )
     return Segmentor(features, head)
+
+
+def upernet_mcibi(num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
+    """UperNet with MCIBI (:class:`UperNetMCIBIHead`), arguments as for :func:`upernet_mcibipp`."""
+    return upernet_mcibipp(num_classes, backbone, head_type=UperNetMCIBIHead, **options)
 
 
 def _top_context(name: TopContext, in_channels: int, channels: int, align_corners: bool) -> Any:
@@ -286,3 +295,50 @@ class UperNetMCIBIPPHead(MCIBIPPHead):
             for (output, m), half in zip(pyramid.with_outputs(sums), image.outputs, strict=True)
         ]
         return self.decoder(pyramid.stack([*maps, augmented]), image.classifier)
+
+
+class UperNetMCIBIHead(MCIBIHead):
+    """MCIBI over a feature pyramid.
+
+    Neither paper nor released code has this model. MCIBI's memory loss needs a final classifier of
+    Z channels, so: the pyramid's top is C_wi related to R; its maps and R_aug, resized to the
+    finest, are fused by MCIBI's Conv3x3-BN-ReLU into the Z channels that are classified.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first.
+        within_image: the context module, C_wi (Eq. 3).
+        feats_channels, align_corners, options: see :class:`MCIBIHead`.
+
+    The logits have the size of the finest map.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        within_image: nn.Module,
+        feats_channels: int = 512,
+        align_corners: bool = False,
+        **options: Any,
+    ) -> None:
+        Z = feats_channels
+        super().__init__(
+            num_classes,
+            in_channels,
+            within_image=within_image,
+            within_channels=len(in_channels) * Z,
+            feats_channels=Z,
+            align_corners=align_corners,
+            **options,
+        )
+        self.pyramid = FeaturePyramid(in_channels[:-1], Z, Z, align_corners=align_corners)
+
+    def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
+        assert within is not None
+        return super().prepare_classifier(features, self.pyramid(features[:-1], within))
+
+    def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
+        augmented = resize(augmented, prepared.shape[2:], self.align_corners)
+        return super().classify(augmented, prepared)

@@ -1,6 +1,6 @@
 """Modules to build a segmentation network from; they import neither timm nor torchvision."""
 
-from mcibi_fast.nn.attention import PositionConfidenceAttention
+from mcibi_fast.nn.attention import PositionConfidenceAttention, SeveralAttentions
 from mcibi_fast.nn.blocks import conv_bn_relu, convert_sync_batchnorm
 from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
 from mcibi_fast.nn.decoder import Decoder
@@ -33,6 +33,7 @@ __all__ = [
     "ISNetContext",
     "PositionConfidenceAttention",
     "RepresentationMemory",
+    "SeveralAttentions",
     "conv_bn_relu",
     "convert_sync_batchnorm",
     "joint_losses",

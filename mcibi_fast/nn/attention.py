@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,55 @@ class PositionConfidenceAttention(nn.Module):
             f"{type(self).__name__}: general: the keys are a feature map\n"
             f"{explain_pixels(*operands, self.scale)}"
         )
+
+
+class SeveralAttentions(nn.Module):
+    """n attentions, each over a key map of its own, joined by Conv1x1-BN-ReLU.
+
+    What MCIBI's released code does with n representations per class: the i-th map is gathered from
+    the i-th representations. ``explain`` of a context shows the first attention.
+
+    Args:
+        count: n.
+        channels: channels of the query map, of each key map and of the result.
+        transform_channels: T, the width of each attention.
+        projections: see :class:`PositionConfidenceAttention`.
+
+    Shape: query_features (B, channels, h, w), key_features (B, n channels, h', w')
+        -> (B, channels, h, w).
+    """
+
+    linear = False
+
+    def __init__(
+        self,
+        count: int,
+        channels: int,
+        transform_channels: int = 256,
+        *,
+        projections: Projections = "released",
+    ) -> None:
+        super().__init__()
+        self.transform_channels = transform_channels
+        self.parts = nn.ModuleList(
+            PositionConfidenceAttention(channels, transform_channels, projections=projections)
+            for _ in range(count)
+        )
+        self.join = conv_bn_relu(count * channels, channels, 1)
+
+    def query(self, query_features: Tensor) -> Tensor:
+        """The n projected queries (B, n T, h, w)."""
+        return torch.cat([part.query(query_features) for part in self._attentions()], dim=1)
+
+    def attend(self, query: Tensor, key_features: Tensor) -> Tensor:
+        """What the n attentions gather, joined (B, channels, h, w)."""
+        count = len(self.parts)
+        pairs = zip(query.chunk(count, dim=1), key_features.chunk(count, dim=1), strict=True)
+        maps = [part.attend(*pair) for part, pair in zip(self._attentions(), pairs, strict=True)]
+        return self.join(torch.cat(maps, dim=1))
+
+    def _attentions(self) -> Iterable[PositionConfidenceAttention]:
+        return cast(Iterable[PositionConfidenceAttention], self.parts)
 
 
 def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[Tensor, Tensor]:

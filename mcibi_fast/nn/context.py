@@ -13,12 +13,13 @@ from mcibi_fast.nn.attention import (
     ClassQuery,
     PositionConfidenceAttention,
     Projections,
+    SeveralAttentions,
     explain_classes,
     explain_pixels,
 )
 from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.decoder import Decoder
-from mcibi_fast.nn.memory import GaussianMemory
 
 Fusion = Literal["add", "weighted_add", "concatenation"]
 
@@ -103,8 +104,9 @@ class DatasetLevelContext(ContextBase):
     which form it is.
 
     Args:
-        memory: holds the distributions that C_dl is drawn from. Call its ``update`` once per
-            training step.
+        memory: a :class:`GaussianMemory`, or a :class:`RepresentationMemory`, with n
+            representations per class as :class:`SeveralAttentions` takes them. Call its ``update``
+            once per training step.
         out_channels: channels of R_aug, default those of R; only "concatenation" can change them.
         transform_channels: width of the attention.
         projections: of the attention, see :class:`PositionConfidenceAttention`.
@@ -122,7 +124,7 @@ class DatasetLevelContext(ContextBase):
 
     def __init__(
         self,
-        memory: GaussianMemory,
+        memory: ClassMemory,
         *,
         out_channels: int | None = None,
         transform_channels: int = 256,
@@ -137,9 +139,7 @@ class DatasetLevelContext(ContextBase):
         channels = memory.channels
         self.memory = memory
         self.weight_head = Decoder(channels, channels, memory.num_classes, dropout=dropout)  # H_pr
-        self.attention = PositionConfidenceAttention(
-            channels, transform_channels, projections=projections
-        )
+        self.attention: Any = _attention(memory, transform_channels, projections, downsample)
         self.downsample = conv_bn_relu(channels, channels, 3, stride=2) if downsample else None
         self.fuse = _fusion(fusion, channels, out_channels or channels)
         self.hard = hard
@@ -158,6 +158,8 @@ class DatasetLevelContext(ContextBase):
         K, T = self.memory.num_classes, self.attention.transform_channels
         if self.downsample is not None:
             return "general", "a stride-2 convolution stands before the attention"
+        if isinstance(self.attention, SeveralAttentions):
+            return "general", "each class has several representations, with an attention of its own"
         if not self.attention.linear:
             return "general", "the projections have ReLU"
         if self.hard:
@@ -192,7 +194,24 @@ class DatasetLevelContext(ContextBase):
         if isinstance(query, ClassQuery):
             return explain_classes(query.scores, weight_logits, attention.scale, self.hard)
         keys = self._coarse(weight_logits)
+        if isinstance(attention, SeveralAttentions):
+            count = len(attention.parts)
+            query, keys = query.chunk(count, dim=1)[0], keys.chunk(count, dim=1)[0]
+            attention = attention.parts[0]
         return explain_pixels(query, attention.key(keys), attention.value(keys), attention.scale)
+
+
+def _attention(
+    memory: ClassMemory, transform_channels: int, projections: Projections, downsample: bool
+) -> PositionConfidenceAttention | SeveralAttentions:
+    count = getattr(memory, "per_class", 1)
+    if count == 1:
+        return PositionConfidenceAttention(
+            memory.channels, transform_channels, projections=projections
+        )
+    if downsample:
+        raise ValueError(f"downsample: needs one representation per class, this memory has {count}")
+    return SeveralAttentions(count, memory.channels, transform_channels, projections=projections)
 
 
 def check_size(weight_logits: Tensor, size: torch.Size) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcibi_fast import ops
 from mcibi_fast.nn.attention import (
+    SeveralAttentions,
     attend_pixels,
     class_query,
     explain_classes,
@@ -101,7 +102,14 @@ def fold_context(context: DatasetLevelContext) -> FoldedContext:
 
     Args:
         context: in evaluation mode, its batch norms folded.
+
+    Raises:
+        ValueError: its memory has several representations per class.
     """
+    if isinstance(context.attention, SeveralAttentions):
+        raise ValueError(
+            "fold: needs one representation per class; with several, use the model as it is"
+        )
     if context.form()[0] == "class-rank":
         return _fold_linear(context).eval()
     if context.hard and context.downsample is None:

@@ -6,17 +6,24 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.nn.class_memory import (
+    ClassMemory,
+    Init,
+    MomentumSchedule,
+    _check_choice,
+    _from_first_rank,
+    _of_rank_zero,
+    _process_group,
+)
 
 Form = Literal["paper", "released"]
 Noise = Literal["released", "fresh", "fixed"]
-Init = Literal["pixel", "standard"]
 
 
-class GaussianMemory(nn.Module):
+class GaussianMemory(ClassMemory):
     """Dataset-level distribution of every class: its mean and standard deviation.
 
     ``form`` sets the three choices below at once; each can also be given by itself.
@@ -31,6 +38,7 @@ class GaussianMemory(nn.Module):
                   see :meth:`initialize`
     ============  ==================================  =====================================
 
+    ``init="cluster"`` takes the statistics of a cluster's centre, see :meth:`initialize_from`.
     ``noise="fixed"`` is one Philox draw for training and evaluation alike.
 
     The only state-dict key is ``memory`` (K, 2): float32, or float64 after ``.double()``.
@@ -41,7 +49,10 @@ class GaussianMemory(nn.Module):
         num_classes: K.
         channels: Z, the channels of the pixel representations.
         form: "released" or "paper".
-        momentum: m of Eq. 6, in [0, 1]; a plain attribute that a schedule may set at any time.
+        momentum: m of Eq. 6, in [0, 1]; a plain attribute that may be set at any time.
+        momentum_schedule: "poly" scales the momentum as the learning rate is (Table 4), where
+            ``schedule`` is called before every step; "fixed" leaves it.
+        fixed: what was initialised never moves.
         unbiased, noise, init: override the form's choice.
         seed: of the Philox noise and of the pixels that ``initialize`` picks; give every rank
             the same one.
@@ -49,8 +60,6 @@ class GaussianMemory(nn.Module):
         align_corners: of the bilinear upsampling in Eq. 7.
     """
 
-    memory: Tensor
-    met: Tensor
     noise_state: Tensor
     fixed_noise_state: Tensor
     noise_table: Tensor | None
@@ -62,6 +71,8 @@ class GaussianMemory(nn.Module):
         *,
         form: Form = "released",
         momentum: float = 0.1,
+        momentum_schedule: MomentumSchedule = "fixed",
+        fixed: bool = False,
         unbiased: bool | None = None,
         noise: Noise | None = None,
         init: Init | None = None,
@@ -69,20 +80,22 @@ class GaussianMemory(nn.Module):
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> None:
-        super().__init__()
         _check_choice("form", form, ("paper", "released"))
         paper = form == "paper"
-        self.num_classes = num_classes
-        self.channels = channels
-        self.momentum = momentum
+        super().__init__(
+            num_classes,
+            channels,
+            momentum=momentum,
+            momentum_schedule=momentum_schedule,
+            fixed=fixed,
+            init=init or ("pixel" if paper else "standard"),
+            seed=seed,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+        )
         self.unbiased = not paper if unbiased is None else unbiased
         self.noise = noise or ("fresh" if paper else "released")
-        self.init = init or ("pixel" if paper else "standard")
         _check_choice("noise", self.noise, ("released", "fresh", "fixed"))
-        _check_choice("init", self.init, ("pixel", "standard"))
-        self.seed = seed
-        self.ignore_index = ignore_index
-        self.align_corners = align_corners
 
         self.register_buffer(
             "memory", torch.tensor([[0.0, 1.0]] * num_classes, dtype=torch.float32)
@@ -120,17 +133,8 @@ class GaussianMemory(nn.Module):
             labels: (B, H, W), any integer dtype.
         """
         self._check_features(features)
-        updated = ops.memory_update(
-            self.memory,
-            features,
-            labels,
-            momentum=self.momentum,
-            unbiased=self.unbiased,
-            ignore_index=self.ignore_index,
-            align_corners=self.align_corners,
-            group=_process_group(),
-        )
-        self.memory.copy_(updated)
+        if not self.fixed:
+            self.memory.copy_(self._updated(features, labels))
         self.noise_state[1] += 1
 
     @torch.no_grad()
@@ -147,29 +151,54 @@ class GaussianMemory(nn.Module):
         self._check_features(features)
         sums, counts = ops.class_feature_sums(
             features,
-            self._pick_pixels(labels),
+            self._pick_pixels(labels, self.seed + int(self.met.sum())),
             self.num_classes,
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
         )
         found = counts > 0
-        statistics = torch.stack([sums.mean(1), sums.std(1, correction=int(self.unbiased))], dim=1)
-        statistics, found = _from_first_rank(statistics.to(self.memory.dtype), found)
+        statistics, found = _from_first_rank(self._statistics(sums), found)
         self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
         self.met |= found
 
-    def _pick_pixels(self, labels: Tensor) -> Tensor:
-        """``labels`` with all ignored but one random pixel of each class not met before."""
-        picked = torch.full(
-            labels.shape, self.ignore_index, dtype=torch.int64, device=labels.device
+    @torch.no_grad()
+    def initialize_from(self, centres: Tensor) -> None:
+        """Sets each class not met before from its cluster's centre (section 4.2); rank 0 decides.
+
+        Args:
+            centres: (K, 1, Z) of :class:`mcibi_fast.nn.clustering.PixelSample`; a class whose
+                centre is zero is left alone.
+        """
+        if centres.shape != (self.num_classes, 1, self.channels):
+            raise ValueError(
+                f"centres: expected {(self.num_classes, 1, self.channels)}, "
+                f"got {tuple(centres.shape)}"
+            )
+        centres = _of_rank_zero(centres[:, 0].to(self.memory, copy=True))
+        found = centres.any(1) & ~self.met
+        self.memory.copy_(torch.where(found[:, None], self._statistics(centres), self.memory))
+        self.met |= found
+
+    def _updated(self, features: Tensor, labels: Tensor) -> Tensor:
+        # An op's float is a constant of a compiled graph: one that changes at every step would
+        # compile it anew each time. So there it is a factor outside, which absent classes cancel.
+        poly = self.momentum_schedule == "poly"
+        updated = ops.memory_update(
+            self.memory,
+            features,
+            labels,
+            momentum=1.0 if poly else self.momentum,
+            unbiased=self.unbiased,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+            group=_process_group(),
         )
-        generator = torch.Generator().manual_seed(self.seed + int(self.met.sum()))
-        for k in self.met.logical_not().nonzero().flatten().tolist():
-            positions = (labels == k).flatten().nonzero().flatten()
-            if k != self.ignore_index and len(positions):
-                pick = int(torch.randint(len(positions), (), generator=generator))
-                picked.view(-1)[positions[pick]] = k
-        return picked
+        return self.memory + self.momentum * (updated - self.memory) if poly else updated
+
+    def _statistics(self, vectors: Tensor) -> Tensor:
+        """Mean and deviation (K, 2) over the channels of (K, Z), Eq. 9."""
+        mean, std = vectors.mean(1), vectors.std(1, correction=int(self.unbiased))
+        return torch.stack([mean, std], dim=1).to(self.memory.dtype)
 
     def _noise(self) -> Tensor | ops.Philox:
         if self.noise_table is not None:
@@ -177,17 +206,9 @@ class GaussianMemory(nn.Module):
         fresh = self.noise == "fresh" and self.training
         return ops.Philox(self.noise_state if fresh else self.fixed_noise_state)
 
-    def _check_features(self, features: Tensor) -> None:
-        if features.ndim != 4 or features.shape[1] != self.channels:
-            raise ValueError(
-                f"features: expected (B, {self.channels}, h, w), got {tuple(features.shape)}"
-            )
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMemory:
-        memory, table = self.memory, self.noise_table
+        table = self.noise_table
         super()._apply(fn, recurse)
-        if self.memory.dtype not in (torch.float32, torch.float64):
-            self.memory = memory.to(self.memory.device)
         if table is not None and self.noise_table is not None:
             # The table's bits are float32 ones, whatever the model's dtype; restored from the
             # original also after to_empty().
@@ -202,13 +223,9 @@ class GaussianMemory(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes}, {self.channels}, momentum={self.momentum}, "
-            f"unbiased={self.unbiased}, noise={self.noise!r}, init={self.init!r}"
+            f"unbiased={self.unbiased}, noise={self.noise!r}, init={self.init!r}, "
+            f"fixed={self.fixed}"
         )
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _released_noise(num_classes: int, channels: int) -> Tensor:
@@ -227,25 +244,3 @@ def _released_noise(num_classes: int, channels: int) -> Tensor:
         for k in range(num_classes)
     ]
     return torch.stack(rows)
-
-
-def _process_group() -> dist.ProcessGroup | None:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.group.WORLD
-    return None
-
-
-def _from_first_rank(statistics: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class the statistics of the lowest rank that found it."""
-    group = _process_group()
-    if group is None:
-        return statistics, found
-    world = dist.get_world_size(group)
-    all_statistics = [torch.empty_like(statistics) for _ in range(world)]
-    all_found = [torch.empty_like(found, dtype=torch.uint8) for _ in range(world)]
-    dist.all_gather(all_statistics, statistics, group=group)
-    dist.all_gather(all_found, found.to(torch.uint8), group=group)
-    founds = torch.stack(all_found)
-    first = founds.argmax(dim=0)
-    classes = torch.arange(len(found), device=found.device)
-    return torch.stack(all_statistics)[first, classes], founds.sum(dim=0) > 0

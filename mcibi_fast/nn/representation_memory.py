@@ -6,20 +6,28 @@ MCIBI rows of Table 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcibi_fast import ops
-from mcibi_fast.nn.memory import _check_choice, _process_group
+from mcibi_fast.nn.bilinear import Taps, upsampling_taps
+from mcibi_fast.nn.class_memory import (
+    ClassMemory,
+    Init,
+    MomentumSchedule,
+    _check_choice,
+    _from_first_rank,
+    _of_rank_zero,
+    _process_group,
+)
 
 Strategy = Literal["mean", "cosine_similarity"]
 
 
-class RepresentationMemory(nn.Module):
+class RepresentationMemory(ClassMemory):
     """Dataset-level representations of every class: (K, n, Z), zero until a class is met.
 
     The first n times that a class is met, the mean of its pixels is copied to the next of its n
@@ -31,8 +39,7 @@ class RepresentationMemory(nn.Module):
       n > 1 each pixel counts for the representation nearest to it, and as in the released code one
       that is nearest to no pixel moves towards zero.
 
-    With one representation per class it takes the place of :class:`GaussianMemory` in
-    :class:`DatasetLevelContext`.
+    It takes the place of :class:`GaussianMemory` in :class:`DatasetLevelContext`.
 
     The only state-dict key is ``memory`` (K, n, Z), as the released code saves it: float32, or
     float64 after ``.double()``. ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` leave it as it is.
@@ -42,13 +49,16 @@ class RepresentationMemory(nn.Module):
         channels: Z, the channels of the pixel representations.
         representations: n per class; more than one needs "cosine_similarity".
         strategy: see above.
-        momentum: m, in [0, 1]; a plain attribute that a schedule may set at any time. The released
-            code's is 0.9 lr / (initial lr).
+        momentum: m, in [0, 1]; a plain attribute that may be set at any time.
+        momentum_schedule: "poly" scales the momentum as the learning rate is, as the released code
+            does, where ``schedule`` is called before every step; "fixed" leaves it.
+        fixed: representations that were set never move ("Memory-R" without update in Table 3).
+        init: "standard": zero, a class's first pixels set it. "pixel": one pixel each, see
+            :meth:`initialize`. "cluster": centres of n clusters, see :meth:`initialize_from`.
+        seed: of the pixels that ``initialize`` picks; give every rank the same one.
         ignore_index: label that belongs to no class.
         align_corners: of the bilinear upsampling of the features to the labels' size.
     """
-
-    memory: Tensor
 
     def __init__(
         self,
@@ -58,10 +68,24 @@ class RepresentationMemory(nn.Module):
         *,
         strategy: Strategy = "cosine_similarity",
         momentum: float = 0.9,
+        momentum_schedule: MomentumSchedule = "fixed",
+        fixed: bool = False,
+        init: Init = "standard",
+        seed: int = 0,
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            num_classes,
+            channels,
+            momentum=momentum,
+            momentum_schedule=momentum_schedule,
+            fixed=fixed,
+            init=init,
+            seed=seed,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+        )
         _check_choice("strategy", strategy, ("mean", "cosine_similarity"))
         if representations < 1:
             raise ValueError(f"representations: must be at least 1, got {representations}")
@@ -70,13 +94,8 @@ class RepresentationMemory(nn.Module):
                 "strategy: 'mean' keeps one representation per class; with "
                 f"representations={representations} use 'cosine_similarity'"
             )
-        self.num_classes = num_classes
-        self.channels = channels
         self.per_class = representations
         self.strategy = strategy
-        self.momentum = momentum
-        self.ignore_index = ignore_index
-        self.align_corners = align_corners
         self.register_buffer("memory", torch.zeros(num_classes, representations, channels))
 
     def representations(self) -> Tensor:
@@ -86,19 +105,25 @@ class RepresentationMemory(nn.Module):
                 f"representations: there are {self.per_class} per class; read the attribute memory "
                 "(K, n, Z), or build the memory with representations=1"
             )
-        return self.memory[:, 0]
+        return self.memory[:, 0].clone()  # the update between forward and backward is in place
+
+    @property
+    def met(self) -> Tensor:  # type: ignore[override]
+        """(K,): all n representations of the class are set."""
+        return (self.memory != 0).any(dim=2).all(dim=1)
 
     def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
-        """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, Z, h, w).
+        """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, n Z, h, w), n maps one by one.
 
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
         # A Gaussian of mean 0 and deviation 1 whose draw is given is that draw.
         unit = self.memory.new_zeros(self.num_classes, 2)
         unit[:, 1] = 1
-        return ops.gaussian_aggregate(
-            weight_logits, unit, self.channels, noise=self.representations(), hard=hard
-        )
+        table = self.memory.flatten(
+            1
+        ).clone()  # the update between forward and backward is in place
+        return ops.gaussian_aggregate(weight_logits, unit, table.shape[1], noise=table, hard=hard)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -119,10 +144,7 @@ class RepresentationMemory(nn.Module):
         Raises:
             TypeError, ValueError: as ``ops.class_feature_sums``, or the channels are not Z.
         """
-        if features.ndim != 4 or features.shape[1] != self.channels:
-            raise ValueError(
-                f"features: expected (B, {self.channels}, h, w), got {tuple(features.shape)}"
-            )
+        self._check_features(features)
         sums, counts = ops.class_feature_sums(
             features,
             labels,
@@ -131,7 +153,8 @@ class RepresentationMemory(nn.Module):
             align_corners=self.align_corners,
         )
         pooled = [sums, counts]
-        if self.strategy == "cosine_similarity":
+        weighs = self.strategy == "cosine_similarity" and not self.fixed
+        if weighs:
             pooled += self._least_known(features, labels)
         group = _process_group()
         if group is not None:
@@ -140,16 +163,57 @@ class RepresentationMemory(nn.Module):
 
         mean = (sums / counts.clamp(min=1)[:, None])[:, None]  # (K, 1, Z)
         target = mean
-        if self.strategy == "cosine_similarity":
+        if weighs:
             weighted, weights = pooled[2:]
             target = weighted / weights.where(weights > 0, 1)[..., None]  # (K, n, Z)
         present = (counts > 0)[:, None, None]
         empty = (self.memory == 0).all(dim=2, keepdim=True)  # (K, n, 1)
         next_empty = empty & (empty.cumsum(dim=1) == 1)
-        moved = (1 - self.momentum) * self.memory + self.momentum * target
-        updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
+        updated = self.memory
+        if not self.fixed:
+            moved = (1 - self.momentum) * self.memory + self.momentum * target
+            updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
         updated = torch.where(next_empty, mean, updated)
         self.memory.copy_(torch.where(present, updated, self.memory))
+
+    @torch.no_grad()
+    def initialize(self, features: Tensor, labels: Tensor) -> None:
+        """Sets the next empty representation of each class from one of its pixels, at random.
+
+        Call it over the train split until ``met.all()``. Across ranks, the first rank that sees a
+        class decides; every rank must call it.
+
+        Args:
+            features: R (B, Z, h, w).
+            labels: (B, H, W), any integer dtype.
+        """
+        self._check_features(features)
+        empty = (self.memory == 0).all(dim=2)
+        pixels, counts = ops.class_feature_sums(
+            features,
+            self._pick_pixels(labels, self.seed + empty.numel() - int(empty.sum())),
+            self.num_classes,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+        )
+        pixels, found = _from_first_rank(pixels.to(self.memory.dtype), counts > 0)
+        next_empty = empty & (empty.cumsum(dim=1) == 1) & found[:, None]
+        self.memory.copy_(torch.where(next_empty[..., None], pixels[:, None], self.memory))
+
+    @torch.no_grad()
+    def initialize_from(self, centres: Tensor) -> None:
+        """Sets what is empty to the centres (K, n, Z), where they are not zero; of rank 0 on all.
+
+        MCIBI's initialisation by clustering; :class:`mcibi_fast.nn.clustering.PixelSample` finds
+        the centres.
+        """
+        if centres.shape != self.memory.shape:
+            raise ValueError(
+                f"centres: expected {tuple(self.memory.shape)}, got {tuple(centres.shape)}"
+            )
+        empty = (self.memory == 0).all(dim=2, keepdim=True)
+        updated = torch.where(empty, centres.to(self.memory), self.memory)
+        self.memory.copy_(_of_rank_zero(updated))
 
     def _least_known(self, features: Tensor, labels: Tensor) -> list[Tensor]:
         """Sums (K, n, Z) of the pixels weighted by 1 - s, and of the weights (K, n).
@@ -166,7 +230,7 @@ class RepresentationMemory(nn.Module):
         known = (labels >= 0) & (labels < K) & (labels != self.ignore_index)
         classes = labels.where(known, 0)
         M = self.memory.to(R.dtype)
-        taps = _taps((h, w), labels.shape[1:], self.align_corners, R)
+        taps = upsampling_taps((h, w), labels.shape[1:], self.align_corners, R)
 
         products = (M.flatten(0, 1) @ R.flatten(2)).mT.reshape(B * h * w * K, n)  # M R
         images = torch.arange(B, device=R.device)[:, None, None] * (h * w)
@@ -190,58 +254,15 @@ class RepresentationMemory(nn.Module):
         # Corner weights add up to one, so every pixel's weight is in the adjoint once.
         return [sums.unflatten(0, (K, n)), adjoint.view(-1, K * n).sum(0).view(K, n)]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RepresentationMemory:
-        memory = self.memory
-        super()._apply(fn, recurse)
-        if self.memory.dtype not in (torch.float32, torch.float64):
-            self.memory = memory.to(self.memory.device)
-        return self
-
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes}, {self.channels}, representations={self.per_class}, "
-            f"strategy={self.strategy!r}, momentum={self.momentum}"
+            f"strategy={self.strategy!r}, momentum={self.momentum}, init={self.init!r}, "
+            f"fixed={self.fixed}"
         )
 
 
-class _Taps(NamedTuple):
-    """Where bilinear upsampling to (H, W) reads: two rows and two columns of every pixel.
-
-    ``y`` (2, H) and ``x`` (2, W) are their indices, ``wy`` and ``wx`` their weights; ``corners``
-    the four positions y * w + x with their weights, each (H, W).
-    """
-
-    y: Tensor
-    x: Tensor
-    wy: Tensor
-    wx: Tensor
-    corners: list[tuple[Tensor, Tensor]]
-
-
-def _taps(source: tuple[int, int], size: torch.Size, align_corners: bool, like: Tensor) -> _Taps:
-    (y, wy), (x, wx) = (
-        _axis(n, out, align_corners, like) for n, out in zip(source, size, strict=True)
-    )
-    corners = [
-        (y[i][:, None] * source[1] + x[j], wy[i][:, None] * wx[j]) for i in (0, 1) for j in (0, 1)
-    ]
-    return _Taps(y, x, wy, wx, corners)
-
-
-def _axis(source: int, size: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices and weights (2, size) of one axis, those of ``torch.nn.functional.interpolate``."""
-    at = torch.arange(size, device=like.device, dtype=like.dtype)
-    if align_corners:
-        at = at * ((source - 1) / max(1, size - 1))
-    else:
-        at = ((at + 0.5) * (source / size) - 0.5).clamp(min=0)
-    first = at.long().clamp(max=source - 1)
-    second = (first + 1).clamp(max=source - 1)
-    weight = at - first
-    return torch.stack([first, second]), torch.stack([1 - weight, weight])
-
-
-def _norms(R: Tensor, taps: _Taps) -> Tensor:
+def _norms(R: Tensor, taps: Taps) -> Tensor:
     """Norms (B, H, W) of the upsampled features, from the scalar products of neighbours."""
     below = torch.cat([R[:, :, 1:], R[:, :, -1:]], dim=2)
     square, vertical = (R * R).sum(1), (R * below).sum(1)  # (B, h, w)

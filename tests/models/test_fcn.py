@@ -152,7 +152,9 @@ def test_sync_batchnorm_needs_a_distributed_cuda_run():
 
 def test_wrong_arguments_are_named(generator):
     images, labels = batch(generator)
-    with pytest.raises(ValueError, match=r"no model 'fnc'; there are .*fcn, fcn_mcibipp"):
+    with pytest.raises(
+        ValueError, match=r"no model 'fnc'; there are .*fcn, fcn_mcibi, fcn_mcibipp"
+    ):
         models.create("fnc", 5)
     with pytest.raises(TypeError, match=r"colour"):
         models.create("fcn", 5, colour=1, **TINY)

@@ -1,4 +1,7 @@
-"""Every framework with and without MCIBI++: shapes, training, stages, folding, saving, options."""
+"""Every framework with and without MCIBI++: shapes, training, stages, folding, saving, options.
+
+With MCIBI: test_mcibi.py.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,8 @@ def assert_equal(value, expected):
 
 
 def test_all_frameworks_are_in_the_table():
-    assert set(models.names()) == {name.split()[0] for name in MODELS}
+    tested = {name.split()[0] for name in MODELS}
+    assert {name for name in models.names() if not name.endswith("_mcibi")} == tested
 
 
 @pytest.mark.parametrize("size", [(40, 48), (37, 51)])

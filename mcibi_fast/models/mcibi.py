@@ -1,0 +1,163 @@
+"""MCIBI after the backbone: a head whose memory holds class representations themselves.
+
+MCIBI (ICCV 2021, arXiv 2108.11819) is what MCIBI++ was made from: "Memory-R" in Table 3. Structure,
+losses and defaults are those of the released code (sssegmentation, ``mcibi``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
+from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
+from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.class_memory import Init, MomentumSchedule
+from mcibi_fast.nn.memory import Form
+from mcibi_fast.nn.representation_memory import RepresentationMemory, Strategy
+
+
+class MCIBIHead(MemoryHead):
+    """MCIBI's head. It differs from MCIBI++'s in the memory and in three more things.
+
+    * A within-image context is not concatenated before the classifier: an attention relates it to
+      R (query R, key C_wi), Conv3x3-BN-ReLU fuses the result with R_aug into Z channels. It has no
+      classifier and no loss of its own.
+    * The final classifier thus takes Z channels and can classify what the memory holds:
+      ``loss_memory``, the cross entropy of all K n representations, each as its class, from the
+      second epoch on (``schedule`` says which epoch it is). As in the released code that includes
+      classes never met, and the classifier's batch norm takes the representations for a batch.
+    * The momentum of 0.9 follows the learning rate (``schedule`` says what that is).
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first; the last one feeds
+            the head, the one before it the auxiliary head.
+        form: of the projections and the mixing, see :class:`MemoryHead`.
+        feats_channels: Z, channels of the pixel representations.
+        transform_channels: width of the attentions.
+        dropout: channel dropout before each classifier.
+        within_image: A_wi, a module from the last feature map to (B, Z, h, w).
+        within_channels: channels of what is fused with R_aug, if not those of the context.
+        representations: n per class; with several, each has an attention of its own and
+            Conv1x1-BN-ReLU joins them (:class:`mcibi_fast.nn.SeveralAttentions`).
+        strategy: "cosine_similarity" or, for n = 1, "mean": what the memory moves towards.
+        momentum, momentum_schedule, init, seed: see :class:`RepresentationMemory`.
+        memory_update: whether training moves representations that are set (Table 3).
+        memory_loss_weight: of ``loss_memory``; 0 leaves it out.
+        weights_from: see :class:`MemoryHead`; there is no within-image head, so not "cwi".
+        ignore_index: label that counts neither in the losses nor in the memory.
+        align_corners: of every bilinear resizing.
+        options: more of :class:`MemoryHead`'s: ``alpha``, ``auxiliary_weight``, ``fusion``,
+            ``hard``, ``downsample``, ``stages``, ``mixing``, ``stage_weights``.
+
+    Attributes:
+        memory_loss_due: whether ``schedule`` was told of the second epoch, or a later one.
+    """
+
+    context_attention: PositionConfidenceAttention | None
+    context_fuse: Any
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        form: Form = "released",
+        feats_channels: int = 512,
+        transform_channels: int = 256,
+        dropout: float = 0.1,
+        projections: Projections | None = None,
+        within_image: nn.Module | None = None,
+        within_channels: int | None = None,
+        representations: int = 1,
+        strategy: Strategy = "cosine_similarity",
+        momentum: float = 0.9,
+        momentum_schedule: MomentumSchedule = "poly",
+        memory_update: bool = True,
+        init: Init = "standard",
+        seed: int = 0,
+        memory_loss_weight: float = 1.0,
+        weights_from: WeightsFrom = "auto",
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        **options: Any,
+    ) -> None:
+        Z = feats_channels
+        if weights_from == "cwi":
+            raise ValueError("weights_from: 'cwi' needs a within-image head, which MCIBI has not")
+        memory = RepresentationMemory(
+            num_classes,
+            Z,
+            representations,
+            strategy=strategy,
+            momentum=momentum,
+            momentum_schedule=momentum_schedule,
+            fixed=not memory_update,
+            init=init,
+            seed=seed,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+        )
+        super().__init__(
+            num_classes,
+            in_channels,
+            memory=memory,
+            form=form,
+            feats_channels=Z,
+            transform_channels=transform_channels,
+            dropout=dropout,
+            projections=projections,
+            weights_from="pr" if weights_from == "auto" else weights_from,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            **options,
+        )
+        self.within_image = within_image
+        self.context_attention = self.context_fuse = None
+        if within_image is not None:
+            self.context_attention = PositionConfidenceAttention(
+                Z, transform_channels, projections=projections or form
+            )
+            self.context_fuse = conv_bn_relu((within_channels or Z) + Z, Z, 3)
+        self.memory_loss_weight = memory_loss_weight
+        self.memory_loss_due = False
+
+    def schedule(self, *, epoch: int, lr_factor: float) -> None:
+        super().schedule(epoch=epoch, lr_factor=lr_factor)
+        self.memory_loss_due = epoch >= 1
+
+    def within_image_context(
+        self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
+    ) -> Tensor | None:
+        """C_wi related to R (B, Z, h, w), or None without a context."""
+        if self.within_image is None or self.context_attention is None:
+            return None
+        return self.context_attention(R, self.raw_context(features, R, weight_logits))
+
+    def raw_context(self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor) -> Tensor:
+        """C_wi as the within-image module gives it."""
+        assert self.within_image is not None
+        return self.within_image(features[-1])
+
+    def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
+        return None if within is None else self.context_fuse.prepare(within, first=True)
+
+    def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
+        if prepared is not None:
+            augmented = self.context_fuse.join(prepared, augmented, first=True)
+        return self.decoder(augmented)
+
+    def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """``loss_memory`` from the second epoch on; of one class alone it would be zero."""
+        if not (self.memory_loss_due and self.memory_loss_weight and self.memory.num_classes > 1):
+            return {}
+        K, n, _ = self.memory.memory.shape
+        vectors = self.memory.memory.flatten(0, 1).to(dtype, copy=True)  # (K n, Z)
+        logits = self.decoder(vectors[:, :, None, None]).flatten(1)
+        classes = torch.arange(K * n, device=logits.device) // n
+        return {"loss_memory": self.memory_loss_weight * F.cross_entropy(logits, classes)}

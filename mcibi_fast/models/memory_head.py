@@ -1,0 +1,321 @@
+"""A head with a memory: pixel representations, dataset-level context, classification."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.models.iterative import label_weights, mix_logits, mix_probabilities
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
+from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.class_memory import ClassMemory
+from mcibi_fast.nn.context import ContextBase, ContextState, DatasetLevelContext, Fusion
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.fold import FoldedContext, fold_batch_norms, fold_context
+from mcibi_fast.nn.losses import joint_losses
+from mcibi_fast.nn.memory import Form
+
+WeightsFrom = Literal["auto", "pr", "cwi", "labels"]
+Mixing = Literal["paper", "released"]
+
+
+class _Image(NamedTuple):
+    """What the weights W do not change: computed once, whatever the number of stages."""
+
+    context: ContextState
+    query: Tensor | None  # of the extra attention
+    classifier: Any  # see MemoryHead.prepare_classifier
+
+
+class MemoryHead(nn.Module):
+    """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first; the last one feeds
+            the head, the one before it the auxiliary head.
+        memory: of K classes and Z channels; what the context is gathered from.
+        form: "released" (published checkpoints) or "paper" (the equations as printed); sets
+            ``projections`` and ``mixing``, each of which can be given by itself.
+        feats_channels: Z, channels of the pixel representations.
+        transform_channels: width of the attention.
+        dropout: channel dropout before each classifier.
+        alpha: weight of L_W (Eq. 16).
+        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w); its output
+            is classified by a head of its own and concatenated before the final classifier.
+        extra_attention: one more attention, which the paper has not: the context within the image
+            is its query, R_aug its key; what it gathers takes R_aug's place before the classifier.
+            Some published checkpoints have it.
+        kernel_sizes: of the first convolutions of H_pr, of the head on the within-image context and
+            of the final classifier, in which published checkpoints differ. By default (1, 1, 3),
+            and (1, 1, 1) without a within-image context, where the second has no meaning.
+        weights_from: whose logits gather, "pr" (H_pr) or "cwi" (the within-image head). "auto" is
+            "cwi" for the released form with a within-image context, "pr" otherwise. "labels": the
+            ground truth, one-hot (GT-MCIBI++, Table 1); ignored pixels take H_pr's class. Training
+            and evaluation then need labels, and further stages would change nothing.
+        fusion: F_T, see :class:`DatasetLevelContext`, also for ``hard`` and ``downsample``.
+        projections: of the attention, see :class:`PositionConfidenceAttention`.
+        stages: of iterative inference, when ``forward`` is not told; 1 is none.
+        mixing: the next stage's weights. "paper": Eq. 17 on probabilities. "released":
+            (a W + b O) / (a + b - 1) on logits.
+        stage_weights: (a, b) of the released mixing.
+        ignore_index: label that counts neither in the losses nor in the memory.
+        align_corners: of every bilinear resizing.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        memory: ClassMemory,
+        form: Form = "released",
+        feats_channels: int = 512,
+        transform_channels: int = 256,
+        dropout: float = 0.1,
+        alpha: float = 0.4,
+        auxiliary_weight: float = 0.4,
+        within_image: nn.Module | None = None,
+        extra_attention: bool = False,
+        kernel_sizes: Sequence[int] | None = None,
+        weights_from: WeightsFrom = "auto",
+        fusion: Fusion = "concatenation",
+        hard: bool = False,
+        downsample: bool = False,
+        projections: Projections | None = None,
+        stages: int = 1,
+        mixing: Mixing | None = None,
+        stage_weights: tuple[float, float] = (2.0, 1.5),
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        Z = feats_channels
+        self.bottleneck = conv_bn_relu(in_channels[-1], Z, 3)
+        self.context: ContextBase = DatasetLevelContext(
+            memory,
+            transform_channels=transform_channels,
+            projections=projections or form,
+            fusion=fusion,
+            hard=hard or weights_from == "labels",
+            downsample=downsample,
+            dropout=dropout,
+            align_corners=align_corners,
+        )
+        self.within_image = within_image
+        if extra_attention and within_image is None:
+            raise ValueError("extra_attention: needs a within-image context; this model has none")
+        self.extra_attention = (
+            PositionConfidenceAttention(Z, transform_channels, projections=projections or form)
+            if extra_attention
+            else None
+        )
+        pr, cwi, cls = _kernel_sizes(kernel_sizes, within_image is not None)
+        if pr != 1:
+            self.context.weight_head = Decoder(Z, Z, num_classes, kernel_size=pr, dropout=dropout)
+        if within_image is None:
+            self.within_image_head = None
+            self.decoder = Decoder(Z, Z, num_classes, kernel_size=cls, dropout=dropout)
+        else:
+            self.within_image_head = Decoder(Z, Z, num_classes, kernel_size=cwi, dropout=dropout)
+            self.decoder = Decoder(2 * Z, Z, num_classes, kernel_size=cls, dropout=dropout)
+        self.auxiliary = (
+            Decoder(in_channels[-2], Z, num_classes, kernel_size=3, dropout=dropout)
+            if auxiliary_weight
+            else None
+        )
+        self.weights_from = _weights_from(weights_from, form, within_image is not None)
+        self.mixing = mixing or form
+        if self.mixing not in ("paper", "released"):
+            raise ValueError(f"mixing: expected 'paper' or 'released', got {mixing!r}")
+        self.stages = stages
+        self.stage_weights = stage_weights
+        self.alpha = alpha
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether evaluation, too, needs labels."""
+        return self.weights_from == "labels"
+
+    def schedule(self, *, epoch: int, lr_factor: float) -> None:
+        """Prepares the next training step; see :meth:`Segmentor.schedule`."""
+        self.memory.schedule(lr_factor=lr_factor)
+
+    @property
+    def memory(self) -> ClassMemory:
+        """The context's memory; a folded head has no such attribute."""
+        return cast(DatasetLevelContext, self.context).memory
+
+    def fold(self) -> MemoryHead:
+        """A copy for inference, in evaluation mode, equal up to rounding.
+
+        Batch norms are folded into their convolutions, and what is left of the class
+        representations into tables (:mod:`mcibi_fast.nn.fold`). It refuses to train.
+        """
+        folded = copy.deepcopy(self).eval()
+        if isinstance(folded.context, DatasetLevelContext):
+            fold_batch_norms(folded)
+            folded.context = fold_context(folded.context)
+        return folded.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MemoryHead:
+        """Training mode, or evaluation mode.
+
+        Raises:
+            RuntimeError: training mode of a folded head.
+        """
+        if mode:
+            self._refuse_if_folded()
+        return super().train(mode)
+
+    def _refuse_if_folded(self) -> None:
+        if isinstance(self.context, FoldedContext):
+            raise RuntimeError(
+                "a folded model is for inference and cannot be trained: its batch norms and its "
+                "memory are folded into the weights; train the model that fold() was called on"
+            )
+
+    def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
+        """R (B, Z, h, w)."""
+        return self.bottleneck(features[-1])
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        labels: Tensor | None = None,
+        *,
+        previous_logits: Tensor | None = None,
+        stages: int | None = None,
+    ) -> SegmentationOutput:
+        """Classifies; with labels also the losses, and in training mode the memory's update.
+
+        Args:
+            features: the backbone's maps, finest first.
+            labels: (B, H, W), any integer dtype; needed with ``weights_from="labels"``.
+            previous_logits: O of an earlier stage (B, K, h', w'); this pass is then the next one.
+            stages: passes of iterative inference in evaluation mode (section 3.5). Training is
+                always one.
+
+        Raises:
+            ValueError: labels are needed and there are none, or ``stages`` is less than 1.
+        """
+        if self.training:
+            self._refuse_if_folded()
+        R = self.pixel_representations(features)
+        weight_logits = self.context.weight_head(R)  # W, Eq. 10
+        within = self.within_image_context(features, R, weight_logits)
+        context_logits = None
+        if within is not None and self.within_image_head is not None:
+            context_logits = self.within_image_head(within)
+        first = weight_logits
+        if self.weights_from == "cwi" and context_logits is not None:
+            first = context_logits
+
+        # What W does not change is computed once; each stage is the rest.
+        image = _Image(
+            self.context.prepare(R),
+            None if self.extra_attention is None else self.extra_attention.query(within),
+            self.prepare_classifier(features, within),
+        )
+        if self.needs_labels:
+            gather = self._label_weights(weight_logits, labels)
+        else:
+            gather = first if previous_logits is None else self._mix(first, previous_logits)
+        logits = self._stage(image, gather)
+        if not self.training and not self.needs_labels:
+            for _ in range(1, _positive(self.stages if stages is None else stages)):
+                logits = self._stage(image, self._mix(first, logits))
+
+        losses = {}
+        if labels is not None:
+            losses = joint_losses(
+                logits,
+                labels,
+                weight_logits=weight_logits,
+                context_logits=context_logits,
+                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                alpha=self.alpha,
+                auxiliary_weight=self.auxiliary_weight,
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+            )
+            if self.training:
+                self.memory.update(R.detach(), labels)
+                losses |= self.memory_losses(R.dtype)
+        return SegmentationOutput(logits, losses, weight_logits, context_logits)
+
+    def within_image_context(
+        self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
+    ) -> Tensor | None:
+        """C_wi (B, Z, h, w), Eq. 3, or None without one."""
+        return None if self.within_image is None else self.within_image(features[-1])
+
+    def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
+        """What ``classify`` needs besides R_aug; to be computed once for several stages."""
+        return None if within is None else self.decoder.prepare(within)
+
+    def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
+        """O before the upsampling (Eq. 5), of R_aug (B, Z, h, w)."""
+        return self.decoder(augmented, prepared)
+
+    def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Loss terms on what the memory holds after its update; none here.
+
+        Args:
+            dtype: of the features.
+        """
+        return {}
+
+    def _label_weights(self, weight_logits: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise ValueError(
+                "labels: this model gathers with the ground truth (weights_from='labels') and "
+                "needs labels, in evaluation too: model(images, labels)"
+            )
+        return label_weights(labels, weight_logits, ignore_index=self.ignore_index)
+
+    def _stage(self, image: _Image, weight_logits: Tensor) -> Tensor:
+        augmented = self.context.gather(image.context, weight_logits)  # Eqs. 11-13 and 4
+        if self.extra_attention is not None and image.query is not None:
+            augmented = self.extra_attention.attend(image.query, augmented)
+        return self.classify(augmented, image.classifier)
+
+    def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
+        if self.mixing == "paper":
+            return mix_probabilities(weight_logits, logits, align_corners=self.align_corners)
+        return mix_logits(
+            weight_logits, logits, weights=self.stage_weights, align_corners=self.align_corners
+        )
+
+
+def _weights_from(choice: WeightsFrom, form: Form, has_within_image: bool) -> str:
+    if choice not in ("auto", "pr", "cwi", "labels"):
+        raise ValueError(f"weights_from: expected 'auto', 'pr', 'cwi' or 'labels', got {choice!r}")
+    if choice == "cwi" and not has_within_image:
+        raise ValueError("weights_from: 'cwi' needs a within-image context; this model has none")
+    if choice == "auto":
+        return "cwi" if has_within_image and form == "released" else "pr"
+    return choice
+
+
+def _kernel_sizes(sizes: Sequence[int] | None, has_within_image: bool) -> Sequence[int]:
+    if sizes is None:
+        return (1, 1, 3) if has_within_image else (1, 1, 1)
+    if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"kernel_sizes: expected three odd sizes (pr, cwi, cls), got {sizes}")
+    return sizes
+
+
+def _positive(stages: int) -> int:
+    if stages < 1:
+        raise ValueError(f"stages: expected at least 1, got {stages}")
+    return stages
