@@ -178,7 +178,7 @@ class RepresentationMemory(ClassMemory):
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
-        """Sets the next empty representation of each class from one of its pixels, at random.
+        """Sets the empty representations of each class from its pixels, picked at random.
 
         Call it over the train split until ``met.all()``. Across ranks, the first rank that sees a
         class decides; every rank must call it.
@@ -188,17 +188,18 @@ class RepresentationMemory(ClassMemory):
             labels: (B, H, W), any integer dtype.
         """
         self._check_features(features)
-        empty = (self.memory == 0).all(dim=2)
-        pixels, counts = ops.class_feature_sums(
-            features,
-            self._pick_pixels(labels, self.seed + empty.numel() - int(empty.sum())),
-            self.num_classes,
-            ignore_index=self.ignore_index,
-            align_corners=self.align_corners,
-        )
-        pixels, found = _from_first_rank(pixels.to(self.memory.dtype), counts > 0)
-        next_empty = empty & (empty.cumsum(dim=1) == 1) & found[:, None]
-        self.memory.copy_(torch.where(next_empty[..., None], pixels[:, None], self.memory))
+        for _ in range(self.per_class):
+            empty = (self.memory == 0).all(dim=2)
+            pixels, counts = ops.class_feature_sums(
+                features,
+                self._pick_pixels(labels, self.seed + int((~empty).sum())),
+                self.num_classes,
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+            )
+            pixels, found = _from_first_rank(pixels.to(self.memory.dtype), counts > 0)
+            next_empty = empty & (empty.cumsum(dim=1) == 1) & found[:, None]
+            self.memory.copy_(torch.where(next_empty[..., None], pixels[:, None], self.memory))
 
     @torch.no_grad()
     def initialize_from(self, centres: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The memory's first values, from one pixel per class of the train split."""
+"""The memory's first values, from pixels of the train split."""
 
 from __future__ import annotations
 
@@ -88,3 +88,74 @@ def test_released_form_starts_at_zero_and_one(tiny_config: MakeConfig, tmp_path:
     initialize(trainer)
     expected = torch.tensor([0.0, 1.0]).expand_as(trainer.model.memory.memory)
     assert torch.equal(trainer.model.memory.memory, expected)
+
+
+# ---- MCIBI's memory, and clusters ----------------------------------------------
+
+
+def present_classes(trainer: Trainer) -> torch.Tensor:
+    trainer.train_data.set_epoch(0)
+    labels = torch.cat([trainer.train_data[i]["label"].flatten() for i in range(13)])
+    return torch.unique(labels[labels != 255]).long()
+
+
+MCIBI = ("model.name=fcn_mcibi", "model.options.representations=2")
+
+
+@pytest.mark.parametrize("init", ["pixel", "cluster"])
+@pytest.mark.parametrize("settings", [(), MCIBI], ids=["gaussian", "representations"])
+def test_every_initialisation_meets_every_class(
+    settings: tuple[str, ...], init: str, tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = tiny_config(*settings)
+    config.model.options["init"] = init
+    trainer = make_trainer(config, tmp_path)
+    memory = trainer.model.memory
+    standard = memory.memory[0].clone()
+    norms = {name: t.clone() for name, t in trainer.model.state_dict().items() if "running" in name}
+    state = torch.get_rng_state()
+    assert not memory.met.any()
+    initialize(trainer)
+    present = present_classes(trainer)
+    absent = sorted(set(range(len(memory.met))) - set(present.tolist()))
+    assert memory.met[present].all() and not memory.met[absent].any()
+    assert all(torch.equal(memory.memory[k], standard) for k in absent)
+    assert all(not torch.equal(memory.memory[k], standard) for k in present)
+    assert torch.equal(state, torch.get_rng_state())
+    for name, tensor in norms.items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor), name
+    # Again from the start: the same bits.
+    twin = make_trainer(config, tmp_path / "twin")
+    twin.model.load_state_dict(trainer.model.state_dict())
+    twin.model.memory.memory.copy_(standard.expand_as(memory.memory))
+    if not settings:
+        twin.model.memory.met.zero_()
+    initialize(twin)
+    assert torch.equal(twin.model.memory.memory, memory.memory)
+
+
+def test_clusters_come_from_a_part_of_the_split(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the limit only images with classes not met before are looked at."""
+    config = tiny_config("data.train_count=60")
+    config.model.options["init"] = "cluster"
+    trainer = make_trainer(config, tmp_path)
+    looked_at = []
+    plain = trainer.model.pixel_representations
+
+    def counting(images: torch.Tensor) -> torch.Tensor:
+        looked_at.append(len(images))
+        return plain(images)
+
+    monkeypatch.setattr(trainer.model, "pixel_representations", counting)
+    monkeypatch.setattr(memory_init, "CLUSTERED_IMAGES", 20)
+    initialize(trainer)
+    assert 20 <= sum(looked_at) < 60
+    assert trainer.model.memory.met.all()
+
+
+def test_mcibi_as_released_starts_at_zero(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_config("model.name=fcn_mcibi"), tmp_path)
+    initialize(trainer)
+    assert not trainer.model.memory.memory.any()

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mcibi_fast.models import MCIBIPPHead, Segmentor
-from mcibi_fast.nn import GaussianMemory, conv_bn_relu
+from mcibi_fast.models import MCIBIHead, MCIBIPPHead, Segmentor
+from mcibi_fast.nn import GaussianMemory, RepresentationMemory, conv_bn_relu
 
 K = 5
 SHARES = {1: [slice(0, 4)], 2: [slice(0, 1), slice(1, 4)]}  # of a batch of four, unequal
@@ -26,7 +26,10 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
     for form in ("paper", "released"):
         results[f"memory_{form}"] = updated_memory(form, SHARES[world][rank])
         results.update(trained_model(form, rank, world))
+    results.update(trained_model("mcibi", rank, world))
     results["initialized"] = initialized_memory(SHARES[world][rank])
+    results["representations"] = initialized_representations(SHARES[world][rank])
+    results["clusters"] = clustered_memory(rank)
     return results
 
 
@@ -54,6 +57,26 @@ def initialized_memory(share: slice) -> torch.Tensor:
     return memory.memory
 
 
+def initialized_representations(share: slice) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    memory = RepresentationMemory(K, 8, 2, init="pixel").double()
+    features = torch.randn(4, 8, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, K - 1, (4, 20, 24), generator=generator)
+    labels[3, 5, 5:8] = K - 1
+    memory.initialize(features[share], labels[share])
+    assert memory.met.all()
+    return memory.memory
+
+
+def clustered_memory(rank: int) -> torch.Tensor:
+    """Rank 0's centres, whatever the others found."""
+    centres = torch.randn(K, 2, 8, generator=torch.Generator().manual_seed(rank))
+    memory, gaussian = RepresentationMemory(K, 8, 2), GaussianMemory(K, 8, init="cluster")
+    memory.initialize_from(centres)
+    gaussian.initialize_from(centres[:, :1])
+    return torch.cat([memory.memory.flatten(), gaussian.memory.flatten()])
+
+
 class TinyBackbone(nn.Module):
     """Two stages, without the seconds that importing timm takes."""
 
@@ -70,7 +93,11 @@ class TinyBackbone(nn.Module):
 def trained_model(form: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Three steps with batch norm frozen and no dropout; every pixel counts on every rank."""
     generator = torch.Generator().manual_seed(3)
-    head = MCIBIPPHead(K, [8, 12], form=form, feats_channels=16, transform_channels=8, dropout=0.0)
+    options = {"feats_channels": 16, "transform_channels": 8, "dropout": 0.0}
+    if form == "mcibi":
+        head = MCIBIHead(K, [8, 12], form="released", **options)
+    else:
+        head = MCIBIPPHead(K, [8, 12], form=form, **options)
     model = Segmentor(TinyBackbone(), head).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -84,7 +111,8 @@ def trained_model(form: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     runner = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     share = slice(4 * rank // world, 4 * (rank + 1) // world)
-    for _ in range(3):
+    for step in range(3):
+        model.schedule(epoch=step, lr_factor=1 - step / 3)
         images = torch.randn(4, 3, 24, 32, generator=generator, dtype=torch.float64)
         labels = torch.randint(0, K, (4, 24, 32), generator=generator)
         optimizer.zero_grad()

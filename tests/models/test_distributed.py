@@ -54,7 +54,7 @@ def test_memory_update_pools_the_batch(results, form):
     assert relative_error(results["first"][key], results["whole"][key]) < 1e-12
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("form", ["paper", "released", "mcibi"])
 def test_whole_model(results, form):
     names = [name for name in results["whole"] if name.startswith(f"{form}.")]
     assert f"{form}.memory" in names
@@ -64,5 +64,8 @@ def test_whole_model(results, form):
             assert relative_error(results[rank][name], results["whole"][name]) < 1e-12, name
 
 
-def test_initialization_agrees_on_every_rank(results):
-    assert torch.equal(results["first"]["initialized"], results["second"]["initialized"])
+@pytest.mark.parametrize("name", ["initialized", "representations", "clusters"])
+def test_initialization_agrees_on_every_rank(name, results):
+    assert torch.equal(results["first"][name], results["second"][name])
+    if name == "clusters":
+        assert torch.equal(results["first"][name], results["whole"][name])
