@@ -86,10 +86,12 @@ class Segmentor(nn.Module):
 
         Raises:
             TypeError: the head has no memory.
+            ValueError: the memory has several representations per class.
         """
         if not hasattr(self.head, "fold"):
             raise TypeError(
-                f"fold: {type(self.head).__name__} has no memory; heads with MCIBI++ can be folded"
+                f"fold: {type(self.head).__name__} has no memory; heads with MCIBI++ or MCIBI can "
+                "be folded"
             )
         backbone = copy.deepcopy(self.backbone).eval()
         fold_batch_norms(backbone)

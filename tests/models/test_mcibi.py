@@ -382,6 +382,17 @@ def test_training_compiles_in_one_graph_whatever_the_momentum(options, generator
     torch.testing.assert_close(head.memory.memory, twin.memory.memory)
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@torch.no_grad()
+def test_exported(folded, generator):
+    model = build("upernet_mcibi", stages=2).eval()
+    model.memory.memory.normal_(generator=generator)
+    model = model.fold() if folded else model
+    images, _ = batch(generator)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images).logits, model(images).logits)
+
+
 @pytest.mark.parametrize("name", ["deeplabv3_mcibi", "fcn_mcibi three"])
 def test_16_bit_and_autocast(name, generator):
     images, labels = batch(generator)

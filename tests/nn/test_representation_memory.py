@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcibi_fast.nn import DatasetLevelContext, RepresentationMemory, representation_memory
+import mcibi_fast
+from mcibi_fast.nn import (
+    DatasetLevelContext,
+    RepresentationMemory,
+    SeveralAttentions,
+    representation_memory,
+)
 
 VARIANTS = [("mean", 1), ("cosine_similarity", 1), ("cosine_similarity", 3)]
 
@@ -247,6 +253,64 @@ def test_takes_the_place_of_the_gaussian_memory(projections, hard, generator):
     expected = module.attention(R, mixed)
     assert relative_error(module.aggregate(R, logits).detach(), expected.detach()) < 1e-12
     assert list(module.memory.state_dict()) == ["memory"]
+
+
+@pytest.mark.parametrize("projections", ["paper", "released"])
+def test_several_representations_have_an_attention_each(projections, generator):
+    memory = RepresentationMemory(5, 16, 2).double()
+    memory.memory.normal_(generator=generator)
+    module = DatasetLevelContext(memory, transform_channels=8, projections=projections)
+    module = module.double().eval()
+    R, logits = (torch.randn(2, c, 3, 4, generator=generator, dtype=torch.float64) for c in (16, 5))
+    mixed = torch.einsum("bkyx,knz->bnzyx", logits.softmax(1), memory.memory)
+    assert relative_error(memory.aggregate(logits), mixed.flatten(1, 2)) < 1e-12
+    maps = [part(R, C) for part, C in zip(module.attention.parts, mixed.unbind(1), strict=True)]
+    expected = module.attention.join(torch.cat(maps, dim=1))
+    assert relative_error(module.aggregate(R, logits).detach(), expected.detach()) < 1e-12
+    first, second, *_ = mcibi_fast.explain(module, R, logits).splitlines()
+    assert first == (
+        "DatasetLevelContext: general: each class has several representations, "
+        "with an attention of its own"
+    )
+    assert second.startswith("confidence_attention: ")
+
+
+def test_several_attentions_gradient(generator):
+    module = SeveralAttentions(2, 3, 2, projections="paper").double().eval()
+    R = torch.randn(1, 3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    keys = torch.randn(1, 6, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda R, C: module.attend(module.query(R), C), (R, keys))
+
+
+def test_update_between_forward_and_backward(generator):
+    features, labels = batch(generator, channels=16)
+    for projections, n in (("paper", 1), ("released", 1), ("released", 2)):
+        memory = RepresentationMemory(5, 16, n)
+        memory.memory.normal_(generator=generator)
+        module = DatasetLevelContext(memory, transform_channels=8, projections=projections).double()
+        module.eval()
+        expected, got = (
+            _key_gradients(module, features, labels, update) for update in (False, True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def _key_gradients(module, features, labels, update):
+    out = module(features).features
+    if update:
+        module.memory.update(features, labels)
+    return torch.autograd.grad(out.sum(), list(module.attention.parameters()))
+
+
+def test_fixed_moves_nothing_that_is_set(generator):
+    features, labels = batch(generator)
+    memory = RepresentationMemory(5, 6, 2, fixed=True).double()
+    for step in range(4):
+        memory.update(features + step, labels)
+        if step == 1:
+            before = memory.memory.clone()
+    assert torch.equal(memory.memory, before)
+    assert memory.met.tolist() == [True, True, False, True, True]
 
 
 def test_dtype_of_the_memory():
