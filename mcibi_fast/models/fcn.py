@@ -13,7 +13,7 @@ from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.nn.decoder import Decoder
-from mcibi_fast.nn.losses import joint_losses
+from mcibi_fast.nn.losses import PixelLoss, joint_losses
 
 
 def fcn(
@@ -93,6 +93,7 @@ class FCNHead(nn.Module):
         auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
         ignore_index: label that does not count in the losses.
         align_corners: of every bilinear resizing.
+        loss: of every term; the plain mean cross entropy by default.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class FCNHead(nn.Module):
         auxiliary_weight: float = 0.4,
         ignore_index: int = 255,
         align_corners: bool = False,
+        loss: PixelLoss | None = None,
     ) -> None:
         super().__init__()
         Z = feats_channels
@@ -120,6 +122,7 @@ class FCNHead(nn.Module):
         self.auxiliary_weight = auxiliary_weight
         self.ignore_index = ignore_index
         self.align_corners = align_corners
+        self.loss = loss or PixelLoss()
 
     def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
         """R (B, Z, h, w), what is classified."""
@@ -147,5 +150,6 @@ class FCNHead(nn.Module):
             auxiliary_weight=self.auxiliary_weight,
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
+            loss=self.loss,
             **terms,
         )

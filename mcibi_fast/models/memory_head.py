@@ -17,7 +17,7 @@ from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.context import ContextBase, ContextState, DatasetLevelContext, Fusion
 from mcibi_fast.nn.decoder import Decoder
 from mcibi_fast.nn.fold import FoldedContext, fold_batch_norms, fold_context
-from mcibi_fast.nn.losses import joint_losses
+from mcibi_fast.nn.losses import PixelLoss, joint_losses
 from mcibi_fast.nn.memory import Form
 
 WeightsFrom = Literal["auto", "pr", "cwi", "labels"]
@@ -67,6 +67,7 @@ class MemoryHead(nn.Module):
         stage_weights: (a, b) of the released mixing.
         ignore_index: label that counts neither in the losses nor in the memory.
         align_corners: of every bilinear resizing.
+        loss: of every classifier's logits; by default plain cross entropy.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class MemoryHead(nn.Module):
         stage_weights: tuple[float, float] = (2.0, 1.5),
         ignore_index: int = 255,
         align_corners: bool = False,
+        loss: PixelLoss | None = None,
     ) -> None:
         super().__init__()
         Z = feats_channels
@@ -140,6 +142,7 @@ class MemoryHead(nn.Module):
         self.auxiliary_weight = auxiliary_weight
         self.ignore_index = ignore_index
         self.align_corners = align_corners
+        self.loss = loss or PixelLoss()
 
     @property
     def needs_labels(self) -> bool:
@@ -247,6 +250,7 @@ class MemoryHead(nn.Module):
                 auxiliary_weight=self.auxiliary_weight,
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,
+                loss=self.loss,
             )
             if self.training:
                 self.memory.update(R.detach(), labels)

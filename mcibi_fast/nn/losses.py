@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from mcibi_fast import ops
 
@@ -30,6 +33,100 @@ def upsampled_cross_entropy(
     )
 
 
+class PixelLoss(nn.Module):
+    """Cross entropy of the upsampled logits with what segmentation adds to it.
+
+    Without options it is :func:`upsampled_cross_entropy`. Nothing of K x H x W is formed.
+
+    Args:
+        class_weights: w_c, one per class. The mean is then over the weights of the valid pixels:
+            sum_i w(y_i) l_i / sum_i w(y_i).
+        label_smoothing: s, the share of the target spread over all classes.
+        ohem_threshold: online hard example mining: only pixels whose right class has a probability
+            below this count, and the loss is the mean over these pixels (class weights, if any, do
+            not enter into what it is divided by).
+        ohem_min_kept: but at least this many of a call, the hardest (all, where fewer are valid;
+            more, where probabilities are equal).
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        ohem_threshold: float | None = None,
+        ohem_min_kept: int = 100_000,
+    ) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
+        if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ValueError(
+                f"class_weights: expected numbers from 0, got {list(class_weights or [])}"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected 0 to 1 (not 1), got {label_smoothing}")
+        if ohem_threshold is not None and not 0 < ohem_threshold <= 1:
+            raise ValueError(f"ohem_threshold: expected a probability, got {ohem_threshold}")
+        if ohem_min_kept < 1:
+            raise ValueError(f"ohem_min_kept: expected at least 1, got {ohem_min_kept}")
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """A scalar; arguments and errors as in :func:`upsampled_cross_entropy`."""
+        losses = ops.upsample_cross_entropy(
+            logits,
+            labels,
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            reduction="mean" if self.ohem_threshold is None else "none",
+        )
+        if self.ohem_threshold is None:
+            return losses
+        plain = losses
+        if self.class_weights is not None or self.label_smoothing:
+            plain = ops.upsample_cross_entropy(
+                logits.detach(),
+                labels,
+                ignore_index=ignore_index,
+                align_corners=align_corners,
+                reduction="none",
+            )
+        kept = self._hard(plain.detach(), labels != ignore_index, self.ohem_threshold)
+        return losses.where(kept, 0).sum() / kept.sum().clamp(min=1)
+
+    def _hard(self, losses: Tensor, valid: Tensor, threshold: float) -> Tensor:
+        """Which pixels count, (B, H, W), of their plain cross entropies: -log p."""
+        # Ignored pixels sort last, so with fewer valid ones than min_kept all of these are kept.
+        probability = (-losses).exp().where(valid, torch.inf)
+        last = min(self.ohem_min_kept, probability.numel()) - 1
+        hardest = probability.flatten().sort().values[last]
+        return valid & ((probability < threshold) | (probability <= hardest))
+
+    def total_weight(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+        """What the mean over ``labels`` divides by: valid pixels, or the sum of their weights."""
+        valid = labels != ignore_index
+        if self.class_weights is None or self.ohem_threshold is not None:
+            return valid.sum().float()
+        known = labels.long().where(valid, 0).clamp(0, len(self.class_weights) - 1)
+        return self.class_weights[known].where(valid, 0).sum()
+
+
 def joint_losses(
     logits: Tensor,
     labels: Tensor,
@@ -41,6 +138,7 @@ def joint_losses(
     auxiliary_weight: float = 0.4,
     ignore_index: int = 255,
     align_corners: bool = False,
+    loss: Callable[..., Tensor] = upsampled_cross_entropy,
 ) -> dict[str, Tensor]:
     """The weighted terms whose sum is the training loss: L = alpha L_W + L_O (Eq. 16) and more.
 
@@ -52,6 +150,7 @@ def joint_losses(
         auxiliary_logits: of the head on an earlier stage; ``loss_aux``, weight
             ``auxiliary_weight``.
         ignore_index, align_corners: see :func:`upsampled_cross_entropy`.
+        loss: of each term, such as a :class:`PixelLoss`.
     """
     terms = {
         "loss_cls": (1.0, logits),
@@ -60,10 +159,7 @@ def joint_losses(
         "loss_aux": (auxiliary_weight, auxiliary_logits),
     }
     return {
-        name: weight
-        * upsampled_cross_entropy(
-            term, labels, ignore_index=ignore_index, align_corners=align_corners
-        )
+        name: weight * loss(term, labels, ignore_index=ignore_index, align_corners=align_corners)
         for name, (weight, term) in terms.items()
         if term is not None
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcibi_fast.nn import joint_losses, upsampled_cross_entropy
+from mcibi_fast.nn import PixelLoss, joint_losses, upsampled_cross_entropy
 
 
 def batch(generator, dtype=torch.float64):
@@ -69,3 +69,86 @@ def test_bad_labels_and_shapes_are_named(generator):
         upsampled_cross_entropy(logits, labels)
     with pytest.raises(ValueError, match="labels: batch of 1, but logits have a batch of 2"):
         upsampled_cross_entropy(logits, labels[:1])
+
+
+def test_pixel_loss_without_options_is_the_plain_one(generator):
+    logits, labels = batch(generator)
+    assert torch.equal(PixelLoss()(logits, labels), upsampled_cross_entropy(logits, labels))
+    assert not PixelLoss().state_dict() and not PixelLoss(class_weights=[1.0]).state_dict()
+
+
+def test_class_weights_and_label_smoothing(generator):
+    logits, labels = batch(generator)
+    weights = [0.5, 1.0, 0.0, 2.0, 3.0]
+    loss = PixelLoss(class_weights=weights, label_smoothing=0.2).double()
+    upsampled = F.interpolate(logits, (31, 45), mode="bilinear")
+    expected = F.cross_entropy(
+        upsampled,
+        labels,
+        torch.tensor(weights, dtype=torch.float64),
+        ignore_index=255,
+        label_smoothing=0.2,
+    )
+    torch.testing.assert_close(loss(logits, labels), expected)
+    labels = labels.to(torch.uint8)
+    total = torch.tensor(weights)[labels[labels != 255].long()].sum()
+    torch.testing.assert_close(loss.total_weight(labels), total.double())
+    assert PixelLoss().total_weight(labels) == (labels != 255).sum()
+
+
+def ohem(logits, labels, threshold, min_kept, **options):
+    """As it is usually written, on upsampled logits and with a sort of the valid pixels."""
+    upsampled = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+    losses = F.cross_entropy(upsampled, labels, ignore_index=255, reduction="none", **options)
+    valid = labels != 255
+    probability = upsampled.softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0][valid]
+    hardest = probability.sort().values[min(min_kept, len(probability)) - 1]
+    return losses[valid][(probability < threshold) | (probability <= hardest)].mean()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weighted": True}])
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"), [(0.2, 1), (0.01, 1), (0.01, 700), (0.9, 700), (0.01, 10**6)]
+)
+def test_ohem(generator, threshold, min_kept, options):
+    logits, labels = batch(generator)
+    logits.requires_grad_()
+    options = dict(options)
+    weights = [0.5, 1.0, 0.3, 2.0, 3.0] if options.pop("weighted", False) else None
+    loss = PixelLoss(
+        ohem_threshold=threshold, ohem_min_kept=min_kept, class_weights=weights, **options
+    )
+    actual = loss.double()(logits, labels)
+    (gradient,) = torch.autograd.grad(actual, logits)
+    if weights is not None:
+        options["weight"] = loss.class_weights
+    expected = ohem(logits, labels, threshold, min_kept, **options)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+def test_ohem_keeps_hard_pixels_only(generator):
+    logits, labels = batch(generator)
+    values = [
+        float(PixelLoss(ohem_threshold=threshold, ohem_min_kept=1)(logits, labels))
+        for threshold in (0.05, 0.2, 1.0)
+    ]
+    assert values[0] > values[1] > values[2]
+    torch.testing.assert_close(values[2], float(upsampled_cross_entropy(logits, labels)))
+    empty = PixelLoss(ohem_threshold=0.5)(logits, torch.full_like(labels, 255))
+    assert empty == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weights": [1.0, -1.0]}, "class_weights: expected numbers from 0"),
+        ({"class_weights": [1.0, float("nan")]}, "class_weights: expected numbers from 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 to 1"),
+        ({"ohem_threshold": 0.0}, "ohem_threshold: expected a probability, got 0.0"),
+        ({"ohem_threshold": 0.5, "ohem_min_kept": 0}, "ohem_min_kept: expected at least 1"),
+    ],
+)
+def test_pixel_loss_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        PixelLoss(**options)
