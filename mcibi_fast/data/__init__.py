@@ -22,6 +22,7 @@ from .packing import pack
 from .pascal_context import PascalContext, PascalContext60
 from .scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
 from .shards import ShardedDataset
+from .style import StyleMixing
 from .transforms import EvalTransform, TrainTransform
 from .voc import VOC
 
@@ -50,6 +51,7 @@ __all__ = [
     "Scenes",
     "SegmentationDataset",
     "ShardedDataset",
+    "StyleMixing",
     "TrainTransform",
     "Transform",
     "check",

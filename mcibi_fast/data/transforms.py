@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .base import IGNORE_INDEX, normalise
+from .style import StyleMixing
 
 _CROP_TRIES = 10
 # The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
@@ -22,7 +23,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, 0.5, 0.5, 18 / 360
 
 
 class TrainTransform:
-    """Random scale, crop, flip, photometric distortion, rotation, normalisation, padding.
+    """Random scale, crop, style, flip, photometric distortion, rotation, normalisation, padding.
 
     Args:
         crop_size: (height, width) of what comes out, or one side; smaller images are padded at the
@@ -38,6 +39,7 @@ class TrainTransform:
         rotation: largest angle in degrees, either way, about the crop's middle; corners that come
             into view are filled as padding is. 0 never rotates.
         rotation_probability: of a rotation.
+        style: gives crops another image's style; None keeps their own.
 
     Called with an image (3, H, W) uint8 and a label (H, W), and keywords ``epoch`` and ``index``;
     returns float32 (3, h, w) and the label (h, w) in its dtype. Raises ImportError where
@@ -60,6 +62,7 @@ class TrainTransform:
         rotation: float = 0.0,
         rotation_probability: float = 0.5,
         ignore_index: int = IGNORE_INDEX,
+        style: StyleMixing | None = None,
     ) -> None:
         torchvision_functional()
         _check_size(size, short_side, long_side)
@@ -69,7 +72,7 @@ class TrainTransform:
         self.size, self.short_side, self.long_side = size, short_side, long_side
         self.flip_pairs = tuple(flip_pairs)
         self.rotation, self.rotation_probability = rotation, rotation_probability
-        self.ignore_index = ignore_index
+        self.ignore_index, self.style = ignore_index, style
         if min(self.crop_size) < 1:
             raise ValueError(f"crop_size: {self.crop_size} is not positive")
         if seed < 0:
@@ -89,6 +92,8 @@ class TrainTransform:
         sides = _resized(label.shape, self.size, self.short_side, self.long_side)
         image, label = _resize(image, label, _scaled(sides, factor))
         image, label = self._crop(rng, image, label)
+        if self.style is not None:
+            image = self.style(image, epoch=epoch, index=index)
         if rng.random() < 0.5:
             image, label = image.flip(-1), swap_classes(label.flip(-1), self.flip_pairs)
         image = normalise(_distort(rng, image), self.mean, self.std)
