@@ -81,13 +81,20 @@ class Run:
         the way costs nothing.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it could not be written; the message says what is left.
         """
         packed = io.BytesIO()
         torch.save(state, packed)
         directory = self.checkpoints / f"step-{step:08d}"
-        write_directory_atomically(directory, {WEIGHTS: weights, STATE: packed.getvalue()})
-        link_atomically(self.checkpoints / "last", directory.name)
+        try:
+            write_directory_atomically(directory, {WEIGHTS: weights, STATE: packed.getvalue()})
+            link_atomically(self.checkpoints / "last", directory.name)
+        except OSError as error:
+            last = self.checkpoint("last")
+            message = f"checkpoint of step {step} not written: {error.strerror}; " + (
+                f"the one before is intact: {last}" if last else "there is none before it"
+            )
+            raise OSError(error.errno, message) from error
         self._remove_unnamed()
 
     def mark_best(self, step: int) -> None:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from mcibi_fast import models, ops
-from mcibi_fast.data import TrainTransform
+from mcibi_fast import models
+from mcibi_fast.engine.adversarial import Adversary
 from mcibi_fast.engine.checkpoint import ModelSpec, load_weights, pack_weights
+from mcibi_fast.engine.class_weights import build_loss, resolve_class_weights
+from mcibi_fast.engine.ema import WeightAverage
 from mcibi_fast.engine.errors import TrainingError
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.interrupt import deferred_interrupt
 from mcibi_fast.engine.loading import training_loader
 from mcibi_fast.engine.memory_init import initialize_memory
+from mcibi_fast.engine.micro_batches import accumulate_gradients, check_batch_size
+from mcibi_fast.engine.optim import build_optimizer
+from mcibi_fast.engine.readings import LossReadings, NotFinite
 from mcibi_fast.engine.run import Run
 from mcibi_fast.engine.scalars import ScalarLog
-from mcibi_fast.engine.schedule import poly_factor
+from mcibi_fast.engine.schedule import Schedule
 from mcibi_fast.engine.state import (
     random_state,
     restore_random_state,
     restore_transient_buffers,
     transient_buffers,
 )
-from mcibi_fast.recipes.config import OptimizerConfig, TrainConfig
+from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.recipes.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Trainer:
         progress: bool = False,
         report: Callable[[str], None] = print,
     ) -> None:
-        self.config, self.run = config, run
+        self.run = run
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, cpu=config.device == "cpu"
         )
@@ -120,20 +125,18 @@ class Trainer:
         self.report = report if self.is_main else lambda line: None
 
         self.train_data = config.data.dataset(config.data.train_split)
-        self.train_data.transform = TrainTransform(
-            mean=self.train_data.mean,
-            std=self.train_data.std,
-            seed=config.seed,
-            ignore_index=self.train_data.ignore_index,
-            flip_pairs=self.train_data.flip_pairs,
-            **asdict(config.augmentation),
-        )
+        self.train_data.transform = config.augmentation.transform(self.train_data, config.seed)
         self.val_data = config.data.dataset(config.data.val_split)
-        samples = len(self.train_data)
-        if samples < config.batch_size:
-            raise ValueError(
-                f"batch_size: {config.batch_size} is more than the {samples} training samples"
-            )
+        samples, processes = len(self.train_data), self.accelerator.num_processes
+        check_batch_size(config.batch_size, config.accumulate, processes, samples)
+        loss = resolve_class_weights(
+            config.loss,
+            self.train_data,
+            self.accelerator,
+            workers=config.workers,
+            progress=self.progress,
+        )
+        self.config = config = replace(config, loss=loss)
         self.steps_per_epoch = samples // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.spec = ModelSpec(
@@ -146,15 +149,23 @@ class Trainer:
             std=list(self.train_data.std),
             ignore_index=self.train_data.ignore_index,
         )
+        self.loss = build_loss(loss)
         # A checkpoint's weights would replace pretrained ones anyway.
-        model = self.spec.create_model(**({"pretrained": False} if resume else {}))
+        model = self.spec.create_model(loss=self.loss, **({"pretrained": False} if resume else {}))
         model = model.to(self.accelerator.device)
-        self.model = cast(models.Segmentor, models.convert_sync_batchnorm(model))
+        if config.sync_batchnorm:
+            model = cast(models.Segmentor, models.convert_sync_batchnorm(model))
+        self.model = model
+        self.average = WeightAverage(model, config.ema) if config.ema is not None else None
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, build_optimizer(self.model, config.optimizer)
         )
+        self.schedule = Schedule(self.optimizer, config.optimizer, self.total_steps)
+        self.adversary = Adversary(
+            config.adversarial, self.train_data, seed=config.seed, device=self.accelerator.device
+        )
         self.step = 0
-        self.unread: list[tuple[int, dict[str, Tensor]]] = []
+        self.readings = LossReadings()
         self.evaluated: dict[int, dict[str, Any]] = {}
         self.clock = time.perf_counter()
         self.scalars: ScalarLog | None = None
@@ -177,7 +188,12 @@ class Trainer:
     def restore(self) -> None:
         """Goes back to the last checkpoint."""
         weights, state = self.run.load_state()
-        load_weights(self.model, weights)
+        if self.average is None:
+            load_weights(self.model, weights)
+        else:
+            load_weights(self.average.model, weights)
+            self.model.load_state_dict(state["weights"])
+            restore_transient_buffers(self.average.model, state["transient_buffers"])
         restore_transient_buffers(self.model, state["transient_buffers"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -259,54 +275,57 @@ class Trainer:
                     raise KeyboardInterrupt
 
     def _train_step(self, batch: dict[str, Any]) -> None:
-        optimizer = self.config.optimizer
-        factor = poly_factor(
-            self.step, self.total_steps, power=optimizer.power, floor=optimizer.floor
+        factor = self.schedule.apply(self.step)
+        self.model.schedule(epoch=self.step // self.steps_per_epoch, lr_factor=factor)
+        attack = None
+        if self.adversary.attacks(self.step):
+            attack = partial(self.adversary.attack, self.model)
+        losses = accumulate_gradients(
+            self.accelerator,
+            self.wrapped,
+            batch,
+            parts=self.config.accumulate,
+            loss=self.loss,
+            ignore_index=self.spec.ignore_index,
+            attack=attack,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = optimizer.lr * factor
-        device = self.accelerator.device
-        output = self.wrapped(
-            batch["image"].to(device, non_blocking=True),
-            batch["label"].to(device, non_blocking=True),
-        )
-        loss = torch.stack(list(output.losses.values())).sum()
-        self.accelerator.backward(loss)
-        if optimizer.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), optimizer.clip_norm)
+        clip_norm = self.config.optimizer.clip_norm
+        if clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
         self.step += 1
         # Read later: reading now would make the host wait for the device at every step.
-        self.unread.append((self.step, {k: v.detach() for k, v in output.losses.items()}))
+        self.readings.add(self.step, losses)
 
     def _read_losses(self) -> float:
         """Waits for the device, checks all losses since the last reading, and logs their mean."""
-        steps = [step for step, _ in self.unread]
-        names = list(self.unread[0][1])
-        values = torch.stack([torch.stack([terms[n] for n in names]) for _, terms in self.unread])
-        values = self.accelerator.reduce(values.float(), "mean").cpu()
-        self.unread.clear()
-        ops.check_labels()
-        for step, row in zip(steps, values.tolist(), strict=True):
-            if not all(math.isfinite(value) for value in row):
-                terms = ", ".join(f"{n} {v:g}" for n, v in zip(names, row, strict=True))
-                raise TrainingError(self._not_finite(step, terms))
-        means = dict(zip(names, values.mean(0).tolist(), strict=True))
+        try:
+            means = self.readings.read(self.accelerator)
+        except NotFinite as error:
+            last = self.run.checkpoint("last")
+            good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise TrainingError(
+                f"the loss is not finite {error}; {good}; try a lower optimizer.lr, "
+                "optimizer.clip_norm, or mixed_precision=no"
+            ) from None
         loss = sum(means.values())
         if self.scalars is not None:
             lr = self.optimizer.param_groups[0]["lr"]
             self.run.record(step=self.step, lr=lr, loss=loss, losses=means)
             self.scalars.add(self.step, {"loss": loss, "learning_rate": lr} | means, "train/")
+            self._record_memory()
         return loss
 
-    def _not_finite(self, step: int, terms: str) -> str:
-        last = self.run.checkpoint("last")
-        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        return (
-            f"the loss is not finite at step {step} ({terms}); {good}; try a lower optimizer.lr, "
-            "optimizer.clip_norm, or mixed_precision=no"
-        )
+    def _record_memory(self) -> None:
+        """At an epoch's end, what the memory holds; the host has waited for the device anyway."""
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        memory = getattr(self.model, "memory", None)
+        if within == 0 and isinstance(memory, GaussianMemory):
+            mean, std = memory.memory.t().tolist()
+            self.run.record(step=self.step, epoch=epoch, memory={"mean": mean, "std": std})
 
     def _agree(self, interrupted: Callable[[], bool]) -> bool:
         """Whether to stop: at once alone, with other ranks where the loss is read anyway."""
@@ -326,25 +345,19 @@ class Trainer:
         random = gather_object([random_state()])
         if not self.is_main:
             return
-        try:
-            self.run.save(
-                self.step,
-                pack_weights(self.model, self.spec),
-                {
-                    "step": self.step,
-                    "seconds": time.perf_counter() - self.clock,
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                    "transient_buffers": transient_buffers(self.model),
-                    "random": random,
-                },
-            )
-        except OSError as error:
-            last = self.run.checkpoint("last")
-            message = f"checkpoint of step {self.step} not written: {error.strerror}; " + (
-                f"the one before is intact: {last}" if last else "there is none before it"
-            )
-            raise OSError(error.errno, message) from error
+        self.run.save(
+            self.step,
+            pack_weights(self._evaluated_model(), self.spec),
+            {
+                "step": self.step,
+                "weights": None if self.average is None else self.model.state_dict(),
+                "seconds": time.perf_counter() - self.clock,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "transient_buffers": transient_buffers(self.model),
+                "random": random,
+            },
+        )
 
     def _evaluation_is_due(self) -> bool:
         epoch, within = divmod(self.step, self.steps_per_epoch)
@@ -353,7 +366,7 @@ class Trainer:
 
     def _evaluate(self, interrupted: Callable[[], bool]) -> None:
         confusion = evaluate(
-            self.model,
+            self._evaluated_model(),
             self.val_data,
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
@@ -376,16 +389,10 @@ class Trainer:
             self.scalars.add(self.step, metrics.summary(), "val/")
             self.run.record(step=self.step, epoch=epoch, metrics=self.evaluated[self.step])
 
+    def _evaluated_model(self) -> models.Segmentor:
+        """The average of the weights where one is kept; what is evaluated and saved."""
+        return self.model if self.average is None else self.average.model
+
     def _best_step(self) -> int:
         """The evaluated step with the best mIoU, the first of equals."""
         return max(self.evaluated, key=lambda step: self.evaluated[step]["mean_iou"] or 0.0)
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over all of the model's parameters that take a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )

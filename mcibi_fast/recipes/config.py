@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from mcibi_fast.recipes.parts import (
+    AdversarialConfig,
+    AugmentationConfig,
+    LossConfig,
+    OptimizerConfig,
+    check_range,
+)
+
 if TYPE_CHECKING:
     from mcibi_fast.data import SegmentationDataset
 
@@ -152,53 +160,6 @@ class ModelConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """Optimiser and poly schedule.
-
-    Attributes:
-        name: "sgd" or "adamw".
-        lr: initial learning rate.
-        momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW.
-        power: exponent of the poly schedule.
-        floor: final learning rate as a share of the initial: 0 in the paper, 0.01 in the released
-            code.
-        clip_norm: largest total norm of the gradient; None leaves it alone.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    power: float = 0.9
-    floor: float = 0.0
-    clip_norm: float | None = None
-
-
-@dataclass
-class AugmentationConfig:
-    """Arguments of `mcibi_fast.data.TrainTransform`.
-
-    Attributes:
-        crop_size: (height, width).
-        scale: range of the random scale.
-        short_side, long_side, size: what the scale multiplies; without any, the image's own size.
-        max_class_share: largest share of one class in a crop.
-        rotation: largest angle in degrees, either way.
-        rotation_probability: of a rotation.
-    """
-
-    crop_size: tuple[int, int] = (512, 512)
-    scale: tuple[float, float] = (0.5, 2.0)
-    short_side: int | None = None
-    long_side: int | None = None
-    size: tuple[int, int] | None = None
-    max_class_share: float = 0.75
-    rotation: float = 0.0
-    rotation_probability: float = 0.5
-
-
-@dataclass
 class TrainConfig:
     """A training run.
 
@@ -207,8 +168,14 @@ class TrainConfig:
         model: what is trained.
         optimizer: how.
         augmentation: what happens to a training image.
+        loss: of every head.
+        adversarial: images that raise the loss, in place of some.
         epochs: passes over the training split.
-        batch_size: global, over all processes; the incomplete last batch is dropped.
+        batch_size: images of an optimizer step, over all processes and micro-batches; the
+            incomplete last batch is dropped.
+        accumulate: micro-batches that each process's share of a batch goes through the model in.
+        ema: decay of the average of the weights that is evaluated and saved; None is no average.
+        sync_batchnorm: batch norms over all processes (of a distributed run on GPUs).
         seed: of initial weights, dropout, order and augmentation.
         mixed_precision: "no", "bf16" or "fp16".
         device: "auto" (a GPU where there is one) or "cpu".
@@ -223,8 +190,13 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     epochs: int = 20
     batch_size: int = 16
+    accumulate: int = 1
+    ema: float | None = None
+    sync_batchnorm: bool = True
     seed: int = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu"] = "auto"
@@ -236,14 +208,19 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for a number that makes no sense."""
-        for name in ("epochs", "batch_size", "log_every", "evaluate_every", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        counts = ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every")
+        for name in (*counts, "eval_batch_size"):
+            check_range(name, getattr(self, name), "at least 1", least=1)
         for name in ("workers", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if not 0 < self.optimizer.lr < float("inf"):
-            raise ValueError(f"optimizer.lr: expected a positive number, got {self.optimizer.lr}")
+            check_range(name, getattr(self, name), "0 or more", least=0)
+        if self.ema is not None:
+            check_range("ema", self.ema, "a decay from 0 to 1, not 1", least=0, below=1)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is not a multiple of accumulate={self.accumulate}"
+            )
+        for part in (self.optimizer, self.loss, self.adversarial):
+            part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
 
@@ -268,6 +245,9 @@ class TrainConfig:
                 "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
                 "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
             }
+            # Runs of earlier versions have none of these.
+            for name, part in (("loss", LossConfig), ("adversarial", AdversarialConfig)):
+                parts[name] = _rebuild(part, stored.get(name, {}))
             return _rebuild(cls, stored | parts)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a training configuration: {error}") from error

@@ -13,11 +13,29 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 
 from mcibi_fast.engine.run import Run
 from mcibi_fast.engine.state import seed_global_generators
 from mcibi_fast.engine.train import Trainer, TrainResult, train
 from mcibi_fast.recipes import TrainConfig
+
+# Everything that has a state, or draws, or changes what a step is.
+EVERYTHING = (
+    "ema=0.9",
+    "accumulate=2",
+    "adversarial.probability=0.5",
+    "augmentation.style_mixing=0.5",
+    "augmentation.style_band=0.1",
+    "loss.class_weights=balanced",
+    "loss.label_smoothing=0.1",
+    "loss.ohem_threshold=0.7",
+    "loss.ohem_min_kept=100",
+    "optimizer.backbone_lr=0.5",
+    "optimizer.layer_decay=0.9",
+    "optimizer.decay_norms=false",
+    "optimizer.warmup_steps=3",
+)
 
 # Stops dead in the middle of step 5: after the memory's update, before the weights'.
 KILLED = """
@@ -109,6 +127,43 @@ def test_kill_9_in_the_middle_of_a_step(
     assert_same_end(out, uninterrupted)
 
 
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+def test_stopped_in_the_middle_of_a_step_with_everything_on(
+    tiny_config: Callable[..., TrainConfig],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = 0
+    backward = Accelerator.backward
+
+    def killed_backward(self: Accelerator, loss: torch.Tensor) -> None:
+        nonlocal passes
+        passes += 1
+        backward(self, loss)
+        if passes == 9:  # the first of step 5's two
+            raise Killed
+
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    run_seeded(tiny_config(*EVERYTHING), whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "backward", killed_backward)
+        with pytest.raises(Killed):
+            run_seeded(tiny_config(*EVERYTHING), out)
+    assert Run(out).load_state()[1]["step"] == 4
+    run_seeded(TrainConfig.from_dict(Run(out).config()), out, resume=True)
+    assert_same_end(out, whole)
+    weights, expected = (final(run)[1]["weights"] for run in (out, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    losses = [
+        {e["loss"] for e in Run(run).history() if "loss" in e} for run in (whole, uninterrupted)
+    ]
+    assert len(losses[0]) == len(losses[1]) and not losses[0] & losses[1]
+
+
 def test_ctrl_c_finishes_the_step_and_keeps_it(
     tiny_config: Callable[..., TrainConfig],
     uninterrupted: Path,
@@ -170,9 +225,6 @@ def test_killed_between_checkpoint_and_evaluation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     def killed(self: Trainer, _interrupted: object) -> None:
         raise Killed
 

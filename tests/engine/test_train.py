@@ -25,7 +25,7 @@ from mcibi_fast.engine.state import (
     seed_global_generators,
     transient_buffers,
 )
-from mcibi_fast.engine.train import Trainer, TrainResult, build_optimizer, train
+from mcibi_fast.engine.train import Trainer, TrainResult, train
 from mcibi_fast.models import Segmentor
 from mcibi_fast.recipes import TrainConfig
 
@@ -70,6 +70,46 @@ def test_learning_rate_follows_the_schedule(tiny_config: MakeConfig, tmp_path: P
     rates = [e["lr"] for e in Run(tmp_path).history() if "loss" in e]
     expected = [0.01 * (0.01 + 0.99 * (1 - step / 6) ** 0.9) for step in range(6)]
     assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_model_is_told_where_training_stands(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        Segmentor, "schedule", lambda self, *, epoch, lr_factor: calls.append((epoch, lr_factor))
+    )
+    quiet(tiny_config("optimizer.warmup_steps=2", "optimizer.warmup_start=0.5"), tmp_path)
+    warmup = [0.5, 0.75, 1, 1, 1, 1]
+    expected = [(step // 3, warmup[step] * (1 - step / 6) ** 0.9) for step in range(6)]
+    assert [epoch for epoch, _ in calls] == [epoch for epoch, _ in expected]
+    assert [f for _, f in calls] == pytest.approx([f for _, f in expected], rel=1e-12)
+
+
+def test_history_of_the_memory(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    quiet(tiny_config(), tmp_path)
+    entries = [e for e in Run(tmp_path).history() if "memory" in e]
+    assert [(e["step"], e["epoch"]) for e in entries] == [(3, 1), (6, 2)]
+    model, _ = load_model(tmp_path / "checkpoints" / "last")
+    last = entries[-1]["memory"]
+    assert [last["mean"], last["std"]] == model.memory.memory.t().tolist()
+    assert entries[0]["memory"] != last
+    assert np.isfinite([last["mean"], last["std"]]).all()
+
+
+def test_synchronised_batch_norms_are_a_choice(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[torch.nn.Module] = []
+
+    def convert(model: torch.nn.Module) -> torch.nn.Module:
+        converted.append(model)
+        return model
+
+    monkeypatch.setattr(train_module.models, "convert_sync_batchnorm", convert)
+    for choice, expected in (("false", 0), ("true", 1)):
+        Trainer(tiny_config(f"sync_batchnorm={choice}"), Run("unused")).close()
+        assert len(converted) == expected
 
 
 def test_it_learns(tiny_config: MakeConfig, tmp_path: Path) -> None:
@@ -239,18 +279,6 @@ def test_transient_buffers_are_the_non_persistent_ones(tiny_config: MakeConfig) 
     assert model.memory.noise_state[1] == 1
     with pytest.raises(ValueError, match="transient buffers differ: other"):
         restore_transient_buffers(model, saved | {"other": torch.zeros(1)})
-
-
-def test_optimizers(tiny_config: MakeConfig) -> None:
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    config = tiny_config().optimizer
-    sgd = build_optimizer(model, config)
-    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.9
-    assert sgd.param_groups[0]["params"] == [model.weight]
-    config.name, config.weight_decay = "adamw", 0.3
-    adamw = build_optimizer(model, config)
-    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["weight_decay"] == 0.3
 
 
 def test_training_leaves_its_seeding_to_the_caller(

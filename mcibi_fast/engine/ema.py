@@ -1,0 +1,41 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mcibi_fast.models import Segmentor
+
+
+class WeightAverage:
+    """A copy of a model whose parameters follow the model's: ``decay * own + (1 - decay) * new``.
+
+    Buffers are not averaged but copied: the running statistics of the batch norms, the memory and
+    its noise state are the model's own. (They are moving averages already; but they are of the
+    features that the model's latest weights give, not the averaged ones.)
+
+    torch's ``AveragedModel`` does the same but reads its step counter from the device at each step.
+
+    Args:
+        model: on its device, without wrappers; the average starts from its weights.
+        decay: in [0, 1).
+
+    Attributes:
+        model: the averaged model, in evaluation mode.
+    """
+
+    def __init__(self, model: Segmentor, decay: float) -> None:
+        self.model: Segmentor = copy.deepcopy(model).eval().requires_grad_(False)
+        self._average: Any = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, model: Segmentor) -> None:
+        """Moves the average towards the model's weights; once per optimiser step."""
+        own = [p.detach() for p in self.model.parameters()]
+        self._average(own, [p.detach() for p in model.parameters()], None)
+        for buffer, new in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(new)

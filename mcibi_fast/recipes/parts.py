@@ -1,0 +1,168 @@
+"""Parts of a training configuration: optimiser, losses, augmentation, adversarial images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mcibi_fast.data import SegmentationDataset, TrainTransform
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and poly schedule.
+
+    Attributes:
+        name: "sgd" or "adamw".
+        lr: initial learning rate.
+        momentum: of SGD.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        power: exponent of the poly schedule.
+        floor: final learning rate as a share of the initial: 0 in the paper, 0.01 in the released
+            code.
+        clip_norm: largest total norm of the gradient; None leaves it alone.
+        backbone_lr: factor on the backbone's learning rate.
+        layer_decay: one more, for each block of the backbone from its end to the block; 1 is none.
+        decay_norms: weight decay also for norms, biases and tables of positions.
+        warmup_steps: optimizer steps of the linear warm-up, times which the schedule goes; 0 none.
+        warmup_start: the warm-up's factor at the first step.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    floor: float = 0.0
+    clip_norm: float | None = None
+    backbone_lr: float = 1.0
+    layer_decay: float = 1.0
+    decay_norms: bool = True
+    warmup_steps: int = 0
+    warmup_start: float = 1e-6
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for a number that makes no sense."""
+        check_range("optimizer.lr", self.lr, "a positive number", above=0)
+        check_range("optimizer.backbone_lr", self.backbone_lr, "0 or more", least=0)
+        check_range(
+            "optimizer.layer_decay", self.layer_decay, "above 0, at most 1", above=0, most=1
+        )
+        check_range("optimizer.warmup_steps", self.warmup_steps, "0 or more", least=0)
+        check_range("optimizer.warmup_start", self.warmup_start, "0 to 1", least=0, most=1)
+
+
+@dataclass
+class AugmentationConfig:
+    """Arguments of `mcibi_fast.data.TrainTransform`.
+
+    Attributes:
+        crop_size: (height, width).
+        scale: range of the random scale.
+        short_side, long_side, size: what the scale multiplies; without any, the image's own size.
+        max_class_share: largest share of one class in a crop.
+        rotation: largest angle in degrees, either way.
+        rotation_probability: of a rotation.
+        style_mixing: probability that a crop takes another image's style, see
+            `mcibi_fast.data.StyleMixing`.
+        style_band: of the frequencies whose amplitude it takes.
+    """
+
+    crop_size: tuple[int, int] = (512, 512)
+    scale: tuple[float, float] = (0.5, 2.0)
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
+    max_class_share: float = 0.75
+    rotation: float = 0.0
+    rotation_probability: float = 0.5
+    style_mixing: float = 0.0
+    style_band: float = 0.01
+
+    def transform(self, dataset: SegmentationDataset, seed: int) -> TrainTransform:
+        """The transform of a training split; its draws are seeded by ``seed``.
+
+        Raises:
+            ValueError: a field out of range.
+        """
+        from mcibi_fast.data import StyleMixing, TrainTransform
+
+        options = asdict(self)
+        probability, band = options.pop("style_mixing"), options.pop("style_band")
+        style = None
+        if probability != 0:
+            style = StyleMixing(dataset, probability=probability, band=band, seed=seed)
+        return TrainTransform(
+            mean=dataset.mean,
+            std=dataset.std,
+            seed=seed,
+            ignore_index=dataset.ignore_index,
+            flip_pairs=dataset.flip_pairs,
+            style=style,
+            **options,
+        )
+
+
+@dataclass
+class LossConfig:
+    """Arguments of `mcibi_fast.nn.PixelLoss`, the loss of every head.
+
+    Attributes:
+        label_smoothing: share of the target spread over all classes.
+        class_weights: one number per class, or "balanced": ``a / ln(1.02 + p_c)`` with p_c the
+            class's share of the train split's labelled pixels and ``a`` such that the weights'
+            mean over these pixels is 1. A run's config.json holds the numbers.
+        ohem_threshold: only pixels whose right class has a probability below this count.
+        ohem_min_kept: but at least this many per process and micro-batch.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: list[float] | Literal["balanced"] | None = None
+    ohem_threshold: float | None = None
+    ohem_min_kept: int = 100_000
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for a number that makes no sense."""
+        smoothing = self.label_smoothing
+        check_range("loss.label_smoothing", smoothing, "0 to 1, not 1", least=0, below=1)
+        if self.ohem_threshold is not None:
+            threshold = self.ohem_threshold
+            check_range("loss.ohem_threshold", threshold, "above 0, at most 1", above=0, most=1)
+        check_range("loss.ohem_min_kept", self.ohem_min_kept, "at least 1", least=1)
+        for weight in self.class_weights if isinstance(self.class_weights, list) else []:
+            check_range("loss.class_weights", weight, "0 or more", least=0)
+
+
+@dataclass
+class AdversarialConfig:
+    """Adversarial images in training, see `mcibi_fast.engine.adversarial`.
+
+    Attributes:
+        probability: of a step with such images instead of the plain ones; 0 is off.
+        epsilon: largest change of a colour in 0..255.
+    """
+
+    probability: float = 0.0
+    epsilon: float = 2.0
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for a number that makes no sense."""
+        check_range("adversarial.probability", self.probability, "0 to 1", least=0, most=1)
+        check_range("adversarial.epsilon", self.epsilon, "0 or more, of 255", least=0)
+
+
+def check_range(
+    name: str,
+    value: float,
+    expected: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raises ValueError, naming the field, unless ``least <= value <= most`` and so on."""
+    if not (least <= value <= most and above < value < below):  # nor NaN nor infinite
+        raise ValueError(f"{name}: expected {expected}, got {value}")
