@@ -67,6 +67,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "recipe", nargs="?", help="demo, scenes, camvid, folder, or a dataset: ade20k, ..."
     )
     parser.add_argument("--root", metavar="DIR", help="the dataset's folder, zip file or shards")
+    parser.add_argument(
+        "--framework", metavar="NAME", help="fcn, pspnet, upernet, deeplabv3, isnet"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="a model of timm, such as resnet101")
+    parser.add_argument("--without-memory", action="store_true", help="the baseline, no MCIBI++")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
     parser.add_argument(

@@ -158,6 +158,45 @@ def test_show_prints_all_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["epochs"] == 3 and shown["optimizer"]["lr"] == 0.5
 
 
+def test_framework_backbone_and_memory(
+    capfd: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path, fails: Fails
+) -> None:
+    options = ["--framework", "upernet", "--backbone", "resnest101e", "--without-memory"]
+    settings = ["--set", "optimizer.lr=0.003"]
+    assert (
+        cli.main(["train", "ade20k", "--root", str(tmp_path), *options, *settings, "--show"]) == 0
+    )
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["model"] == {"name": "upernet", "backbone": "resnest101e", "options": {}}
+    assert (shown["epochs"], shown["optimizer"]["lr"]) == (180, 0.003)
+    line = fails("train", "demo", "--without-memory")
+    assert "--without-memory: the recipe demo has a model of its own" in line
+    arguments = ["--root", str(dataset), "--framework", "unet", "--set", "batch_size=2"]
+    assert "no model 'unet_mcibipp'; there are" in fails("train", "folder", *arguments)
+    assert "give nothing else" in fails("train", "--resume", "x", "--backbone", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("ema=1.5", "ema: expected a decay from 0 to 1, not 1, got 1.5"),
+        ("accumulate=0", "accumulate: expected at least 1, got 0"),
+        ("accumulate=3", "batch_size: 2 is not a multiple of accumulate=3"),
+        ("loss.class_weights=[1,2]", "loss.class_weights: 2 weights, but the data has 3 classes"),
+        ("adversarial.epsilon=-1", "adversarial.epsilon: expected 0 or more, of 255, got -1"),
+        ("augmentation.style_mixing=2", "style_mixing: 2.0 is no probability in 0..1"),
+    ],
+)
+def test_training_options_that_make_no_sense(
+    fails: Fails, dataset: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    out = str(tmp_path / "run")
+    settings = ["--set", *TINY, setting]
+    line = fails("train", "folder", "--root", str(dataset), "--out", out, *settings)
+    assert message in line
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out

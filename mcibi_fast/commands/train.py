@@ -5,37 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mcibi_fast import recipes
 from mcibi_fast.data.shards import holds_shards, is_remote
 from mcibi_fast.engine.run import Run
 from mcibi_fast.recipes import NamedData, ScenesData, ShardsData, TrainConfig
 
-RECIPES = {
-    "demo": recipes.demo,
-    "scenes": recipes.scenes,
+# Any framework on any backbone, with and without a memory.
+FREE_RECIPES = {
     "camvid": recipes.camvid,
     "folder": recipes.folder,
     "ade20k": recipes.ade20k,
     "lip": recipes.lip,
     "cihp": recipes.cihp,
     "cityscapes": recipes.cityscapes,
+    "cityscapes_trainval": recipes.cityscapes_trainval,
     "coco_stuff": recipes.coco_stuff,
     "pascal_context": recipes.pascal_context,
     "voc": recipes.voc,
+}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "demo": recipes.demo,
+    "scenes": recipes.scenes,
+    **FREE_RECIPES,
 }
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains by a recipe, or goes on with a run."""
     if args.resume:
-        if args.recipe or args.set or args.root or args.out:
+        if args.recipe or args.set or args.root or args.out or _model_choices(args):
             raise ValueError("--resume goes on with the run's own settings; give nothing else")
         config = TrainConfig.from_dict(Run(args.resume).config())
         out = Path(args.resume)
     else:
-        config = configure(args.recipe, args.root, args.set)
+        config = configure(args.recipe, args.root, args.set, **_model_choices(args))
         out = Path(args.out or f"runs/{args.recipe}")
     if args.show:
         print(json.dumps(config.to_dict(), indent=2))
@@ -55,8 +62,23 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def configure(recipe: str | None, root: str | None, settings: list[str]) -> TrainConfig:
+def _model_choices(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a recipe that were given."""
+    given = {"framework": args.framework, "backbone": args.backbone}
+    choices: dict[str, Any] = {name: value for name, value in given.items() if value}
+    return choices | ({"memory": False} if args.without_memory else {})
+
+
+def configure(
+    recipe: str | None, root: str | None, settings: list[str], **model: Any
+) -> TrainConfig:
     """A recipe's configuration with the command line's changes.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        root: the dataset's folder or zip file.
+        settings: see `recipes.apply_settings`.
+        model: ``framework``, ``backbone`` and ``memory`` of a recipe that takes them.
 
     Raises:
         ValueError: no such recipe or field, or a value that does not fit.
@@ -64,7 +86,13 @@ def configure(recipe: str | None, root: str | None, settings: list[str]) -> Trai
     if recipe not in RECIPES:
         named = f"no recipe {recipe!r}" if recipe else "which recipe"
         raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
-    config = RECIPES[recipe]()
+    if model and recipe not in FREE_RECIPES:
+        option = next(iter(model)).replace("memory", "without-memory")
+        raise ValueError(
+            f"--{option}: the recipe {recipe} has a model of its own; change it with "
+            "--set model.name=... model.backbone=..."
+        )
+    config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()
     if root is not None:
         if isinstance(config.data, ScenesData):
             raise ValueError(f"--root: the recipe {recipe} reads no folder")

@@ -2,8 +2,10 @@
 
 from mcibi_fast.recipes.camvid import camvid
 from mcibi_fast.recipes.config import (
+    AdversarialConfig,
     AugmentationConfig,
     FolderData,
+    LossConfig,
     ModelConfig,
     NamedData,
     OptimizerConfig,
@@ -17,6 +19,7 @@ from mcibi_fast.recipes.published import (
     ade20k,
     cihp,
     cityscapes,
+    cityscapes_trainval,
     coco_stuff,
     lip,
     pascal_context,
@@ -26,8 +29,10 @@ from mcibi_fast.recipes.scenes import scenes
 from mcibi_fast.recipes.settings import apply_settings
 
 __all__ = [
+    "AdversarialConfig",
     "AugmentationConfig",
     "FolderData",
+    "LossConfig",
     "ModelConfig",
     "NamedData",
     "OptimizerConfig",
@@ -39,6 +44,7 @@ __all__ = [
     "camvid",
     "cihp",
     "cityscapes",
+    "cityscapes_trainval",
     "coco_stuff",
     "demo",
     "folder",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from mcibi_fast.recipes.config import (
-    AugmentationConfig,
-    FolderData,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from mcibi_fast.recipes import backbones
+from mcibi_fast.recipes.config import AugmentationConfig, FolderData, TrainConfig
 
 
-def camvid() -> TrainConfig:
+def camvid(
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+) -> TrainConfig:
     """CamVid in the folder layout; the root is given with ``--root``.
 
     ResNet-50 at output stride 8 from scratch (``--set model.options.pretrained=true`` for timm's
@@ -21,8 +18,8 @@ def camvid() -> TrainConfig:
 
     return TrainConfig(
         data=FolderData(classes=list(CAMVID_CLASSES)),
-        model=ModelConfig(name="fcn_mcibipp", backbone="resnet50"),
-        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        model=backbones.model(framework, backbone, memory),
+        optimizer=backbones.optimizer(backbone, lr=0.01, weight_decay=5e-4),
         augmentation=AugmentationConfig(crop_size=(352, 352)),
         epochs=200,
         batch_size=16,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.config import FolderData, TrainConfig
 
 
-def folder() -> TrainConfig:
+def folder(
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+) -> TrainConfig:
     """A folder of one's own; the root is given with ``--root``.
 
     The paper's optimiser and augmentation (SGD 0.01, weight decay 5e-4, poly 0.9, crop 512x512,
     batch 16) and a ResNet-50 at output stride 8.
     """
-    return TrainConfig(data=FolderData(), epochs=100)
+    return TrainConfig(
+        data=FolderData(),
+        model=backbones.model(framework, backbone, memory),
+        optimizer=backbones.optimizer(backbone, lr=0.01, weight_decay=5e-4),
+        epochs=100,
+    )

@@ -137,7 +137,8 @@ def _describe(annotation: Any) -> str:
             example = ",".join("1" if item is int else "0.5" for item in items)
             words.append(f"{len(items)} numbers such as [{example}]")
         elif origin is list:
-            words.append('a list such as ["a","b"]')
+            (item,) = typing.get_args(option)
+            words.append("a list such as " + ("[0.5,1]" if item is float else '["a","b"]'))
         else:
             words.append("null" if option is type(None) else f"{option.__name__}")
     return " or ".join(words)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcibi_fast import cli, recipes
-from mcibi_fast.commands.train import RECIPES, configure
+from mcibi_fast import cli, models, recipes
+from mcibi_fast.commands.train import FREE_RECIPES, RECIPES, configure
 from mcibi_fast.data import DATASETS
-from mcibi_fast.recipes import NamedData, TrainConfig, apply_settings
+from mcibi_fast.recipes import ModelConfig, NamedData, TrainConfig, apply_settings
 from tests.data import trees
 
 # lr, weight decay, crop, batch, epochs; what images are resized to in training; test size
@@ -62,6 +62,85 @@ def test_the_papers_settings(name: str) -> None:
         assert split in DATASETS[name].sizes
 
 
+# What differs from the rows above: lr, crop, batch, epochs, the backbone's factor.
+RESNET101, RESNEST, HRNET = "resnet101", "resnest101e", "hrnet_w48"
+SWIN = "swin_large_patch4_window12_384"
+VARIATIONS = {
+    ("ade20k", RESNET101): (0.01, (512, 512), 16, 130, 1.0),
+    ("ade20k", RESNEST): (0.004, (512, 512), 16, 180, 1.0),
+    ("ade20k", SWIN): (6e-5, (640, 640), 16, 130, 1.0),
+    ("lip", RESNEST): (0.01, (473, 473), 32, 150, 1.0),
+    ("lip", HRNET): (0.007, (473, 473), 40, 150, 1.0),
+    ("lip", SWIN): (6e-5, (473, 473), 16, 110, 1.0),
+    ("cityscapes", RESNEST): (0.004, (512, 1024), 8, 220, 1.0),
+    ("cityscapes_trainval", RESNET101): (0.01, (512, 1024), 16, 440, 1.0),
+    ("cityscapes_trainval", RESNEST): (0.004, (512, 1024), 16, 440, 1.0),
+    ("cityscapes_trainval", HRNET): (0.01, (512, 1024), 16, 440, 1.0),
+    ("coco_stuff", RESNET101): (0.001, (512, 512), 16, 110, 1.0),
+    ("coco_stuff", RESNEST): (0.001, (512, 512), 32, 150, 1.0),
+    ("coco_stuff", SWIN): (6e-5, (512, 512), 16, 150, 1.0),
+    ("pascal_context", RESNET101): (0.004, (480, 480), 16, 260, 0.1),
+    ("pascal_context", RESNEST): (0.004, (480, 480), 16, 260, 0.1),
+    ("pascal_context", SWIN): (6e-5, (480, 480), 16, 260, 1.0),
+    ("voc", RESNET101): (0.01, (512, 512), 16, 60, 1.0),
+}
+
+
+@pytest.mark.parametrize(("name", "backbone"), list(VARIATIONS))
+def test_the_papers_settings_for_other_backbones(name: str, backbone: str) -> None:
+    config = FREE_RECIPES[name]("upernet", backbone)
+    config.data.root = "somewhere"
+    config.validate()
+    optimizer = config.optimizer
+    assert VARIATIONS[name, backbone] == (
+        optimizer.lr,
+        config.augmentation.crop_size,
+        config.batch_size,
+        config.epochs,
+        optimizer.backbone_lr,
+    )
+    swin = backbone == SWIN
+    assert optimizer.name == ("adamw" if swin else "sgd")
+    assert (optimizer.power, optimizer.warmup_steps) == ((1.0, 1500) if swin else (0.9, 0))
+    assert optimizer.decay_norms is not swin and (optimizer.weight_decay == 0.01 or not swin)
+    plain = FREE_RECIPES[name]()
+    assert optimizer.weight_decay == plain.optimizer.weight_decay or swin
+    assert config.data.train_split == (
+        "trainval" if name.endswith("trainval") else plain.data.train_split
+    )
+
+
+def test_swin_on_ade20k_is_tested_at_the_size_of_its_crops() -> None:
+    config = recipes.ade20k("upernet", SWIN)
+    assert (config.data.short_side, config.data.long_side) == (640, 2560)
+    assert (config.augmentation.short_side, config.augmentation.long_side) == (640, 2560)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        (RESNET101, {}),
+        (RESNEST, {}),
+        (SWIN, {"output_stride": 32}),
+        (HRNET, {"output_stride": 4, "auxiliary_weight": 0.0}),
+    ],
+)
+def test_the_model_of_a_recipe(backbone: str, expected: dict, memory: bool) -> None:
+    model = recipes.voc("deeplabv3", backbone, memory=memory).model
+    if memory and backbone == HRNET:
+        expected = expected | {"downsample": True}
+    assert model == ModelConfig("deeplabv3" + "_mcibipp" * memory, backbone, expected)
+
+
+@pytest.mark.parametrize("backbone", ["hrnet_w18_small", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_models_options_are_those_of_its_head(backbone: str, memory: bool) -> None:
+    model = recipes.voc("fcn", backbone, memory=memory).model
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        models.create(model.name, 3, backbone=backbone, **model.options, feats_channels=8)
+
+
 def test_settings_and_json() -> None:
     config = recipes.lip()
     apply_settings(config, ["data.name=cihp", "data.size=[40,50]", "augmentation.size=null"])
@@ -79,6 +158,10 @@ def test_a_configuration_from_before_there_were_more_fields() -> None:
     stored = json.loads(json.dumps(recipes.scenes().to_dict()))
     for name in ("short_side", "long_side", "size", "rotation", "rotation_probability"):
         del stored["augmentation"][name]
+    for name in ("loss", "adversarial", "accumulate", "ema", "sync_batchnorm"):
+        del stored[name]
+    for name in ("backbone_lr", "layer_decay", "decay_norms", "warmup_steps", "warmup_start"):
+        del stored["optimizer"][name]
     assert TrainConfig.from_dict(stored) == recipes.scenes()
 
 

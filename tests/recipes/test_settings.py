@@ -26,6 +26,9 @@ from mcibi_fast.recipes.settings import field_names
         ("mixed_precision=bf16", "mixed_precision", "bf16"),
         ("model.backbone=resnet18", "model.backbone", "resnet18"),
         ("data.seed=3", "data.seed", 3),
+        ("ema=0.999", "ema", 0.999),
+        ("loss.class_weights=balanced", "loss.class_weights", "balanced"),
+        ("loss.class_weights=[1,0.5]", "loss.class_weights", [1, 0.5]),
     ],
 )
 def test_values_take_the_field_type(setting: str, name: str, expected: object) -> None:
@@ -62,6 +65,7 @@ def test_options_take_any_key() -> None:
         ("augmentation.crop_size=32", "expected 2 numbers such as [1,1]"),
         ("augmentation.crop_size=[1,2,3]", "expected 2 numbers such as [1,1]"),
         ("optimizer.clip_norm=x", "expected float or null"),
+        ("loss.class_weights=even", "expected a list such as [0.5,1] or one of balanced or null"),
     ],
 )
 def test_errors_name_the_field_and_the_nearest(setting: str, message: str) -> None:

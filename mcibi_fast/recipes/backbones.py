@@ -1,0 +1,57 @@
+"""What the paper's settings change with the backbone (section 4.1 and the released code)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mcibi_fast.recipes.config import ModelConfig
+from mcibi_fast.recipes.parts import OptimizerConfig
+
+Family = Literal["resnet", "resnest", "hrnet", "swin"]
+
+
+def family(backbone: str) -> Family:
+    """The family whose settings a timm model gets; ResNet's where the paper has none."""
+    if backbone.startswith("resnest"):
+        return "resnest"
+    if backbone.startswith("hrnet"):
+        return "hrnet"
+    return "swin" if backbone.startswith("swin") else "resnet"
+
+
+def model(framework: str, backbone: str, memory: bool) -> ModelConfig:
+    """A framework on a backbone, at the backbone's output stride, with MCIBI++ or without.
+
+    On HRNet, at stride 4, there is no earlier stage for an auxiliary head, and the memory's
+    attention halves its inputs first; so does the released code.
+
+    Args:
+        framework: "fcn", "pspnet", "upernet", "deeplabv3" or "isnet".
+        backbone: any timm model with feature maps.
+        memory: with MCIBI++.
+    """
+    options: dict[str, Any] = {}
+    if family(backbone) == "swin":
+        options["output_stride"] = 32
+    if family(backbone) == "hrnet":
+        options |= {"output_stride": 4, "auxiliary_weight": 0.0}
+        if memory:
+            options["downsample"] = True
+    return ModelConfig(framework + ("_mcibipp" if memory else ""), backbone, options)
+
+
+def optimizer(
+    backbone: str, *, lr: float, weight_decay: float, backbone_lr: float = 1.0
+) -> OptimizerConfig:
+    """SGD as given; for Swin, whatever the dataset, the AdamW that it was published with."""
+    if family(backbone) == "swin":
+        return OptimizerConfig(
+            name="adamw",
+            lr=6e-5,
+            weight_decay=0.01,
+            power=1.0,
+            decay_norms=False,
+            warmup_steps=1500,
+            warmup_start=1e-6,
+        )
+    return OptimizerConfig(lr=lr, weight_decay=weight_decay, backbone_lr=backbone_lr)
