@@ -18,7 +18,8 @@ class WeightAverage:
     its noise state are the model's own. (They are moving averages already; but they are of the
     features that the model's latest weights give, not the averaged ones.)
 
-    torch's ``AveragedModel`` does the same but reads its step counter from the device at each step.
+    torch's ``AveragedModel`` does the same but copies its step counter to the device, and waits for
+    that, at each step.
 
     Args:
         model: on its device, without wrappers; the average starts from its weights.

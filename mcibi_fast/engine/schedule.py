@@ -38,10 +38,14 @@ class Schedule:
         optimizer: whose groups' ``lr`` is the rate at the start.
         config: power, floor and warm-up.
         total_steps: of the whole run.
+
+    Attributes:
+        lr: the learning rate that a group without a factor of its own has now.
     """
 
     def __init__(self, optimizer: Any, config: OptimizerConfig, total_steps: int) -> None:
         self.optimizer, self.config, self.total_steps = optimizer, config, total_steps
+        self.lr = config.lr
         self.initial = [group["lr"] for group in optimizer.param_groups]
 
     def apply(self, step: int) -> float:
@@ -49,6 +53,7 @@ class Schedule:
         config = self.config
         factor = poly_factor(step, self.total_steps, power=config.power, floor=config.floor)
         factor *= warmup_factor(step, config.warmup_steps, start=config.warmup_start)
+        self.lr = config.lr * factor
         for group, lr in zip(self.optimizer.param_groups, self.initial, strict=True):
             group["lr"] = lr * factor
         return factor

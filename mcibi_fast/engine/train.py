@@ -74,6 +74,8 @@ def train(
     that was stopped anywhere, kill -9 included, and resumed ends with the weights of an
     uninterrupted one, bit for bit on the CPU with the same number of threads and processes: it
     goes on from its last checkpoint, at an epoch's end or every ``checkpoint_every`` steps.
+    With ``config.ema`` the weights that are evaluated and saved are the averaged ones; the others
+    are in the training state.
 
     Args:
         config: of the run.
@@ -136,6 +138,7 @@ class Trainer:
             workers=config.workers,
             progress=self.progress,
         )
+        self.loss = build_loss(loss)
         self.config = config = replace(config, loss=loss)
         self.steps_per_epoch = samples // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -149,14 +152,12 @@ class Trainer:
             std=list(self.train_data.std),
             ignore_index=self.train_data.ignore_index,
         )
-        self.loss = build_loss(loss)
         # A checkpoint's weights would replace pretrained ones anyway.
         model = self.spec.create_model(loss=self.loss, **({"pretrained": False} if resume else {}))
-        model = model.to(self.accelerator.device)
+        self.model = model.to(self.accelerator.device)
         if config.sync_batchnorm:
-            model = cast(models.Segmentor, models.convert_sync_batchnorm(model))
-        self.model = model
-        self.average = WeightAverage(model, config.ema) if config.ema is not None else None
+            self.model = cast(models.Segmentor, models.convert_sync_batchnorm(self.model))
+        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, build_optimizer(self.model, config.optimizer)
         )
@@ -277,9 +278,7 @@ class Trainer:
     def _train_step(self, batch: dict[str, Any]) -> None:
         factor = self.schedule.apply(self.step)
         self.model.schedule(epoch=self.step // self.steps_per_epoch, lr_factor=factor)
-        attack = None
-        if self.adversary.attacks(self.step):
-            attack = partial(self.adversary.attack, self.model)
+        attacked = self.adversary.attacks(self.step)
         losses = accumulate_gradients(
             self.accelerator,
             self.wrapped,
@@ -287,11 +286,10 @@ class Trainer:
             parts=self.config.accumulate,
             loss=self.loss,
             ignore_index=self.spec.ignore_index,
-            attack=attack,
+            attack=partial(self.adversary.attack, self.model) if attacked else None,
         )
-        clip_norm = self.config.optimizer.clip_norm
-        if clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip_norm)
+        if (norm := self.config.optimizer.clip_norm) is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -313,7 +311,7 @@ class Trainer:
             ) from None
         loss = sum(means.values())
         if self.scalars is not None:
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = self.schedule.lr
             self.run.record(step=self.step, lr=lr, loss=loss, losses=means)
             self.scalars.add(self.step, {"loss": loss, "learning_rate": lr} | means, "train/")
             self._record_memory()

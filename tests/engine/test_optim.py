@@ -130,6 +130,7 @@ def test_every_group_keeps_its_ratio_through_warm_up_and_poly() -> None:
         assert factor == poly_factor(step, 10, floor=0.01) * warmup_factor(step, 4)
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == [lr * factor for lr in initial]
+        assert schedule.lr == 0.2 * factor
 
 
 def test_warm_up() -> None:
