@@ -77,14 +77,6 @@ class Segmentor(nn.Module):
         """R (Eq. 1): (B, 3, H, W) -> (B, Z, h, w)."""
         return self.head.pixel_representations(self.backbone(images))
 
-    def schedule(self, *, epoch: int, lr_factor: float) -> None:
-        """Tells the model where training stands; called before every step, host only.
-
-        Args:
-            epoch: from 0.
-            lr_factor: of the schedule, on every learning rate.
-        """
-
     def fold(self) -> Segmentor:
         """A copy for inference, in evaluation mode; the logits are equal up to rounding.
 
