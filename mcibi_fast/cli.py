@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_report(commands)
     _add_convert(commands)
     _add_data(commands)
     _add_demo(commands)
@@ -104,6 +105,19 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("source", help="an image, or a folder of images")
     parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
     parser.add_argument("--no-overlays", action="store_true", help="label maps only")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    _add_quiet(parser)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands, "report", "report", "write a page with the pictures of one or more runs"
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs to compare")
+    parser.add_argument("--root", metavar="DIR", help="dataset folder (default: the run's data)")
+    parser.add_argument("--images", type=int, default=6, help="how many to show (default: 6)")
+    parser.add_argument("--out", metavar="FILE", help="default: report.html in the first run")
+    parser.add_argument("--gallery", metavar="DIR", help="write each picture as a PNG there, too")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
 

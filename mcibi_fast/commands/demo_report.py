@@ -6,20 +6,25 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from mcibi_fast import recipes
 from mcibi_fast.data.scenes import LOOK_ALIKES
 from mcibi_fast.engine.checkpoint import load_model
-from mcibi_fast.engine.evaluate import predict_labels
 from mcibi_fast.engine.run import Run
 from mcibi_fast.engine.train import TrainResult
 from mcibi_fast.models import Segmentor
-from mcibi_fast.viz.curves import class_bars, memory_chart, png, training_curves
-from mcibi_fast.viz.overlay import colourise, grid, legend, to_pixels
 from mcibi_fast.viz.report import Report
+from mcibi_fast.viz.sections import (
+    Samples,
+    Trained,
+    add_curves,
+    add_features,
+    add_memory,
+    add_predictions,
+    add_scores,
+    add_weights,
+)
 
 MODELS = {"FCN": "fcn", "FCN + MCIBI++": "fcn_mcibipp"}
 HEADER = ("model", "mIoU", "pixel accuracy", "look-alikes mistaken", "seconds")
@@ -118,22 +123,24 @@ def build_report(outcomes: Outcomes) -> Report:
     report.text(verdict(outcomes))
 
     classes = [row["class"] for row in first.result.metrics["classes"]]
+    dataset = config.data.dataset(config.data.val_split)
     _add_look_alikes(report, classes, outcomes)
-    _add_predictions(report, config, outcomes)
-    report.heading("IoU per class")
-    whiskers = " Whiskers: smallest and largest over seeds." if seeds > 1 else ""
-    ious = {name: [_ious(run) for run in runs] for name, runs in outcomes.items()}
-    report.picture(
-        png(class_bars(classes, ious)),
-        "Intersection over union of each class on the validation scenes." + whiskers,
+    report.heading("Classes")
+    report.text("Where there are several seeds, the pictures of models are of the first one.")
+    report.legend(classes, dataset.palette.tolist())
+    trained = [
+        Trained(name, _last_model(runs[0]), runs[0].run.history())
+        for name, runs in outcomes.items()
+    ]
+    samples = Samples(dataset, 6)
+    add_predictions(report, trained, samples)
+    add_scores(report, classes, {n: [_ious(run) for run in runs] for n, runs in outcomes.items()})
+    add_features(report, trained, dataset)
+    add_weights(report, trained, samples)
+    add_memory(report, trained, dataset)
+    add_curves(
+        report, {name: [run.run.history() for run in runs] for name, runs in outcomes.items()}
     )
-    report.heading("Training")
-    histories = {name: [run.run.history() for run in runs] for name, runs in outcomes.items()}
-    report.picture(
-        png(training_curves(histories)),
-        "The loss of MCIBI++ has one more term, 0.4 L_W, so the two losses do not compare.",
-    )
-    _add_memory(report, outcomes["FCN + MCIBI++"][0])
     return report
 
 
@@ -156,40 +163,6 @@ def _add_look_alikes(report: Report, classes: Sequence[str], outcomes: Outcomes)
     report.table(["model", *pairs], rows)
 
 
-def _add_predictions(report: Report, config: recipes.TrainConfig, outcomes: Outcomes) -> None:
-    dataset = config.data.dataset(config.data.val_split)
-    palette = dataset.palette
-    models = [_last_model(runs[0]) for runs in outcomes.values()]
-    rows, names = [], []
-    # Spread evenly over the split, not chosen by the result.
-    for index in np.linspace(0, len(dataset) - 1, 6).astype(int).tolist():
-        sample = dataset[index]
-        image, label = sample["image"], sample["label"]
-        with torch.no_grad():
-            size = (label.shape[0], label.shape[1])
-            predictions = [predict_labels(model, image[None], size)[0] for model in models]
-        pixels = to_pixels(image, dataset.mean, dataset.std)
-        maps = [colourise(values.numpy(), palette) for values in (label, *predictions)]
-        rows.append([_enlarged(picture) for picture in (pixels, *maps)])
-        names.append(sample["name"])
-    report.heading("Predictions")
-    report.picture(
-        grid(rows, columns=["image", "ground truth", *outcomes], captions=names),
-        "Validation scenes at even distances through the split, first seed.",
-    )
-    report.picture(legend(dataset.classes, palette), "Colours of the classes.")
-
-
-def _add_memory(report: Report, outcome: Outcome) -> None:
-    model, spec = load_model(outcome.run.path / "checkpoints" / "last")
-    memory = model.memory.memory.numpy()
-    report.heading("What the memory holds")
-    report.picture(
-        png(memory_chart(memory, spec.classes, np.array(spec.palette, np.uint8))),
-        "Mean and standard deviation that represent each class (Eqs. 6-9), first seed.",
-    )
-
-
 def _last_model(outcome: Outcome) -> Segmentor:
     return load_model(outcome.run.path / "checkpoints" / "last")[0]
 
@@ -202,9 +175,3 @@ def _ious(outcome: Outcome) -> list[float]:
 def _mean_and_spread(values: Sequence[float]) -> str:
     mean = statistics.mean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    """Small scenes a few times as large, pixel by pixel."""
-    factor = max(1, round(240 / picture.shape[1]))
-    return picture.repeat(factor, 0).repeat(factor, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,26 @@ def run(args: argparse.Namespace) -> None:
             f"{result.steps} steps, {result.seconds:.0f} s; best mIoU "
             f"{100 * (result.best['mean_iou'] or 0):.2f}; {result.out}"
         )
+        _write_report(config, result.out, progress=not args.quiet)
+
+
+def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:
+    """Writes report.html; where that fails one line says so, for the run itself is whole."""
+    file = out / "report.html"
+    try:
+        import torch
+
+        from mcibi_fast.commands.report import build_report
+        from mcibi_fast.engine.files import write_atomically
+
+        use_gpu = config.device != "cpu" and torch.cuda.is_available()
+        report = build_report([out], device="cuda" if use_gpu else "cpu", progress=progress)
+        write_atomically(file, report.html().encode())
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        print(f"mcibi-fast: warning: {file} not written: {why}", file=sys.stderr)
+    else:
+        print(f"report: {file}")
 
 
 def _model_choices(args: argparse.Namespace) -> dict[str, Any]:

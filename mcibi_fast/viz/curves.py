@@ -1,4 +1,4 @@
-"""Charts of a run: training curves, IoU per class, what the memory holds."""
+"""Charts of a run: training curves, IoU per class, what the memory holds and held."""
 
 from __future__ import annotations
 
@@ -14,33 +14,71 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+History = Sequence[dict[str, Any]]
+"""The lines of a run's history (`engine.run.Run.history`)."""
+
 COLOURS = ("#4c6a92", "#d1603d", "#5a8f5a", "#8a5a9e")
-_INK = "#28303a"
+INK = "#28303a"
+_TERMS = {
+    "loss": "loss (sum of its terms)",
+    "loss_cls": "loss_cls: of the prediction O (Eq. 15)",
+    "loss_pr": "loss_pr: of the weights W (Eq. 14)",
+    "loss_cwi": "loss_cwi: of the within-image head",
+    "loss_aux": "loss_aux: of the auxiliary head",
+}
+_LEGEND_CLASSES = 40
 
 
-def training_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
-    """Loss and mIoU against the step.
+def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
+    """mIoU, learning rate, and the loss with each of its terms against the step.
 
     Args:
-        histories: for each model's name, the histories of its runs (`engine.run.Run.history`);
-            one colour per model, one line per run.
+        histories: for each model's name, the histories of its runs; one colour per model, one line
+            per run. A panel has the models that have such a term.
     """
-    figure, (left, right) = _axes(1, 2, size=(10, 3.4))
+    every = [entry for runs in histories.values() for history in runs for entry in history]
+    terms = list(dict.fromkeys(name for entry in every for name in entry.get("losses", ())))
+    titles = ["mIoU on the validation split (%)", "loss (sum of its terms)", "learning rate"]
+    titles += [_TERMS.get(name, name) for name in terms]
+    columns = 3
+    rows = -(-len(titles) // columns)
+    figure, panels = axes_of(rows, columns, size=(11.5, 2.7 * rows + 0.4))
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(title, fontsize=10, loc="left")
+    for axes in panels[len(titles) :]:
+        axes.remove()
     for colour, (name, runs) in zip(cycle(COLOURS), histories.items(), strict=False):
         for i, history in enumerate(runs):
-            label = name if i == 0 else None
-            losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-            scores = [
-                (entry["step"], 100 * (entry["metrics"]["mean_iou"] or 0))
-                for entry in history
-                if "metrics" in entry
-            ]
-            left.plot(*zip(*losses, strict=True), color=colour, lw=1.2, label=label)
-            right.plot(*zip(*scores, strict=True), color=colour, lw=1.2, marker=".", label=label)
-    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    right.set(xlabel="step", ylabel="mIoU (%)", ylim=(0, None))
-    left.legend(frameon=False)
+            lines = [_scores(history), _values(history, "loss"), _values(history, "lr")]
+            lines += [_values(history, "losses", term) for term in terms]
+            for j, (axes, line) in enumerate(zip(panels, lines, strict=False)):
+                if line:
+                    label = name if i == j == 0 else None
+                    mark = "." if j == 0 else None
+                    axes.plot(
+                        *zip(*line, strict=True), color=colour, lw=1.3, marker=mark, label=label
+                    )
+    for axes in panels[: len(titles)]:
+        axes.set(xlim=(0, None), ylim=(0, None))
+    for axes in panels[max(0, len(titles) - columns) : len(titles)]:
+        axes.set_xlabel("step")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return figure
+
+
+def _values(history: History, *keys: str) -> list[tuple[int, float]]:
+    points = []
+    for entry in history:
+        value: Any = entry
+        for key in keys:
+            value = value.get(key, {})
+        if isinstance(value, (int, float)):
+            points.append((entry["step"], value))
+    return points
+
+
+def _scores(history: History) -> list[tuple[int, float]]:
+    return [(step, 100 * value) for step, value in _values(history, "metrics", "mean_iou")]
 
 
 def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
@@ -51,26 +89,37 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
         scores: for each model's name, per run K fractions (NaN: no such class); the bar is their
             mean, the whisker reaches from the smallest to the largest.
     """
-    figure, (axes,) = _axes(1, 1, size=(10, 3.4))
+    height = 1.2 + len(classes) * (0.16 + 0.13 * len(scores))
+    figure, (axes,) = axes_of(1, 1, size=(9, height))
     positions = np.arange(len(classes))
-    width = 0.8 / len(scores)
+    width = 0.84 / len(scores)
     for i, (colour, (name, runs)) in enumerate(zip(cycle(COLOURS), scores.items(), strict=False)):
         values = 100 * np.array(runs, float)
         mean = values.mean(0)
         whisker = [mean - values.min(0), values.max(0) - mean] if len(values) > 1 else None
-        axes.bar(
-            positions + (i - (len(scores) - 1) / 2) * width,
+        places = positions + (i - (len(scores) - 1) / 2) * width
+        axes.barh(
+            places,
             mean,
-            width * 0.92,
-            yerr=whisker,
+            width * 0.9,
+            xerr=whisker,
             color=colour,
-            ecolor=_INK,
+            ecolor=INK,
             capsize=2,
             label=name,
         )
-    axes.set_xticks(positions, classes, rotation=35, ha="right")
-    axes.set(ylabel="IoU (%)", ylim=(0, 100))
-    axes.legend(frameon=False, ncols=len(scores), loc="upper right", bbox_to_anchor=(1, 1.16))
+        for place, value, reach in zip(places, mean, np.fmax.reduce(values), strict=True):
+            if np.isfinite(value):
+                text = f"{value:.1f}"
+                axes.text(reach + 0.8, place, text, va="center", fontsize=8, color=INK)
+    axes.set_yticks(positions, classes)
+    axes.set_title("Intersection over union of each class", fontsize=12, loc="left")
+    axes.set(xlabel="IoU (%)", xlim=(0, 106), ylim=(len(classes) - 0.4, -0.6))
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", lw=0.4, alpha=0.5)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
@@ -84,26 +133,71 @@ def memory_chart(
         classes: K names.
         palette: (K, 3) uint8.
     """
-    figure, (axes,) = _axes(1, 1, size=(10, 0.9 + 0.24 * len(classes)))
+    figure, (axes,) = axes_of(1, 1, size=(9, 1.2 + 0.26 * len(classes)))
     rows = np.arange(len(classes))
     for row, (mean, deviation), colour in zip(rows, memory, palette / 255, strict=True):
         axes.plot([mean - deviation, mean + deviation], [row, row], color=colour, lw=6, alpha=0.55)
-        axes.plot([mean], [row], "o", color=colour, mec=_INK, mew=0.8, ms=6)
-    axes.axvline(0, color=_INK, lw=0.5)
+        axes.plot([mean], [row], "o", color=colour, mec=INK, mew=0.8, ms=6)
+    axes.axvline(0, color=INK, lw=0.5)
+    axes.set_title("The memory: one Gaussian per class", fontsize=12, loc="left")
     axes.set_yticks(rows, classes)
     axes.invert_yaxis()
     axes.set_xlabel("mean ± standard deviation over the channels of R")
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def memory_over_time(
+    history: History, classes: Sequence[str], palette: NDArray[np.uint8]
+) -> Figure | None:
+    """Mean and standard deviation of every class in the memory, as training went on.
+
+    Args:
+        history: lines ``{"step", "epoch", "memory": {"mean": [K], "std": [K]}}`` are drawn, others
+            left aside. None is returned where there is no such line.
+        classes: K names.
+        palette: (K, 3) uint8.
+    """
+    from matplotlib.patheffects import withStroke
+
+    lines = [entry for entry in history if "memory" in entry]
+    if not lines:
+        return None
+    steps = [entry["step"] for entry in lines]
+    marker = "o" if len(steps) <= 40 else None
+    rows = -(-min(len(classes), _LEGEND_CLASSES) // 6)
+    figure, panels = axes_of(1, 2, size=(11.5, 3.8 + 0.24 * rows))
+    outline = [withStroke(linewidth=2.8, foreground="#28303a88")]
+    for axes, key, title in zip(
+        panels, ("mean", "std"), ("mean μ (Eq. 9)", "standard deviation σ (Eq. 9)"), strict=True
+    ):
+        values = np.array([entry["memory"][key] for entry in lines], float)
+        for k, colour in enumerate(palette / 255):
+            label = classes[k] if key == "mean" and k < _LEGEND_CLASSES else None
+            axes.plot(
+                steps,
+                values[:, k],
+                color=colour,
+                lw=2,
+                marker=marker,
+                ms=3.5,
+                label=label,
+                path_effects=outline,
+            )
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_xlabel("training step (one reading per epoch)")
+    figure.suptitle("The memory as training goes on", x=0.01, ha="left", fontsize=13)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
-def _axes(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
+def axes_of(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure outside pyplot, so that no window system or global state is touched."""
     from matplotlib.figure import Figure
 

@@ -13,9 +13,9 @@ Pixels = NDArray[np.uint8]
 
 _PAPER = (255, 255, 255)
 _INK = (40, 42, 48)
+_FAINT = (92, 101, 112)
 _UNLABELLED = (236, 236, 236)
 _GAP = 6
-_LINE = 20
 
 
 def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
@@ -53,16 +53,55 @@ def indexed(label: ArrayLike, palette: Pixels) -> Image.Image:
     return picture
 
 
+def mark(picture: Pixels, where: NDArray[np.bool_]) -> Pixels:
+    """Hatches the pixels ``where`` (H, W) of a picture (H, W, 3) uint8 in dark diagonals."""
+    rows, columns = np.indices(where.shape)
+    lines = (rows + columns) % 8 < 3
+    return np.where((where & lines)[..., None], np.array(_INK, np.uint8), picture)
+
+
+def fit(picture: Pixels, width: int, *, smooth: bool) -> Pixels:
+    """A picture (H, W, 3) or map (H, W), uint8, about ``width`` wide.
+
+    Smaller ones grow by a whole factor, pixel by pixel, so that they stay sharp.
+
+    Args:
+        picture: to be resized.
+        width: in pixels.
+        smooth: whether larger ones shrink by averaging (photographs) or by nearest (colours of
+            classes).
+    """
+    H, W = picture.shape[:2]
+    factor = round(width / W)
+    if factor >= 1:
+        return picture.repeat(factor, 0).repeat(factor, 1)
+    resampling = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    size = (width, max(1, round(H * width / W)))
+    return np.asarray(Image.fromarray(picture).resize(size, resampling))
+
+
 def grid(
     rows: Sequence[Sequence[Pixels]],
     *,
     columns: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
+    notes: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+    footer: Sequence[Image.Image] = (),
+    font_size: int = 10,
 ) -> Image.Image:
-    """Pictures side by side: one row per entry, a heading per column, a caption under each row.
+    """Pictures side by side: one row per entry.
 
-    ``rows``: pictures (H, W, 3) uint8, of any sizes. Raises ValueError when the numbers of
-    headings or captions do not fit.
+    Raises ValueError when the numbers of headings, captions or notes do not fit.
+
+    Args:
+        rows: pictures (H, W, 3) uint8, of any sizes.
+        columns: a heading per column; broken into lines where it is long.
+        captions: a caption under each row.
+        notes: a line under each picture.
+        title: a line over all.
+        footer: pictures under all rows, such as a legend.
+        font_size: in pixels.
     """
     across = max((len(row) for row in rows), default=0)
     if across == 0:
@@ -71,42 +110,105 @@ def grid(
         raise ValueError(f"columns: {len(columns)} headings for {across} columns")
     if captions is not None and len(captions) != len(rows):
         raise ValueError(f"captions: {len(captions)} captions for {len(rows)} rows")
+    if notes is not None and [len(line) for line in notes] != [len(row) for row in rows]:
+        raise ValueError("notes: expected one for each picture")
+    font = ImageFont.load_default(font_size)
+    line = 2 * font_size
     widths = [max(row[i].shape[1] for row in rows if i < len(row)) for i in range(across)]
     heights = [max(picture.shape[0] for picture in row) for row in rows]
-    header = _LINE if columns is not None else 0
-    footer = _LINE if captions is not None else 0
+    headings = [_wrapped(text, font, w) for text, w in zip(columns or (), widths, strict=False)]
+    headline = round(1.3 * line) if title else 0
+    header = headline + max((len(lines) for lines in headings), default=0) * line
+    below = line * ((captions is not None) + (notes is not None))
     size = (
-        sum(widths) + _GAP * (across + 1),
-        header + sum(heights) + (footer + _GAP) * len(rows) + _GAP,
+        max(
+            sum(widths) + _GAP * (across + 1), *(picture.width + 2 * _GAP for picture in footer), 0
+        ),
+        header
+        + sum(heights)
+        + (below + _GAP) * len(rows)
+        + sum(picture.height + _GAP for picture in footer)
+        + _GAP,
     )
     sheet = Image.new("RGB", size, _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    draw = ImageDraw.Draw(sheet)
     lefts = [_GAP + sum(widths[:i]) + _GAP * i for i in range(across)]
-    for left, heading in zip(lefts, columns or (), strict=False):
-        draw.text((left, _GAP), heading, fill=_INK, font=font)
+    draw.text((_GAP, _GAP), title, fill=_INK, font=ImageFont.load_default(1.2 * font_size))
+    for left, lines in zip(lefts, headings, strict=False):
+        draw.text((left, _GAP + headline), "\n".join(lines), fill=_INK, font=font)
     top = _GAP + header
     for i, row in enumerate(rows):
-        for left, picture in zip(lefts, row, strict=False):
+        for j, (left, picture) in enumerate(zip(lefts, row, strict=False)):
             sheet.paste(Image.fromarray(picture), (left, top))
+            if notes is not None:
+                text = _wrapped(notes[i][j], font, widths[j])[0]
+                draw.text((left, top + heights[i] + 3), text, fill=_FAINT, font=font)
         if captions is not None:
-            draw.text((_GAP, top + heights[i] + 3), captions[i], fill=_INK, font=font)
-        top += heights[i] + footer + _GAP
+            bottom = top + heights[i] + below - line
+            draw.text((_GAP, bottom + 3), captions[i], fill=_INK, font=font)
+        top += heights[i] + below + _GAP
+    for strip in footer:
+        sheet.paste(strip, (_GAP, top))
+        top += strip.height + _GAP
     return sheet
 
 
-def legend(classes: Sequence[str], palette: Pixels, *, columns: int = 6) -> Image.Image:
-    """The classes' names beside their colours."""
-    font = ImageFont.load_default()
-    cell = max((int(font.getlength(name)) for name in classes), default=0) + 34
-    lines = -(-len(classes) // columns)
-    size = (cell * min(columns, len(classes)) + _GAP, _LINE * lines + _GAP)
+def legend(
+    classes: Sequence[str],
+    palette: Pixels,
+    *,
+    columns: int = 6,
+    width: int | None = None,
+    mistaken: bool = False,
+    font_size: int = 10,
+) -> Image.Image:
+    """The classes' names beside their colours.
+
+    Args:
+        classes: names.
+        palette: a colour (3,) uint8 for each.
+        columns: at most so many.
+        width: in place of ``columns``, as many as fit into so many pixels.
+        mistaken: explain `mark` and the colour of what is no class, too.
+        font_size: in pixels.
+    """
+    font = ImageFont.load_default(font_size)
+    line = 2 * font_size
+    box = np.empty((round(1.2 * font_size), 2 * font_size, 3), np.uint8)
+    entries = [
+        (name, np.full_like(box, colour)) for name, colour in zip(classes, palette, strict=True)
+    ]
+    if mistaken:
+        hatched = mark(np.full_like(box, 215), np.ones(box.shape[:2], bool))
+        entries += [("mistaken", hatched), ("unlabelled", np.full_like(box, _UNLABELLED))]
+    names = max((int(font.getlength(name)) for name, _ in entries), default=0)
+    cell = names + box.shape[1] + round(1.6 * font_size)
+    if width is not None:
+        columns = max(1, width // cell)
+    rows = -(-len(entries) // columns)
+    size = (cell * min(columns, len(entries)) + _GAP, line * rows + _GAP)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, name in enumerate(classes):
-        x, y = _GAP + cell * (i % columns), _GAP + _LINE * (i // columns)
-        draw.rectangle((x, y, x + 18, y + 12), fill=tuple(int(c) for c in palette[i]))
-        draw.text((x + 24, y), name, fill=_INK, font=font)
+    for i, (name, picture) in enumerate(entries):
+        x, y = _GAP + cell * (i % columns), _GAP + line * (i // columns)
+        sheet.paste(Image.fromarray(picture), (x, y))
+        draw.text((x + box.shape[1] + font_size // 2, y), name, fill=_INK, font=font)
     return sheet
+
+
+def _wrapped(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
+    """The text in lines of at most ``width`` pixels; a word too long for one ends in dots."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        while font.getlength(word) > width and len(word) > 2:
+            word = word.rstrip("…")[:-1] + "…"
+        lines.append(word)
+    return lines or [""]
 
 
 def _rows(label: ArrayLike, num_classes: int) -> NDArray[np.int64]:

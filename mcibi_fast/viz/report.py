@@ -25,10 +25,20 @@ th, td {{ padding: .4rem 1rem; border-bottom: 1px solid #e4e1da; text-align: rig
 th:first-child, td:first-child {{ text-align: left; }}
 th {{ font-weight: 600; }}
 figure {{ margin: .8rem 0; padding: .8rem; background: #fff; border: 1px solid #e4e1da; }}
+.scroll {{ overflow-x: auto; }}
 img {{ max-width: 100%; height: auto; display: block; margin: 0 auto; }}
 figcaption {{ font-size: .88rem; color: #5c6570; margin-top: .5rem; }}
 pre {{ background: #fff; border: 1px solid #e4e1da; padding: .8rem; overflow-x: auto;
   font-size: .82rem; }}
+details {{ margin: .6rem 0; }}
+summary {{ cursor: pointer; }}
+.chips {{ display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }}
+.chips i {{ display: inline-block; width: 1.5em; height: .9em; margin-right: .4em; }}
+@media (max-width: 45rem) {{
+  main {{ padding: 1.2rem .8rem 3rem; }}
+  th, td {{ padding: .35rem .6rem; }}
+  .wide {{ max-width: none; width: 44rem; }}
+}}
 </style>
 </head>
 <body><main>
@@ -44,10 +54,14 @@ class Report:
 
     Args:
         title: of the page.
+
+    Attributes:
+        pictures: PNG files of the pictures that were given a name.
     """
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.pictures: dict[str, bytes] = {}
         self._parts: list[str] = []
 
     def heading(self, text: str) -> None:
@@ -62,24 +76,46 @@ class Report:
         """Text as it is, in a fixed-width font."""
         self._parts.append(f"<pre>{escape(text)}</pre>")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the first column is flush left, the others right."""
+    def legend(self, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+        """The classes' names beside their colours."""
+        chips = "".join(
+            f'<span><i style="background: rgb({r}, {g}, {b})"></i>{escape(name)}</span>'
+            for name, (r, g, b) in zip(classes, palette, strict=True)
+        )
+        self._parts.append(f'<p class="chips">{chips}</p>')
+
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], *, fold: str = ""
+    ) -> None:
+        """A table; the first column is flush left, the others right.
+
+        With ``fold`` it is hidden behind this line until a click.
+        """
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
         )
-        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        table = f'<div class="scroll">{table}</div>'
+        if fold:
+            table = f"<details><summary>{escape(fold)}</summary>{table}</details>"
+        self._parts.append(table)
 
-    def picture(self, picture: Image.Image | bytes, caption: str) -> None:
-        """A picture (a PIL image, or a PNG file's bytes) with its caption."""
+    def picture(self, picture: Image.Image | bytes, caption: str, *, name: str = "") -> None:
+        """A picture (a PIL image, or a PNG file's bytes) with its caption.
+
+        With a ``name`` it is also in ``pictures``; the first one of a name stays.
+        """
         if isinstance(picture, Image.Image):
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG", optimize=True)
             picture = buffer.getvalue()
+        if name:
+            self.pictures.setdefault(name, picture)
         data = base64.b64encode(picture).decode()
         self._parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            f'<figure><div class="scroll"><img class="wide" src="data:image/png;base64,{data}" '
+            f'alt="{escape(caption)}"></div><figcaption>{escape(caption)}</figcaption></figure>'
         )
 
     def html(self) -> str:

@@ -1,0 +1,216 @@
+"""What a model gathers, read while it runs: the numbers behind Figures 6 and 7 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mcibi_fast import ops
+from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.models import Segmentor
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.context import ContextBase
+from mcibi_fast.nn.memory import GaussianMemory
+
+
+@dataclass
+class Gathering:
+    """One pass of a model.
+
+    Attributes:
+        output: what the model returned.
+        features: R (B, Z, h, w), Eq. 1.
+        weight_logits: of the W that gathered, (B, K, h, w) for each stage; empty without a
+            dataset-level context.
+        augmented: R_aug (B, C, h, w) for each stage, Eq. 4.
+    """
+
+    output: SegmentationOutput
+    features: Tensor
+    weight_logits: list[Tensor] = field(default_factory=list)
+    augmented: list[Tensor] = field(default_factory=list)
+
+
+def context_of(model: Segmentor) -> ContextBase | None:
+    """The model's dataset-level context, None for a baseline."""
+    context = getattr(model.head, "context", None)
+    return context if isinstance(context, ContextBase) else None
+
+
+def gaussian_memory_of(model: Segmentor) -> GaussianMemory | None:
+    """The model's memory of Gaussians, None for a baseline or another kind of memory."""
+    memory = getattr(model, "memory", None)
+    return memory if isinstance(memory, GaussianMemory) else None
+
+
+@torch.no_grad()
+def gather(
+    model: Segmentor, images: Tensor, labels: Tensor | None = None, *, stages: int = 1
+) -> Gathering:
+    """Runs the model and keeps R, W and R_aug of each stage, as the model itself computes them.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, 3, H, W).
+        labels: (B, H, W), for a model that gathers by them.
+        stages: of iterative inference (section 3.5); a baseline has one.
+    """
+    truth = (labels,) if getattr(model, "needs_labels", False) else ()
+    context = context_of(model)
+    if context is None:
+        features = model.backbone(images)
+        return Gathering(model.head(features, *truth), model.head.pixel_representations(features))
+    with _recorded(context, "prepare") as prepared, _recorded(context, "gather") as gathered:
+        output = model(images, *truth, stages=stages)
+    return Gathering(
+        output,
+        features=prepared[0][0][0],
+        weight_logits=[arguments[1] for arguments, _ in gathered],
+        augmented=[result for _, result in gathered],
+    )
+
+
+@contextmanager
+def _recorded(module: nn.Module, method: str) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """Arguments and result of each call of a method of this one module."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    original: Callable[..., Any] = getattr(module, method)
+
+    def recording(*arguments: Any) -> Any:
+        result = original(*arguments)
+        calls.append((arguments, result))
+        return result
+
+    setattr(module, method, recording)
+    try:
+        yield calls
+    finally:
+        delattr(module, method)
+
+
+def weight_of_class(weight_logits: Tensor, k: int, size: tuple[int, int]) -> Tensor:
+    """W of one class at full resolution.
+
+    Args:
+        weight_logits: (K, h, w); only class k is upsampled (bilinearly).
+        k: the class.
+        size: (H, W).
+
+    Returns:
+        (H, W) in [0, 1].
+    """
+    W = weight_logits.softmax(dim=0)[k]
+    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def weight_of_truth(weight_logits: Tensor, label: Tensor) -> Tensor:
+    """W of the right class at every pixel (Figure 7).
+
+    Args:
+        weight_logits: (K, h, w).
+        label: (H, W), any integer dtype.
+
+    Returns:
+        (H, W) in [0, 1], NaN where the label is no class.
+    """
+    label = label.to(weight_logits.device)
+    size = (label.shape[0], label.shape[1])
+    weights = torch.full(size, float("nan"), device=label.device)
+    # One class after the other: K maps of full size are never there at once.
+    for k in label.unique().tolist():
+        if 0 <= k < len(weight_logits):
+            here = label == k
+            weights[here] = weight_of_class(weight_logits, k, size).float()[here]
+    return weights
+
+
+def class_vectors(
+    features: Tensor, label: Tensor, num_classes: int, *, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """The mean of the features under each class's mask in one image (Figure 6).
+
+    The mean is over the mask's pixels at full resolution, of the bilinearly upsampled features;
+    these are not formed.
+
+    Args:
+        features: R or R_aug, (1, Z, h, w).
+        label: (H, W), any integer dtype.
+        num_classes: K.
+        ignore_index: label of no class.
+
+    Returns:
+        The n classes that are present, ascending (n,) int64, and their vectors (n, Z).
+    """
+    sums, counts = ops.class_feature_sums(
+        features, label[None].to(features.device), num_classes, ignore_index=ignore_index
+    )
+    classes = counts.nonzero().flatten()
+    return classes, sums[classes] / counts[classes, None]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Per-image class vectors over several images.
+
+    Attributes:
+        classes: the class of each of the n vectors (n,) int64.
+        R: (n, Z) float32.
+        R_aug: (n, C) float32, after the first stage's context; None for a baseline.
+        C_dl: the dataset-level class representations (K, Z), Eq. 11; None without a
+            `GaussianMemory`.
+    """
+
+    classes: NDArray[np.int64]
+    R: NDArray[np.float32]
+    R_aug: NDArray[np.float32] | None
+    C_dl: NDArray[np.float32] | None
+
+
+@torch.no_grad()
+def collect(
+    model: Segmentor,
+    dataset: SegmentationDataset,
+    indices: Sequence[int],
+    *,
+    progress: bool = False,
+) -> Collection:
+    """The class vectors of these samples, in their order.
+
+    Args:
+        model: in evaluation mode.
+        dataset: with its evaluation's transform.
+        indices: of the samples.
+        progress: show a bar.
+    """
+    device = next(model.parameters()).device
+    classes: list[Tensor] = []
+    vectors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    bar = tqdm(
+        indices, desc="features", unit="image", leave=False, disable=None if progress else True
+    )
+    for index in bar:
+        sample = dataset[index]
+        image, label = sample["image"][None].to(device), sample["label"]
+        seen = gather(model, image, label[None])
+        for i, features in enumerate((seen.features, *seen.augmented[:1])):
+            present, means = class_vectors(
+                features, label, dataset.num_classes, ignore_index=dataset.ignore_index
+            )
+            vectors[i].append(means.float().cpu())
+        classes.append(present.cpu())
+    memory = gaussian_memory_of(model)
+    return Collection(
+        torch.cat(classes).numpy(),
+        torch.cat(vectors[0]).numpy(),
+        torch.cat(vectors[1]).numpy() if vectors[1] else None,
+        None if memory is None else memory.representations().float().cpu().numpy(),
+    )
