@@ -42,7 +42,7 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
     titles += [_TERMS.get(name, name) for name in terms]
     columns = 3
     rows = -(-len(titles) // columns)
-    figure, panels = axes_of(rows, columns, size=(11.5, 2.7 * rows + 0.4))
+    figure, panels = axes_of(rows, columns, size=(11.5, 2.7 * rows + 0.5))
     for axes, title in zip(panels, titles, strict=False):
         axes.set_title(title, fontsize=10, loc="left")
     for axes in panels[len(titles) :]:
@@ -62,7 +62,7 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
         axes.set(xlim=(0, None), ylim=(0, None))
     for axes in panels[max(0, len(titles) - columns) : len(titles)]:
         axes.set_xlabel("step")
-    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -90,7 +90,7 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
             mean, the whisker reaches from the smallest to the largest.
     """
     height = 1.2 + len(classes) * (0.16 + 0.13 * len(scores))
-    figure, (axes,) = axes_of(1, 1, size=(9, height))
+    figure, (axes,) = axes_of(1, 1, size=(6.4, height))
     positions = np.arange(len(classes))
     width = 0.84 / len(scores)
     for i, (colour, (name, runs)) in enumerate(zip(cycle(COLOURS), scores.items(), strict=False)):
@@ -114,12 +114,12 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
                 axes.text(reach + 0.8, place, text, va="center", fontsize=8, color=INK)
     axes.set_yticks(positions, classes)
     axes.set_title("Intersection over union of each class", fontsize=12, loc="left")
-    axes.set(xlabel="IoU (%)", xlim=(0, 106), ylim=(len(classes) - 0.4, -0.6))
+    axes.set(xlabel="IoU (%)", xlim=(0, 109), ylim=(len(classes) - 0.4, -0.6))
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", lw=0.4, alpha=0.5)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -133,7 +133,7 @@ def memory_chart(
         classes: K names.
         palette: (K, 3) uint8.
     """
-    figure, (axes,) = axes_of(1, 1, size=(9, 1.2 + 0.26 * len(classes)))
+    figure, (axes,) = axes_of(1, 1, size=(6.4, 1.2 + 0.26 * len(classes)))
     rows = np.arange(len(classes))
     for row, (mean, deviation), colour in zip(rows, memory, palette / 255, strict=True):
         axes.plot([mean - deviation, mean + deviation], [row, row], color=colour, lw=6, alpha=0.55)

@@ -37,7 +37,8 @@ summary {{ cursor: pointer; }}
 @media (max-width: 45rem) {{
   main {{ padding: 1.2rem .8rem 3rem; }}
   th, td {{ padding: .35rem .6rem; }}
-  .wide {{ max-width: none; width: 44rem; }}
+  .wide img {{ max-width: none; width: 44rem; }}
+  .wide::before {{ content: "swipe to see all →"; font-size: .8rem; color: #5c6570; }}
 }}
 </style>
 </head>
@@ -101,10 +102,16 @@ class Report:
             table = f"<details><summary>{escape(fold)}</summary>{table}</details>"
         self._parts.append(table)
 
-    def picture(self, picture: Image.Image | bytes, caption: str, *, name: str = "") -> None:
-        """A picture (a PIL image, or a PNG file's bytes) with its caption.
+    def picture(
+        self, picture: Image.Image | bytes, caption: str, *, name: str = "", wide: bool = False
+    ) -> None:
+        """A picture with its caption.
 
-        With a ``name`` it is also in ``pictures``; the first one of a name stays.
+        Args:
+            picture: a PIL image, or a PNG file's bytes.
+            caption: under it.
+            name: if given, it is also in ``pictures``; the first one of a name stays.
+            wide: on a narrow screen it stays legible and scrolls sideways.
         """
         if isinstance(picture, Image.Image):
             buffer = io.BytesIO()
@@ -113,8 +120,9 @@ class Report:
         if name:
             self.pictures.setdefault(name, picture)
         data = base64.b64encode(picture).decode()
+        scroll = ' class="scroll wide"' if wide else ""
         self._parts.append(
-            f'<figure><div class="scroll"><img class="wide" src="data:image/png;base64,{data}" '
+            f'<figure><div{scroll}><img src="data:image/png;base64,{data}" '
             f'alt="{escape(caption)}"></div><figcaption>{escape(caption)}</figcaption></figure>'
         )
 

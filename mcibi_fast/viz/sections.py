@@ -114,6 +114,7 @@ def add_curves(report: Report, histories: Mapping[str, Sequence[History]]) -> No
         "mIoU on the validation split, learning rate, and the loss with its weighted terms. The "
         "sums do not compare where one model has more terms than the other; single terms do.",
         name="curves",
+        wide=True,
     )
 
 
@@ -134,6 +135,7 @@ def add_predictions(report: Report, trained: Sequence[Trained], samples: Samples
         "predicted classes; hatched pixels are mistaken. Under each prediction: the share of "
         "labelled pixels that is right. As Figure 5 of the paper.",
         name="predictions",
+        wide=True,
     )
 
 
@@ -171,6 +173,7 @@ def add_weights(report: Report, trained: Sequence[Trained], samples: Samples) ->
             f"{each.name}: the weight of the right class at every pixel, and its mean, as Figure 7 "
             "of the paper.",
             name="weights",
+            wide=True,
         )
         _add_class_weights(report, each.name, stages[0], samples)
 
@@ -193,6 +196,7 @@ def _add_class_weights(
         class_weight_sheet(samples.scenes[richest], maps, samples.dataset.palette),
         f"{name}: the weights of the classes in one image, at every pixel, first stage.",
         name="class_weights",
+        wide=True,
     )
 
 
@@ -250,6 +254,7 @@ def add_features(
         f"t-SNE of per-image class vectors of {len(indices)} images, as Figure 6 of the paper. "
         "Each panel is a projection of its own: positions do not compare between panels.",
         name="features",
+        wide=True,
     )
 
 
@@ -273,4 +278,5 @@ def add_memory(report: Report, trained: Sequence[Trained], dataset: Segmentation
                 png(chart),
                 f"{each.name}: the same two numbers of each class at the end of every epoch.",
                 name="memory_over_time",
+                wide=True,
             )
