@@ -26,7 +26,8 @@ _TERMS = {
     "loss_cwi": "loss_cwi: of the within-image head",
     "loss_aux": "loss_aux: of the auxiliary head",
 }
-_LEGEND_CLASSES = 40
+LEGEND_CLASSES = 40
+_NAME = 24  # characters of a class's name in a legend
 
 
 def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
@@ -164,15 +165,16 @@ def memory_over_time(
         return None
     steps = [entry["step"] for entry in lines]
     marker = "o" if len(steps) <= 40 else None
-    rows = -(-min(len(classes), _LEGEND_CLASSES) // 6)
-    figure, panels = axes_of(1, 2, size=(11.5, 3.8 + 0.24 * rows))
+    names = [short(name) for name in classes[:LEGEND_CLASSES]]
+    across = legend_columns(names, 11.5)
+    figure, panels = axes_of(1, 2, size=(11.5, 3.8 + 0.24 * -(-len(names) // across)))
     outline = [withStroke(linewidth=2.8, foreground="#28303a88")]
     for axes, key, title in zip(
         panels, ("mean", "std"), ("mean μ (Eq. 9)", "standard deviation σ (Eq. 9)"), strict=True
     ):
         values = np.array([entry["memory"][key] for entry in lines], float)
         for k, colour in enumerate(palette / 255):
-            label = classes[k] if key == "mean" and k < _LEGEND_CLASSES else None
+            label = names[k] if key == "mean" and k < len(names) else None
             axes.plot(
                 steps,
                 values[:, k],
@@ -186,8 +188,19 @@ def memory_over_time(
         axes.set_title(title, fontsize=11, loc="left")
         axes.set_xlabel("training step (one reading per epoch)")
     figure.suptitle("The memory as training goes on", x=0.01, ha="left", fontsize=13)
-    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(loc="outside lower center", ncols=across, frameon=False)
     return figure
+
+
+def short(name: str) -> str:
+    """A class's name, cut to what a legend has room for."""
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of these labels fit into a figure of so many inches."""
+    longest = max((len(label) for label in labels), default=0)
+    return max(1, min(int(width / (0.75 + 0.085 * longest)), len(labels)))
 
 
 def png(figure: Figure, *, dpi: int = 150) -> bytes:

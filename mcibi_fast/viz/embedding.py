@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from mcibi_fast.viz.curves import INK, axes_of
+from mcibi_fast.viz.curves import INK, LEGEND_CLASSES, axes_of, legend_columns, short
 
 MIN_VECTORS = 10
 MAX_VECTORS = 2000
-_NAMED = 40  # classes that the legend has room for
 _SEED = 0
 
 
@@ -65,7 +64,7 @@ def separation(space: Space) -> float | None:
 def embedding_chart(
     spaces: Sequence[Space], classes: Sequence[str], palette: NDArray[np.uint8]
 ) -> Figure:
-    """One panel per space; a dot per image and class, a star per representation.
+    """One panel per space; a dot per image and class, a star per class that occurs.
 
     Spaces with more than `MAX_VECTORS` vectors are thinned out evenly.
 
@@ -74,30 +73,32 @@ def embedding_chart(
         classes: K names.
         palette: (K, 3) uint8.
     """
-    columns = min(len(spaces), 3)
-    rows = -(-len(spaces) // columns)
     seen, counts = np.unique(np.concatenate([s.classes for s in spaces]), return_counts=True)
-    named = sorted(seen[np.argsort(-counts, kind="stable")][:_NAMED].tolist())
-    legend_height = 0.4 + 0.26 * -(-(len(named) + 1) // (2 * columns + 1))
-    size = (0.3 + 4.1 * columns, 4.4 * rows + 0.3 + legend_height)
-    figure, panels = axes_of(rows, columns, size=size)
-    for axes in panels[len(spaces) :]:
-        axes.remove()
-    for axes, space in zip(panels, spaces, strict=False):
-        _draw(axes, _thinned(space), palette / 255)
-    figure.suptitle("One dot: the features of one class in one image (t-SNE)", fontsize=13)
+    named = sorted(seen[np.argsort(-counts, kind="stable")][:LEGEND_CLASSES].tolist())
     handles = [
         Line2D([], [], ls="", marker="o", ms=8, mec=INK, mew=0.4, mfc=tuple(palette[k] / 255))
         for k in named
     ]
-    labels = [classes[k] for k in named]
+    labels = [short(classes[k]) for k in named]
     if any(space.stars is not None for space in spaces):
         handles.append(Line2D([], [], ls="", marker="*", ms=12, mec=INK, mew=0.8, mfc="white"))
         labels.append("drawn from the memory")
     if len(seen) > len(named):
         handles.append(Line2D([], [], ls=""))
-        labels.append(f"and {len(seen) - len(named)} rarer classes")
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns + 1, frameon=False)
+        labels.append(f"and {len(seen) - len(named)} rarer")
+
+    columns = min(len(spaces), 3)
+    rows = -(-len(spaces) // columns)
+    width = max(5.8, 0.3 + 4.1 * columns)
+    across = legend_columns(labels, width)
+    height = 4.4 * rows + 0.7 + 0.26 * -(-len(labels) // across)
+    figure, panels = axes_of(rows, columns, size=(width, height))
+    for axes in panels[len(spaces) :]:
+        axes.remove()
+    for axes, space in zip(panels, spaces, strict=False):
+        _draw(axes, _thinned(space), palette / 255)
+    figure.suptitle("One dot: the features of one class in one image (t-SNE)", fontsize=13)
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
     return figure
 
 
@@ -108,15 +109,24 @@ def _thinned(space: Space) -> Space:
 
 def _draw(axes: Axes, space: Space, colours: NDArray[np.float64]) -> None:
     classes, vectors = space.classes, space.vectors
+    starred = np.unique(classes) if space.stars is not None else np.empty(0, int)
     if space.stars is not None:
-        vectors = np.concatenate([vectors, space.stars])
+        vectors = np.concatenate([vectors, space.stars[starred]])
     points = embed(vectors)
-    dots, stars = points[: len(classes)], points[len(classes) :]
-    x, y = dots.T
+    (x, y), stars = points[: len(classes)].T, points[len(classes) :].T
     axes.scatter(x, y, s=26, c=colours[classes], edgecolors=INK, linewidths=0.3)
-    if space.stars is not None:
-        x, y = stars.T
-        axes.scatter(x, y, s=130, c=colours, marker="*", edgecolors=INK, linewidths=0.9, zorder=3)
+    if len(starred):
+        size = 130 if len(starred) <= LEGEND_CLASSES else 60
+        axes.scatter(
+            stars[0],
+            stars[1],
+            s=size,
+            c=colours[starred],
+            marker="*",
+            edgecolors=INK,
+            linewidths=0.9,
+            zorder=3,
+        )
     score = separation(space)
     subtitle = "" if score is None else f" (silhouette {score:.2f})"
     axes.set_title(space.title + subtitle, fontsize=11)
