@@ -26,6 +26,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "report",
     "convert",
     "data",
     "data check",
