@@ -17,7 +17,6 @@ examples:
   mcibi-fast evaluate runs/camvid --split test
   mcibi-fast predict runs/camvid photo.jpg --out predictions
   mcibi-fast convert released.pth model.safetensors --dataset ade20k
-  mcibi-fast data check DATA/camvid
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
   mcibi-fast data pack ade20k DATA/ADEChallengeData2016.zip SHARDS
 

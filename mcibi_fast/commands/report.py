@@ -14,11 +14,12 @@ import torch
 
 import mcibi_fast
 from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.engine.checkpoint import ModelSpec, load_model
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.run import Run
 from mcibi_fast.models import Segmentor
-from mcibi_fast.recipes import NamedData, ScenesData, TrainConfig
+from mcibi_fast.recipes import NamedData, ScenesData, ShardsData, TrainConfig
 from mcibi_fast.viz.report import Report
 from mcibi_fast.viz.sections import (
     Samples,
@@ -207,7 +208,7 @@ def _dataset(config: TrainConfig, root: str | None) -> SegmentationDataset:
     if root is not None:
         if isinstance(data, ScenesData):
             raise ValueError("--root: the run's data are the built-in scenes, which read no folder")
-        data = replace(data, root=root)
+        data = ShardsData.like(data, root) if holds_shards(root) else replace(data, root=root)
     return data.dataset(data.val_split)
 
 
