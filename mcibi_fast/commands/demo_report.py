@@ -126,7 +126,8 @@ def build_report(outcomes: Outcomes) -> Report:
     dataset = config.data.dataset(config.data.val_split)
     _add_look_alikes(report, classes, outcomes)
     report.heading("Classes")
-    report.text("Where there are several seeds, the pictures of models are of the first one.")
+    if seeds > 1:
+        report.text("The pictures of predictions, features and weights are of the first seed.")
     report.legend(classes, dataset.palette.tolist())
     trained = [
         Trained(name, _last_model(runs[0]), runs[0].run.history())
