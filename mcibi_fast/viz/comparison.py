@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mcibi_fast.viz.overlay import Pixels, colourise, fit, grid, legend, mark
 
-_SIDE = 256
+_SIDE, _LARGEST = 256, 384  # small pictures grow to the one, large ones shrink to the other
 _FONT = 18
 _LEVELS = 64  # no eye sees the steps, and the file is half as large
 _HIGH_BITS = np.uint8(0xFC)  # of a photograph; the two others are invisible and a third of its file
@@ -58,8 +58,8 @@ def prediction_sheet(
             wrong = _mistaken(maps[i], scene.label, len(classes))
             labelled = np.isin(scene.label, np.arange(len(classes)))
             occurring.update(np.unique(maps[i]).tolist())
-            wrong_there = fit(wrong.astype(np.uint8), _SIDE, smooth=False) > 0
-            row.append(mark(fit(colourise(maps[i], palette), _SIDE, smooth=False), wrong_there))
+            wrong_there = _sized(wrong.astype(np.uint8), smooth=False) > 0
+            row.append(mark(_sized(colourise(maps[i], palette), smooth=False), wrong_there))
             right = 100 * (1 - wrong.sum() / max(labelled.sum(), 1))
             line.append(f"{right:.1f} % right")
         rows.append(row)
@@ -133,12 +133,16 @@ def heat(weights: NDArray[np.floating]) -> Pixels:
     levels = (np.where(known, weights, 0).clip(0, 1) * (_LEVELS - 1) + 0.5).astype(int)
     colours = _colour_map()[levels]
     picture = np.where(known[..., None], colours, np.array(_NO_WEIGHT, np.uint8))
-    return fit(picture, _SIDE, smooth=True)
+    return _sized(picture, smooth=True)
+
+
+def _sized(picture: Pixels, *, smooth: bool) -> Pixels:
+    return fit(picture, min(max(_SIDE, picture.shape[1]), _LARGEST), smooth=smooth)
 
 
 def _left(scene: Scene, palette: Pixels) -> tuple[list[Pixels], list[str]]:
-    image = fit(scene.pixels, _SIDE, smooth=True) & _HIGH_BITS
-    truth = fit(colourise(scene.label, palette), _SIDE, smooth=False)
+    image = _sized(scene.pixels, smooth=True) & _HIGH_BITS
+    truth = _sized(colourise(scene.label, palette), smooth=False)
     return [image, truth], [scene.name, ""]
 
 

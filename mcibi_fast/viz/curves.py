@@ -168,7 +168,7 @@ def memory_over_time(
     names = [short(name) for name in classes[:LEGEND_CLASSES]]
     across = legend_columns(names, 11.5)
     figure, panels = axes_of(1, 2, size=(11.5, 3.8 + 0.24 * -(-len(names) // across)))
-    outline = [withStroke(linewidth=2.8, foreground="#28303a88")]
+    outline = [withStroke(linewidth=2.8, foreground="#8b9097")]
     for axes, key, title in zip(
         panels, ("mean", "std"), ("mean μ (Eq. 9)", "standard deviation σ (Eq. 9)"), strict=True
     ):
@@ -203,7 +203,7 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
     return max(1, min(int(width / (0.75 + 0.085 * longest)), len(labels)))
 
 
-def png(figure: Figure, *, dpi: int = 150) -> bytes:
+def png(figure: Figure, *, dpi: int = 140) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"optimize": True})

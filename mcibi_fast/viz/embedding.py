@@ -82,7 +82,7 @@ def embedding_chart(
     labels = [short(classes[k]) for k in named]
     if any(space.stars is not None for space in spaces):
         handles.append(Line2D([], [], ls="", marker="*", ms=12, mec=INK, mew=0.8, mfc="white"))
-        labels.append("drawn from the memory")
+        labels.append("C_dl (memory)")
     if len(seen) > len(named):
         handles.append(Line2D([], [], ls=""))
         labels.append(f"and {len(seen) - len(named)} rarer")

@@ -72,8 +72,8 @@ def fit(picture: Pixels, width: int, *, smooth: bool) -> Pixels:
             classes).
     """
     H, W = picture.shape[:2]
-    factor = round(width / W)
-    if factor >= 1:
+    if width >= W:
+        factor = round(width / W)
         return picture.repeat(factor, 0).repeat(factor, 1)
     resampling = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
     size = (width, max(1, round(H * width / W)))

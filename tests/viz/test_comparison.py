@@ -113,3 +113,10 @@ def test_legend_fits_the_width_and_explains_the_marks() -> None:
     narrow, wide = (legend(names, PALETTE, width=width, mistaken=True) for width in (150, 600))
     assert narrow.width <= 160 and wide.width <= 606 and narrow.height > wide.height
     assert count(np.array(wide), INK) > 40
+
+
+def test_photographs_shrink_and_small_scenes_grow() -> None:
+    photo = Scene("p", np.zeros((360, 480, 3), np.uint8), np.zeros((360, 480), np.uint8))
+    for shown, side in ((photo, 384), (scene(), 256)):
+        sheet = prediction_sheet([shown], {"m": [shown.label]}, CLASSES, PALETTE)
+        assert 3 * side <= sheet.width < 3 * side + 40

@@ -210,4 +210,4 @@ def test_chart_colours_dots_by_class_and_adds_stars() -> None:
     assert np.allclose(right.collections[1].get_facecolor()[:, :3], palette[[0, 1, 3]] / 255)
     assert "silhouette" in left.get_title() and left.get_title().startswith("space")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["a", "b", "d", "drawn from the memory"]  # c does not occur
+    assert labels == ["a", "b", "d", "C_dl (memory)"]  # c does not occur
