@@ -147,7 +147,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="[NAME] ROOT",
         help="ROOT alone holds images/SPLIT and labels/SPLIT; a published dataset by its name "
-        "(ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, camvid), also zipped",
+        "(ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, vspw, camvid), also "
+        "zipped",
     )
     check.add_argument("--out", metavar="DIR", help="where four overlays go (default: data_check)")
     check.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")

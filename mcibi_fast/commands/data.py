@@ -82,7 +82,14 @@ def _check(args: argparse.Namespace, progress: bool) -> Report:
             raise ValueError("--classes: a published dataset has its own; give ROOT alone")
         name, root = args.dataset
         if name == "camvid":
-            return check(root, out, classes=CAMVID_CLASSES, sizes=CAMVID_SIZES, progress=progress)
+            return check(
+                root,
+                out,
+                classes=CAMVID_CLASSES,
+                sizes=CAMVID_SIZES,
+                videos=True,
+                progress=progress,
+            )
         return check_named(name, root, out, progress=progress)
     root = args.dataset[0]
     if local_splits(root):

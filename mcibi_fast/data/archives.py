@@ -89,6 +89,13 @@ class Files:
             raise DataError(f"{path}: missing; expected {self.layout}")
         return store.read(path)
 
+    def head(self, path: str, count: int) -> bytes:
+        """The first ``count`` bytes of a file, fewer where it is shorter. Raises as `read` does."""
+        store = self._store(path)
+        if store is None:
+            raise DataError(f"{path}: missing; expected {self.layout}")
+        return store.read(path, count)
+
     def lines(self, path: str) -> list[str]:
         """A text file's lines that are not blank, stripped. Raises DataError if there are none."""
         try:
@@ -120,9 +127,10 @@ class _Folder:
         place = self.path / folder
         return os.listdir(place) if place.is_dir() else []
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, count: int = -1) -> bytes:
         try:
-            return (self.path / path).read_bytes()
+            with (self.path / path).open("rb") as file:
+                return file.read(count)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -168,9 +176,10 @@ class _Zip:
         # The shallowest: __MACOSX repeats the whole tree one folder down.
         return min(found, key=lambda p: (p.count("/"), p), default=None)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, count: int = -1) -> bytes:
         try:
-            return self._open().read(path)
+            with self._open().open(path) as file:
+                return file.read(count)
         except _READING_ERRORS as error:
             reason = " ".join(str(error).split())
             raise DataError(

@@ -25,7 +25,8 @@ class Sample(TypedDict):
 class Transform(Protocol):
     """uint8 ``image`` (3, H, W) and integer ``label`` (H, W) -> float32 image and label.
 
-    Whatever is random comes from a generator seeded by (the transform's seed, epoch, index).
+    An image may also be a clip (T, 3, H, W), which is transformed as a whole. Whatever is random
+    comes from a generator seeded by (the transform's seed, epoch, index).
     """
 
     def __call__(
@@ -80,18 +81,22 @@ class SegmentationDataset(Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset with {len(self)} samples")
         index %= len(self)
-        pixels, mask = self.read(index)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        image, label = self.transformed(*self.read(index), index)
+        return {"image": image, "label": label, "name": self.name(index)}
+
+    def transformed(
+        self, pixels: NDArray[np.uint8], mask: NDArray[np.integer], index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (..., H, W, 3) and mask (H, W) -> image (..., 3, H, W) float32 and label."""
+        image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3)))
         label = torch.from_numpy(mask)
         if self.transform is None:
-            image = normalise(image, self.mean, self.std)
-        else:
-            image, label = self.transform(image, label, epoch=self.epoch, index=index)
-        return {"image": image, "label": label, "name": self.name(index)}
+            return normalise(image, self.mean, self.std), label
+        return self.transform(image, label, epoch=self.epoch, index=index)
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (3, H, W) -> float32, (image / 255 - mean) / std per channel."""
+    """uint8 (..., 3, H, W) -> float32, (image / 255 - mean) / std per channel."""
     m = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
     s = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
     return (image.to(torch.float32) / 255 - m) / s

@@ -14,16 +14,19 @@ from tqdm import tqdm
 from ..viz.overlay import blend, grid
 from ..viz.palette import distinct_palette
 from .base import IGNORE_INDEX
+from .check_video import check_vspw, folder_lines
 from .errors import DataError
 from .folder import ClassList, class_list, read_pair, split_files, splits
 from .named import named
 from .shards import ShardedDataset, local_splits
+from .vspw import VSPW
 
 _OVERLAYS = 4
 _BAR = 30
 _SHOWN = 50
 
-_Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer]]]
+# A frame of a video may have no mask: None.
+_Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer] | None]]
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Report:
     ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
     ``problems`` holds one line per bad or missing file, ``warnings`` one per split whose size is
     not the published one, ``spare`` the masks without an image (they do no harm), ``overlays`` the
-    pictures written.
+    pictures written, ``video_lines`` what there is to say of videos.
     """
 
     root: Path
@@ -49,20 +52,22 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     spare: list[str] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
+    video_lines: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
-    def expect(self, title: str, split: str, count: int, size: int) -> None:
+    def expect(self, title: str, split: str, count: int, size: int, unit: str = "images") -> None:
         """Notes a split of another size than the published one."""
         if count != size:
-            self.warnings.append(f"{split} has {count:,} images; in {title} it has {size:,}")
+            self.warnings.append(f"{split} has {count:,} {unit}; in {title} it has {size:,}")
 
     def text(self) -> str:
         """The report to print."""
         lines = [f"{self.root}"]
         lines.append("splits   " + ", ".join(f"{name} {n}" for name, n in self.pairs.items()))
+        lines.extend(self.video_lines)
         common = self.sizes.most_common(5)
         sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in common)
         more = len(self.sizes) - len(common)
@@ -104,6 +109,7 @@ def check(
     *,
     classes: Sequence[str] | None = None,
     sizes: Mapping[str, int] | None = None,
+    videos: bool = False,
     progress: bool = True,
 ) -> Report:
     """Read every image and mask of every split under ``root``, in the layout of `data.folder`.
@@ -112,7 +118,8 @@ def check(
     in ``report.problems``; the check goes on. Four overlays of images spread over the usable ones
     are written to ``out``, made if need be; None writes none. Without ``classes`` and a class list
     in the folder, labels have no range to be checked against. ``sizes`` are the images that each
-    split should have; another number is a warning. Raises DataError when ``root`` is no such
+    split should have; another number is a warning. With ``videos`` the images are frames, named
+    <video>_<number>, and the report counts them by video. Raises DataError when ``root`` is no such
     dataset at all.
     """
     root = Path(root)
@@ -125,12 +132,14 @@ def check(
 
     for split, size in (sizes or {}).items():
         report.expect("the published set", split, sum(job[0] == split for job in jobs), size)
-    good = _read_all(report, jobs, read, progress)
+    if videos:
+        report.video_lines = folder_lines(jobs)
+    good = read_all(report, jobs, read, progress)
     if found is None:
         seen = np.flatnonzero(report.pixels)
         names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
         found = ClassList(names, distinct_palette(len(names)))
-    _finish(report, found, good, read, out)
+    finish(report, found, good, read, out)
     return report
 
 
@@ -143,6 +152,8 @@ def check_named(
     ValueError for an unknown name and DataError when nothing of the dataset is there.
     """
     dataset = named(name)
+    if dataset is VSPW:
+        return check_vspw(root, out, progress=progress)
     files = dataset.open_files(root)
     report, listed = Report(Path(root)), 0
     jobs: list[tuple[str, str, str]] = []
@@ -163,8 +174,8 @@ def check_named(
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         return dataset.read_pair(files, image, label)
 
-    good = _read_all(report, jobs, read, progress)
-    _finish(report, ClassList(dataset.classes, dataset.palette), good, read, out)
+    good = read_all(report, jobs, read, progress)
+    finish(report, ClassList(dataset.classes, dataset.palette), good, read, out)
     return report
 
 
@@ -187,13 +198,13 @@ def check_shards(
         return dataset.read(index)
 
     jobs = [(dataset.split, name, name) for name, (dataset, _) in places.items()]
-    good = _read_all(report, jobs, read, progress)
+    good = read_all(report, jobs, read, progress)
     first = next(iter(packed.values()))
-    _finish(report, ClassList(first.classes, first.palette), good, read, out)
+    finish(report, ClassList(first.classes, first.palette), good, read, out)
     return report
 
 
-def _read_all(
+def read_all(
     report: Report, jobs: list[tuple[str, str, str]], read: _Read, progress: bool
 ) -> list[tuple[str, str]]:
     """Reads every (split, image, mask), notes all but the overlays, and returns the good pairs."""
@@ -202,21 +213,23 @@ def _read_all(
     good = []
     for split, image, label in tqdm(jobs, desc="data check", unit="image", disable=not progress):
         try:
-            indices = read(image, label)[1]
+            pixels, indices = read(image, label)
         except DataError as error:
             report.problems.append(str(error))
+            continue
+        report.sizes[pixels.shape[1], pixels.shape[0]] += 1
+        if indices is None:
             continue
         counts = np.bincount(indices.ravel(), minlength=IGNORE_INDEX + 1)
         report.pixels += counts[:IGNORE_INDEX]
         report.images += counts[:IGNORE_INDEX] > 0
         report.ignored += int(counts[IGNORE_INDEX])
-        report.sizes[indices.shape[1], indices.shape[0]] += 1
         report.pairs[split] += 1
         good.append((image, label))
     return good
 
 
-def _finish(
+def finish(
     report: Report,
     found: ClassList,
     good: list[tuple[str, str]],
@@ -263,6 +276,7 @@ def _write_overlays(
     for number, chosen in enumerate(spread, start=1):
         image, label = good[chosen]
         pixels, indices = read(image, label)
+        assert indices is not None
         sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
         path = out / f"overlay_{number}_{Path(image).stem}.png"
         sheet.save(path)

@@ -9,6 +9,7 @@ from .lip import CIHP, LIP
 from .listed import ListedDataset
 from .pascal_context import PascalContext, PascalContext60
 from .voc import VOC
+from .vspw import VSPW
 
 DATASETS: dict[str, type[ListedDataset]] = {
     "ade20k": ADE20K,
@@ -20,6 +21,7 @@ DATASETS: dict[str, type[ListedDataset]] = {
     "pascal_context": PascalContext,
     "pascal_context_60": PascalContext60,
     "voc": VOC,
+    "vspw": VSPW,
 }
 
 

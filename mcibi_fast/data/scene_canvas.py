@@ -67,11 +67,11 @@ class Canvas:
     """An image being drawn: ``rgb`` (H, W, 3) float32 in 0..1, ``label`` (H, W) uint8."""
 
     def __init__(self, height: int, width: int) -> None:
-        self.scale = min(height, width)
+        self.scale: float = min(height, width)
         self.height = height / self.scale
         self.width = width / self.scale
-        self.y = ((np.arange(height, dtype=np.float32) + 0.5) / self.scale)[:, None]
-        self.x = ((np.arange(width, dtype=np.float32) + 0.5) / self.scale)[None, :]
+        self.y: Array = ((np.arange(height, dtype=np.float32) + 0.5) / self.scale)[:, None]
+        self.x: Array = ((np.arange(width, dtype=np.float32) + 0.5) / self.scale)[None, :]
         self.rgb = np.zeros((height, width, 3), np.float32)
         self.label = np.full((height, width), IGNORE_INDEX, np.uint8)
 
@@ -89,7 +89,7 @@ class Canvas:
         return self.window(0.0, y0, self.width, y1)
 
 
-def _clip(low: float, high: float, scale: int, size: int) -> tuple[int, int]:
+def _clip(low: float, high: float, scale: float, size: int) -> tuple[int, int]:
     return max(int(np.floor(low * scale)) - 1, 0), min(int(np.ceil(high * scale)) + 1, size)
 
 

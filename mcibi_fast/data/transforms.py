@@ -42,8 +42,9 @@ class TrainTransform:
         style: gives crops another image's style; None keeps their own.
 
     Called with an image (3, H, W) uint8 and a label (H, W), and keywords ``epoch`` and ``index``;
-    returns float32 (3, h, w) and the label (h, w) in its dtype. Raises ImportError where
-    torchvision does not import.
+    returns float32 (3, h, w) and the label (h, w) in its dtype. A clip (T, 3, H, W) gives
+    (T, 3, h, w): one draw for all its frames, each of them what it would be alone. Raises
+    ImportError where torchvision does not import.
     """
 
     def __init__(
@@ -265,5 +266,6 @@ def _distort(rng: np.random.Generator, image: Tensor) -> Tensor:
 def _adjust_contrast(image: Tensor, factor: float) -> Tensor:
     """As torchvision's, but the mean is a sum of integers: exact for any number of threads."""
     grey = torchvision_functional().rgb_to_grayscale(image)
-    mean = int(grey.sum(dtype=torch.int64)) / grey.numel()
-    return (image * factor + mean * (1 - factor)).clamp(0, 255).to(torch.uint8)
+    total = grey.sum(dim=(-3, -2, -1), keepdim=True, dtype=torch.int64)  # of each frame
+    shift = (total.double() / (grey.shape[-2] * grey.shape[-1]) * (1 - factor)).float()
+    return (image * factor + shift).clamp(0, 255).to(torch.uint8)

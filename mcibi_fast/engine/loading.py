@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mcibi_fast.data import Sample, SegmentationDataset
 
 Batch = dict[str, Any]
-"""``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts."""
+"""``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts.
+
+Of clips also ``past`` (B, h, 3, H, W).
+"""
 
 
 class _Carried(Dataset):
@@ -143,11 +146,14 @@ def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:
             return sample
     good: list[Sample] = list(samples)  # type: ignore[arg-type]
     images: list[Tensor] = [sample["image"] for sample in good]
-    return {
+    batch: Batch = {
         "image": torch.stack(images),
         "label": torch.stack([torch.as_tensor(sample["label"]) for sample in good]),
         "name": [sample["name"] for sample in good],
     }
+    if "past" in good[0]:  # a clip
+        batch["past"] = torch.stack([sample["past"] for sample in good])  # type: ignore[typeddict-item]
+    return batch
 
 
 def _stack_by_size(samples: Sequence[Sample | Exception]) -> list[Batch] | Exception:

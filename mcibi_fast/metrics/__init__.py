@@ -1,5 +1,27 @@
-"""Evaluation metrics, computed from one integer confusion matrix over a whole split."""
+"""Evaluation metrics: one integer confusion matrix over a whole split, and what videos add."""
 
 from mcibi_fast.metrics.confusion import ConfusionMatrix, SegmentationMetrics
+from mcibi_fast.metrics.flow import DISFlow, FlowFunction, RAFTFlow, default_flow, warp_backward
+from mcibi_fast.metrics.temporal import (
+    ConsistencyScore,
+    TemporalConsistency,
+    TemporalScore,
+    VideoConsistency,
+)
+from mcibi_fast.metrics.video import VideoMetrics, VideoScores
 
-__all__ = ["ConfusionMatrix", "SegmentationMetrics"]
+__all__ = [
+    "ConfusionMatrix",
+    "ConsistencyScore",
+    "DISFlow",
+    "FlowFunction",
+    "RAFTFlow",
+    "SegmentationMetrics",
+    "TemporalConsistency",
+    "TemporalScore",
+    "VideoConsistency",
+    "VideoMetrics",
+    "VideoScores",
+    "default_flow",
+    "warp_backward",
+]

@@ -1,0 +1,118 @@
+"""`mcibi-fast data check` of video datasets: frames per video, frames that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+from .folder import ClassList
+from .folder_video import split_stem, usual_step
+from .images import check_sizes
+from .listed import Item
+from .vspw import VSPW, by_video, read_image
+
+if TYPE_CHECKING:
+    from .check import Report
+
+_Numbers = Mapping[str, Sequence[int]]  # of each video, its frames' numbers in order
+
+
+def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: bool = True) -> Report:
+    """As `check_named`; also counts videos, their frames, frames missing and odd mask values.
+
+    Frames without a mask, which ``test`` may have, are decoded, too. ``report.pairs`` counts the
+    frames with one.
+    """
+    from .check import Report, finish, read_all
+
+    files = VSPW.open_files(root)
+    report, listed = Report(Path(root)), 0
+    jobs: list[tuple[str, str, str]] = []
+    for split in VSPW.checked:
+        report.pairs[split] = 0
+        try:
+            listing = VSPW.find(files, split)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        listed += listing.listed
+        report.problems.extend(f"{path}: missing" for path in listing.missing)
+        jobs.extend((split, item.image, item.label) for item in listing.items)
+        videos = by_video(listing.items)
+        report.video_lines += video_lines(split, {v: _numbers(x) for v, x in videos.items()})
+        bare = sum(not item.label for item in listing.items)
+        if bare:
+            report.video_lines.append(f"{'':8} {bare:,} frames of {split} have no mask")
+        report.expect(VSPW.title, split, len(videos), VSPW.video_counts[split], "videos")
+        report.expect(VSPW.title, split, listing.listed, VSPW.sizes[split])
+    if listed == 0:
+        raise DataError(report.problems[0] if report.problems else f"{root}: no images in it")
+    odd, masks = np.zeros(256, np.int64), 0
+
+    def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
+        nonlocal odd, masks
+        pixels = read_image(files, image)
+        if not label:
+            return pixels, None
+        values = VSPW.read_mask(files, label)
+        check_sizes(pixels, values, files.describe(image), files.describe(label))
+        counts = VSPW.odd(values)
+        odd, masks = odd + counts, masks + bool(counts.any())
+        return pixels, VSPW.classes_of(values, files.describe(label))
+
+    good = read_all(report, jobs, read, progress)
+    if masks:
+        values = ", ".join(f"{v} ({odd[v]:,})" for v in np.flatnonzero(odd))
+        report.warnings.append(
+            f"{masks} masks hold values that are no class; the pixels are ignored: {values}"
+        )
+    finish(report, ClassList(VSPW.class_names(files), VSPW.palette), good, read, out)
+    return report
+
+
+def _numbers(items: Sequence[Item]) -> list[int]:
+    """The numbers of a video's frames; their places where the names are no numbers."""
+    stems = [PurePosixPath(item.name).name for item in items]
+    return [int(s) for s in stems] if all(map(str.isdecimal, stems)) else [*range(len(stems))]
+
+
+def folder_lines(jobs: Sequence[tuple[str, str, str]]) -> list[str]:
+    """`video_lines` of each split of (split, image, mask), whose images are <video>_<number>."""
+    splits: dict[str, dict[str, list[int]]] = {}
+    for split, image, _ in jobs:
+        film, number = split_stem(Path(image).stem)
+        splits.setdefault(split, {}).setdefault(film, []).append(number)
+    return [
+        line
+        for split, films in splits.items()
+        for line in video_lines(split, {film: sorted(numbers) for film, numbers in films.items()})
+    ]
+
+
+def video_lines(split: str, videos: _Numbers) -> list[str]:
+    """What a report says of a split's videos: how many frames they have, and how many miss."""
+    counts = np.array([len(numbers) for numbers in videos.values()])
+    if counts.size == 0:
+        return []
+    spread = f"{counts.min()}..{counts.max()} frames, median {np.median(counts):g}"
+    lines = [f"videos   {split} {len(counts):,} ({spread})"]
+    gaps = {name: count for name, numbers in videos.items() if (count := absent(numbers))}
+    if gaps:
+        worst = max(gaps, key=lambda name: gaps[name])
+        lines.append(
+            f"{'':8} {sum(gaps.values()):,} frame numbers of {split} are left out, in "
+            f"{len(gaps)} videos; most in {worst} ({gaps[worst]:,})"
+        )
+    return lines
+
+
+def absent(numbers: Sequence[int]) -> int:
+    """How many frames lie between consecutive ones that are farther apart than they usually are."""
+    step = max(usual_step(numbers), 1)
+    return sum(max(round((b - a) / step) - 1, 0) for a, b in pairwise(numbers))

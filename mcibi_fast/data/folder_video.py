@@ -1,0 +1,91 @@
+"""Videos in a folder of images: frames are files ``<video>_<number>``, as CamVid's are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import Transform
+from .errors import DataError
+from .folder import FolderDataset, read_pair
+from .video import VideoDataset
+
+_STEM = re.compile(r"(.+)_[A-Za-z]*(\d+)")
+
+
+class FolderVideos(VideoDataset, FolderDataset):
+    """A split of a `FolderDataset` as videos; every frame has a label.
+
+    The frames of a video are sorted by their numbers. Where the number jumps by more than twice the
+    video's usual step, the film was cut: a new video begins, named ``<video>.2``, ``<video>.3``.
+
+    CamVid: ``FolderVideos(root, split, classes=CAMVID_CLASSES)`` (train 0001TP, 0006R0 and three
+    parts of 0016E5; its labelled frames are 30 apart, in val 2).
+
+    Takes the arguments of `FolderDataset` and raises what it raises, and DataError for a file whose
+    name has no number.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        transform: Transform | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        FolderDataset.__init__(self, root, split, transform, classes=classes)
+        numbered = sorted(
+            (*split_stem(Path(image).stem), image, label) for image, label in self.pairs
+        )
+        films: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+        for film, number, image, label in numbered:
+            films.setdefault(film, []).append((number, (image, label)))
+        self._videos: dict[str, list[tuple[str, str]]] = {}
+        for film, frames in films.items():
+            for part, (start, end) in enumerate(pairwise(cuts([number for number, _ in frames]))):
+                name = film if part == 0 else f"{film}.{part + 1}"
+                self._videos[name] = [pair for _, pair in frames[start:end]]
+        self._names = list(self._videos)
+
+    def videos(self) -> list[str]:
+        return list(self._names)
+
+    def frames(self, video: int) -> int:
+        return len(self._videos[self._names[video]])
+
+    def frame_name(self, video: int, frame: int) -> str:
+        return Path(self._videos[self._names[video]][frame][0]).stem
+
+    def read_frame(
+        self, video: int, frame: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
+        pair = self._videos[self._names[video]][frame]
+        image, label = read_pair(self.root, *pair, num_classes=self.num_classes)
+        return image, label.astype(np.uint8)
+
+
+def split_stem(stem: str) -> tuple[str, int]:
+    """ "0016E5_07959" -> ("0016E5", 7959). Raises DataError when there is no number."""
+    match = _STEM.fullmatch(stem)
+    if match is None:
+        raise DataError(f"{stem}: no frame number; name the frames <video>_<number>")
+    return match[1], int(match[2])
+
+
+def usual_step(numbers: Sequence[int]) -> int:
+    """The commonest difference of consecutive numbers, the smaller of two; 1 of a single one."""
+    steps = [b - a for a, b in pairwise(numbers)]
+    return max(sorted(set(steps)), key=steps.count, default=1)
+
+
+def cuts(numbers: Sequence[int]) -> list[int]:
+    """Where parts begin and end: 0, each index after a jump, and the number of frames."""
+    step = usual_step(numbers)
+    jumps = [i for i, (a, b) in enumerate(pairwise(numbers), start=1) if b - a > 2 * step]
+    return [0, *jumps, len(numbers)]

@@ -1,0 +1,210 @@
+"""Videos: datasets that know their frames' order, clips to train on, streams to infer on.
+
+A `VideoDataset` is also a dataset of images, each labelled frame a sample, so that whatever trains
+or evaluates an image model takes it as it is. `ClipDataset` adds the past frames. `stream` yields
+one video's frames in order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .base import Sample, SegmentationDataset, Transform
+from .errors import DataError
+
+_FRAME_DRAW = 1  # keeps the choice of frames apart from the augmentation's draws
+
+
+class Frame(TypedDict):
+    """One frame: ``image`` (3, H, W) float32, ``label`` (H, W) integer or None, ``name``."""
+
+    image: Tensor
+    label: Tensor | None
+    name: str
+
+
+class Clip(Sample):
+    """A `Sample` with ``past`` (h, 3, H, W) float32: frames N-1, ..., N-h, the latest first."""
+
+    past: Tensor
+
+
+class VideoDataset(SegmentationDataset):
+    """Base class: subclasses give `videos`, `frames`, `frame_name` and `read_frame`.
+
+    Videos and frames are numbered from 0. ``dataset[i]`` is labelled frame ``i`` of all videos, in
+    order; ``dataset.frame(video, frame)`` is any frame. The frames of a video have one size.
+    """
+
+    def videos(self) -> list[str]:
+        """The names of the videos."""
+        raise NotImplementedError
+
+    def frames(self, video: int) -> int:
+        """The number of frames of a video, labelled or not."""
+        raise NotImplementedError
+
+    def frame_name(self, video: int, frame: int) -> str:
+        """The frame's name, unique within the dataset."""
+        raise NotImplementedError
+
+    def read_frame(
+        self, video: int, frame: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
+        """A frame as it is: image (H, W, 3) uint8, label (H, W) or None. Raises DataError."""
+        raise NotImplementedError
+
+    def labelled(self, video: int) -> Sequence[int]:
+        """The frames of a video that have labels, ascending; here all of them."""
+        return range(self.frames(video))
+
+    def frame(self, video: int, frame: int) -> Frame:
+        """Frame ``frame`` of video ``video`` under the dataset's transform, which must be one for
+        evaluation. Raises IndexError for numbers out of range, DataError for a bad file.
+        """
+        self._check(video, frame)
+        pixels, mask = self.read_frame(video, frame)
+        nothing = np.full(pixels.shape[:2], self.ignore_index, np.uint8)
+        image, label = self.transformed(pixels, nothing if mask is None else mask, frame)
+        return {
+            "image": image,
+            "label": None if mask is None else label,
+            "name": self.frame_name(video, frame),
+        }
+
+    def stream(self, video: int, start: int = 0) -> Iterator[Frame]:
+        """The frames of a video in order, from ``start``; each is read when it is asked for."""
+        self._check(video, start)
+        for frame in range(start, self.frames(video)):
+            yield self.frame(video, frame)
+
+    def past(self, video: int, frame: int, history: int) -> list[int]:
+        """The frames N-1, ..., N-h before ``frame``; frame 0 stands in for those before it."""
+        self._check(video, frame)
+        return [max(frame - i, 0) for i in range(1, history + 1)]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Sample ``index`` -> (video, frame)."""
+        video = bisect_right(self._starts, index) - 1
+        return video, self.labelled(video)[index - self._starts[video]]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def name(self, index: int) -> str:
+        return self.frame_name(*self.locate(index))
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Sample ``index``: image (H, W, 3) uint8, label (H, W). Raises DataError."""
+        return self.read_labelled(*self.locate(index))
+
+    def read_labelled(
+        self, video: int, frame: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """As `read_frame`, of a frame that has a label. Raises DataError for one without."""
+        pixels, mask = self.read_frame(video, frame)
+        if mask is None:
+            raise DataError(f"{self.frame_name(video, frame)}: has no label")
+        return pixels, mask
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first sample of each video, and the number of samples."""
+        counts = [len(self.labelled(video)) for video in range(len(self.videos()))]
+        return [0, *np.cumsum(counts, dtype=int).tolist()]
+
+    def _check(self, video: int, frame: int) -> None:
+        if not 0 <= video < len(self.videos()):
+            raise IndexError(f"video {video} of a dataset with {len(self.videos())} videos")
+        if not 0 <= frame < self.frames(video):
+            raise IndexError(f"frame {frame} of a video with {self.frames(video)} frames")
+
+
+class ClipDataset(SegmentationDataset):
+    """Labelled frames with the frames before them, for training and clip-wise evaluation.
+
+    Args:
+        source: the videos; its own transform is not used.
+        history: h, the number of past frames (Section 3.6); 0 gives ``past`` of shape (0, 3, H, W).
+        frames: "all": every labelled frame is a sample; "one": every video is, by one of its
+            labelled frames, which is drawn from (seed, epoch, video) (VSPW's protocol).
+        seed: of that draw, non-negative.
+        transform: one draw of it for the whole clip; see `TrainTransform`.
+
+    Samples are a `Clip` each: the frame, its label and name, and ``past``. At a video's beginning
+    its first frame is repeated. Raises ValueError for a negative history or seed, and DataError
+    when a sample is read for bad files and for frames that differ in size.
+    """
+
+    def __init__(
+        self,
+        source: VideoDataset,
+        *,
+        history: int = 2,
+        frames: Literal["all", "one"] = "all",
+        seed: int = 0,
+        transform: Transform | None = None,
+    ) -> None:
+        super().__init__(transform)
+        if history < 0:
+            raise ValueError(f"history: {history} is negative")
+        if seed < 0:
+            raise ValueError(f"seed: {seed} is negative")
+        if frames not in ("all", "one"):
+            raise ValueError(f"frames: expected 'all' or 'one', got {frames!r}")
+        self.source, self.history, self.frames, self.seed = source, history, frames, seed
+        self.classes, self.palette = source.classes, source.palette
+        self.mean, self.std = source.mean, source.std
+        self.ignore_index, self.flip_pairs = source.ignore_index, source.flip_pairs
+        self._labelled = [v for v in range(len(source.videos())) if len(source.labelled(v))]
+
+    def __len__(self) -> int:
+        return len(self._labelled) if self.frames == "one" else len(self.source)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Sample ``index`` -> (video, frame); with ``frames="one"`` in this epoch."""
+        if self.frames == "all":
+            return self.source.locate(index)
+        video = self._labelled[index]
+        labelled = self.source.labelled(video)
+        rng = np.random.default_rng((self.seed, self.epoch, index, _FRAME_DRAW))
+        return video, labelled[int(rng.integers(len(labelled)))]
+
+    def name(self, index: int) -> str:
+        return self.source.frame_name(*self.locate(index))
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Sample ``index`` without its past: image (H, W, 3) uint8, label (H, W)."""
+        return self.source.read_labelled(*self.locate(index))
+
+    def read_clip(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Sample ``index``: frames N, N-1, ..., N-h (1 + h, H, W, 3) uint8, label (H, W)."""
+        video, last = self.locate(index)
+        wanted = [last, *self.source.past(video, last, self.history)]
+        pixels, mask = self.source.read_labelled(video, last)
+        read = {last: pixels}
+        for frame in wanted:
+            if frame not in read:
+                read[frame] = self.source.read_frame(video, frame)[0]
+        for frame, other in read.items():
+            if other.shape != pixels.shape:
+                raise DataError(
+                    f"{self.source.frame_name(video, frame)}: size {other.shape[1]}x"
+                    f"{other.shape[0]}, but {self.source.frame_name(video, last)} has "
+                    f"{pixels.shape[1]}x{pixels.shape[0]}; the frames of a video have one size"
+                )
+        return np.stack([read[frame] for frame in wanted]), mask
+
+    def __getitem__(self, index: int) -> Clip:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset with {len(self)} samples")
+        index %= len(self)
+        images, label = self.transformed(*self.read_clip(index), index)
+        return {"image": images[0], "label": label, "name": self.name(index), "past": images[1:]}

@@ -1,0 +1,186 @@
+"""Optical flow for temporal consistency, and the warp that follows it.
+
+`RAFTFlow` is what VSPW's evaluation used (torchvision's port of the Chairs+Things weights),
+`DISFlow` needs no weights and no GPU. `default_flow` takes the first where its weights can be had.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PROTOCOLS: tuple[str, ...] = ("vspw2021", "strict")
+
+_RAFT_STRIDE = 8
+_RAFT_SMALLEST = 128  # its correlation pyramid has four levels at stride 8
+
+
+class FlowFunction(Protocol):
+    """Two frames -> flow from the first to the second; ``name`` is what result tables print."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """(3, H, W) uint8 RGB each -> (2, H, W) float32, x and y in pixels."""
+        ...
+
+
+class RAFTFlow:
+    """torchvision's ``raft_large`` with the original Chairs+Things weights (``C_T_V1``).
+
+    Frames are padded evenly to multiples of 8 by repeating their rims, as VSPW's evaluation does.
+
+    Args:
+        weights: a file with the state dictionary; None lets torchvision find or download it.
+        device: where it runs.
+        iterations: updates of the flow.
+
+    Raises OSError when there are no weights, and ValueError for torchvision that does not import,
+    a file of other weights, and frames with a side below 128 after padding.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        iterations: int = 20,
+    ) -> None:
+        if iterations < 1:
+            raise ValueError(f"iterations: {iterations}, expected at least 1")
+        try:
+            from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
+        except Exception as error:  # built for another torch, it fails in many ways
+            raise ValueError(
+                f"RAFT needs torchvision, which does not import here ({error}); install the "
+                f"torchvision made for torch {torch.__version__}"
+            ) from error
+        if weights is None:
+            model = raft_large(weights=Raft_Large_Weights.C_T_V1)
+        else:
+            model = raft_large(weights=None)
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            try:
+                model.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"{weights}: not the weights of raft_large") from error
+        self.model: Any = model.to(device).eval()
+        self.device, self.iterations = torch.device(device), iterations
+        which = "Chairs+Things, C_T_V1" if weights is None else Path(weights).name
+        self.name = f"RAFT (torchvision raft_large, {which}, {iterations} iterations)"
+
+    @torch.no_grad()
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        _check_frames(first, second)
+        height, width = first.shape[-2:]
+        down, right = -height % _RAFT_STRIDE, -width % _RAFT_STRIDE
+        if min(height + down, width + right) < _RAFT_SMALLEST:
+            raise ValueError(
+                f"first: {height}x{width} is too small for RAFT, at least "
+                f"{_RAFT_SMALLEST}x{_RAFT_SMALLEST}; use DISFlow"
+            )
+        pad = [right // 2, right - right // 2, down // 2, down - down // 2]
+        frames = torch.stack([first, second]).to(self.device).float() / 127.5 - 1
+        frames = F.pad(frames, pad, mode="replicate")
+        flows = self.model(frames[:1], frames[1:], num_flow_updates=self.iterations)
+        return flows[-1][0, :, pad[2] : pad[2] + height, pad[0] : pad[0] + width]
+
+
+class DISFlow:
+    """Dense inverse search (Kroeger et al., 2016) by OpenCV, its medium preset, on the CPU.
+
+    Raises ValueError where OpenCV is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise ValueError(
+                "DIS optical flow needs OpenCV: pip install opencv-python-headless"
+            ) from error
+        self._cv2: Any = cv2
+        self._search = self._cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.name = f"DIS (OpenCV {cv2.__version__}, medium preset)"
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        _check_frames(first, second)
+        grey = [
+            self._cv2.cvtColor(
+                frame.permute(1, 2, 0).contiguous().cpu().numpy(), self._cv2.COLOR_RGB2GRAY
+            )
+            for frame in (first, second)
+        ]
+        flow = self._search.calc(*grey, None)
+        return torch.from_numpy(flow).permute(2, 0, 1).contiguous().to(first.device)
+
+
+def default_flow(device: torch.device | str = "cpu") -> FlowFunction:
+    """`RAFTFlow` where its weights can be had, else `DISFlow`; the name says which.
+
+    Raises ValueError when there is neither.
+    """
+    try:
+        return RAFTFlow(device=device)
+    except (OSError, ValueError):  # no network and no cached file, or no torchvision
+        return DISFlow()
+
+
+def warp_backward(labels: Tensor, flow: Tensor, protocol: str) -> Tensor:
+    """The next frame's labels as this frame sees them: labels[p + flow(p)], nearest, 0 outside.
+
+    Args:
+        labels: (H, W) integers, of the next frame.
+        flow: (2, H, W), x and y in pixels, from this frame to the next.
+        protocol: "vspw2021": the grid is scaled as with ``align_corners=True`` and sampled as with
+            False, as in VSPW's evaluation, which samples x W / (W - 1) - 1/2 in place of x;
+            "strict": both as with False, which samples x.
+
+    Returns:
+        (H, W) int64.
+    """
+    check_protocol(protocol)
+    height, width = labels.shape
+    if flow.shape != (2, height, width):
+        raise ValueError(
+            f"flow: expected shape {(2, height, width)} as the labels', got {tuple(flow.shape)}"
+        )
+    flow = flow.to(labels.device, torch.float32)
+    rows = torch.arange(height, device=labels.device, dtype=torch.float32)[:, None]
+    columns = torch.arange(width, device=labels.device, dtype=torch.float32)[None, :]
+    x, y = columns + flow[0], rows + flow[1]
+    if protocol == "vspw2021":
+        x, y = 2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0
+    else:
+        x, y = (2.0 * x + 1.0) / width - 1.0, (2.0 * y + 1.0) / height - 1.0
+    warped = F.grid_sample(
+        labels[None, None].float(),  # class indices are exact in float32
+        torch.stack([x, y], -1)[None],
+        mode="nearest",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return warped[0, 0].to(torch.int64)
+
+
+def check_protocol(protocol: str) -> None:
+    """Raises ValueError unless it is one of `PROTOCOLS`."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}")
+
+
+def _check_frames(first: Tensor, second: Tensor) -> None:
+    for name, frame in (("first", first), ("second", second)):
+        if frame.dtype != torch.uint8 or frame.dim() != 3 or frame.shape[0] != 3:
+            raise ValueError(
+                f"{name}: expected (3, H, W) uint8, got {tuple(frame.shape)} {frame.dtype}"
+            )
+    if first.shape != second.shape:
+        raise ValueError(
+            f"second: shape {tuple(second.shape)} differs from first's {tuple(first.shape)}"
+        )
