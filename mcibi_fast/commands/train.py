@@ -27,6 +27,9 @@ FREE_RECIPES = {
     "coco_stuff": recipes.coco_stuff,
     "pascal_context": recipes.pascal_context,
     "voc": recipes.voc,
+    "vspw": recipes.vspw,
+    "camvid_video": recipes.camvid_video,
+    "moving_scenes": recipes.moving_scenes,
 }
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "demo": recipes.demo,

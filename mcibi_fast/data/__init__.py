@@ -20,7 +20,7 @@ from .folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
 from .folder_video import FolderVideos
 from .lip import CIHP, LIP
 from .moving_scenes import MovingScenes
-from .named import DATASETS, named
+from .named import DATASETS, named, video_dataset
 from .packing import pack
 from .pascal_context import PascalContext, PascalContext60
 from .scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
@@ -71,4 +71,5 @@ __all__ = [
     "check_shards",
     "named",
     "pack",
+    "video_dataset",
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .ade20k import ADE20K
 from .cityscapes import Cityscapes
 from .coco_stuff import COCOStuff, COCOStuff171
+from .folder import CAMVID_CLASSES
+from .folder_video import FolderVideos
 from .lip import CIHP, LIP
 from .listed import ListedDataset
 from .pascal_context import PascalContext, PascalContext60
+from .video import VideoDataset
 from .voc import VOC
 from .vspw import VSPW
 
@@ -30,3 +35,15 @@ def named(name: str) -> type[ListedDataset]:
     if name not in DATASETS:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def video_dataset(name: str, root: str | Path, split: str) -> VideoDataset:
+    """A split of the published video dataset ``name``: "vspw", or "camvid" as frames of its films.
+
+    Raises ValueError for another name, and what the dataset raises.
+    """
+    if name == "camvid":
+        return FolderVideos(root, split, classes=CAMVID_CLASSES)
+    if name == "vspw":
+        return VSPW(root, split)
+    raise ValueError(f"no video dataset {name!r}; there are camvid, vspw")

@@ -7,11 +7,13 @@ from mcibi_fast.recipes.config import (
     FolderData,
     LossConfig,
     ModelConfig,
+    MovingScenesData,
     NamedData,
     OptimizerConfig,
     ScenesData,
     ShardsData,
     TrainConfig,
+    VideoData,
 )
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.folder import folder
@@ -27,6 +29,7 @@ from mcibi_fast.recipes.published import (
 )
 from mcibi_fast.recipes.scenes import scenes
 from mcibi_fast.recipes.settings import apply_settings
+from mcibi_fast.recipes.video import camvid_video, moving_scenes, vspw
 
 __all__ = [
     "AdversarialConfig",
@@ -34,14 +37,17 @@ __all__ = [
     "FolderData",
     "LossConfig",
     "ModelConfig",
+    "MovingScenesData",
     "NamedData",
     "OptimizerConfig",
     "ScenesData",
     "ShardsData",
     "TrainConfig",
+    "VideoData",
     "ade20k",
     "apply_settings",
     "camvid",
+    "camvid_video",
     "cihp",
     "cityscapes",
     "cityscapes_trainval",
@@ -49,7 +55,9 @@ __all__ = [
     "demo",
     "folder",
     "lip",
+    "moving_scenes",
     "pascal_context",
     "scenes",
     "voc",
+    "vspw",
 ]

@@ -145,6 +145,60 @@ def _with_eval_transform(
 
 
 @dataclass
+class VideoData(NamedData):
+    """A published video dataset as clips: "vspw" or "camvid".
+
+    Attributes, besides `NamedData`'s:
+        history: past frames of each sample, h of Eq. 19; 0 for an image model.
+        train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
+        seed: of that choice.
+    """
+
+    history: int = 2
+    train_frames: Literal["one", "all"] = "one"
+    seed: int = 0
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The split's clips with the evaluation's transform; see `NamedData.dataset`."""
+        from mcibi_fast.data import ClipDataset, video_dataset
+
+        source = video_dataset(self.name, self.root, split)
+        frames = self.train_frames if split == self.train_split else "all"
+        clips = ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
+        return _with_eval_transform(clips, self)
+
+
+@dataclass
+class MovingScenesData(ScenesData):
+    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` are videos.
+
+    Attributes, besides `ScenesData`'s:
+        length: frames of each video.
+        degraded: share of the frames that are degraded.
+        history, train_frames: see `VideoData`.
+    """
+
+    length: int = 40
+    degraded: float = 0.35
+    history: int = 2
+    train_frames: Literal["one", "all"] = "one"
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        from mcibi_fast.data import ClipDataset, MovingScenes
+
+        source = MovingScenes(
+            split,
+            count=self.train_count if split == "train" else self.val_count,
+            length=self.length,
+            size=self.size,
+            seed=self.seed,
+            degraded=self.degraded,
+        )
+        frames = self.train_frames if split == "train" else "all"
+        return ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
+
+
+@dataclass
 class ModelConfig:
     """Arguments of `mcibi_fast.models.create`.
 
@@ -253,7 +307,7 @@ class TrainConfig:
             raise ValueError(f"not a training configuration: {error}") from error
 
 
-_DATA = (ScenesData, FolderData, NamedData, ShardsData)
+_DATA = (ScenesData, FolderData, NamedData, ShardsData, VideoData, MovingScenesData)
 
 
 def _rebuild(cls: Any, values: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+
+from mcibi_fast.data import VSPW
 
 SIZE = (12, 18)  # height, width
 
@@ -150,6 +153,25 @@ def voc(root: Path) -> Path:
     return root
 
 
+def vspw(root: Path) -> Path:
+    """VSPW: two videos of train (three and two frames), one of val, one of test; masks 0..124."""
+    home = root / "VSPW_480p"
+    for split, videos in {
+        "train": {"1_a": 3, "2_b": 2},
+        "val": {"3_c": 2},
+        "test": {"4_d": 2},
+    }.items():
+        for video, frames in videos.items():
+            for i in range(frames):
+                stem = f"{10 + i:08d}"
+                write_image(home / "data" / video / "origin" / f"{stem}.jpg", seed=i)
+                write_mask(home / "data" / video / "mask" / f"{stem}.png", range(125))
+        write_list(home / f"{split}.txt", list(videos))
+    names = {name: str(k) for k, name in enumerate(VSPW.classes, start=1)}
+    (home / "label_num_dic_final.json").write_text(json.dumps({"others": "0"} | names))
+    return root
+
+
 WRITERS = {
     "ade20k": ade20k,
     "lip": lip,
@@ -160,4 +182,5 @@ WRITERS = {
     "pascal_context": pascal_context,
     "pascal_context_60": pascal_context,
     "voc": voc,
+    "vspw": vspw,
 }

@@ -1,0 +1,68 @@
+"""Video: VSPW by the paper's settings (Section 5.1), CamVid's films, the built-in moving scenes.
+
+The recipes train image models on single frames (``data.history=0``); a video model sets its own
+``data.history``.
+"""
+
+from __future__ import annotations
+
+from mcibi_fast.recipes.config import (
+    AugmentationConfig,
+    ModelConfig,
+    MovingScenesData,
+    OptimizerConfig,
+    TrainConfig,
+    VideoData,
+)
+
+
+def vspw() -> TrainConfig:
+    """VSPW 480p, 124 classes: 2,806 / 343 videos, one random frame of each per epoch.
+
+    240 epochs of 175 steps are the paper's 42,000 iterations.
+    """
+    return TrainConfig(
+        data=VideoData("vspw", short_side=512, history=0),
+        model=ModelConfig(name="upernet_mcibipp", backbone="resnet101"),
+        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        augmentation=AugmentationConfig((512, 512), short_side=512),
+        epochs=240,
+        batch_size=16,
+        workers=8,
+        evaluate_every=20,
+    )
+
+
+def camvid_video() -> TrainConfig:
+    """CamVid's labelled frames as films: one second apart in train and test, 1/15 in val."""
+    return TrainConfig(
+        data=VideoData("camvid", history=0, train_frames="all"),
+        model=ModelConfig(name="upernet_mcibipp", backbone="resnet50"),
+        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        augmentation=AugmentationConfig((352, 352)),
+        epochs=200,
+        batch_size=16,
+        evaluate_every=10,
+    )
+
+
+def moving_scenes(model: str = "fcn_mcibipp") -> TrainConfig:
+    """The built-in moving scenes with the demo's model and schedule, for a CPU.
+
+    Args:
+        model: "fcn", "fcn_mcibipp", ...
+    """
+    options = {"feats_channels": 64}
+    if model.endswith("_mcibipp"):
+        options["transform_channels"] = 32
+    return TrainConfig(
+        data=MovingScenesData(train_count=480, val_count=10, size=(128, 128), history=0),
+        model=ModelConfig(name=model, backbone="test_resnet", options=options),
+        optimizer=OptimizerConfig(lr=0.05, weight_decay=1e-4, clip_norm=5.0),
+        augmentation=AugmentationConfig(crop_size=(96, 96), scale=(0.75, 1.5)),
+        epochs=10,
+        batch_size=8,
+        workers=1,
+        eval_batch_size=10,
+        evaluate_every=2,
+    )
