@@ -1,0 +1,84 @@
+"""Optical flow: both functions on a picture that is shifted, and what they refuse."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mcibi_fast.metrics import DISFlow, RAFTFlow, default_flow
+
+
+def shifted(generator: torch.Generator, size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth noise, and the same 3 pixels further right and 2 further up."""
+    noise = torch.rand(1, 3, size // 8 + 4, size // 8 + 4, generator=generator)
+    large = F.interpolate(noise, scale_factor=8, mode="bicubic").clamp(0, 1)[0] * 255
+    first = large[:, 10 : 10 + size, 10 : 10 + size]
+    second = large[:, 12 : 12 + size, 7 : 7 + size]
+    return first.to(torch.uint8), second.to(torch.uint8)
+
+
+def test_dis_finds_a_shift(generator: torch.Generator) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    first, second = shifted(generator)
+    search = DISFlow()
+    flow = search(first, second)
+    assert flow.shape == (2, 96, 96) and flow.dtype == torch.float32
+    inside = flow[:, 16:-16, 16:-16].flatten(1).median(1).values
+    torch.testing.assert_close(inside, torch.tensor([3.0, -2.0]), atol=0.2, rtol=0)
+    assert search.name.startswith("DIS (OpenCV ")
+
+
+def test_raft_pads_runs_and_crops(tmp_path, generator: torch.Generator) -> None:
+    """With random weights from a file: shapes and padding; a flow that means anything needs the
+    published weights."""
+    models = pytest.importorskip("torchvision.models.optical_flow")
+    with torch.random.fork_rng(devices=[]):
+        state = models.raft_large(weights=None).state_dict()
+    file = tmp_path / "raft.pth"
+    torch.save(state, file)
+    raft = RAFTFlow(file, iterations=2)
+    assert raft.name == "RAFT (torchvision raft_large, raft.pth, 2 iterations)"
+    first, second = shifted(generator, size=130)
+    seen = []
+    raft.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        flow = raft(first, second)
+    assert flow.shape == (2, 130, 130)
+    assert seen[0].shape == (1, 3, 136, 136)
+    torch.testing.assert_close(seen[0][0, :, 3:133, 3:133], first / 127.5 - 1)
+    assert torch.equal(seen[0][0, :, 0, 3:133], seen[0][0, :, 3, 3:133]), "the rim is repeated"
+    assert seen[0].min() >= -1 and seen[0].max() <= 1
+    with pytest.raises(ValueError, match=r"first: 96x96 is too small for RAFT"):
+        raft(*shifted(generator))
+    torch.save({"weight": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match="not the weights of raft_large"):
+        RAFTFlow(file)
+
+
+def test_without_weights_the_default_is_dis_and_says_so(monkeypatch) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    models = pytest.importorskip("torchvision.models.optical_flow")
+
+    def offline(weights: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(models, "raft_large", offline)
+    assert default_flow().name.startswith("DIS (OpenCV")
+
+
+def test_without_opencv(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match="pip install opencv-python-headless"):
+        DISFlow()
+
+
+def test_wrong_frames(generator: torch.Generator) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    first, second = shifted(generator)
+    with pytest.raises(ValueError, match=r"first: expected \(3, H, W\) uint8"):
+        DISFlow()(first.float(), second)
+    with pytest.raises(ValueError, match=r"second: shape \(3, 95, 96\) differs"):
+        DISFlow()(first, second[:, 1:])

@@ -1,0 +1,60 @@
+"""Recipes of video data: the paper's settings, clips as configured, a run from start to score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcibi_fast import cli, recipes
+from mcibi_fast.commands.train import configure
+from mcibi_fast.recipes import MovingScenesData, TrainConfig, VideoData
+from tests.data import trees
+
+
+def test_vspws_settings() -> None:
+    config = recipes.vspw()
+    assert config.epochs * (2806 // config.batch_size) == 42_000
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (0.01, 5e-4)
+    assert config.augmentation.crop_size == (512, 512) and config.augmentation.short_side == 512
+    assert isinstance(config.data, VideoData) and config.data.train_frames == "one"
+
+
+@pytest.mark.parametrize("recipe", [recipes.vspw, recipes.camvid_video, recipes.moving_scenes])
+def test_configurations_survive_json(recipe) -> None:
+    config = recipe()
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert TrainConfig.from_dict(stored) == config
+    assert type(TrainConfig.from_dict(stored).data) is type(config.data)
+
+
+def test_clips_as_configured(tmp_path: Path) -> None:
+    root = str(trees.vspw(tmp_path))
+    data = VideoData("vspw", root, short_side=24, history=3)
+    train, val = data.dataset("train"), data.dataset("val")
+    assert (len(train), len(val)) == (2, 2)
+    assert len(VideoData("vspw", root, train_frames="all").dataset("train")) == 5
+    sample = val[1]
+    assert sample["image"].shape == (3, 24, 36) and sample["past"].shape == (3, 3, 24, 36)
+    assert sample["label"].shape == trees.SIZE
+    scenes = MovingScenesData(3, 2, (32, 32), length=5)
+    assert (len(scenes.dataset("train")), len(scenes.dataset("val"))) == (3, 10)
+    with pytest.raises(ValueError, match="no video dataset 'voc'"):
+        VideoData("voc", root).dataset("train")
+    with pytest.raises(ValueError, match=r"data\.root: this recipe reads a folder"):
+        configure("vspw", None, [])
+
+
+def test_an_image_model_trains_on_frames(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    settings = [
+        "model.options.feats_channels=8", "model.options.transform_channels=8",
+        "data.train_count=4", "data.val_count=1", "data.length=3", "data.size=[32,32]",
+        "augmentation.crop_size=[32,32]", "batch_size=2", "epochs=1", "workers=0", "device=cpu",
+    ]  # fmt: skip
+    assert cli.main(["train", "moving_scenes", "--out", out, "--quiet", "--set", *settings]) == 0
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").open()]
+    assert any("metrics" in entry for entry in history)
+    scores = str(tmp_path / "scores.json")
+    assert cli.main(["evaluate", out, "--cpu", "--quiet", "--json", scores]) == 0
