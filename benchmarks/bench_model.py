@@ -2,7 +2,7 @@
 
 backbone   the backbone alone, which both have
 released   the same model in the structure of the released code (`benchmarks.released_structure`)
-ours       ``models.create("fcn_mcibipp")``, and ``engine.evaluate.predict_labels`` at inference
+ours       ``models.create("fcn_mcibipp")``, and ``engine.inference.predict_labels`` at inference
 
 train      one step at K = 150: forward, losses, the memory's update and the gradients of all
            parameters; without dropout, whose masks would differ, and without the optimizer
@@ -29,7 +29,7 @@ from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run
 from benchmarks.host_syncs import count
 from benchmarks.released_structure import ReleasedModel
 from mcibi_fast import models
-from mcibi_fast.engine.evaluate import predict_labels
+from mcibi_fast.engine.inference import predict_labels
 from mcibi_fast.models import Segmentor
 
 K, BACKBONE = 150, "resnet50"

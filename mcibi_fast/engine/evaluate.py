@@ -1,4 +1,4 @@
-"""Whole-image evaluation over a split."""
+"""Evaluation over a split."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from mcibi_fast import ops
+from mcibi_fast.engine.inference import (
+    FlipPairs,
+    check_model,
+    image_views,
+    join_views,
+    upsampling_aligns_corners,
+    whole_image_logits,
+)
 from mcibi_fast.engine.loading import Batch, evaluation_loader
 from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.recipes.config import InferenceConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,25 +29,12 @@ if TYPE_CHECKING:
     from mcibi_fast.data import SegmentationDataset
 
 
-def predict_labels(model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class indices at full resolution: the argmax of the upsampled logits, which are not formed.
-
-    Args:
-        model: returns a `SegmentationOutput`.
-        images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
-        size: (H, W) of the labels.
-
-    Returns:
-        (B, H, W) int64.
-    """
-    return ops.upsample_argmax(model(images).logits, size)
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     dataset: SegmentationDataset,
     *,
+    inference: InferenceConfig | None = None,
     batch_size: int = 1,
     workers: int = 0,
     accelerator: Accelerator | None = None,
@@ -54,7 +50,8 @@ def evaluate(
     Args:
         model: without its DistributedDataParallel wrapper (ranks may have unequal shares); put
             into evaluation mode for the time, and back.
-        dataset: samples at full size.
+        dataset: samples whose labels are at full size; its ``flip_pairs`` go with mirrored images.
+        inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
         accelerator: of a distributed run, and for its mixed precision.
@@ -64,9 +61,12 @@ def evaluate(
 
     Raises:
         KeyboardInterrupt: ``interrupted`` said so.
-        ValueError: the model has other classes than the dataset, or a label is outside them; on
-            the CPU naming the sample, on CUDA after the last one.
+        ValueError: the model has other classes than the dataset, or a label is outside them (on
+            the CPU naming the sample, on CUDA after the last one); or ``inference`` makes no sense,
+            or is not for this model.
     """
+    inference = inference or InferenceConfig()
+    check_model(model, inference)
     confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     rank, world_size, autocast = 0, 1, nullcontext
     if accelerator is not None:
@@ -95,7 +95,7 @@ def evaluate(
             for groups in batches:
                 for batch in groups:
                     with autocast():
-                        _count(confusion, model, batch, device)
+                        _count(confusion, model, batch, device, inference, dataset.flip_pairs)
                     bar.update(len(batch["name"]))
                     if interrupted is not None and interrupted():
                         raise KeyboardInterrupt
@@ -106,14 +106,33 @@ def evaluate(
 
 
 def _count(
-    confusion: ConfusionMatrix, model: nn.Module, batch: Batch, device: torch.device
+    confusion: ConfusionMatrix,
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    inference: InferenceConfig,
+    flip_pairs: FlipPairs,
 ) -> None:
     label = batch["label"].to(device, non_blocking=True)
-    logits = model(batch["image"].to(device, non_blocking=True)).logits
+    images = batch["image"].to(device, non_blocking=True)
     try:
-        counts = ops.upsample_confusion(
-            logits, label, confusion.num_classes, ignore_index=confusion.ignore_index
-        )
+        if inference.is_single_view:
+            counts = ops.upsample_confusion(
+                whole_image_logits(model, images, inference, label),
+                label,
+                confusion.num_classes,
+                ignore_index=confusion.ignore_index,
+                align_corners=upsampling_aligns_corners(model),
+            )
+            confusion.add(counts)
+        else:
+            size = (label.shape[1], label.shape[2])
+            views = image_views(model, images, inference, flip_pairs)
+            if views[0].num_classes != confusion.num_classes:
+                raise ValueError(
+                    f"num_classes: is {confusion.num_classes}, but the logits are of "
+                    f"{views[0].num_classes} classes"
+                )
+            confusion.update(join_views(model, views, size, inference), label)
     except ValueError as error:
         raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
-    confusion.add(counts)

@@ -21,6 +21,7 @@ from mcibi_fast.engine.class_weights import build_loss, resolve_class_weights
 from mcibi_fast.engine.ema import WeightAverage
 from mcibi_fast.engine.errors import TrainingError
 from mcibi_fast.engine.evaluate import evaluate
+from mcibi_fast.engine.inference import check_model
 from mcibi_fast.engine.interrupt import deferred_interrupt
 from mcibi_fast.engine.loading import training_loader
 from mcibi_fast.engine.memory_init import initialize_memory
@@ -154,6 +155,7 @@ class Trainer:
         )
         # A checkpoint's weights would replace pretrained ones anyway.
         model = self.spec.create_model(loss=self.loss, **({"pretrained": False} if resume else {}))
+        check_model(model, config.inference)
         self.model = model.to(self.accelerator.device)
         if config.sync_batchnorm:
             self.model = cast(models.Segmentor, models.convert_sync_batchnorm(self.model))
@@ -366,6 +368,7 @@ class Trainer:
         confusion = evaluate(
             self._evaluated_model(),
             self.val_data,
+            inference=self.config.inference,
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
             accelerator=self.accelerator,

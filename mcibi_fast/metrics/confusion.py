@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,22 @@ class SegmentationMetrics:
             "mean_class_accuracy": self.mean_class_accuracy,
         }
 
+    def without(self, classes: Sequence[int]) -> SegmentationMetrics:
+        """The means over the other classes; those left out become NaN.
+
+        Their pixels still count in the other classes' scores, and in ``pixel_accuracy``.
+        """
+        iou, accuracy = self.iou.clone(), self.accuracy.clone()
+        iou[list(classes)] = accuracy[list(classes)] = math.nan
+        return replace(
+            self,
+            iou=iou,
+            accuracy=accuracy,
+            mean_iou=float(iou.nanmean()),
+            mean_iou_present=float(iou[self.pixels > 0].nanmean()),
+            mean_class_accuracy=float(accuracy.nanmean()),
+        )
+
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
         """Scores and per-class rows as plain numbers (None for NaN), ready for JSON."""
         rows = zip(
@@ -60,7 +76,11 @@ class SegmentationMetrics:
         return {name: _or_none(x) for name, x in self.summary().items()} | {"classes": per_class}
 
     def table(self, classes: Sequence[str]) -> str:
-        """Per-class text table (percent) with the scalar scores below it."""
+        """Per-class text table (percent) with the scalar scores below it.
+
+        "mIoU (union)" is ``mean_iou``, over classes with a non-empty union; "mIoU (present)" is
+        ``mean_iou_present``, over classes with ground truth.
+        """
         width = max([len(name) for name in classes] + [len("mean class accuracy")])
         total = max(int(self.pixels.sum()), 1)
         lines = [f"{'class':<{width}}    IoU    acc  pixels"]
@@ -70,7 +90,7 @@ class SegmentationMetrics:
             share = 100 * pixels / total
             lines.append(f"{name:<{width}} {_percent(iou)} {_percent(acc)} {share:6.2f}%")
         for label, value in (
-            ("mIoU", self.mean_iou),
+            ("mIoU (union)", self.mean_iou),
             ("mIoU (present)", self.mean_iou_present),
             ("pixel accuracy", self.pixel_accuracy),
             ("mean class accuracy", self.mean_class_accuracy),

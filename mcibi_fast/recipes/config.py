@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from mcibi_fast.recipes.parts import (
     AdversarialConfig,
     AugmentationConfig,
+    InferenceConfig,
     LossConfig,
     OptimizerConfig,
     check_range,
 )
 
 if TYPE_CHECKING:
-    from mcibi_fast.data import SegmentationDataset
+    from collections.abc import Sequence
+
+    from mcibi_fast.data import EvalTransform, SegmentationDataset
 
 
 @dataclass
@@ -129,18 +132,25 @@ class ShardsData:
         return _with_eval_transform(ShardedDataset(self.root, split, cache=self.cache), self)
 
 
-def _with_eval_transform(
-    dataset: SegmentationDataset, data: NamedData | ShardsData
-) -> SegmentationDataset:
+def eval_transform(
+    data: NamedData | ShardsData, mean: Sequence[float], std: Sequence[float]
+) -> EvalTransform:
+    """The resize to the test size, and the normalisation."""
     from mcibi_fast.data import EvalTransform
 
-    dataset.transform = EvalTransform(
-        mean=dataset.mean,
-        std=dataset.std,
+    return EvalTransform(
+        mean=mean,
+        std=std,
         short_side=data.short_side,
         long_side=data.long_side,
         size=data.size,
     )
+
+
+def _with_eval_transform(
+    dataset: SegmentationDataset, data: NamedData | ShardsData
+) -> SegmentationDataset:
+    dataset.transform = eval_transform(data, dataset.mean, dataset.std)
     return dataset
 
 
@@ -224,6 +234,7 @@ class TrainConfig:
         augmentation: what happens to a training image.
         loss: of every head.
         adversarial: images that raise the loss, in place of some.
+        inference: how it is tested, by training's evaluations and later ones.
         epochs: passes over the training split.
         batch_size: images of an optimizer step, over all processes and micro-batches; the
             incomplete last batch is dropped.
@@ -246,6 +257,7 @@ class TrainConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     epochs: int = 20
     batch_size: int = 16
     accumulate: int = 1
@@ -277,6 +289,7 @@ class TrainConfig:
             part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
+        self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -298,6 +311,8 @@ class TrainConfig:
                 "model": _rebuild(ModelConfig, stored["model"]),
                 "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
                 "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
+                # Runs of before there was a choice were tested by the default.
+                "inference": _rebuild(InferenceConfig, stored.get("inference", {})),
             }
             # Runs of earlier versions have none of these.
             for name, part in (("loss", LossConfig), ("adversarial", AdversarialConfig)):

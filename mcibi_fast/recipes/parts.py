@@ -166,3 +166,75 @@ def check_range(
     """Raises ValueError, naming the field, unless ``least <= value <= most`` and so on."""
     if not (least <= value <= most and above < value < below):  # nor NaN nor infinite
         raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a model is tested: views of an image, averaged. See `mcibi_fast.engine.inference`.
+
+    Attributes:
+        scales: factors of the test image's sides, one view each.
+        flip: each view mirrored, too.
+        window: (height, width) of sliding windows; None takes a view as a whole.
+        stride: (down, right) from one window to the next; None is two thirds of the window, such
+            as 341 of 512.
+        softmax: where probabilities are formed: at the "labels" size, or at the network's "stride"
+            (``use_probs_before_resize`` of the released code, on in its MCIBI++ configurations with
+            sliding windows).
+        stages: of iterative inference (section 3.5); None leaves it to the model.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    softmax: Literal["labels", "stride"] = "labels"
+    stages: int | None = None
+
+    @property
+    def is_single_view(self) -> bool:
+        """One pass over the whole image."""
+        return len(self.scales) == 1 and not self.flip and self.window is None
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for settings that make no sense."""
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"inference.scales: expected positive numbers, got {self.scales}")
+        if self.softmax not in ("labels", "stride"):
+            raise ValueError(f"inference.softmax: expected labels or stride, got {self.softmax}")
+        if self.stages is not None and self.stages < 1:
+            raise ValueError(f"inference.stages: expected at least 1, got {self.stages}")
+        if self.window is None:
+            if self.stride is not None:
+                raise ValueError("inference.stride: is that of sliding windows; give window, too")
+            return
+        for name, sides in (("window", self.window), ("stride", self.window_stride)):
+            if min(sides) < 1:
+                raise ValueError(f"inference.{name}: expected positive sides, got {sides}")
+        if any(s > w for s, w in zip(self.window_stride, self.window, strict=True)):
+            raise ValueError(
+                f"inference.stride: {self.window_stride} is more than the window {self.window}: "
+                "pixels between two windows would never be seen"
+            )
+
+    @property
+    def window_stride(self) -> tuple[int, int]:
+        """The stride, or its default."""
+        height, width = self.window or (0, 0)
+        return self.stride or (max(1, 2 * height // 3), max(1, 2 * width // 3))
+
+    def __str__(self) -> str:
+        """Such as "scales 0.5, 1 with flip, windows 512x512 by 341x341, 2 stages"."""
+        words = "whole image" if self.window is None else ""
+        if self.scales != (1.0,):
+            words = "scales " + ", ".join(f"{scale:g}" for scale in self.scales)
+        if self.flip:
+            words = f"{words} with flip".strip()
+        if self.window is not None:
+            (height, width), (down, right) = self.window, self.window_stride
+            words += f"{', ' if words else ''}windows {height}x{width} by {down}x{right}"
+        if self.softmax == "stride":
+            words += ", softmax at the stride"
+        if self.stages is not None:
+            words += f", {self.stages} stage{'s' if self.stages > 1 else ''}"
+        return words

@@ -46,9 +46,9 @@ def field_names(config: Any) -> list[str]:
 
 def _set(config: Any, name: str, text: str) -> None:
     *parents, last = name.split(".")
-    target = config
+    holder = target = config
     for i, part in enumerate(parents):
-        target = getattr(target, part, None) if _has_field(target, part) else None
+        holder, target = target, getattr(target, part, None) if _has_field(target, part) else None
         if isinstance(target, dict) and i == len(parents) - 1:
             target[last] = _parse(text)
             return
@@ -57,7 +57,11 @@ def _set(config: Any, name: str, text: str) -> None:
     if not _has_field(target, last) or dataclasses.is_dataclass(getattr(target, last)):
         raise ValueError(_unknown(config, name))
     annotation = typing.get_type_hints(type(target))[last]
-    setattr(target, last, _coerce(name, text, annotation))
+    value = _coerce(name, text, annotation)
+    if type(target).__dataclass_params__.frozen:
+        setattr(holder, parents[-1], dataclasses.replace(target, **{last: value}))
+    else:
+        setattr(target, last, value)
 
 
 def _has_field(target: Any, name: str) -> bool:
@@ -105,9 +109,9 @@ def _fits(value: Any, annotation: Any) -> bool:
             if value in typing.get_args(option):
                 return True
         elif origin is tuple:
-            items = typing.get_args(option)
-            if isinstance(value, (list, tuple)) and len(value) == len(items):
-                return all(_fits(v, item) for v, item in zip(value, items, strict=True))
+            if isinstance(value, (list, tuple)):
+                items = _items(option, len(value))
+                return len(value) == len(items) and all(map(_fits, value, items))
         elif origin is list:
             (item,) = typing.get_args(option)
             if isinstance(value, list) and all(_fits(v, item) for v in value):
@@ -118,6 +122,12 @@ def _fits(value: Any, annotation: Any) -> bool:
         elif type(value) is option:
             return True
     return False
+
+
+def _items(option: Any, length: int) -> tuple[Any, ...]:
+    """Types of a tuple's entries; ``tuple[float, ...]`` takes any number of them."""
+    items = typing.get_args(option)
+    return items[:1] * length if items[-1] is Ellipsis else items
 
 
 def _widen(value: Any, annotation: Any) -> Any:
@@ -133,9 +143,10 @@ def _describe(annotation: Any) -> str:
         if origin is typing.Literal:
             words.append("one of " + ", ".join(map(str, typing.get_args(option))))
         elif origin is tuple:
-            items = typing.get_args(option)
+            any_number = typing.get_args(option)[-1] is Ellipsis
+            items = _items(option, 2)
             example = ",".join("1" if item is int else "0.5" for item in items)
-            words.append(f"{len(items)} numbers such as [{example}]")
+            words.append(f"{'' if any_number else f'{len(items)} '}numbers such as [{example}]")
         elif origin is list:
             (item,) = typing.get_args(option)
             words.append("a list such as " + ("[0.5,1]" if item is float else '["a","b"]'))

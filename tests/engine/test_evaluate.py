@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.engine.evaluate import evaluate, predict_labels
+from mcibi_fast.engine.evaluate import evaluate
+from mcibi_fast.engine.inference import predict_labels
 from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.recipes import InferenceConfig
 
 
 class Output(NamedTuple):
@@ -91,27 +93,53 @@ def test_prediction_is_the_argmax_of_upsampled_logits() -> None:
     assert torch.equal(prediction, full.argmax(1))
 
 
-def test_counts_are_those_of_the_predicted_labels() -> None:
+@pytest.mark.parametrize(
+    "inference",
+    [None, InferenceConfig((0.75, 1.0), flip=True), InferenceConfig(window=(16, 16))],
+    ids=str,
+)
+def test_counts_are_those_of_the_predicted_labels(inference: InferenceConfig | None) -> None:
     model, dataset = ByBrightness(4), Blocks(SIZES)
+    dataset.flip_pairs = ((0, 1),)
     expected = ConfusionMatrix(4)
     for i in range(len(dataset)):
         sample = dataset[i]
         size = (sample["label"].shape[0], sample["label"].shape[1])
         with torch.no_grad():
-            expected.update(
-                predict_labels(model.eval(), sample["image"][None], size), sample["label"][None]
+            prediction = predict_labels(
+                model.eval(), sample["image"][None], size, inference, flip_pairs=((0, 1),)
             )
-    assert torch.equal(evaluate(model, dataset, batch_size=2).matrix, expected.matrix)
+            expected.update(prediction, sample["label"][None])
+    found = evaluate(model, dataset, inference=inference, batch_size=2)
+    assert torch.equal(found.matrix, expected.matrix)
 
 
-def test_a_model_of_other_classes_is_named() -> None:
+@pytest.mark.parametrize("inference", [None, InferenceConfig(flip=True)], ids=str)
+def test_a_model_of_other_classes_is_named(inference: InferenceConfig | None) -> None:
     with pytest.raises(ValueError, match="num_classes: is 4, but the logits are of 5 classes"):
-        evaluate(ByBrightness(5), Blocks(SIZES))
+        evaluate(ByBrightness(5), Blocks(SIZES), inference=inference)
 
 
 def test_a_bad_label_names_its_image() -> None:
     with pytest.raises(ValueError, match=r"image_2: labels: value 200 at \(b=0, y=2, x=2\)"):
         evaluate(ByBrightness(4), Blocks(SIZES, bad=2))
+    with pytest.raises(ValueError, match=r"image_2: label: value 200 is outside"):
+        evaluate(ByBrightness(4), Blocks(SIZES, bad=2), inference=InferenceConfig(flip=True))
+
+
+def test_a_model_that_needs_the_labels_is_shown_them() -> None:
+    class ByTruth(ByBrightness):
+        needs_labels = True
+
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+            assert labels is not None and labels.shape == (len(images), *images.shape[2:])
+            known = labels.long().where(labels != 255, 0)
+            return Output(F.one_hot(known, 4).permute(0, 3, 1, 2).float())
+
+    model = ByTruth(4)
+    assert evaluate(model, Blocks(SIZES), batch_size=3).compute().pixel_accuracy == 1
+    with pytest.raises(ValueError, match="gathers by the ground truth"):
+        evaluate(model, Blocks(SIZES), inference=InferenceConfig((0.5,)))
 
 
 def test_an_interrupt_ends_the_evaluation_after_a_batch() -> None:

@@ -12,10 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 
+import mcibi_fast
+
+PACKAGE = str(
+    Path(mcibi_fast.__file__).parents[1]
+)  # what this process tests, not what is installed
+
 # Batch norms frozen and dropout 0: then one process with the whole batch computes the same as two
 # with half of it each, up to the order of sums.  Labels have no ignored pixels, so the mean over
 # a rank's valid pixels is an equal part of the mean over all.
-DRIVER = """
+DRIVER = '''
 import dataclasses, json, sys
 import numpy as np
 import torch
@@ -25,8 +31,9 @@ from mcibi_fast.engine.checkpoint import load_model
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.state import seed_global_generators
 from mcibi_fast.engine.train import train
+from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.recipes import (
-    AugmentationConfig, ModelConfig, ScenesData, TrainConfig, apply_settings
+    AugmentationConfig, InferenceConfig, ModelConfig, ScenesData, TrainConfig, apply_settings
 )
 from accelerate import Accelerator
 
@@ -58,6 +65,18 @@ class Data(ScenesData):
     def dataset(self, split):
         return Blocks(*{"train": (13, 0), "val": (5, 1)}[split])
 
+class ByColour(nn.Module):
+    """Predicts every class, as a hardly trained network does not."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(3, 3, 8, 8, generator=generator)
+        self.weight = nn.Parameter(weight - weight.mean((1, 2, 3), keepdim=True))
+
+    def forward(self, images):
+        return SegmentationOutput(nn.functional.conv2d(images, self.weight, stride=8), {})
+
 options = {"feats_channels": 8, "transform_channels": 8, "form": "paper", "dropout": 0.0}
 config = TrainConfig(
     data=Data(),
@@ -73,19 +92,25 @@ seed_global_generators(0)
 metrics = train(config, out, progress=False).metrics
 accelerator = Accelerator(cpu=True)
 model, _ = load_model(checkpoint)
-confusion = evaluate(model, Data().dataset("val"), batch_size=2, accelerator=accelerator)
+dataset = Data().dataset("val")
+dataset.flip_pairs = ((0, 1),)
+views = InferenceConfig((0.75, 1.25), flip=True)
+matrices = [
+    evaluate(network, dataset, inference=inference, batch_size=2, accelerator=accelerator).matrix
+    for network, inference in ((model, None), (ByColour(), None), (ByColour(), views))
+]
 if accelerator.is_main_process:
-    content = {"trained": metrics, "matrix": confusion.matrix.tolist(),
+    content = {"trained": metrics, "matrices": [matrix.tolist() for matrix in matrices],
                "world": accelerator.num_processes}
     open(result, "w").write(json.dumps(content))
-"""
+'''
 
 
 def launch(processes: int, *arguments: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE},
         check=True,
         capture_output=True,
         timeout=240,
@@ -119,9 +144,12 @@ def test_two_processes_equal_one(tmp_path: Path, settings: tuple[str, ...]) -> N
         results[world] = json.loads(result.read_text())
         assert results[world]["world"] == world
 
-    # One set of weights: the same confusion matrix exactly, every pixel of 5 images once.
-    assert results[1]["matrix"] == results[2]["matrix"]
-    assert torch.tensor(results[2]["matrix"]).sum() == 5 * 42 * 48
+    # One set of weights: the same confusion matrices exactly, every pixel of 5 images once; the
+    # last at two scales with mirrored views.
+    assert results[1]["matrices"] == results[2]["matrices"]
+    matrices = torch.tensor(results[2]["matrices"])
+    assert matrices.sum((1, 2)).tolist() == [5 * 42 * 48] * 3
+    assert (matrices[1:].sum(1) > 0).all() and not torch.equal(matrices[1], matrices[2])
 
     weights = {
         world: safetensors.torch.load_file(

@@ -29,6 +29,9 @@ from mcibi_fast.recipes.settings import field_names
         ("ema=0.999", "ema", 0.999),
         ("loss.class_weights=balanced", "loss.class_weights", "balanced"),
         ("loss.class_weights=[1,0.5]", "loss.class_weights", [1, 0.5]),
+        ("inference.scales=[0.5,1]", "inference.scales", (0.5, 1.0)),
+        ("inference.window=[512,256]", "inference.window", (512, 256)),
+        ("inference.flip=true", "inference.flip", True),
     ],
 )
 def test_values_take_the_field_type(setting: str, name: str, expected: object) -> None:
@@ -66,6 +69,8 @@ def test_options_take_any_key() -> None:
         ("augmentation.crop_size=[1,2,3]", "expected 2 numbers such as [1,1]"),
         ("optimizer.clip_norm=x", "expected float or null"),
         ("loss.class_weights=even", "expected a list such as [0.5,1] or one of balanced or null"),
+        ("inference.scales=1", "expected numbers such as [0.5,0.5]"),
+        ("inference.stride=[1]", "expected 2 numbers such as [1,1]"),
     ],
 )
 def test_errors_name_the_field_and_the_nearest(setting: str, message: str) -> None:
@@ -111,6 +116,7 @@ def test_not_a_configuration(stored: dict) -> None:
         ("workers=-1", "workers: expected 0 or more, got -1"),
         ("optimizer.lr=-1", "optimizer.lr: expected a positive number"),
         ("optimizer.lr=NaN", "optimizer.lr: expected a positive number"),
+        ("inference.scales=[0]", "inference.scales: expected positive numbers"),
     ],
 )
 def test_numbers_that_make_no_sense(setting: str, message: str) -> None:
