@@ -87,22 +87,37 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = _add(commands, "evaluate", "evaluate", "evaluate a checkpoint on whole images")
+    parser = _add(commands, "evaluate", "evaluate", "score a checkpoint on a split")
+    parser.usage = "%(prog)s [options] CHECKPOINT"
     parser.add_argument("checkpoint", help="a run's directory or a .safetensors file")
+    parser.add_argument("--dataset", metavar="NAME", help="another one than the run's: cihp, ...")
     parser.add_argument("--root", metavar="DIR", help="dataset folder (default: the run's data)")
     parser.add_argument("--split", help="default: the run's validation split")
+    _add_inference(parser)
+    parser.add_argument("--fold", action="store_true", help="fold batch norms and memory first")
+    parser.add_argument("--without-class", metavar="K,...", help="also the means without these")
     parser.add_argument("--json", metavar="FILE", help="write the scores there, too")
-    parser.add_argument("--batch-size", type=int, default=1, help="images of equal size at once")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--batch-size", metavar="B", type=int, default=1, help="of equal images")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
 
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "predict", "predict", "write label maps and overlays of images")
+    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     parser.add_argument("checkpoint", help="a run's directory or a .safetensors file")
     parser.add_argument("source", help="an image, or a folder of images")
     parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    _add_inference(parser)
+    parser.add_argument("--own-size", action="store_true", help="not the run's test size")
+    parser.add_argument(
+        "--submission",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="also for a test server: cityscapes, ade20k, ... (default: the run's)",
+    )
     parser.add_argument("--no-overlays", action="store_true", help="label maps only")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
@@ -119,6 +134,18 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--gallery", metavar="DIR", help="write each picture as a PNG there, too")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    """Changes to the run's own settings; texts are read by `commands.run_settings`."""
+    parser.add_argument("--scales", metavar="S,...", help="such as 0.5,0.75,1 (default: the run's)")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored views, too")
+    parser.add_argument("--window", metavar="H,W", help="sliding windows; none: whole image")
+    parser.add_argument("--stride", metavar="H,W", help="default: 2/3 of the window")
+    parser.add_argument(
+        "--softmax", choices=["labels", "stride"], help="at which size, before averaging"
+    )
+    parser.add_argument("--stages", metavar="N", type=int, help="of iterative inference")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

@@ -137,7 +137,7 @@ def test_train_evaluate_predict(
     printed = capsys.readouterr().out
     assert "thing 2" in printed and "mIoU (present)" in printed
     history = [json.loads(line) for line in (trained / "history.jsonl").open()]
-    assert json.loads(scores.read_text()) == history[-1]["metrics"]
+    assert history[-1]["metrics"].items() <= json.loads(scores.read_text()).items()
 
     source = trained.parent / "data" / "images" / "val"
     assert cli.main(["predict", str(trained), str(source), "--out", str(tmp_path), "--cpu"]) == 0

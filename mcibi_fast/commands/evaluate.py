@@ -4,32 +4,55 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from mcibi_fast.commands.run_settings import (
+    class_indices,
+    inference_config,
+    published_data,
+    trained_config,
+)
+from mcibi_fast.data import CAMVID_CLASSES
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.engine.checkpoint import find_weights, load_model, read_spec
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.engine.run import Run
+from mcibi_fast.metrics import SegmentationMetrics
 from mcibi_fast.recipes import FolderData, NamedData, ScenesData, ShardsData, TrainConfig
+
+Data = ScenesData | FolderData | NamedData | ShardsData
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the per-class table of a checkpoint on a split."""
+    """Prints the per-class table of a checkpoint on a split, and the scores."""
     from accelerate import Accelerator
 
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError("--batch-size must be at least 1 and --workers at least 0")
     file = find_weights(args.checkpoint)
-    data = _data(file, args.root)
-    dataset = data.dataset(args.split or data.val_split)
+    trained = trained_config(file)
+    inference = inference_config(args, trained)
+    data = _data(file, trained, args.dataset, args.root)
+    split = args.split or data.val_split
+    dataset = data.dataset(split)
     model, spec = load_model(file, classes=dataset.classes)
+    left_out = []
+    if args.without_class is not None:
+        left_out = class_indices("--without-class", args.without_class, len(spec.classes))
+    if args.fold:
+        try:
+            model = model.fold()
+        except TypeError as error:
+            raise ValueError(f"--fold: {error}") from None
     accelerator = Accelerator(cpu=args.cpu)
     confusion = evaluate(
         model.to(accelerator.device),
         dataset,
+        inference=inference,
         batch_size=args.batch_size,
         workers=args.workers,
         accelerator=accelerator,
@@ -37,31 +60,75 @@ def run(args: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         metrics = confusion.compute()
-        print(metrics.table(spec.classes))
+        names = _row_names(spec.classes, dataset.classes)
+        print(f"{len(dataset)} images of {split}; {inference}")
+        print(metrics.table(names))
+        if left_out:
+            print(_without(metrics, left_out, names))
         if args.json:
-            content = json.dumps(metrics.as_dict(spec.classes), indent=2) + "\n"
-            write_atomically(Path(args.json), content.encode())
+            content = _scores(metrics, names, left_out)
+            content |= {
+                "checkpoint": str(file),
+                "folded": args.fold,
+                "data": {"kind": type(data).__name__} | asdict(data),
+                "split": split,
+                "images": len(dataset),
+                "inference": asdict(inference),
+            }
+            write_atomically(Path(args.json), (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _data(file: Path, root: str | None) -> ScenesData | FolderData | NamedData | ShardsData:
-    """The data that the run was trained on, or the folder or shards given.
+def _data(file: Path, trained: TrainConfig | None, dataset: str | None, root: str | None) -> Data:
+    """The dataset named, or the folder or shards given, or the data that the run was trained on.
 
     The folder of a run on a published dataset holds that dataset, too.
     """
-    trained = None
-    for folder in file.resolve().parents[:3]:
-        if trained is None and (folder / "config.json").is_file():
-            trained = TrainConfig.from_dict(Run(folder).config()).data
+    data: Data | None = trained.data if trained else None
+    is_own = dataset is None or (isinstance(data, NamedData) and data.name == dataset)
+    if dataset is not None and not is_own:
+        data = (
+            FolderData(classes=list(CAMVID_CLASSES))
+            if dataset == "camvid"
+            else published_data(dataset, trained)
+        )
     if root is None:
-        if trained is None:
+        if data is None:
             raise ValueError(
                 f"evaluate: {file} is in no run's directory; name the data with --root DIR"
             )
-        return trained
+        if not is_own:
+            raise ValueError(f"--dataset {dataset}: say where it is with --root DIR")
+        return data
     if holds_shards(root):
-        return ShardsData.like(trained or FolderData(), root)
-    if isinstance(trained, NamedData):
-        return replace(trained, root=root)
+        return ShardsData.like(data or FolderData(), root)
+    if isinstance(data, NamedData) or (isinstance(data, FolderData) and not is_own):
+        return replace(data, root=root)
     # A folder that lists no classes is taken to have the checkpoint's.
     listed = class_list(Path(root)) is not None
     return FolderData(root=root, classes=None if listed else read_spec(file).classes)
+
+
+def _row_names(trained: Sequence[str], tested: Sequence[str]) -> list[str]:
+    """The checkpoint's class names, with the data's where they differ."""
+    return [a if a == b else f"{a} / {b}" for a, b in zip(trained, tested, strict=True)]
+
+
+def _without(metrics: SegmentationMetrics, left_out: Sequence[int], names: Sequence[str]) -> str:
+    some = metrics.without(left_out)
+    classes = ", ".join(f"{index} ({names[index]})" for index in left_out)
+    return (
+        f"without class {classes}: mIoU (union) {100 * some.mean_iou:.2f}, "
+        f"mIoU (present) {100 * some.mean_iou_present:.2f}, "
+        f"mean class accuracy {100 * some.mean_class_accuracy:.2f}"
+    )
+
+
+def _scores(
+    metrics: SegmentationMetrics, names: Sequence[str], left_out: Sequence[int]
+) -> dict[str, Any]:
+    content = metrics.as_dict(names)
+    if left_out:
+        some = metrics.without(left_out).as_dict(names)
+        kept = ("mean_iou", "mean_iou_present", "mean_class_accuracy")
+        content["without_classes"] = {"indices": list(left_out)} | {k: some[k] for k in kept}
+    return content

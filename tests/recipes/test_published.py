@@ -162,6 +162,7 @@ def test_a_configuration_from_before_there_were_more_fields() -> None:
         del stored[name]
     for name in ("backbone_lr", "layer_decay", "decay_norms", "warmup_steps", "warmup_start"):
         del stored["optimizer"][name]
+    del stored["inference"]
     assert TrainConfig.from_dict(stored) == recipes.scenes()
 
 
@@ -208,7 +209,8 @@ def test_train_resume_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     for extra in ([], ["--root", root]):
         file = tmp_path / "scores.json"
         assert cli.main(["evaluate", out, "--cpu", "--json", str(file), *extra]) == 0
-        assert json.loads(file.read_text()) in scores
+        found = json.loads(file.read_text())
+        assert any(entry.items() <= found.items() for entry in scores)
     assert "left arm" in capsys.readouterr().out
 
 
