@@ -17,6 +17,7 @@ examples:
   mcibi-fast evaluate runs/camvid --split test
   mcibi-fast predict runs/camvid photo.jpg --out predictions
   mcibi-fast convert released.pth model.safetensors --dataset ade20k
+  mcibi-fast export runs/camvid model.onnx
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
   mcibi-fast data pack ade20k DATA/ADEChallengeData2016.zip SHARDS
 
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_report(commands)
     _add_convert(commands)
+    _add_export(commands)
     _add_data(commands)
     _add_demo(commands)
     bench = _add(commands, "bench", "bench", "run the benchmarks, or plot their results")
@@ -160,6 +162,18 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         choices=["auto", "pr", "cwi"],
         default="auto",
         help="the head that gathers; pr for ppm_resnet50os8_ade20k, auto for all others",
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "export", "export", "make an ONNX or torch.export file of a checkpoint")
+    parser.add_argument("checkpoint", help="a run's directory or a .safetensors file")
+    parser.add_argument("out", help="the .onnx or .pt2 file to write")
+    parser.add_argument("--size", metavar="H,W", help="of the images, then fixed (default: any)")
+    parser.add_argument("--stages", type=int, metavar="N", help="of iterative inference")
+    parser.add_argument("--no-fold", action="store_true", help="keep batch norms and projections")
+    parser.add_argument(
+        "--check", metavar="IMAGE", help="compare on this image, too (default: random numbers)"
     )
 
 

@@ -223,6 +223,20 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     return "\n".join(lines)
 
 
+def reference_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Each operator and its specification in PyTorch's operators, for ``run_decompositions``.
+
+    A traced program computes them with the backend of the machine that runs it; this replaces them
+    where there is none, as in ONNX.
+    """
+    return {
+        op.call: kernel.run
+        for op in _ops.values()
+        for kernel in op.kernels
+        if kernel.backend == "reference"
+    }
+
+
 def always(*_args: Any) -> str | None:
     """``why_not`` of a kernel that runs everywhere."""
     return None

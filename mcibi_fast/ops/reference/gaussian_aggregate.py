@@ -67,7 +67,7 @@ def gaussian_table(memory: Tensor, channels: int, noise: Tensor) -> Tensor:
             of a Philox generator (float32).
     """
     eps = philox_normal(len(memory), channels, noise) if noise.dtype == torch.int64 else noise
-    mean, std = memory.to(eps.dtype).split(1, dim=1)
+    mean, std = memory.to(eps.dtype)[:, :1], memory.to(eps.dtype)[:, 1:]
     return mean + std * eps
 
 
