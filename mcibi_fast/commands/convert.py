@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mcibi_fast.compat import sssegmentation
+from mcibi_fast.compat import backbones, sssegmentation
 from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
 from mcibi_fast.engine.checkpoint import ModelSpec, pack_weights
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNetMCIBIPPHead
+from mcibi_fast.models.backbones import Backbone
 from mcibi_fast.nn.within_image import PPM
 from mcibi_fast.viz.palette import distinct_palette
 
-# The released ResNet-v1c by timm's names.
-_BACKBONES = ("resnet50c", "resnet101c", "resnet152c")
+# timm's names of the released ResNet-v1c; the other backbones have names of their own.
+_RESNETS = ("resnet50c", "resnet101c", "resnet152c")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         ) from error
     write_atomically(out, pack_weights(model, spec))
     print(
-        f"{out}: {spec.name} on {spec.backbone}, {len(names)} classes, "
+        f"{out}: {spec.name} on {spec.backbone.split()[0]}, {len(names)} classes, "
         f"{sum(p.numel() for p in model.parameters()):,} weights, "
         f"{os.path.getsize(out) / 2**20:.0f} MiB"
     )
@@ -84,22 +85,31 @@ def convert(
         NotImplementedError: `create` makes no such model (the message says what it lacks).
     """
     name, shapes = _framework(loaded.head), _shapes(loaded)
-    for backbone in _BACKBONES:
+    entries = {
+        backbones.released_name(key, loaded.backbone): tensor
+        for key, tensor in loaded.state_dict().items()
+    }
+    own = backbones.describe(entries) or ""
+    resnets = _RESNETS if own.startswith("released_resnet ") else ()
+    for backbone in (*resnets, own):
         spec = ModelSpec(
             name=name,
             backbone=backbone,
-            options=_options(loaded.head),
+            options=_options(loaded),
             classes=classes,
             palette=palette,
             mean=list(IMAGENET_MEAN),
             std=list(IMAGENET_STD),
         )
-        with torch.device("meta"):
-            fits = _shapes(spec.create_model()) == shapes
+        try:
+            with torch.device("meta"):
+                fits = _shapes(spec.create_model()) == shapes
+        except ValueError:  # a stride that this backbone cannot have
+            continue
         if fits:
             break
     else:
-        raise NotImplementedError(f"its layers are not those of {name} on {', '.join(_BACKBONES)}")
+        raise NotImplementedError(f"its layers are not those of {name} on any backbone")
     model = spec.create_model().eval()
     model.load_state_dict(loaded.state_dict())
     if not _same_logits(loaded, model):
@@ -118,12 +128,14 @@ def _framework(head: nn.Module) -> str:
     return "pspnet_mcibipp" if isinstance(head.within_image, PPM) else "deeplabv3_mcibipp"
 
 
-def _options(head: Any) -> dict[str, Any]:
-    """The head's arguments, as far as the released code knows more than one value of them."""
+def _options(loaded: Segmentor) -> dict[str, Any]:
+    """The model's arguments, as far as the released code knows more than one value of them."""
+    head, backbone = loaded.head, cast(Backbone, loaded.backbone)
     context = head.context
     decoders = (context.weight_head, head.within_image_head, head.decoder)
     options: dict[str, Any] = {
         "form": "released",
+        "output_stride": backbone.reductions[-1],
         "feats_channels": head.memory.channels,
         "transform_channels": context.attention.transform_channels,
         "kernel_sizes": [1 if d is None else d.conv[0].kernel_size[0] for d in decoders],

@@ -2,8 +2,8 @@
 
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
-is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. ResNet backbones are built
-here; ResNeSt, HRNet and Swin by :mod:`mcibi_fast.compat.backbones`.
+is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. Backbones are those of
+:mod:`mcibi_fast.compat.backbones`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import FeatureListNet
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from mcibi_fast.compat import backbones
@@ -215,31 +213,13 @@ def _build_within_image(
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
+    _shape(state, "bottleneck.0.weight")  # where there is not even that, it is no such checkpoint
     backbone = backbones.build(state, output_stride)
-    return _build_resnet(state, output_stride) if backbone is None else backbone
-
-
-def _build_resnet(state: StateDict, output_stride: int) -> Backbone:
-    """ResNet-v1c (a stem of three 3x3 convolutions) of the depth and widths in the checkpoint."""
-    blocks = [
-        len({k.split(".")[2] for k in state if k.startswith(f"backbone_net.layer{i}.")})
-        for i in (1, 2, 3, 4)
-    ]
-    block: Any = Bottleneck if "backbone_net.layer1.0.conv3.weight" in state else BasicBlock
-    resnet = ResNet(
-        block,
-        tuple(blocks),
-        output_stride=output_stride,
-        stem_type="deep",
-        stem_width=_shape(state, "backbone_net.stem.0.weight")[0],
-        channels=tuple(
-            _shape(state, f"backbone_net.layer{i}.0.conv1.weight")[0] for i in (1, 2, 3, 4)
-        ),
-    )
-    for module in resnet.modules():
-        if isinstance(module, BasicBlock):  # timm dilates its second convolution too
-            module.conv2.dilation = module.conv2.padding = (1, 1)
-    return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
+    if backbone is None:
+        raise ValueError(
+            "checkpoint: its entries backbone_net.* are none of ResNet, ResNeSt, HRNet and Swin"
+        )
+    return backbone
 
 
 def _shape(state: StateDict, key: str) -> torch.Size:

@@ -123,7 +123,8 @@ def create_backbone(
     one stride. The other families give their last four stages.
 
     Args:
-        name: of the timm model.
+        name: of the timm model, or of a converted checkpoint's backbone
+            (:func:`mcibi_fast.compat.backbones.create`).
         output_stride: of the last map; 8 dilates the last two stages instead of striding.
         pretrained: True loads the weights that timm names, from its cache or the network; a path
             loads that file (timm's own formats, safetensors or a state dict).
@@ -134,6 +135,12 @@ def create_backbone(
     """
     import timm
 
+    if name.startswith("released_"):
+        from mcibi_fast.compat import backbones as released
+
+        if pretrained is not False:
+            raise RuntimeError("pretrained: a released backbone's weights are in its checkpoint")
+        return released.create(name, output_stride=output_stride)
     if not timm.is_model(name):
         similar = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone: timm has no model {name!r} (similar: {similar})")
