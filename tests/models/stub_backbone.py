@@ -1,0 +1,45 @@
+"""A backbone that is quick to trace, in place of timm's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+FRAMEWORKS = ("fcn", "pspnet", "deeplabv3", "upernet", "isnet")
+
+
+class Stub(nn.Module):
+    """Images -> maps of stride 4, 8, 8 and 8."""
+
+    channels = (8, 8, 8, 8)
+    reductions = (4, 8, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 7, 4), (8, 3, 2), (8, 3, 1), (8, 3, 1))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, 8, kernel, stride, kernel // 2)
+            for channels, kernel, stride in sizes
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [images]
+        for convolution in self.convolutions:
+            maps.append(convolution(maps[-1]).tanh())
+        return maps[1:]
+
+
+@contextmanager
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every framework gets this backbone, and the same weights in every run."""
+    for name in FRAMEWORKS:
+        module = importlib.import_module(f"mcibi_fast.models.{name}")
+        monkeypatch.setattr(module, "create_backbone", lambda *_, **__: Stub())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
