@@ -156,7 +156,7 @@ def trace(
 
 
 def _has_windows(backbone: nn.Module) -> bool:
-    """Swin: torch.export takes hours over the sizes of its padded and rolled maps."""
+    """Swin: torch.export does not get done with the sizes of its padded and rolled maps."""
     return any("swin" in type(module).__module__ for module in backbone.modules())
 
 
