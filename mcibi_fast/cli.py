@@ -13,13 +13,8 @@ EPILOG = """\
 examples:
   mcibi-fast demo
   mcibi-fast train camvid --root DATA/camvid --set optimizer.lr=0.02 epochs=50
-  mcibi-fast train --resume runs/camvid
   mcibi-fast evaluate runs/camvid --split test
-  mcibi-fast predict runs/camvid photo.jpg --out predictions
-  mcibi-fast convert released.pth model.safetensors --dataset ade20k
-  mcibi-fast export runs/camvid model.onnx
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
-  mcibi-fast data pack ade20k DATA/ADEChallengeData2016.zip SHARDS
 
 MCIBI_FAST_DEBUG=1 in the environment shows the traceback of an error."""
 

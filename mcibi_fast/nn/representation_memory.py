@@ -23,6 +23,7 @@ from mcibi_fast.nn.class_memory import (
     _of_rank_zero,
     _process_group,
 )
+from mcibi_fast.ops.snapshot import snapshot
 
 Strategy = Literal["mean", "cosine_similarity"]
 
@@ -105,7 +106,7 @@ class RepresentationMemory(ClassMemory):
                 f"representations: there are {self.per_class} per class; read the attribute memory "
                 "(K, n, Z), or build the memory with representations=1"
             )
-        return self.memory[:, 0].clone()  # the update between forward and backward is in place
+        return snapshot(self.memory[:, 0])
 
     @property
     def met(self) -> Tensor:  # type: ignore[override]
@@ -120,9 +121,7 @@ class RepresentationMemory(ClassMemory):
         # A Gaussian of mean 0 and deviation 1 whose draw is given is that draw.
         unit = self.memory.new_zeros(self.num_classes, 2)
         unit[:, 1] = 1
-        table = self.memory.flatten(
-            1
-        ).clone()  # the update between forward and backward is in place
+        table = snapshot(self.memory.flatten(1))
         return ops.gaussian_aggregate(weight_logits, unit, table.shape[1], noise=table, hard=hard)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from mcibi_fast.ops import checks
 from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
 from mcibi_fast.ops.philox import Philox
 from mcibi_fast.ops.reference import gaussian_aggregate as reference
+from mcibi_fast.ops.snapshot import snapshot
 
 
 def gaussian_aggregate(
@@ -196,9 +197,12 @@ class GaussianAggregate(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
     ) -> tuple[Tensor, Tensor]:
+        # The forward itself runs on the copies: one that only the backward uses a compiler would
+        # make there.
+        memory = snapshot(memory)
+        noise = noise if noise.is_floating_point() else snapshot(noise)
         out, lse = AGGREGATE.below_autograd(logits, memory, channels, noise, hard)
-        state = noise if noise.is_floating_point() else noise.clone()
-        ctx.save_for_backward(logits, lse, memory.clone(), state)
+        ctx.save_for_backward(logits, lse, memory, noise)
         ctx.mark_non_differentiable(lse)
         return out, lse
 

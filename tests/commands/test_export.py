@@ -16,7 +16,7 @@ from mcibi_fast.compat import backbones, sssegmentation
 from mcibi_fast.data.base import normalise
 from mcibi_fast.engine import export
 from mcibi_fast.engine.checkpoint import ModelSpec, load_model, pack_weights
-from mcibi_fast.engine.evaluate import predict_labels
+from mcibi_fast.engine.inference import predict_labels
 from mcibi_fast.models import create
 
 K = 5

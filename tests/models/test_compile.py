@@ -15,6 +15,7 @@ K, Z = 5, 16
 CASES = [
     *FRAMEWORKS,
     *(f"{name}_mcibipp {form}" for name in FRAMEWORKS for form in ("released", "paper")),
+    "fcn_mcibi released",
 ]
 
 
@@ -70,20 +71,11 @@ def assert_same_step(model, twin, images, labels, **options):
         assert_close(other, buffer)
 
 
-WRONG_GRADIENT = pytest.mark.xfail(
-    reason="with the memory's update in one graph, AOTAutograd's backward reads the memory after "
-    "it was updated: the released form's gradients are wrong"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=WRONG_GRADIENT) if n == "fcn_mcibipp released" else n for n in CASES],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_training(name, generator):
     model = build(name).train()
     twin = copy.deepcopy(model)
-    before = model.memory.memory.clone() if "mcibipp" in name else None
+    before = model.memory.memory.clone() if "mcibi" in name else None
     # What autograd makes of the traced backward is the same for all: one of them is enough.
     backend = "aot_eager" if name.startswith("fcn") else "eager"
     assert_same_step(model, twin, *batch(generator), backend=backend)
@@ -98,7 +90,7 @@ def test_evaluation(name, generator):
     model = build(name).eval()
     images, _ = batch(generator)
     variants = [(model, {})]
-    if "mcibipp" in name:
+    if "mcibi" in name:
         variants = [(model, {"stages": 2}), (model.fold(), {"stages": 2})]
     for variant, options in variants:
         torch._dynamo.reset()
