@@ -28,13 +28,13 @@ from torch import Tensor
 
 import mcibi_fast
 from benchmarks.machine import (
-    environment,
     interleaved,
     keep_freed_memory,
     limits,
     peak_extra_memory,
 )
 from benchmarks.results import RESULTS, Row, table, write
+from mcibi_fast.engine.environment import environment
 
 __all__ = [
     "Candidate",

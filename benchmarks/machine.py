@@ -1,12 +1,9 @@
-"""What the benchmarks ask of the machine: clocks, peak memory, its limits, what it is."""
+"""What the benchmarks ask of the machine: clocks, peak memory, its limits."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-import mcibi_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,37 +120,3 @@ def limits(device: str, dtype: torch.dtype, quick: bool = False) -> dict[str, fl
         "copy_GB_s": 2 * 4 * source.numel() / copy / 1e9,
         "matmul_GFLOP_s": 2 * n**3 / product / 1e9,
     }
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Device, versions and commit."""
-    info = mcibi_fast.build_info()
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # what else ran: 0 on a machine of one's own
-        "cpu_flavour": info["cpu_flavour"],
-        "mcibi_fast": info["version"],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "python": platform.python_version(),
-        "commit": commit(),
-        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit, with a mark if the checkout differs from it; "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

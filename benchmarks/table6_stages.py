@@ -13,7 +13,6 @@ with random weights, 512x512, 150 classes, in both forms, folded and not.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.harness import (
     RESULTS,
@@ -34,6 +32,7 @@ from benchmarks.harness import (
     write,
 )
 from mcibi_fast import models, recipes
+from mcibi_fast.ablations.stages import STAGES, gathering_logits, trade_off
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.engine.checkpoint import load_model
 from mcibi_fast.engine.loading import evaluation_loader
@@ -41,9 +40,6 @@ from mcibi_fast.engine.state import seed_global_generators
 from mcibi_fast.engine.train import train
 from mcibi_fast.metrics import ConfusionMatrix
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.iterative import mix_logits, mix_probabilities
-
-STAGES = (1, 2, 3, 4)
 
 
 def trained(form: str, epochs: int | None) -> tuple[Segmentor, SegmentationDataset]:
@@ -61,18 +57,6 @@ def trained(form: str, epochs: int | None) -> tuple[Segmentor, SegmentationDatas
 def scenes(config: recipes.TrainConfig) -> SegmentationDataset:
     """What the table is measured on."""
     return config.data.dataset(config.data.val_split)
-
-
-def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
-    """The logits of the weights W that a stage gathers with (B, K, h, w)."""
-    before = model(images, stages=max(stage - 1, 1))
-    head = model.head
-    first = before.context_logits if head.weights_from == "cwi" else before.weight_logits
-    if stage == 1:
-        return first
-    if head.mixing == "paper":
-        return mix_probabilities(first, before.logits)
-    return mix_logits(first, before.logits, weights=head.stage_weights)
 
 
 @torch.no_grad()
@@ -103,17 +87,6 @@ def milliseconds(runs: list[Callable[[], Any]], device: str, budget: float) -> l
     """The fastest call of each: stages are told apart by small differences of large times."""
     with torch.inference_mode():
         return [1e3 * min(times) for times in interleaved(runs, device, budget)]
-
-
-def trade_off(mean_ious: list[float], times: list[float]) -> list[float | None]:
-    """Percent of mIoU gained per millisecond added, against the stage before.
-
-    None for the first stage, and where a stage cost less than the clock can tell.
-    """
-    result: list[float | None] = [None]
-    for (m0, t0), (m1, t1) in itertools.pairwise(zip(mean_ious, times, strict=True)):
-        result.append((m1 - m0) / (t1 - t0) if t1 > t0 else None)
-    return result
 
 
 def table6(model: Segmentor, dataset: SegmentationDataset, device: str, budget: float) -> list[Row]:

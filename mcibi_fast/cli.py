@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_data(commands)
     _add_demo(commands)
+    _add_ablate(commands)
     bench = _add(commands, "bench", "bench", "run the benchmarks, or plot their results")
     bench.add_argument("name", nargs="?", help="a benchmark, all, or plot; without it: the list")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on, such as --quick")
@@ -232,6 +233,31 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         action="extend",
         default=[],
         help="change a field of the recipe, for both models",
+    )
+    _add_quiet(parser)
+
+
+def _add_ablate(commands: argparse._SubParsersAction) -> None:
+    text = "train the rows of one of the paper's tables and compare"
+    parser = _add(commands, "ablate", "ablate", text)
+    parser.add_argument("table", nargs="?", help="such as 2; without it: the list")
+    parser.add_argument("--data", default="scenes", help="scenes (default), camvid, ade20k, ...")
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, or its zip file")
+    parser.add_argument("--test-root", metavar="DIR", help="table 8: the folder of CIHP")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="all runs, which tables share (default: runs/ablate/DATA); what is done is kept",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs per row (default: 1)")
+    parser.add_argument("--rows", metavar="A,B", help="names or numbers (default: all)")
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change a field of the recipe, for all rows",
     )
     _add_quiet(parser)
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "data convert",
     "data pack",
     "demo",
+    "ablate",
     "bench",
     "info",
 )

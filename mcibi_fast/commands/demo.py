@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mcibi_fast import recipes
@@ -23,6 +21,7 @@ from mcibi_fast.engine.checkpoint import load_model
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.state import seed_global_generators
+from mcibi_fast.engine.threads import leave_cores_to_loaders
 from mcibi_fast.engine.train import train
 
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
             config = recipes.demo(model)
             recipes.apply_settings(config, args.set)
             config.seed = seed
-            _leave_cores_to_loaders(config.workers)
+            leave_cores_to_loaders(config.workers)
             folder = out / f"{model}-seed{seed}"
             if (folder / "config.json").is_file():
                 shutil.rmtree(folder)  # an earlier demo's run
@@ -58,9 +57,3 @@ def _confusion(config: recipes.TrainConfig, folder: Path) -> Tensor:
     dataset = config.data.dataset(config.data.val_split)
     model, _ = load_model(folder / "checkpoints" / "last")
     return evaluate(model, dataset, batch_size=config.eval_batch_size).matrix
-
-
-def _leave_cores_to_loaders(workers: int) -> None:
-    """A thread more than there are cores makes OpenMP's barriers wait, many times over."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (cores or 1) - workers)))

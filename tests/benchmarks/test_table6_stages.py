@@ -2,36 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-
-from benchmarks.table6_stages import gathering_logits, stage_cost, table, table6, trade_off
+from benchmarks.table6_stages import stage_cost, table, table6
 from mcibi_fast import models
 from mcibi_fast.data import Scenes
-
-
-def test_the_trade_off_is_the_papers() -> None:
-    gains = trade_off([43.39, 43.74, 43.85, 43.91], [34.91, 49.33, 58.19, 74.72])
-    assert gains[0] is None
-    assert [round(gain, 3) for gain in gains[1:] if gain is not None] == [0.024, 0.012, 0.004]
-    assert trade_off([1, 2, 3], [3, 3, 2]) == [None, None, None]
-
-
-@pytest.mark.parametrize("mixing", ["paper", "released"])
-@torch.no_grad()
-def test_the_weights_are_those_that_the_stage_gathers_with(mixing: str) -> None:
-    model = models.create(
-        "fcn_mcibipp", 5, "test_resnet", feats_channels=16, transform_channels=8, mixing=mixing
-    ).eval()
-    images = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    seen = []
-    gather = model.head.context.gather
-    model.head.context.gather = lambda state, W: (seen.append(W), gather(state, W))[1]
-    model(images, stages=4)
-    recorded = list(seen)
-    assert len(recorded) == 4
-    for stage, weight_logits in enumerate(recorded, start=1):
-        torch.testing.assert_close(gathering_logits(model, images, stage), weight_logits)
 
 
 def test_rows() -> None:

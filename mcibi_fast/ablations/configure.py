@@ -1,0 +1,146 @@
+"""The training configurations of a table's rows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from mcibi_fast import models, recipes
+from mcibi_fast.ablations.table import Row, Table
+from mcibi_fast.commands.train import RECIPES, configure
+from mcibi_fast.recipes import TrainConfig
+
+SCENES = "scenes"
+
+
+def base_config(table: Table, data: str, root: str | None, settings: Sequence[str]) -> TrainConfig:
+    """What all rows share.
+
+    Args:
+        table: whose model is the base's.
+        data: "scenes", the built-in data with the demo's recipe, or a dataset with a recipe of its
+            own.
+        root: the dataset's folder.
+        settings: changes, as ``--set`` takes them.
+
+    Raises:
+        ValueError: no such data, data that does not suit the table, or a setting of a field that
+            the rows vary.
+    """
+    if data not in (known := datasets()):
+        raise ValueError(f"--data: no dataset {data!r}; there are {', '.join(known)}")
+    if table.data not in (None, data):
+        raise ValueError(
+            f"--data: {table.source.partition(',')[0]} is about {table.data}; give --data "
+            f"{table.data} --root DIR"
+        )
+    varied = sorted({s.partition("=")[0].strip() for s in settings} & table.varied())
+    if varied:
+        raise ValueError(f"--set {varied[0]}: the rows of this table vary it")
+    recipe = "demo" if data == SCENES else data
+    return configure(recipe, root, [f"model.name={table.model}", *settings])
+
+
+def datasets() -> list[str]:
+    """What ``--data`` knows."""
+    return [name for name in RECIPES if name != "demo"]
+
+
+def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
+    """The base with the row's settings.
+
+    A row with another model keeps those of the base's options that its model takes: options of
+    MCIBI++ mean nothing to FCN.
+    """
+    config = copy.deepcopy(base)
+    recipes.apply_settings(config, row.settings)
+    if config.model.name != base.model.name:
+        foreign = _options_of(base.model.name) - _options_of(config.model.name)
+        options = config.model.options
+        config.model.options = {k: v for k, v in options.items() if k not in foreign}
+    config.seed = seed
+    return config
+
+
+def _options_of(model: str) -> set[str]:
+    """The options that a model's function takes, or hands on to its head."""
+    framework, _, memory = model.partition("_")
+    heads: dict[str, type] = {"upernet": models.UperNetHead, "isnet": models.ISNetHead}
+    head = models.MCIBIPPHead if memory else heads.get(framework, models.FCNHead)
+    makers: list[Any] = [getattr(models, model), *head.__mro__[:-1]]
+    return {name for maker in makers for name in inspect.signature(maker).parameters}
+
+
+def run_name(base: TrainConfig, row: Row, seed: int) -> str:
+    """The name of a run's directory: its model, what else differs from the base, its seed."""
+    fields = dict(setting.split("=", 1) for setting in row.settings)
+    model = fields.pop("model.name", base.model.name)
+    changes = [f"{name.rpartition('.')[2]}={value}" for name, value in fields.items()]
+    return "-".join([model, *changes, f"seed{seed}"])
+
+
+def select_rows(table: Table, chosen: str | None) -> list[Row]:
+    """The rows meant by ``--rows``: names or numbers, from 1 on, with commas between them.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    if chosen is None:
+        return list(table.rows)
+    names = {row.name.lower(): row for row in table.rows}
+    numbers = {str(number): row for number, row in enumerate(table.rows, 1)}
+    wanted = [text.strip().lower() for text in chosen.split(",")]
+    for text in wanted:
+        if text not in names | numbers:
+            listed = ", ".join(f"{n} {row.name}" for n, row in numbers.items())
+            raise ValueError(f"--rows: no row {text!r}; there are {listed}")
+    picked = [names.get(text) or numbers[text] for text in wanted]
+    return [row for row in table.rows if row in picked]
+
+
+def check_test_data(table: Table, test_root: str | None) -> None:
+    """Opens the dataset that a table tests on besides its own.
+
+    Raises:
+        ValueError: it needs one that was not given, or needs none, or it cannot be read.
+    """
+    if table.test_data is None:
+        if test_root is not None:
+            raise ValueError("--test-root: this table tests on no second dataset")
+        return
+    if test_root is None:
+        raise ValueError(
+            f"--test-root: {table.source.partition(',')[0]} tests on {table.test_data}, too; name "
+            "its folder with --test-root DIR"
+        )
+    recipes.NamedData(table.test_data, root=test_root).dataset("val")
+
+
+def check_models(configs: Sequence[TrainConfig]) -> None:
+    """Opens the data and builds every model once, before hours go into the first one.
+
+    Args:
+        configs: of the rows; they do not differ in their data.
+
+    Raises:
+        ValueError: the data, or an option of a model, cannot be used.
+    """
+    from mcibi_fast.engine.checkpoint import ModelSpec
+
+    data = configs[0].data
+    data.dataset(data.train_split)
+    dataset = data.dataset(data.val_split)
+    for config in configs:
+        config.validate()
+        ModelSpec(
+            name=config.model.name,
+            backbone=config.model.backbone,
+            options=config.model.options,
+            classes=list(dataset.classes),
+            palette=dataset.palette.tolist(),
+            mean=list(dataset.mean),
+            std=list(dataset.std),
+            ignore_index=dataset.ignore_index,
+        ).create_model(pretrained=False)

@@ -1,0 +1,101 @@
+"""The paper's numbers beside the measured ones: as data, and as a Markdown table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcibi_fast.ablations.table import Column, Row, Scores, Table
+
+Measured = Mapping[str, Mapping[int, Scores]]
+"""Scores by row and seed; of rows that have none yet there is no entry."""
+
+
+def as_data(table: Table, rows: Sequence[Row], measured: Measured) -> list[dict[str, Any]]:
+    """One entry per row, ready for JSON: the paper's numbers, each seed's, mean and deviation."""
+    entries = []
+    for row in rows:
+        runs = measured.get(row.name, {})
+        found = {column.score: _values(runs, column) for column in table.columns}
+        entries.append(
+            {
+                "row": row.name,
+                "settings": list(row.settings),
+                "paper": dict(zip(table.paper, row.paper, strict=True)) if row.paper else {},
+                "seeds": {str(seed): dict(scores) for seed, scores in runs.items()},
+                "mean": {name: statistics.mean(v) for name, v in found.items() if v},
+                "std": {name: statistics.stdev(v) for name, v in found.items() if len(v) > 1},
+                "versus": table.versus(row),
+                "differences": differences(table, row, measured),
+            }
+        )
+    return entries
+
+
+def differences(table: Table, row: Row, measured: Measured) -> list[float]:
+    """The first column's difference to the row it is compared with, per seed that both have."""
+    name, other = table.columns[0].score, table.versus(row)
+    if other == row.name:
+        return []
+    runs, others = measured.get(row.name, {}), measured.get(other, {})
+    return [runs[seed][name] - others[seed][name] for seed in runs if seed in others]
+
+
+def markdown(table: Table, rows: Sequence[Row], measured: Measured) -> str:
+    """The table, aligned also as plain text."""
+    has_paper = any(row.paper for row in table.rows)
+    header = ["row"]
+    if has_paper:
+        header += [f"paper {name}" for name in table.paper] + ["Δ"]
+    header += [table.columns[0].heading, "Δ", *(column.heading for column in table.columns[1:])]
+    lines = [header]
+    for row in rows:
+        cells = [row.name]
+        if has_paper:
+            printed = row.paper or (None,) * len(table.paper)
+            cells += [_printed(value) for value in printed]
+            cells.append(_printed_difference(table, row))
+        runs = measured.get(row.name, {})
+        first, *others = [mean_and_spread(_values(runs, c), c.digits) for c in table.columns]
+        gains = differences(table, row, measured)
+        lines.append([*cells, first, mean_and_spread(gains, signed=True), *others])
+    return _aligned(lines)
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2, *, signed: bool = False) -> str:
+    """Mean ± standard deviation over seeds, "-" of nothing."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _values(runs: Mapping[int, Scores], column: Column) -> list[float]:
+    return [scores[column.score] for scores in runs.values() if column.score in scores]
+
+
+def _printed(value: float | None) -> str:
+    """As in the paper: two digits after the point, or as many as there are."""
+    return "-" if value is None else max(f"{value:.2f}", f"{value:g}", key=len)
+
+
+def _printed_difference(table: Table, row: Row) -> str:
+    printed = {other.name: other.paper for other in table.rows}
+    other = printed[table.versus(row)]
+    if table.versus(row) == row.name or not row.paper or not other:
+        return "-"
+    mine, theirs = row.paper[0], other[0]
+    return "-" if mine is None or theirs is None else f"{mine - theirs:+.2f}"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+
+    def text(cells: list[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        return " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
+
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    header, *body = (f"| {text(line)} |" for line in lines)
+    return "\n".join([header, f"|{rule}|", *body])

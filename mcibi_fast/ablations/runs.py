@@ -1,0 +1,169 @@
+"""Trained models of the rows: trained, continued or found finished, and measured once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mcibi_fast.ablations.table import Row, Scores
+from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.engine.checkpoint import load_model
+from mcibi_fast.engine.environment import environment
+from mcibi_fast.engine.evaluate import evaluate
+from mcibi_fast.engine.files import write_atomically
+from mcibi_fast.engine.run import Run
+from mcibi_fast.engine.state import seed_global_generators
+from mcibi_fast.engine.threads import leave_cores_to_loaders
+from mcibi_fast.engine.train import train
+from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.models import Segmentor
+from mcibi_fast.recipes import TrainConfig
+
+MEASURED = "measured.json"
+_TRAINING = "training"
+
+
+class TrainedRun:
+    """One run's directory, with what was measured of its model in ``measured.json``.
+
+    Args:
+        config: of the run.
+        folder: its directory.
+        test_root: the folder of the second dataset, where a table has one.
+        progress: show bars.
+
+    Raises:
+        ValueError: the directory holds a run of another configuration.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        test_root: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.test_root = test_root
+        self.progress = progress
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        file = folder / MEASURED
+        self.stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if Run(folder).checkpoint("last") is not None:
+            self._refuse_another_configuration()
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Commit, versions, device and threads of the training."""
+        return self.stored["environment"]
+
+    def is_trained(self) -> bool:
+        """Whether the training came to its end."""
+        return _TRAINING in self.stored
+
+    def has(self, row: Row) -> bool:
+        """Whether all that the row shows is measured."""
+        return self.is_trained() and (row.measure is None or _key(row) in self.stored)
+
+    def train(self, report: Callable[[str], None]) -> None:
+        """Trains the model, from the last checkpoint on where there is one.
+
+        Raises:
+            ValueError, TrainingError, OSError, KeyboardInterrupt: as `engine.train.train`.
+        """
+        leave_cores_to_loaders(self.config.workers)
+        # Each process its own dropout; the weights of the first are broadcast.
+        seed_global_generators(self.config.seed + int(os.environ.get("RANK", "0")))
+        result = train(
+            self.config,
+            self.folder,
+            resume=Run(self.folder).checkpoint("last") is not None,
+            progress=self.progress,
+            report=report,
+        )
+        scores = {
+            "mIoU": 100 * (result.metrics["mean_iou"] or 0.0),
+            "pixel_accuracy": 100 * (result.metrics["pixel_accuracy"] or 0.0),
+            "seconds": result.seconds,
+        }
+        self.stored["environment"] = environment(str(self.device()))
+        self._store(_TRAINING, {"": scores})
+
+    def scores(self, row: Row) -> Scores:
+        """What the row shows, measured now where it was not yet."""
+        training = self.stored[_TRAINING][""]
+        if row.measure is None:
+            return training
+        if _key(row) not in self.stored:
+            self._store(_key(row), row.measure(self))
+        return {"seconds": training["seconds"]} | self.stored[_key(row)][row.part]
+
+    def model(self) -> Segmentor:
+        """The model after the last step, in evaluation mode, where it is to be evaluated."""
+        return load_model(self.folder / "checkpoints" / "last")[0].to(self.device())
+
+    def validation(self) -> SegmentationDataset:
+        """The split that the training was evaluated on."""
+        return self.config.data.dataset(self.config.data.val_split)
+
+    def evaluate(self, model: nn.Module, dataset: SegmentationDataset) -> ConfusionMatrix:
+        """The confusion matrix, as the training evaluates."""
+        return evaluate(
+            model,
+            dataset,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            accelerator=self._accelerator(),
+            progress=self.progress,
+        )
+
+    def device(self) -> Any:
+        """Where the run's models are trained and evaluated."""
+        return self._accelerator().device
+
+    def _accelerator(self) -> Any:
+        from accelerate import Accelerator
+
+        config = self.config
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+
+    def _store(self, key: str, parts: dict[str, Scores]) -> None:
+        self.stored[key] = parts
+        if self.is_main:
+            content = json.dumps(self.stored, indent=2) + "\n"
+            write_atomically(self.folder / MEASURED, content.encode())
+
+    def _refuse_another_configuration(self) -> None:
+        there = TrainConfig.from_dict(Run(self.folder).config()).to_dict()
+        differing = _first_difference(there, self.config.to_dict())
+        if differing:
+            name, old, new = differing
+            raise ValueError(
+                f"--out: {self.folder} holds a run with {name} {old!r}, now it is {new!r}; give "
+                "the same settings as then, or another --out"
+            )
+
+
+def _key(row: Row) -> str:
+    assert row.measure is not None
+    return row.measure.__name__
+
+
+def _first_difference(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for name in [*old, *(name for name in new if name not in old)]:
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if difference := _first_difference(a, b, f"{prefix}{name}."):
+                return difference
+        # A configuration from a file has lists where tuples were.
+        elif json.dumps(a) != json.dumps(b):
+            return prefix + name, a, b
+    return None

@@ -1,0 +1,93 @@
+"""Stages of coarse-to-fine iterative inference (section 3.5): their weights and their cost."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.models import SegmentationOutput, Segmentor
+from mcibi_fast.models.iterative import mix_logits, mix_probabilities
+
+STAGES = (1, 2, 3, 4)
+
+
+def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
+    """The logits of the weights W that a stage gathers with.
+
+    Args:
+        model: with MCIBI++, in evaluation mode.
+        images: (B, 3, H, W).
+        stage: from 1 on.
+
+    Returns:
+        (B, K, h, w).
+    """
+    before = model(images, stages=max(stage - 1, 1))
+    head = model.head
+    first = before.context_logits if head.weights_from == "cwi" else before.weight_logits
+    if stage == 1:
+        return first
+    if head.mixing == "paper":
+        return mix_probabilities(first, before.logits)
+    return mix_logits(first, before.logits, weights=head.stage_weights)
+
+
+class StageWeights(nn.Module):
+    """A model whose prediction is W, so that W is evaluated as O is (section 4.2).
+
+    Args:
+        model: with MCIBI++.
+        stage: whose W.
+    """
+
+    def __init__(self, model: Segmentor, stage: int) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        weights = gathering_logits(self.model, images, self.stage)
+        return SegmentationOutput(weights.softmax(dim=1), {})  # Eq. 14 upsamples W itself
+
+
+@torch.inference_mode()
+def fastest(model: Segmentor, images: Tensor, budget: float = 3.0) -> list[float]:
+    """Seconds of the fastest pass with each of `STAGES`, taken in turns, five of each at least.
+
+    The fastest, not the median: stages are told apart by small differences of large times.
+
+    Args:
+        model: with MCIBI++, in evaluation mode.
+        images: (B, 3, H, W).
+        budget: seconds to go on for.
+    """
+    times: list[list[float]] = [[] for _ in STAGES]
+    begin = time.perf_counter()
+    while len(times[0]) < 5 or time.perf_counter() - begin < budget:
+        for stage, seconds in zip(STAGES, times, strict=True):
+            _wait(images.device)
+            start = time.perf_counter()
+            model(images, stages=stage)
+            _wait(images.device)
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds) for seconds in times]
+
+
+def trade_off(mean_ious: Sequence[float], times: Sequence[float]) -> list[float | None]:
+    """Percent of mIoU gained per unit of time added, against the stage before (Table 6).
+
+    None for the first stage, and where a stage cost less than the clock can tell.
+    """
+    result: list[float | None] = [None]
+    for (m0, t0), (m1, t1) in itertools.pairwise(zip(mean_ious, times, strict=True)):
+        result.append((m1 - m0) / (t1 - t0) if t1 > t0 else None)
+    return result
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,98 @@
+"""What an ablation table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mcibi_fast.ablations.runs import TrainedRun
+
+Scores = dict[str, float]
+"""What was measured, by the name of a `Column`; a score that does not exist is left out."""
+
+Measure = Callable[["TrainedRun"], dict[str, Scores]]
+"""A function of a trained model to scores; several rows may take a part each of one measurement."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measured column.
+
+    Attributes:
+        score: its name in `Scores`.
+        heading: of the printed table.
+        digits: after the decimal point.
+    """
+
+    score: str
+    heading: str
+    digits: int = 2
+
+
+MEAN_IOU = Column("mIoU", "mIoU")
+PIXEL_ACCURACY = Column("pixel_accuracy", "pixel accuracy")
+SECONDS = Column("seconds", "seconds", digits=0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: how it is trained, how it is measured, and what the paper prints.
+
+    Attributes:
+        name: unique in its table.
+        settings: what it changes in the base configuration, as ``--set`` takes it; rows with equal
+            settings share their trained model.
+        paper: the printed numbers, one per `Table.paper`; None where the paper has none.
+        measure: what is measured; None takes the scores of the training's last evaluation.
+        part: which part of the measurement this row shows, such as "stages=2".
+        versus: the row that it is compared with; None is the table's first.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    paper: tuple[float | None, ...] = ()
+    measure: Measure | None = None
+    part: str = ""
+    versus: str | None = None
+
+    def difference(self) -> str:
+        """What it changes in the base."""
+        changes = [*self.settings, *([self.part] if self.part else [])]
+        return "; ".join(changes) or "the base"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, or an ablation of its text.
+
+    Attributes:
+        title: what is compared.
+        source: the paper's table or section, with what its numbers were measured on.
+        paper: headings of the printed columns; rows are compared in the first.
+        rows: in the paper's order.
+        model: of the base configuration.
+        columns: what is measured; rows are compared in the first.
+        note: what a reader has to know of the rows.
+        data: the only dataset that it can be measured on; None is any.
+        test_data: a second dataset, which the models are tested on.
+    """
+
+    title: str
+    source: str
+    paper: tuple[str, ...]
+    rows: tuple[Row, ...]
+    model: str = "fcn_mcibipp"
+    columns: tuple[Column, ...] = (MEAN_IOU, PIXEL_ACCURACY, SECONDS)
+    note: str = ""
+    data: str | None = None
+    test_data: str | None = None
+
+    def versus(self, row: Row) -> str:
+        """The name of the row that this one is compared with; the first row's is its own."""
+        return row.versus or self.rows[0].name
+
+    def varied(self) -> set[str]:
+        """The fields that the rows change."""
+        return {s.partition("=")[0] for row in self.rows for s in row.settings}
