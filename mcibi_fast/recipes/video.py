@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mcibi_fast.recipes.config import (
     AugmentationConfig,
+    InferenceConfig,
     ModelConfig,
     MovingScenesData,
     OptimizerConfig,
@@ -19,13 +20,15 @@ from mcibi_fast.recipes.config import (
 def vspw() -> TrainConfig:
     """VSPW 480p, 124 classes: 2,806 / 343 videos, one random frame of each per epoch.
 
-    240 epochs of 175 steps are the paper's 42,000 iterations.
+    240 epochs of 175 steps are the paper's 42,000 iterations; the backbone's learning rate and the
+    sliding windows are the released code's.
     """
     return TrainConfig(
         data=VideoData("vspw", short_side=512, history=0),
         model=ModelConfig(name="upernet_mcibipp", backbone="resnet101"),
-        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4, backbone_lr=0.1),
         augmentation=AugmentationConfig((512, 512), short_side=512),
+        inference=InferenceConfig(window=(512, 512), stride=(341, 341), softmax="stride"),
         epochs=240,
         batch_size=16,
         workers=8,
