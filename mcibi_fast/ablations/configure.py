@@ -67,8 +67,13 @@ def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
 def _options_of(model: str) -> set[str]:
     """The options that a model's function takes, or hands on to its head."""
     framework, _, memory = model.partition("_")
-    heads: dict[str, type] = {"upernet": models.UperNetHead, "isnet": models.ISNetHead}
-    head = models.MCIBIPPHead if memory else heads.get(framework, models.FCNHead)
+    heads: dict[str, type] = {
+        "upernet": models.UperNetHead,
+        "isnet": models.ISNetHead,
+        "mcibi": models.MCIBIHead,
+        "mcibipp": models.MCIBIPPHead,
+    }
+    head = heads.get(memory or framework, models.FCNHead)
     makers: list[Any] = [getattr(models, model), *head.__mro__[:-1]]
     return {name for maker in makers for name in inspect.signature(maker).parameters}
 
@@ -128,13 +133,14 @@ def check_models(configs: Sequence[TrainConfig]) -> None:
         ValueError: the data, or an option of a model, cannot be used.
     """
     from mcibi_fast.engine.checkpoint import ModelSpec
+    from mcibi_fast.engine.inference import check_model
 
     data = configs[0].data
     data.dataset(data.train_split)
     dataset = data.dataset(data.val_split)
     for config in configs:
         config.validate()
-        ModelSpec(
+        model = ModelSpec(
             name=config.model.name,
             backbone=config.model.backbone,
             options=config.model.options,
@@ -144,3 +150,4 @@ def check_models(configs: Sequence[TrainConfig]) -> None:
             std=list(dataset.std),
             ignore_index=dataset.ignore_index,
         ).create_model(pretrained=False)
+        check_model(model, config.inference)

@@ -5,15 +5,25 @@ Each function takes a trained run and returns scores by part; rows say which par
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from mcibi_fast.ablations.runs import TrainedRun
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.ablations.runs import TrainedRun, percent
 from mcibi_fast.ablations.stages import STAGES, StageWeights, fastest, trade_off
 from mcibi_fast.ablations.table import Scores
-from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.engine.adversarial import fgsm
+from mcibi_fast.models import SegmentationOutput, Segmentor
 from mcibi_fast.recipes import NamedData
 
 TENTH = 10  # jumpsuits in LIP, torso skin in CIHP
+
+
+def two_stages(run: TrainedRun) -> dict[str, Scores]:
+    """One more stage of inference: O_{s_2} of section 3.5."""
+    confusion = run.evaluate(run.model(), run.validation(), stages=2)
+    return {"inference.stages=2": percent(confusion.compute())}
 
 
 def four_stages(run: TrainedRun) -> dict[str, Scores]:
@@ -23,10 +33,9 @@ def four_stages(run: TrainedRun) -> dict[str, Scores]:
     times = [1e3 * seconds for seconds in fastest(model, image)]
     parts: dict[str, Scores] = {}
     for stage, milliseconds in zip(STAGES, times, strict=True):
-        model.head.stages = stage
-        weights = percent(run.evaluate(StageWeights(model, stage), dataset))
-        parts[f"stages={stage}"] = {
-            **percent(run.evaluate(model, dataset)),
+        weights = percent(run.evaluate(StageWeights(model, stage), dataset, stages=None).compute())
+        parts[f"inference.stages={stage}"] = {
+            **percent(run.evaluate(model, dataset, stages=stage).compute()),
             "ms": milliseconds,
             **{f"W_{name}": value for name, value in weights.items()},
         }
@@ -37,6 +46,16 @@ def four_stages(run: TrainedRun) -> dict[str, Scores]:
     return parts
 
 
+def by_ground_truth(run: TrainedRun) -> dict[str, Scores]:
+    """A model that was trained without it, with the ground truth as W (Table 1)."""
+    model = run.model(weights_from="labels")
+    return {
+        "model.options.weights_from=labels": percent(
+            run.evaluate(model, run.validation()).compute()
+        )
+    }
+
+
 def lip_and_cihp(run: TrainedRun) -> dict[str, Scores]:
     """LIP's validation split and CIHP's, at LIP's test size."""
     data = run.config.data
@@ -45,25 +64,45 @@ def lip_and_cihp(run: TrainedRun) -> dict[str, Scores]:
     model = run.model()
     parts = {}
     for name, dataset in (("LIP", run.validation()), ("CIHP", cihp.dataset("val"))):
-        confusion = run.evaluate(model, dataset)
-        without = without_class(confusion, TENTH)
-        parts[f"tested on {name}"] = percent(confusion) | {"mIoU_without_10": 100 * without}
+        metrics = run.evaluate(model, dataset).compute()
+        without = 100 * metrics.without([TENTH]).mean_iou
+        parts[f"tested on {name}"] = percent(metrics) | {"mIoU_without_10": without}
     return parts
 
 
-def percent(confusion: ConfusionMatrix) -> Scores:
-    """mIoU and pixel accuracy in percent."""
-    metrics = confusion.compute()
-    return {"mIoU": 100 * metrics.mean_iou, "pixel_accuracy": 100 * metrics.pixel_accuracy}
+def under_attack(run: TrainedRun) -> dict[str, Scores]:
+    """The validation split with every image moved by FGSM to raise the model's own loss."""
+    dataset = run.validation()
+    model = UnderAttack(
+        run.model(), epsilon=run.config.adversarial.epsilon, mean=dataset.mean, std=dataset.std
+    )
+    attacked = percent(run.evaluate(model, dataset, stages=None).compute())
+    return {"tested under FGSM, too": {f"attacked_{k}": v for k, v in attacked.items()}}
 
 
-def without_class(confusion: ConfusionMatrix, index: int) -> float:
-    """The mean IoU of all other classes, where this one's pixels count no more than ignored ones.
+class UnderAttack(nn.Module):
+    """A model that meets attacked images.
 
-    A pixel of another class that is taken for this one still is a mistake.
+    Args:
+        model: attacked, and then asked.
+        epsilon: see `mcibi_fast.engine.adversarial.fgsm`.
+        mean, std: of the images' normalisation, per channel.
     """
-    rest = ConfusionMatrix(confusion.num_classes, confusion.ignore_index)
-    rest.matrix = confusion.matrix.clone()
-    rest.matrix[index] = 0
-    keep = torch.arange(confusion.num_classes) != index
-    return float(rest.compute().iou[keep].nanmean())
+
+    needs_labels = True  # the attack does
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: Segmentor, *, epsilon: float, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.epsilon = epsilon
+        device = next(model.parameters()).device
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, device=device).view(3, 1, 1))
+
+    def forward(self, images: Tensor, labels: Tensor) -> SegmentationOutput:
+        moved = fgsm(self.model, images, labels, epsilon=self.epsilon, mean=self.mean, std=self.std)
+        return self.model(moved, labels)

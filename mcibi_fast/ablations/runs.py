@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from mcibi_fast.ablations.table import Row, Scores
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.engine.checkpoint import load_model
+from mcibi_fast.engine.checkpoint import find_weights, load_weights, read_spec
 from mcibi_fast.engine.environment import environment
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
@@ -20,7 +21,7 @@ from mcibi_fast.engine.run import Run
 from mcibi_fast.engine.state import seed_global_generators
 from mcibi_fast.engine.threads import leave_cores_to_loaders
 from mcibi_fast.engine.train import train
-from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.metrics import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.models import Segmentor
 from mcibi_fast.recipes import TrainConfig
 
@@ -102,21 +103,37 @@ class TrainedRun:
             return training
         if _key(row) not in self.stored:
             self._store(_key(row), row.measure(self))
-        return {"seconds": training["seconds"]} | self.stored[_key(row)][row.part]
+        return training | self.stored[_key(row)][row.part]
 
-    def model(self) -> Segmentor:
-        """The model after the last step, in evaluation mode, where it is to be evaluated."""
-        return load_model(self.folder / "checkpoints" / "last")[0].to(self.device())
+    def model(self, **options: Any) -> Segmentor:
+        """The model after the last step, in evaluation mode, where it is to be evaluated.
+
+        Args:
+            options: of the model, in place of those that it was trained with.
+        """
+        file = find_weights(self.folder / "checkpoints" / "last")
+        model = read_spec(file).create_model(pretrained=False, **options)
+        load_weights(model, file)
+        return model.eval().to(self.device())
 
     def validation(self) -> SegmentationDataset:
         """The split that the training was evaluated on."""
         return self.config.data.dataset(self.config.data.val_split)
 
-    def evaluate(self, model: nn.Module, dataset: SegmentationDataset) -> ConfusionMatrix:
-        """The confusion matrix, as the training evaluates."""
+    def evaluate(
+        self, model: nn.Module, dataset: SegmentationDataset, **changes: Any
+    ) -> ConfusionMatrix:
+        """The confusion matrix, as the training evaluates.
+
+        Args:
+            model: in evaluation mode.
+            dataset: what it is evaluated on.
+            changes: fields of `recipes.InferenceConfig` that are not the run's.
+        """
         return evaluate(
             model,
             dataset,
+            inference=replace(self.config.inference, **changes),
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
             accelerator=self._accelerator(),
@@ -141,13 +158,22 @@ class TrainedRun:
 
     def _refuse_another_configuration(self) -> None:
         there = TrainConfig.from_dict(Run(self.folder).config()).to_dict()
-        differing = _first_difference(there, self.config.to_dict())
+        here = self.config.to_dict()
+        weights = there["loss"]["class_weights"]
+        if here["loss"]["class_weights"] == "balanced" and weights is not None:
+            here["loss"]["class_weights"] = weights  # a run writes the numbers down
+        differing = _first_difference(there, here)
         if differing:
             name, old, new = differing
             raise ValueError(
                 f"--out: {self.folder} holds a run with {name} {old!r}, now it is {new!r}; give "
                 "the same settings as then, or another --out"
             )
+
+
+def percent(metrics: SegmentationMetrics) -> Scores:
+    """mIoU and pixel accuracy in percent."""
+    return {"mIoU": 100 * metrics.mean_iou, "pixel_accuracy": 100 * metrics.pixel_accuracy}
 
 
 def _key(row: Row) -> str:

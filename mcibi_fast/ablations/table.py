@@ -46,7 +46,8 @@ class Row:
             settings share their trained model.
         paper: the printed numbers, one per `Table.paper`; None where the paper has none.
         measure: what is measured; None takes the scores of the training's last evaluation.
-        part: which part of the measurement this row shows, such as "stages=2".
+        part: which part of the measurement this row shows, such as
+            "inference.stages=2".
         versus: the row that it is compared with; None is the table's first.
     """
 
@@ -94,5 +95,5 @@ class Table:
         return row.versus or self.rows[0].name
 
     def varied(self) -> set[str]:
-        """The fields that the rows change."""
-        return {s.partition("=")[0] for row in self.rows for s in row.settings}
+        """The fields that the rows change, in training or in testing."""
+        return {s.partition("=")[0] for row in self.rows for s in (*row.settings, row.part)}

@@ -15,6 +15,7 @@ from mcibi_fast.engine.checkpoint import ModelSpec
 from mcibi_fast.models import Segmentor
 from mcibi_fast.nn.context import Add, Concatenation, WeightedAdd
 from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.nn.representation_memory import RepresentationMemory
 from mcibi_fast.recipes import TrainConfig
 
 SMALL = ("model.options.feats_channels=16", "model.options.transform_channels=8")
@@ -59,7 +60,7 @@ def test_every_row_trains_a_model_of_its_own_kind(name: str) -> None:
         # But for the model and the augmentation all is the base's.
         mine, theirs = config.to_dict(), shared.to_dict()
         assert mine.pop("seed") == 3 and theirs.pop("seed") == 0
-        varied = {field.partition(".")[0] for field in table.varied()}
+        varied = {s.partition(".")[0] for r in table.rows for s in r.settings}
         for part in varied:
             mine.pop(part), theirs.pop(part)
         assert mine == theirs
@@ -82,7 +83,8 @@ def test_momentum_and_alpha_are_their_rows_names() -> None:
     for row in TABLES["4"].rows:
         memory = head("4", row.name).memory
         assert isinstance(memory, GaussianMemory)
-        assert memory.momentum == float(row.name)
+        assert memory.momentum == float(row.name.removesuffix("-Poly"))
+        assert (memory.momentum_schedule == "poly") is row.name.endswith("Poly")
     for row in TABLES["5"].rows:
         assert head("5", row.name).alpha == float(row.name)
 
@@ -92,6 +94,26 @@ def test_fusions_are_their_rows_names() -> None:
     for row, fusion in fusions.items():
         assert type(head("2", row).context.fuse) is fusion
     assert not hasattr(head("2", "FCN"), "context")
+
+
+def test_memories_are_their_rows_names() -> None:
+    memories = [head("3", row.name).memory for row in TABLES["3"].rows[1:]]
+    kinds = [RepresentationMemory, RepresentationMemory, GaussianMemory, GaussianMemory]
+    assert [type(memory) for memory in memories] == kinds
+    assert [memory.fixed for memory in memories] == [True, False, False, False]
+    for row in TABLES["init"].rows:
+        assert head("init", row.name).memory.init == row.name
+    for row in TABLES["weights"].rows:
+        assert head("weights", row.name).weights_from == row.name
+    assert head("1", "FCN+GT-MCIBI++").needs_labels
+    assert not head("1", "FCN+MCIBI++ tested with GT").needs_labels
+
+
+def test_augmentations_are_their_rows_names() -> None:
+    table = TABLES["augmentation"]
+    configs = [configure.row_config(base(table), row, 0) for row in table.rows]
+    assert [c.augmentation.style_mixing > 0 for c in configs] == [False, True, False]
+    assert [c.adversarial.probability > 0 for c in configs] == [False, False, True]
 
 
 def test_fcn_does_without_the_options_of_a_memory() -> None:
@@ -117,7 +139,12 @@ def test_an_unknown_option_stays_with_all_rows_and_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("2", "model.options.fusion=add"), ("4", "model.options.momentum=0.3"), ("9", "model.name=x")],
+    [
+        ("2", "model.options.fusion=add"),
+        ("4", "model.options.momentum=0.3"),
+        ("9", "model.name=x"),
+        ("6", "inference.stages=2"),
+    ],
 )
 def test_a_field_that_the_rows_vary_cannot_be_set(name: str, settings: str) -> None:
     with pytest.raises(ValueError, match=f"--set {settings.split('=')[0]}: the rows"):
@@ -165,8 +192,17 @@ def test_printed_numbers_agree_with_the_differences_that_the_paper_prints() -> N
     assert [round(printed[n] - printed[versus[n]], 2) for n in ours] == [2.50, 0.37, 0.97, 0.90]
     fusion = [row.paper[0] for row in TABLES["2"].rows]
     assert [round(value - fusion[0], 2) for value in fusion[1:]] == [4.19, 5.10, 6.43]
-    base_rows = {row.paper[0] for t in ("2", "4", "5", "6") for row in TABLES[t].rows}
-    assert 43.39 in base_rows
-    for name, row in (("2", "concatenation"), ("4", "0.1"), ("5", "0.4"), ("6", "1 stage")):
+    memory = [row.paper[0] for row in TABLES["3"].rows]
+    assert [round(memory[3] - memory[i], 2) for i in (0, 2)] == [6.43, 1.21]
+    assert round(memory[4] - memory[3], 2) == 0.35
+    for name, row in (
+        ("1", "FCN+MCIBI++"),
+        ("2", "concatenation"),
+        ("3", "Memory-D updated"),
+        ("4", "0.1"),
+        ("5", "0.4"),
+        ("6", "1 stage"),
+        ("9", "FCN+MCIBI++"),
+    ):
         (chosen,) = configure.select_rows(TABLES[name], row)
         assert chosen.paper[0] == 43.39 and chosen.settings == ()
