@@ -1,13 +1,16 @@
-"""A small folder dataset that tests may damage."""
+"""A small folder dataset that tests may damage, and a packed one."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from mcibi_fast.data import Scenes, pack
 
 NAMES = ["sky", "road", "tree"]
 
@@ -36,3 +39,22 @@ def write_label(tree: Path) -> Callable[[str, np.ndarray], None]:
         Image.fromarray(label).save(tree / "labels" / f"{name}.png")
 
     return write
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    return Scenes("train", count=11, size=(32, 40), seed=3)
+
+
+@pytest.fixture(scope="module")
+def packed_scenes(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven scenes in four shards or so."""
+    root = tmp_path_factory.mktemp("scenes")
+    assert pack(scenes, root, "train", shard_bytes=9000, progress=False).shards >= 3
+    return root
+
+
+@pytest.fixture
+def shards(packed_scenes: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(packed_scenes, tmp_path / "shards"))
