@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.decoder import Decoder
 
 Fusion = Literal["add", "weighted_add", "concatenation"]
+Past = Literal["context", "features"]
 
 
 class DatasetLevelOutput(NamedTuple):
@@ -63,29 +65,29 @@ class ContextBase(nn.Module):
 
     def prepare(self, features: Tensor) -> ContextState:
         """What ``gather`` needs of R (B, Z, h, w), whatever the weights."""
-        return ContextState(self._project(features), self.fuse.prepare(features))
+        return ContextState(self.project(features), self.fuse.prepare(features))
 
     def gather(self, state: ContextState, weight_logits: Tensor) -> Tensor:
         """R_aug (B, out_channels, h, w) for the logits of W (B, K, h, w)."""
-        context = self._attend(state.query, weight_logits, state.fused.shape[2:])
+        context = self.attend(state.query, weight_logits, state.fused.shape[2:])
         return self.fuse(state.fused, context)
 
     @torch.no_grad()
     def explain(self, features: Tensor, weight_logits: Tensor) -> str:
         """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
         twin = copy.deepcopy(self).eval()  # whose batch statistics nobody misses
-        op = twin._explain_attention(twin._project(features), weight_logits)
+        op = twin._explain_attention(twin.project(features), weight_logits)
         return f"{type(self).__name__}: {': '.join(self.form())}\n{op}"
 
     def form(self) -> tuple[str, str]:
         """The form of attention, "class-rank" (it runs on W) or "general", and why."""
         raise NotImplementedError
 
-    def _project(self, features: Tensor) -> Any:
-        """The queries."""
+    def project(self, features: Tensor) -> Any:
+        """The queries of R: what ``attend`` needs, whatever the weights."""
         raise NotImplementedError
 
-    def _attend(self, query: Any, weight_logits: Tensor, size: torch.Size) -> Tensor:
+    def attend(self, query: Any, weight_logits: Tensor, size: torch.Size) -> Tensor:
         """C_bi, or what ``fuse`` takes for it, of this height and width."""
         raise NotImplementedError
 
@@ -147,7 +149,7 @@ class DatasetLevelContext(ContextBase):
 
     def aggregate(self, features: Tensor, weight_logits: Tensor) -> Tensor:
         """C_bi (B, Z, h, w), Eqs. 11-13, for given logits of W."""
-        return self._attend(self._project(features), weight_logits, features.shape[2:])
+        return self.attend(self.project(features), weight_logits, features.shape[2:])
 
     def form(self) -> tuple[str, str]:
         """The form of attention, "class-rank" (it runs on W) or "general", and why.
@@ -168,14 +170,12 @@ class DatasetLevelContext(ContextBase):
             return "general", f"the projections are linear, but K={K} > T={T}"
         return "class-rank", f"the projections are linear and K={K} <= T={T}"
 
-    def _project(self, features: Tensor) -> Tensor | ClassQuery:
+    def project(self, features: Tensor) -> Tensor | ClassQuery:
         if self.form()[0] == "class-rank":
             return self.attention.project_classes(features, self.memory.representations())
         return self.attention.query(self._halved(features))
 
-    def _attend(
-        self, query: Tensor | ClassQuery, weight_logits: Tensor, size: torch.Size
-    ) -> Tensor:
+    def attend(self, query: Tensor | ClassQuery, weight_logits: Tensor, size: torch.Size) -> Tensor:
         check_size(weight_logits, size)
         if isinstance(query, ClassQuery):
             return self.attention.attend_classes(query, weight_logits, hard=self.hard)
@@ -256,14 +256,39 @@ class WeightedAdd(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """Conv3x3-BN-ReLU on [R, C_bi]; ``prepare`` computes the half that R makes of it."""
+    """Conv3x3-BN-ReLU on [R, C_bi]; ``prepare`` computes what all but C_bi make of it.
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    Of videos (Eq. 19) on [R, past frames' maps, C_bi]. Eq. 19 names them in another order, which a
+    convolution can be given as well; this one leaves what changes between stages at the end.
+
+    Args:
+        channels: Z, of each map.
+        out_channels: of the result.
+        history: h, the number of past frames.
+        past: what their maps are: "context", C_bi^{N-i}, or "features", R_{N-i} (Table 16).
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, *, history: int = 0, past: Past = "context"
+    ) -> None:
         super().__init__()
-        self.conv = conv_bn_relu(2 * channels, out_channels, 3)
+        if history < 0:
+            raise ValueError(f"history: {history} past frames; expected 0 or more")
+        if past not in ("context", "features"):
+            raise ValueError(f"past: expected 'context' or 'features', got {past!r}")
+        self.history, self.past = history, past
+        self.conv = conv_bn_relu((2 + history) * channels, out_channels, 3)
 
-    def prepare(self, features: Tensor) -> Tensor:
-        return self.conv.prepare(features, first=True)
+    def prepare(self, features: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
+        """Of R and the past frames' maps, the earliest first; all (B, channels, h, w).
+
+        Raises:
+            ValueError: another number of past maps than ``history``.
+        """
+        if len(past) != self.history:
+            raise ValueError(f"past: {len(past)} maps of past frames, expected {self.history}")
+        fixed = torch.cat([features, *past], dim=1) if past else features
+        return self.conv.prepare(fixed, first=True)
 
     def forward(self, prepared: Tensor, context: Tensor) -> Tensor:
         return self.conv.join(prepared, context, first=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -149,10 +149,10 @@ class FoldedClassContext(FoldedContext):
         self.scores = scores
         self.values = values
 
-    def _project(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         return self.scores(features)
 
-    def _attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
+    def attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
         check_size(weight_logits, size)
         return self.values(mix_classes(query, weight_logits, self.scale, self.hard))
 
@@ -165,8 +165,9 @@ def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
 
     With a concatenating F_T the context half of its convolution folds too: the rows of P W sum to
     one, so with T = F_O(F_C(C_dl)) conv(P W T) is a convolution of the K channels of P W with
-    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. Not done for more classes
-    than channels, where it would cost more.
+    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. What ``attend`` gives is
+    then P W, and so are the past frames' contexts that F_T takes of videos. Not done for more
+    classes than channels, where it would cost more.
     """
     attention = copy.deepcopy(context.attention).double()
     keys, values = attention.class_tables(context.memory.representations().double())
@@ -179,11 +180,20 @@ def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
     channels, num_classes = values.shape[:2]
     if isinstance(context.fuse, Concatenation) and num_classes <= channels:
         conv: Any = context.fuse.conv[0]
-        weight = conv.weight.double()
-        on_classes = torch.einsum("ocyx,ck->okyx", weight[:, channels:], values.flatten(1))
-        folded.values = _convolution(on_classes, None, like=conv)
-        folded.fuse = SumReLU(_convolution(weight[:, :channels], conv.bias, like=conv))
+        of_R, *of_past, of_C_bi = conv.weight.double().split(channels, dim=1)
+        if context.fuse.past == "context":
+            of_past = [_on_classes(weight, values) for weight in of_past]
+        folded.values = nn.Identity()
+        folded.fuse = SumReLU(
+            _convolution(torch.cat([of_R, *of_past], dim=1), conv.bias, like=conv),
+            _convolution(_on_classes(of_C_bi, values), None, like=conv),
+        )
     return folded
+
+
+def _on_classes(weight: Tensor, values: Tensor) -> Tensor:
+    """A convolution of C_bi as one of P W: (o, c, y, x), (c, K, 1, 1) -> (o, K, y, x)."""
+    return torch.einsum("ocyx,ck->okyx", weight, values.flatten(1))
 
 
 def _fold_hard(context: DatasetLevelContext) -> FoldedClassContext:
@@ -236,10 +246,10 @@ class FoldedPixelContext(FoldedContext):
         standard[:, 1] = 1
         self.register_buffer("standard", standard, persistent=False)
 
-    def _project(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         return self.query(features if self.downsample is None else self.downsample(features))
 
-    def _attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
+    def attend(self, query: Tensor, weight_logits: Tensor, size: torch.Size) -> Tensor:
         check_size(weight_logits, size)
         context = attend_pixels(query, *self._keys_and_values(weight_logits), self.scale)
         return resize(self.output(context), size, self.align_corners)
@@ -264,17 +274,18 @@ class FoldedPixelContext(FoldedContext):
 
 
 class SumReLU(nn.Module):
-    """ReLU(conv(R) + context), the convolution of R prepared."""
+    """ReLU(conv([R, past frames' maps]) + values(P W)), the first summand prepared."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, values: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
+        self.values = values
 
-    def prepare(self, features: Tensor) -> Tensor:
-        return self.conv(features)
+    def prepare(self, features: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
+        return self.conv(torch.cat([features, *past], dim=1) if past else features)
 
     def forward(self, prepared: Tensor, context: Tensor) -> Tensor:
-        return (prepared + context).relu_()
+        return (prepared + self.values(context)).relu_()
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Conv2d:
