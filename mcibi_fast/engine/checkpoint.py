@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from mcibi_fast.models import Segmentor
@@ -140,10 +140,19 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         ValueError: names or shapes differ, naming the first that does.
     """
+    fit_weights(model, read_weights(file), file)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in a weights file. Raises ValueError for a damaged one."""
     try:
-        state = safetensors.torch.load_file(file)
+        return safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
         raise ValueError(f"checkpoint: {file} is damaged: {error}") from error
+
+
+def fit_weights(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Loads a state dict that came from ``file``; raises as `load_weights`."""
     own = model.state_dict()
     for what, names in (
         ("has no", sorted(own.keys() - state.keys())),

@@ -30,6 +30,19 @@ from mcibi_fast.models.upernet import (
     upernet_mcibi,
     upernet_mcibipp,
 )
+from mcibi_fast.models.video import (
+    UperNetVideoMCIBIHead,
+    UperNetVideoMCIBIPPHead,
+    VideoHead,
+    VideoMCIBIHead,
+    VideoMCIBIPPHead,
+    VideoSegmentor,
+    fcn_video_mcibi,
+    fcn_video_mcibipp,
+    load_image_weights,
+    upernet_video_mcibi,
+    upernet_video_mcibipp,
+)
 from mcibi_fast.nn.blocks import convert_sync_batchnorm
 
 __all__ = [
@@ -45,6 +58,12 @@ __all__ = [
     "UperNetHead",
     "UperNetMCIBIHead",
     "UperNetMCIBIPPHead",
+    "UperNetVideoMCIBIHead",
+    "UperNetVideoMCIBIPPHead",
+    "VideoHead",
+    "VideoMCIBIHead",
+    "VideoMCIBIPPHead",
+    "VideoSegmentor",
     "convert_sync_batchnorm",
     "create",
     "create_backbone",
@@ -54,9 +73,12 @@ __all__ = [
     "fcn",
     "fcn_mcibi",
     "fcn_mcibipp",
+    "fcn_video_mcibi",
+    "fcn_video_mcibipp",
     "isnet",
     "isnet_mcibi",
     "isnet_mcibipp",
+    "load_image_weights",
     "names",
     "pspnet",
     "pspnet_mcibi",
@@ -64,6 +86,8 @@ __all__ = [
     "upernet",
     "upernet_mcibi",
     "upernet_mcibipp",
+    "upernet_video_mcibi",
+    "upernet_video_mcibipp",
 ]
 
 _MODELS: dict[str, Callable[..., Segmentor]] = {
@@ -73,6 +97,8 @@ _MODELS: dict[str, Callable[..., Segmentor]] = {
     "fcn": fcn,
     "fcn_mcibi": fcn_mcibi,
     "fcn_mcibipp": fcn_mcibipp,
+    "fcn_video_mcibi": fcn_video_mcibi,
+    "fcn_video_mcibipp": fcn_video_mcibipp,
     "isnet": isnet,
     "isnet_mcibi": isnet_mcibi,
     "isnet_mcibipp": isnet_mcibipp,
@@ -82,6 +108,8 @@ _MODELS: dict[str, Callable[..., Segmentor]] = {
     "upernet": upernet,
     "upernet_mcibi": upernet_mcibi,
     "upernet_mcibipp": upernet_mcibipp,
+    "upernet_video_mcibi": upernet_video_mcibi,
+    "upernet_video_mcibipp": upernet_video_mcibipp,
 }
 
 
@@ -95,7 +123,8 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
 
     Args:
         name: a framework, "fcn", "pspnet", "upernet", "deeplabv3" or "isnet", or with MCIBI++ or
-            MCIBI, "fcn_mcibipp", "fcn_mcibi" and so on; all in :func:`names`.
+            MCIBI, "fcn_mcibipp", "fcn_mcibi" and so on; of videos, "upernet_video_mcibipp", ...;
+            all in :func:`names`.
         num_classes: K.
         backbone: any timm model with ``features_only``.
         options: of the model's own function, for example ``output_stride``, ``pretrained``,

@@ -32,6 +32,20 @@ class _Image(NamedTuple):
     classifier: Any  # see MemoryHead.prepare_classifier
 
 
+class _Weights(NamedTuple):
+    """``predicted``: H_pr's logits; ``gather``: those of the first stage's W; C_wi, its logits."""
+
+    predicted: Tensor
+    gather: Tensor
+    within: Tensor | None
+    context_logits: Tensor | None
+
+    def last(self, count: int) -> _Weights:
+        """Those of the last maps of the batch."""
+        rest = (None if m is None else m[-count:] for m in (self.within, self.context_logits))
+        return _Weights(self.predicted[-count:], self.gather[-count:], *rest)
+
+
 class MemoryHead(nn.Module):
     """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
 
@@ -214,37 +228,69 @@ class MemoryHead(nn.Module):
         if self.training:
             self._refuse_if_folded()
         R = self.pixel_representations(features)
-        weight_logits = self.context.weight_head(R)  # W, Eq. 10
-        within = self.within_image_context(features, R, weight_logits)
+        weights = self._weights(features, R, self.context.weight_head(R))  # W, Eq. 10
+        image = self._prepare(features, self.context.prepare(R), weights.within)
+        if self.needs_labels:
+            gather = self._label_weights(weights.predicted, labels)
+        elif previous_logits is None:
+            gather = weights.gather
+        else:
+            gather = self._mix(weights.gather, previous_logits)
+        logits = self._stage(image, gather)
+        if not self.needs_labels:
+            logits = self._iterate(image, weights.gather, logits, stages)
+        return self._output(features, R, labels, logits, weights)
+
+    def _weights(self, features: Sequence[Tensor], R: Tensor, predicted: Tensor) -> _Weights:
+        """The first stage's W, of H_pr's logits or of those of the context within the image."""
+        within = self.within_image_context(features, R, predicted)
         context_logits = None
         if within is not None and self.within_image_head is not None:
             context_logits = self.within_image_head(within)
-        first = weight_logits
+        gather = predicted
         if self.weights_from == "cwi" and context_logits is not None:
-            first = context_logits
+            gather = context_logits
+        return _Weights(predicted, gather, within, context_logits)
 
-        # What W does not change is computed once; each stage is the rest.
-        image = _Image(
-            self.context.prepare(R),
-            None if self.extra_attention is None else self.extra_attention.query(within),
-            self.prepare_classifier(features, within),
-        )
-        if self.needs_labels:
-            gather = self._label_weights(weight_logits, labels)
-        else:
-            gather = first if previous_logits is None else self._mix(first, previous_logits)
-        logits = self._stage(image, gather)
-        if not self.training and not self.needs_labels:
+    def _prepare(
+        self, features: Sequence[Tensor], context: ContextState, within: Tensor | None
+    ) -> _Image:
+        """What W does not change is computed once; each stage is the rest."""
+        query = None if self.extra_attention is None else self.extra_attention.query(within)
+        return _Image(context, query, self.prepare_classifier(features, within))
+
+    def _stage(self, image: _Image, weight_logits: Tensor) -> Tensor:
+        return self._classify(image, self.context.gather(image.context, weight_logits))
+
+    def _classify(self, image: _Image, augmented: Tensor) -> Tensor:
+        """O before the upsampling, of what F_T gives (Eqs. 4 and 5)."""
+        if self.extra_attention is not None and image.query is not None:
+            augmented = self.extra_attention.attend(image.query, augmented)
+        return self.classify(augmented, image.classifier)
+
+    def _iterate(self, image: _Image, gather: Tensor, logits: Tensor, stages: int | None) -> Tensor:
+        """The stages after the first, in evaluation (section 3.5)."""
+        if not self.training:
             for _ in range(1, _positive(self.stages if stages is None else stages)):
-                logits = self._stage(image, self._mix(first, logits))
+                logits = self._stage(image, self._mix(gather, logits))
+        return logits
 
+    def _output(
+        self,
+        features: Sequence[Tensor],
+        R: Tensor,
+        labels: Tensor | None,
+        logits: Tensor,
+        weights: _Weights,
+    ) -> SegmentationOutput:
+        """With labels also the losses, and in training mode the memory's update."""
         losses = {}
         if labels is not None:
             losses = joint_losses(
                 logits,
                 labels,
-                weight_logits=weight_logits,
-                context_logits=context_logits,
+                weight_logits=weights.predicted,
+                context_logits=weights.context_logits,
                 auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
                 alpha=self.alpha,
                 auxiliary_weight=self.auxiliary_weight,
@@ -255,7 +301,7 @@ class MemoryHead(nn.Module):
             if self.training:
                 self.memory.update(R.detach(), labels)
                 losses |= self.memory_losses(R.dtype)
-        return SegmentationOutput(logits, losses, weight_logits, context_logits)
+        return SegmentationOutput(logits, losses, weights.predicted, weights.context_logits)
 
     def within_image_context(
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
@@ -286,12 +332,6 @@ class MemoryHead(nn.Module):
                 "needs labels, in evaluation too: model(images, labels)"
             )
         return label_weights(labels, weight_logits, ignore_index=self.ignore_index)
-
-    def _stage(self, image: _Image, weight_logits: Tensor) -> Tensor:
-        augmented = self.context.gather(image.context, weight_logits)  # Eqs. 11-13 and 4
-        if self.extra_attention is not None and image.query is not None:
-            augmented = self.extra_attention.attend(image.query, augmented)
-        return self.classify(augmented, image.classifier)
 
     def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
         if self.mixing == "paper":

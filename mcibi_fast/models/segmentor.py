@@ -95,7 +95,7 @@ class Segmentor(nn.Module):
             )
         backbone = copy.deepcopy(self.backbone).eval()
         fold_batch_norms(backbone)
-        return Segmentor(backbone.requires_grad_(False), self.head.fold()).eval()
+        return type(self)(backbone.requires_grad_(False), self.head.fold()).eval()
 
     def train(self, mode: bool = True) -> Segmentor:
         """Training mode, or evaluation mode.

@@ -127,7 +127,7 @@ def test_another_number_of_classes(weights: Path) -> None:
     ("changes", "message"),
     [
         ({"options": {"feats_chanels": 8}}, "model.options: .*feats_chanels"),
-        ({"name": "fcm"}, "no model 'fcm'; there are .*fcn, fcn_mcibi, fcn_mcibipp"),
+        ({"name": "fcm"}, "no model 'fcm'; there are .*fcn_mcibipp"),
         ({"backbone": "resnet5"}, "no model 'resnet5'"),
     ],
 )

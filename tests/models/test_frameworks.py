@@ -80,7 +80,8 @@ def assert_equal(value, expected):
 
 def test_all_frameworks_are_in_the_table():
     tested = {name.split()[0] for name in MODELS}
-    assert {name for name in models.names() if not name.endswith("_mcibi")} == tested
+    elsewhere = {name for name in models.names() if name.endswith("_mcibi") or "_video_" in name}
+    assert set(models.names()) - elsewhere == tested
 
 
 @pytest.mark.parametrize("size", [(40, 48), (37, 51)])

@@ -1,0 +1,316 @@
+"""Video-MCIBI++ and Video-MCIBI: past frames' contexts in F_T (section 3.6, Eqs. 18 and 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcibi_fast.models.backbones import Pretrained, create_backbone
+from mcibi_fast.models.mcibi import MCIBIHead
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.upernet import UperNetMCIBIHead, UperNetMCIBIPPHead, upernet_mcibipp
+from mcibi_fast.nn.attention import ClassQuery
+from mcibi_fast.nn.context import Concatenation, ContextState, Past
+
+Recall = Callable[[Tensor], Sequence[Tensor]]
+"""Takes what a frame leaves to later ones, (B, c, h, w), and gives what the h frames before it
+left, the earliest first."""
+
+_FUSING = "head.context.fuse.conv.0.weight"
+
+
+def upernet_video_mcibipp(
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    pretrained: Pretrained = False,
+    head_type: type[VideoHead] | None = None,
+    **options: Any,
+) -> VideoSegmentor:
+    """UperNet with Video-MCIBI++, the model of Tables 16 and 17.
+
+    Args:
+        num_classes: K.
+        backbone: any timm model with ``features_only``.
+        pretrained: as for the image model; or a checkpoint of this package, a run's directory or
+            a ``.safetensors`` file, of the image model that has the same options: see
+            :func:`load_image_weights`.
+        head_type: the head, :class:`UperNetVideoMCIBIPPHead` if None.
+        options: ``history`` and ``past``, see :class:`VideoHead`, and those of
+            :func:`mcibi_fast.models.upernet_mcibipp`.
+    """
+    head_type = head_type or UperNetVideoMCIBIPPHead
+    return _video(
+        upernet_mcibipp, num_classes, backbone, pretrained, head_type=head_type, **options
+    )
+
+
+def upernet_video_mcibi(num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
+    """UperNet with Video-MCIBI (Table 17), arguments as for :func:`upernet_video_mcibipp`."""
+    return upernet_video_mcibipp(num_classes, backbone, head_type=UperNetVideoMCIBIHead, **options)
+
+
+def fcn_video_mcibipp(
+    num_classes: int, backbone: str = "resnet50", *, pretrained: Pretrained = False, **options: Any
+) -> VideoSegmentor:
+    """FCN with Video-MCIBI++, arguments as for :func:`upernet_video_mcibipp`."""
+    return _video(_fcn, num_classes, backbone, pretrained, head_type=VideoMCIBIPPHead, **options)
+
+
+def fcn_video_mcibi(
+    num_classes: int, backbone: str = "resnet50", *, pretrained: Pretrained = False, **options: Any
+) -> VideoSegmentor:
+    """FCN with Video-MCIBI, arguments as for :func:`upernet_video_mcibipp`."""
+    return _video(_fcn, num_classes, backbone, pretrained, head_type=VideoMCIBIHead, **options)
+
+
+class VideoHead(MemoryHead):
+    """A head whose F_T also takes what the h frames before left (Eq. 19); for classes below.
+
+    Each past frame goes through the same modules as the current one: R_{N-i}, the weights W_{N-i}
+    (Eq. 18) and C_bi^{N-i} (Eqs. 11-13), all frames in one call. Eq. 18 has W_{N-i} of H_pr; here
+    it is of the head that gathers for the current frame, too, so ``weights_from="cwi"`` (the
+    released form's default) takes that for all. Past frames enter the fusing convolution,
+    (2 + h) Z -> Z channels, and nothing else: no pyramid, no classifier. They do so with the first
+    stage's W in every stage of iterative inference. Losses and memory are the current frame's;
+    gradients also flow through the past frames, whose weights are the same.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first.
+        history: h, at least 1.
+        past: what enters of a past frame: "context", C_bi^{N-i}, or "features", R_{N-i} (Table 16).
+        weights_from: as for the image's head, without "labels": only frame N has any.
+        options: of the image's head; ``fusion`` must be "concatenation".
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        history: int = 2,
+        past: Past = "context",
+        weights_from: WeightsFrom = "auto",
+        **options: Any,
+    ) -> None:
+        if history < 1:
+            raise ValueError(f"history: expected at least 1 past frame, got {history}")
+        if weights_from == "labels":
+            raise ValueError("weights_from: 'labels' needs those of past frames, which have none")
+        super().__init__(num_classes, in_channels, weights_from=weights_from, **options)
+        if not isinstance(self.context.fuse, Concatenation):
+            raise ValueError("fusion: past frames need 'concatenation'")
+        Z = self.memory.channels
+        self.context.fuse = Concatenation(Z, Z, history=history, past=past)
+        self.history, self.past = history, past
+
+    def forward(  # type: ignore[override]
+        self,
+        features: Sequence[Tensor],
+        labels: Tensor | None = None,
+        *,
+        recall: Recall | None = None,
+        stages: int | None = None,
+    ) -> SegmentationOutput:
+        """Classifies the last frame; see :meth:`MemoryHead.forward`.
+
+        Args:
+            features: the backbone's maps of clips, ((h + 1) B, c, h', w') each, ordered by frame:
+                all B earliest ones first. With ``recall`` those of the current frames alone.
+            labels: (B, H, W), of the last frames.
+            recall: stands for the past frames (streaming).
+            stages: of iterative inference.
+        """
+        if self.training:
+            self._refuse_if_folded()
+        batch = len(features[-1]) // (1 if recall else self.history + 1)
+        last = [m[-batch:] for m in features]
+        R_all = self.pixel_representations(features)
+        R = R_all[-batch:]
+        # The frames that an attention is wanted of, in one launch.
+        seen, maps = (R_all, features) if self.past == "context" else (R, last)
+        gather = self.context.weight_head(seen)  # Eqs. 10 and 18
+        if self.weights_from == "cwi":
+            weights = self._weights(maps, seen, gather)
+            gather = weights.gather
+            weights = weights.last(batch)
+        else:
+            weights = self._weights(last, R, gather[-batch:])
+        query = self.context.project(seen)
+        contexts = self.context.attend(query, gather, seen.shape[2:])
+
+        left = contexts if self.past == "context" else R_all
+        past = recall(left) if recall else left[:-batch].chunk(self.history)
+        fused = self.context.fuse.prepare(R, past)
+        image = self._prepare(last, ContextState(_last(query, batch), fused), weights.within)
+        logits = self._classify(image, self.context.fuse(fused, contexts[-batch:]))
+        logits = self._iterate(image, weights.gather, logits, stages)
+        return self._output(last, R, labels, logits, weights)
+
+
+def _last(query: Tensor | ClassQuery, batch: int) -> Tensor | ClassQuery:
+    """The queries of the last frames."""
+    if isinstance(query, ClassQuery):
+        return query._replace(scores=query.scores[-batch:])
+    return query[-batch:]
+
+
+class VideoMCIBIPPHead(VideoHead, MCIBIPPHead):
+    """Video-MCIBI++ without a context within the image: :class:`VideoHead`, `MCIBIPPHead`."""
+
+
+class VideoMCIBIHead(VideoHead, MCIBIHead):
+    """Video-MCIBI without a context within the image: :class:`VideoHead`, `MCIBIHead`."""
+
+
+class UperNetVideoMCIBIPPHead(VideoHead, UperNetMCIBIPPHead):
+    """Video-MCIBI++ with a feature pyramid: :class:`VideoHead`, `UperNetMCIBIPPHead`."""
+
+
+class UperNetVideoMCIBIHead(VideoHead, UperNetMCIBIHead):
+    """Video-MCIBI over a feature pyramid: :class:`VideoHead`, `UperNetMCIBIHead`."""
+
+
+class VideoSegmentor(Segmentor):
+    """Clips to the logits of their last frames.
+
+    Args:
+        backbone: images (B, 3, H, W) -> list of feature maps, finest first.
+        head: a :class:`VideoHead`.
+
+    ``engine.stream.VideoStream`` computes the same from a video's frames one by one.
+    """
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> SegmentationOutput:
+        """Logits, and with labels the losses; in training mode the memory is then updated.
+
+        Args:
+            images: (B, h + 1, 3, H, W), the earliest frame first; where a video has just begun its
+                first frame stands for those before. Or (B, 3, H, W): videos of one frame.
+            labels: (B, H, W), any integer dtype, of the last frames.
+            options: for the head: ``stages`` (iterative inference).
+
+        Raises:
+            ValueError: images or labels of another shape.
+        """
+        if images.ndim == 4:
+            return super().forward(
+                images, labels, recall=lambda left: [left] * self.history, **options
+            )
+        self._check_clips(images, labels)
+        frames = images.transpose(0, 1).flatten(0, 1)
+        return self.head(self.backbone(frames), labels, **options)
+
+    def step(self, images: Tensor, recall: Recall, **options: Any) -> SegmentationOutput:
+        """One frame of B videos, (B, 3, H, W); ``recall`` gives what the frames before it left."""
+        return super().forward(images, None, recall=recall, **options)
+
+    @property
+    def history(self) -> int:
+        """h, the number of past frames."""
+        return self.head.history
+
+    def pixel_representations(self, images: Tensor) -> Tensor:
+        """R of the last frames: (B, h + 1, 3, H, W) or (B, 3, H, W) -> (B, Z, h, w)."""
+        return super().pixel_representations(images[:, -1] if images.ndim == 5 else images)
+
+    def _check_clips(self, images: Tensor, labels: Tensor | None) -> None:
+        frames = self.history + 1
+        if images.ndim != 5 or images.shape[1] != frames or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected floating point clips (B, {frames}, 3, H, W) for history="
+                f"{self.history}, got {images.dtype} {tuple(images.shape)}; the data's history "
+                "must be the model's"
+            )
+        expected = (len(images), *images.shape[3:])
+        if labels is not None and labels.shape != expected:
+            raise ValueError(
+                f"labels: expected {expected} to go with the images, got {tuple(labels.shape)}"
+            )
+
+
+@torch.no_grad()
+def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
+    """Starts a video model from an image model of the same options.
+
+    The fusing convolution's past part becomes zero: in evaluation the video model then computes
+    what the image model does, and training departs from there. A video model's own checkpoint is
+    loaded as it is.
+
+    Args:
+        model: with a memory of the same kind.
+        checkpoint: a run's directory or a weights file of this package.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is not a checkpoint of ours, or of another architecture.
+    """
+    from mcibi_fast.engine.checkpoint import find_weights, fit_weights, read_spec, read_weights
+
+    file = find_weights(checkpoint)
+    read_spec(file)  # a clear error for other files
+    state = read_weights(file)
+    own = model.state_dict()[_FUSING]
+    image = state.get(_FUSING)
+    if image is not None and image.shape[1] < own.shape[1]:
+        Z = image.shape[1] // 2
+        widened = torch.zeros(own.shape, dtype=image.dtype)
+        widened[:, :Z], widened[:, -Z:] = image[:, :Z], image[:, -Z:]
+        state[_FUSING] = widened
+    fit_weights(model, state, file)
+
+
+def _video(
+    image_model: Callable[..., Segmentor],
+    num_classes: int,
+    backbone: str,
+    pretrained: Pretrained,
+    **options: Any,
+) -> VideoSegmentor:
+    checkpoint = _checkpoint(pretrained)
+    image = image_model(
+        num_classes, backbone, pretrained=False if checkpoint else pretrained, **options
+    )
+    model = VideoSegmentor(image.backbone, image.head)
+    if checkpoint:
+        load_image_weights(model, checkpoint)
+    return model
+
+
+def _fcn(
+    num_classes: int,
+    backbone: str,
+    *,
+    head_type: type[VideoHead],
+    output_stride: int = 8,
+    pretrained: Pretrained,
+    **options: Any,
+) -> Segmentor:
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return Segmentor(features, head_type(num_classes, features.channels, **options))
+
+
+def _checkpoint(pretrained: Pretrained) -> Path | None:
+    """This package's own checkpoint, as against weights of a backbone."""
+    from mcibi_fast.engine.checkpoint import read_spec
+
+    if isinstance(pretrained, bool):
+        return None
+    path = Path(pretrained)
+    if path.is_dir():
+        return path
+    try:
+        read_spec(path)
+    except (ValueError, OSError):
+        return None
+    return path
