@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts.
 
-Of clips also ``past`` (B, h, 3, H, W).
+Of clips with past frames ``image`` is (B, h + 1, 3, H, W), the earliest frame first.
 """
 
 
@@ -145,15 +145,19 @@ def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:
         if isinstance(sample, Exception):
             return sample
     good: list[Sample] = list(samples)  # type: ignore[arg-type]
-    images: list[Tensor] = [sample["image"] for sample in good]
-    batch: Batch = {
-        "image": torch.stack(images),
+    return {
+        "image": torch.stack([_model_input(sample) for sample in good]),
         "label": torch.stack([torch.as_tensor(sample["label"]) for sample in good]),
         "name": [sample["name"] for sample in good],
     }
-    if "past" in good[0]:  # a clip
-        batch["past"] = torch.stack([sample["past"] for sample in good])  # type: ignore[typeddict-item]
-    return batch
+
+
+def _model_input(sample: Sample) -> Tensor:
+    """The image; of a clip all of its frames (h + 1, 3, H, W), the earliest first."""
+    past: Tensor | None = sample.get("past")  # type: ignore[assignment]
+    if past is None or not len(past):
+        return sample["image"]
+    return torch.cat([past.flip(0), sample["image"][None]])
 
 
 def _stack_by_size(samples: Sequence[Sample | Exception]) -> list[Batch] | Exception:

@@ -204,10 +204,14 @@ def test_workers_and_the_loaders_carry_the_past() -> None:
     worked = list(DataLoader(clips, batch_size=2, num_workers=2))
     assert torch.equal(alone["past"], torch.cat([batch["past"] for batch in worked]))
     batch = next(training_loader(clips, batch_size=4, seed=0, epoch=0))
-    assert batch["past"].shape == (4, 2, 3, 20, 30)
+    assert batch["image"].shape == (4, 3, 3, 20, 30)
     (groups,) = evaluation_loader(clips, batch_size=7)
-    assert torch.equal(groups[0]["past"], alone["past"])
-    assert "past" not in next(training_loader(Noise(), batch_size=4, seed=0, epoch=0))
+    *past, last = groups[0]["image"].unbind(1)  # a model's input: the earliest frame first
+    assert torch.equal(torch.stack(past[::-1], 1), alone["past"])
+    assert torch.equal(last, alone["image"])
+    for images in (Noise(), ClipDataset(Noise(), history=0)):
+        batch = next(training_loader(images, batch_size=4, seed=0, epoch=0))
+        assert batch["image"].shape == (4, 3, 20, 30)
 
 
 def test_frames_of_different_sizes() -> None:
