@@ -1,0 +1,201 @@
+"""Evaluation over videos: each frame is computed once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mcibi_fast import ops
+from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.engine.loading import seeded_generator
+from mcibi_fast.engine.stream import VideoStream
+from mcibi_fast.metrics import FlowFunction, VideoMetrics
+from mcibi_fast.metrics.temporal import TC_VIDEOS
+from mcibi_fast.models import Segmentor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def predict_frame(stream: VideoStream, frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """The next frame's class indices at full resolution; the upsampled logits are not formed.
+
+    Args:
+        stream: of the video.
+        frame: (3, H', W'), normalised.
+        size: (H, W) of the labels.
+
+    Returns:
+        (H, W) int64.
+    """
+    aligned = getattr(stream.model.head, "align_corners", False)
+    return ops.upsample_argmax(stream(frame[None]).logits, size, align_corners=aligned)[0]
+
+
+@torch.no_grad()
+def evaluate_videos(
+    model: Segmentor,
+    dataset: VideoDataset | ClipDataset,
+    *,
+    protocol: str = "vspw2021",
+    windows: Sequence[int] = (8, 16),
+    flow: FlowFunction | Literal["given"] | None = None,
+    max_videos: int | None = TC_VIDEOS,
+    stages: int | None = None,
+    workers: int = 0,
+    accelerator: Accelerator | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    interrupted: Callable[[], bool] | None = None,
+) -> VideoMetrics:
+    """mIoU, pixel and mean class accuracy, TC and VC_n of a model over a split's videos.
+
+    Every frame goes through the model once, as a stream (an image model takes each by itself).
+    Ranks take every n-th video each, whole, so each counts once and the result does not depend on
+    the number of ranks.
+
+    Args:
+        model: an image or video model without its DistributedDataParallel wrapper; put into
+            evaluation mode for the time, and back.
+        dataset: the videos. Of clips, their source under their transform.
+        protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
+        flow: for TC: a function that estimates it, or "given", the dataset's own (`MovingScenes`);
+            None leaves TC out.
+        stages: of iterative inference, by default the model's.
+        workers: loader processes.
+        accelerator: of a distributed run, and for its mixed precision.
+        device: where there is no accelerator; default where the model is.
+        progress: show a bar (on the main process only).
+        interrupted: asked after each frame; true ends the evaluation.
+
+    Returns:
+        The counts of all ranks; ``compute()`` gives the scores.
+
+    Raises:
+        KeyboardInterrupt: ``interrupted`` said so.
+        ValueError: the model has other classes than the dataset, the dataset has no flow to give,
+            or what a bad file raises.
+    """
+    rank, world_size, autocast = 0, 1, nullcontext
+    if accelerator is not None:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        device, autocast = accelerator.device, accelerator.autocast
+    device = torch.device(device if device is not None else next(model.parameters()).device)
+    frames = _Frames(dataset, range(rank, len(_source(dataset).videos()), world_size), flow)
+    metrics = VideoMetrics(
+        len(dataset.classes),
+        protocol=protocol,
+        windows=windows,
+        flow=flow,
+        max_videos=max_videos,
+        ignore_index=dataset.ignore_index,
+    )
+    stream = VideoStream(model, stages=stages)
+    was_training = model.training
+    model.eval()
+    try:
+        show = progress and rank == 0
+        with tqdm(
+            total=len(frames),
+            desc="evaluate",
+            unit="frame",
+            leave=False,
+            disable=None if show else True,
+        ) as bar:
+            for frame in _load(frames, workers):
+                if frame["frame"] == 0:
+                    stream.reset()
+                    metrics.start(frame["video"])
+                with autocast():
+                    _count(metrics, stream, frame, device)
+                bar.update()
+                if interrupted is not None and interrupted():
+                    raise KeyboardInterrupt
+    finally:
+        model.train(was_training)
+    ops.check_labels()
+    return metrics.reduce(accelerator)
+
+
+def _count(
+    metrics: VideoMetrics, stream: VideoStream, frame: dict[str, Any], device: torch.device
+) -> None:
+    height, width = frame["pixels"].shape[1:]
+    label, flow = frame["label"], frame["flow"]
+    try:
+        prediction = predict_frame(stream, frame["image"].to(device), (height, width))
+        metrics.update(
+            prediction,
+            None if label is None else label.to(device),
+            image=None if metrics.tc is None else frame["pixels"].to(device),
+            flow=None if flow is None else flow.to(device),
+        )
+    except ValueError as error:
+        raise ValueError(f"{frame['name']}: {error}") from error
+
+
+def _source(dataset: VideoDataset | ClipDataset) -> VideoDataset:
+    return dataset.source if isinstance(dataset, ClipDataset) else dataset
+
+
+class _Frames(Dataset):
+    """The frames of some videos in order; an error is returned as a value, see `loading`."""
+
+    def __init__(
+        self,
+        dataset: VideoDataset | ClipDataset,
+        videos: Sequence[int],
+        flow: FlowFunction | Literal["given"] | None,
+    ) -> None:
+        self.dataset, self.source = dataset, _source(dataset)
+        self.numbers = [(v, f) for v in videos for f in range(self.source.frames(v))]
+        self.gives_flow = flow == "given"
+        if self.gives_flow and not hasattr(self.source, "flow"):
+            raise ValueError(
+                f"flow: {type(self.source).__name__} has none to give; pass a function that "
+                "estimates it (metrics.default_flow())"
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Exception:
+        try:
+            return self._read(*self.numbers[index])
+        except (ValueError, OSError) as error:
+            return error
+
+    def _read(self, video: int, frame: int) -> dict[str, Any]:
+        pixels, mask = self.source.read_frame(video, frame)
+        unlabelled = np.full(pixels.shape[:2], self.source.ignore_index, np.uint8)
+        image, label = self.dataset.transformed(pixels, unlabelled if mask is None else mask, frame)
+        flow = None
+        if self.gives_flow and frame > 0:
+            source: Any = self.source
+            flow = torch.from_numpy(source.flow(video, frame - 1))
+        return {
+            "video": video,
+            "frame": frame,
+            "name": self.source.frame_name(video, frame),
+            "image": image,
+            "label": None if mask is None else label,
+            "pixels": torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))),
+            "flow": flow,
+        }
+
+
+def _load(frames: _Frames, workers: int) -> Iterator[dict[str, Any]]:
+    loader: DataLoader = DataLoader(
+        frames, batch_size=None, num_workers=workers, generator=seeded_generator(0)
+    )
+    for frame in loader:
+        if isinstance(frame, Exception):
+            raise frame
+        yield frame
