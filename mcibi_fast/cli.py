@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_video(commands)
     _add_report(commands)
     _add_convert(commands)
     _add_export(commands)
@@ -117,6 +118,22 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         help="also for a test server: cityscapes, ade20k, ... (default: the run's)",
     )
     parser.add_argument("--no-overlays", action="store_true", help="label maps only")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    _add_quiet(parser)
+
+
+def _add_video(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "video", "video", "write label maps and an overlay of a video")
+    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
+    parser.add_argument("checkpoint", help="a run's directory or a .safetensors file, of any model")
+    parser.add_argument("source", help="a video file, a folder of frames, or a camera's number")
+    parser.add_argument("--out", metavar="DIR", default="video", help="default: video")
+    parser.add_argument("--no-overlay", action="store_true", help="label maps only")
+    parser.add_argument("--every", metavar="N", type=int, default=1, help="one frame of so many")
+    parser.add_argument("--limit", metavar="N", type=int, help="end after so many frames")
+    parser.add_argument("--stages", metavar="N", type=int, help="of iterative inference")
+    parser.add_argument("--own-size", action="store_true", help="not the run's test size")
+    parser.add_argument("--fold", action="store_true", help="fold batch norms and memory first")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     _add_quiet(parser)
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "report",
+    "video",
     "convert",
     "data",
     "data check",

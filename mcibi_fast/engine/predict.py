@@ -128,14 +128,14 @@ def predict(
         labels = predict_labels(model, image, size, inference, flip_pairs=flip_pairs)
         label = labels[0].cpu().numpy()
         target = out / "labels" / name
-        _save(indexed(label, palette), target)
+        save_picture(indexed(label, palette), target)
         result.written.append(target)
         if submission is not None:
             target = out / "submission" / f"{path.stem}.png"
-            _save(Image.fromarray(submission.to_submission(label)), target)
+            save_picture(Image.fromarray(submission.to_submission(label)), target)
             result.submitted.append(target)
         if overlays:
-            _save(Image.fromarray(blend(pixels, label, palette)), out / "overlays" / name)
+            save_picture(Image.fromarray(blend(pixels, label, palette)), out / "overlays" / name)
     return result
 
 
@@ -169,7 +169,8 @@ def _output_names(images: list[Path], root: Path) -> list[Path]:
     ]
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Writes a picture whole or not at all, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with naming(path):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.engine.inference import upsampling_aligns_corners
 from mcibi_fast.engine.loading import seeded_generator
 from mcibi_fast.engine.stream import VideoStream
 from mcibi_fast.metrics import FlowFunction, VideoMetrics
@@ -35,8 +36,8 @@ def predict_frame(stream: VideoStream, frame: Tensor, size: tuple[int, int]) -> 
     Returns:
         (H, W) int64.
     """
-    aligned = getattr(stream.model.head, "align_corners", False)
-    return ops.upsample_argmax(stream(frame[None]).logits, size, align_corners=aligned)[0]
+    align_corners = upsampling_aligns_corners(stream.model)
+    return ops.upsample_argmax(stream(frame[None]).logits, size, align_corners=align_corners)[0]
 
 
 @torch.no_grad()

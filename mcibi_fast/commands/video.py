@@ -1,0 +1,51 @@
+"""``mcibi-fast video``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mcibi_fast.commands.run_settings import trained_config
+from mcibi_fast.engine.checkpoint import find_weights, load_model
+from mcibi_fast.engine.video_predict import predict_video
+from mcibi_fast.recipes import NamedData, ShardsData
+from mcibi_fast.recipes.config import eval_transform
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts a video's frames as a stream; those that cannot be used are counted."""
+    from accelerate import Accelerator
+
+    file = find_weights(args.checkpoint)
+    trained = trained_config(file)
+    model, spec = load_model(file)
+    for option, given in (("stages", args.stages is not None), ("fold", args.fold)):
+        if given and not hasattr(model.head, option):
+            raise ValueError(f"--{option}: needs a model with a memory; {spec.name} has none")
+    stages = args.stages
+    if stages is None and trained is not None:
+        stages = trained.inference.stages
+    transform = None
+    if trained is not None and isinstance(trained.data, (NamedData, ShardsData)):
+        transform = None if args.own_size else eval_transform(trained.data, spec.mean, spec.std)
+    result = predict_video(
+        model.fold() if args.fold else model,
+        spec,
+        args.source,
+        args.out,
+        overlay=not args.no_overlay,
+        every=args.every,
+        limit=args.limit,
+        stages=stages,
+        transform=transform,
+        device=Accelerator(cpu=args.cpu).device,
+        progress=not args.quiet,
+    )
+    rate = result.frames / result.seconds
+    also = f" and {result.video.name}" if result.video else ""
+    print(f"{result.frames} label maps{also} in {args.out}, {rate:.1f} frames per second")
+    if result.problems:
+        count, first = len(result.problems), " ".join(result.problems[0].split())
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        print(f"mcibi-fast: warning: {count} frames left out: {first}{more}", file=sys.stderr)
+    return 0
