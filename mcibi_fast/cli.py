@@ -131,7 +131,7 @@ def _add_video(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-overlay", action="store_true", help="label maps only")
     parser.add_argument("--every", metavar="N", type=int, default=1, help="one frame of so many")
     parser.add_argument("--limit", metavar="N", type=int, help="end after so many frames")
-    parser.add_argument("--stages", metavar="N", type=int, help="of iterative inference")
+    _add_inference(parser)
     parser.add_argument("--own-size", action="store_true", help="not the run's test size")
     parser.add_argument("--fold", action="store_true", help="fold batch norms and memory first")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")

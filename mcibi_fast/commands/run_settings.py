@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mcibi_fast.commands.train import RECIPES
-from mcibi_fast.data import named
+from mcibi_fast.data import DATASETS, named
 from mcibi_fast.engine.run import Run
 from mcibi_fast.recipes import InferenceConfig, NamedData, ShardsData, TrainConfig
 
@@ -41,6 +42,14 @@ def published_data(name: str, trained: TrainConfig | None) -> NamedData:
         own = trained.data
         data = replace(data, short_side=own.short_side, long_side=own.long_side, size=own.size)
     return data
+
+
+def mirrored_classes(data: object) -> Sequence[tuple[int, int]]:
+    """Classes that a mirrored image swaps, of a run's data."""
+    if isinstance(data, ShardsData):
+        return data.dataset(data.val_split).flip_pairs  # only the shards know them
+    known = DATASETS.get(data.name) if isinstance(data, NamedData) else None
+    return known.flip_pairs if known else ()
 
 
 def inference_config(args: argparse.Namespace, trained: TrainConfig | None) -> InferenceConfig:

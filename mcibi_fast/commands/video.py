@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mcibi_fast.commands.run_settings import trained_config
+from mcibi_fast.commands.run_settings import inference_config, mirrored_classes, trained_config
 from mcibi_fast.engine.checkpoint import find_weights, load_model
 from mcibi_fast.engine.video_predict import predict_video
 from mcibi_fast.recipes import NamedData, ShardsData
@@ -18,16 +18,14 @@ def run(args: argparse.Namespace) -> int:
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
+    inference = inference_config(args, trained)
     model, spec = load_model(file)
-    for option, given in (("stages", args.stages is not None), ("fold", args.fold)):
-        if given and not hasattr(model.head, option):
-            raise ValueError(f"--{option}: needs a model with a memory; {spec.name} has none")
-    stages = args.stages
-    if stages is None and trained is not None:
-        stages = trained.inference.stages
+    if args.fold and not hasattr(model.head, "fold"):
+        raise ValueError(f"--fold: needs a model with a memory; {spec.name} has none")
+    data = trained.data if trained else None
     transform = None
-    if trained is not None and isinstance(trained.data, (NamedData, ShardsData)):
-        transform = None if args.own_size else eval_transform(trained.data, spec.mean, spec.std)
+    if isinstance(data, (NamedData, ShardsData)) and not args.own_size:
+        transform = eval_transform(data, spec.mean, spec.std)
     result = predict_video(
         model.fold() if args.fold else model,
         spec,
@@ -36,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
         overlay=not args.no_overlay,
         every=args.every,
         limit=args.limit,
-        stages=stages,
+        inference=inference,
         transform=transform,
+        flip_pairs=mirrored_classes(data) if inference.flip else (),
         device=Accelerator(cpu=args.cpu).device,
         progress=not args.quiet,
     )

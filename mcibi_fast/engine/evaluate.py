@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -45,7 +45,8 @@ def evaluate(
     """The confusion matrix of a model over a split, summed over all ranks.
 
     Ranks take every n-th sample each, with no padding, so no sample counts twice; the result does
-    not depend on their number.
+    not depend on their number. A video model on all clips of a dataset takes each frame once, as a
+    stream: whole videos per rank, without ``batch_size``; the result is that of the clips.
 
     Args:
         model: without its DistributedDataParallel wrapper (ranks may have unequal shares); put
@@ -67,6 +68,20 @@ def evaluate(
     """
     inference = inference or InferenceConfig()
     check_model(model, inference)
+    if _is_streamed(model, dataset):
+        from mcibi_fast.engine.video import evaluate_videos
+
+        return evaluate_videos(
+            cast(Any, model),
+            cast(Any, dataset),
+            inference=inference,
+            windows=(),
+            workers=workers,
+            accelerator=accelerator,
+            device=device,
+            progress=progress,
+            interrupted=interrupted,
+        ).confusion
     confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     rank, world_size, autocast = 0, 1, nullcontext
     if accelerator is not None:
@@ -103,6 +118,14 @@ def evaluate(
         model.train(was_training)
     ops.check_labels()
     return confusion.reduce(accelerator)
+
+
+def _is_streamed(model: nn.Module, dataset: SegmentationDataset) -> bool:
+    from mcibi_fast.data.video import ClipDataset
+    from mcibi_fast.models import VideoSegmentor
+
+    clips = isinstance(dataset, ClipDataset) and dataset.frames == "all"
+    return clips and isinstance(model, VideoSegmentor)
 
 
 def _count(

@@ -14,30 +14,76 @@ from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.data.video import ClipDataset, VideoDataset
-from mcibi_fast.engine.inference import upsampling_aligns_corners
+from mcibi_fast.engine.inference import FlipPairs, check_model, predict_labels
 from mcibi_fast.engine.loading import seeded_generator
 from mcibi_fast.engine.stream import VideoStream
 from mcibi_fast.metrics import FlowFunction, VideoMetrics
 from mcibi_fast.metrics.temporal import TC_VIDEOS
-from mcibi_fast.models import Segmentor
+from mcibi_fast.models import SegmentationOutput, Segmentor
+from mcibi_fast.recipes.config import InferenceConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def predict_frame(stream: VideoStream, frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """The next frame's class indices at full resolution; the upsampled logits are not formed.
+class VideoPredictor:
+    """The frames of a video, in order, to class indices.
+
+    Every view and every window of test-time inference is a stream of its own, so that each of them
+    has past frames of its own place and scale.
 
     Args:
-        stream: of the video.
-        frame: (3, H', W'), normalised.
-        size: (H, W) of the labels.
+        model: an image or video model in evaluation mode; an image model takes each frame by
+            itself.
+        inference: the default is one pass over the whole frame.
+        flip_pairs: classes that a mirrored frame swaps.
 
-    Returns:
-        (H, W) int64.
+    Raises:
+        ValueError: settings that make no sense, or that the model cannot follow.
     """
-    align_corners = upsampling_aligns_corners(stream.model)
-    return ops.upsample_argmax(stream(frame[None]).logits, size, align_corners=align_corners)[0]
+
+    def __init__(
+        self,
+        model: Segmentor,
+        inference: InferenceConfig | None = None,
+        *,
+        flip_pairs: FlipPairs = (),
+    ) -> None:
+        self.inference = inference or InferenceConfig()
+        check_model(model, self.inference)
+        self.model, self.head, self.flip_pairs = model, model.head, flip_pairs
+        self.needs_labels = model.needs_labels
+        self._streams: list[VideoStream] = []
+        self._used = 0
+        self._shape = torch.Size()
+
+    def reset(self) -> None:
+        """Another video begins."""
+        self._streams.clear()
+
+    def predict(self, frame: Tensor, size: tuple[int, int]) -> Tensor:
+        """The next frame (3, H', W'), normalised -> (H, W) int64, ``size`` being (H, W).
+
+        The upsampled logits are not formed. Raises ValueError for a frame of another size.
+        """
+        if self._streams and frame.shape != self._shape:
+            raise ValueError(
+                f"frame: expected {tuple(self._shape)} as before, got {tuple(frame.shape)}; the "
+                "frames of a video have one size"
+            )
+        self._used, self._shape = 0, frame.shape
+        views: Any = self  # what calls a model calls the streams one after another
+        labels = predict_labels(
+            views, frame[None], size, self.inference, flip_pairs=self.flip_pairs
+        )
+        return labels[0]
+
+    def __call__(self, images: Tensor, *, stages: int | None = None) -> SegmentationOutput:
+        """The next view or window of the frame."""
+        if self._used == len(self._streams):
+            self._streams.append(VideoStream(self.model, stages=stages))
+        self._used += 1
+        return self._streams[self._used - 1](images)
 
 
 @torch.no_grad()
@@ -49,7 +95,7 @@ def evaluate_videos(
     windows: Sequence[int] = (8, 16),
     flow: FlowFunction | Literal["given"] | None = None,
     max_videos: int | None = TC_VIDEOS,
-    stages: int | None = None,
+    inference: InferenceConfig | None = None,
     workers: int = 0,
     accelerator: Accelerator | None = None,
     device: torch.device | str | None = None,
@@ -69,7 +115,7 @@ def evaluate_videos(
         protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
         flow: for TC: a function that estimates it, or "given", the dataset's own (`MovingScenes`);
             None leaves TC out.
-        stages: of iterative inference, by default the model's.
+        inference: the default is one pass over the whole frame.
         workers: loader processes.
         accelerator: of a distributed run, and for its mixed precision.
         device: where there is no accelerator; default where the model is.
@@ -82,7 +128,7 @@ def evaluate_videos(
     Raises:
         KeyboardInterrupt: ``interrupted`` said so.
         ValueError: the model has other classes than the dataset, the dataset has no flow to give,
-            or what a bad file raises.
+            ``inference`` makes no sense or is not for this model, or what a bad file raises.
     """
     rank, world_size, autocast = 0, 1, nullcontext
     if accelerator is not None:
@@ -98,7 +144,7 @@ def evaluate_videos(
         max_videos=max_videos,
         ignore_index=dataset.ignore_index,
     )
-    stream = VideoStream(model, stages=stages)
+    predictor = VideoPredictor(model, inference, flip_pairs=dataset.flip_pairs)
     was_training = model.training
     model.eval()
     try:
@@ -112,10 +158,10 @@ def evaluate_videos(
         ) as bar:
             for frame in _load(frames, workers):
                 if frame["frame"] == 0:
-                    stream.reset()
+                    predictor.reset()
                     metrics.start(frame["video"])
                 with autocast():
-                    _count(metrics, stream, frame, device)
+                    _count(metrics, predictor, frame, device)
                 bar.update()
                 if interrupted is not None and interrupted():
                     raise KeyboardInterrupt
@@ -126,12 +172,12 @@ def evaluate_videos(
 
 
 def _count(
-    metrics: VideoMetrics, stream: VideoStream, frame: dict[str, Any], device: torch.device
+    metrics: VideoMetrics, predictor: VideoPredictor, frame: dict[str, Any], device: torch.device
 ) -> None:
     height, width = frame["pixels"].shape[1:]
     label, flow = frame["label"], frame["flow"]
     try:
-        prediction = predict_frame(stream, frame["image"].to(device), (height, width))
+        prediction = predictor.predict(frame["image"].to(device), (height, width))
         metrics.update(
             prediction,
             None if label is None else label.to(device),

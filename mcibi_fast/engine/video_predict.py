@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from mcibi_fast.data.base import Transform, normalise
 from mcibi_fast.engine.checkpoint import ModelSpec
+from mcibi_fast.engine.inference import FlipPairs
 from mcibi_fast.engine.interrupt import deferred_interrupt
 from mcibi_fast.engine.predict import save_picture
-from mcibi_fast.engine.stream import VideoStream
-from mcibi_fast.engine.video import predict_frame
+from mcibi_fast.engine.video import VideoPredictor
 from mcibi_fast.engine.video_files import Pixels, ReadFrame, VideoWriter, open_frames
 from mcibi_fast.models import Segmentor
+from mcibi_fast.recipes.config import InferenceConfig
 from mcibi_fast.viz.overlay import blend, indexed
 
 
@@ -49,8 +50,9 @@ def predict_video(
     overlay: bool = True,
     every: int = 1,
     limit: int | None = None,
-    stages: int | None = None,
+    inference: InferenceConfig | None = None,
     transform: Transform | None = None,
+    flip_pairs: FlipPairs = (),
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> VideoResult:
@@ -69,24 +71,26 @@ def predict_video(
         overlay: write that video, too; needs OpenCV.
         every: take one frame of so many.
         limit: end after so many frames; None goes to the end.
-        stages: of iterative inference, by default the model's.
+        inference: the default is one pass over the whole frame.
         transform: of each frame before the network, such as a dataset's `EvalTransform`; by
             default it is normalised and keeps its size.
+        flip_pairs: classes that a mirrored frame swaps.
         device: default where the model is.
         progress: show a bar.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used.
+        FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used, or
+            ``inference`` makes no sense or is not for this model.
         KeyboardInterrupt: after Ctrl-C, saying what is kept.
         OSError: an output cannot be written.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
     device = torch.device(device if device is not None else next(model.parameters()).device)
-    stream = VideoStream(model.to(device).eval(), stages=stages)
+    predictor = VideoPredictor(model.to(device).eval(), inference, flip_pairs=flip_pairs)
     with closing(open_frames(source, every=every)) as frames:
         writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None
-        job = _Job(stream, spec, Path(out), writer, transform, device)
+        job = _Job(predictor, spec, Path(out), writer, transform, device)
         total = limit if frames.total is None else min(frames.total, limit or frames.total)
         hidden = None if progress else True
         try:
@@ -115,14 +119,14 @@ class _Job:
 
     def __init__(
         self,
-        stream: VideoStream,
+        predictor: VideoPredictor,
         spec: ModelSpec,
         out: Path,
         writer: VideoWriter | None,
         transform: Transform | None,
         device: torch.device,
     ) -> None:
-        self.stream, self.spec, self.out, self.writer = stream, spec, out, writer
+        self.predictor, self.spec, self.out, self.writer = predictor, spec, out, writer
         self.transform, self.device = transform, device
         self.palette = np.array(spec.palette, np.uint8)
         self.result = VideoResult()
@@ -146,7 +150,7 @@ class _Job:
             return
         self._size = size
         image = self._network_input(frame.pixels)
-        label = predict_frame(self.stream, image, size).cpu().numpy()
+        label = self.predictor.predict(image, size).cpu().numpy()
         save_picture(indexed(label, self.palette), self.out / "labels" / f"{frame.name}.png")
         if self.writer is not None:
             self.writer.add(blend(frame.pixels, label, self.palette))

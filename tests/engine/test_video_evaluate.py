@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from mcibi_fast import models
+from mcibi_fast import models, ops
 from mcibi_fast.data import ClipDataset, DataError, MovingScenes
 from mcibi_fast.data.video import VideoDataset
 from mcibi_fast.engine.checkpoint import load_model
 from mcibi_fast.engine.evaluate import evaluate
+from mcibi_fast.engine.inference import predict_labels
 from mcibi_fast.engine.train import train
-from mcibi_fast.engine.video import evaluate_videos
-from mcibi_fast.metrics import VideoMetrics
-from mcibi_fast.recipes import MovingScenesData
+from mcibi_fast.engine.video import VideoPredictor, evaluate_videos
+from mcibi_fast.metrics import ConfusionMatrix, VideoMetrics
+from mcibi_fast.recipes import InferenceConfig, MovingScenesData
 
 SIZE = (32, 40)
 
@@ -67,15 +68,61 @@ def small(name="fcn_video_mcibipp", classes=3):
     return model.eval()
 
 
+@torch.no_grad()
 def test_as_by_clips():
-    """One pass over each frame counts what a pass over each clip does."""
+    """One pass over each frame counts what a pass over each clip does; so does `evaluate`."""
     model, clips = small(), ClipDataset(Blocks(), history=2)
     streamed = evaluate_videos(model.train(), clips).confusion
     assert model.training, "the mode is put back"
-    expected = evaluate(model, clips)
+    assert torch.equal(evaluate(model, clips, batch_size=2).matrix, streamed.matrix)
+    expected = ConfusionMatrix(3)
+    for clip in clips:
+        images = torch.cat([clip["past"].flip(0), clip["image"][None]])
+        logits = model.eval()(images[None]).logits
+        expected.update(ops.upsample_argmax(logits, SIZE)[0], clip["label"])
     assert streamed.matrix.sum() == expected.matrix.sum() == 6 * SIZE[0] * SIZE[1]
-    differing = (streamed.matrix - expected.matrix).abs().sum()
-    assert differing <= 4, "more than near ties"
+    assert (streamed.matrix - expected.matrix).abs().sum() <= 4, "more than near ties"
+
+
+class Recorder:
+    """In place of a model: keeps what it is called with, answers with given logits or none."""
+
+    needs_labels = False
+
+    def __init__(self, head, answers=None):
+        self.head, self.calls, self.answers = head, [], answers
+
+    def __call__(self, images, **options):
+        self.calls.append(images)
+        size = [s // 8 for s in images.shape[2:]]
+        logits = images.new_zeros(1, 3, *size) if self.answers is None else self.answers.pop(0)
+        return models.SegmentationOutput(logits, {})
+
+
+@torch.no_grad()
+def test_every_view_and_window_has_a_past_of_its_own(generator):
+    model = small().double()
+    inference = InferenceConfig(
+        scales=(1.0, 1.5), flip=True, window=(24, 32), stride=(16, 16), stages=2
+    )
+    frames = torch.randn(4, 3, *SIZE, generator=generator, dtype=torch.float64)
+    recorded = []
+    for frame in frames:
+        recorder = Recorder(model.head)
+        predict_labels(recorder, frame[None], SIZE, inference)
+        recorded.append(recorder.calls)
+    predictor = VideoPredictor(model, inference)
+    for N, frame in enumerate(frames):
+        answers = [
+            model(torch.stack([recorded[max(N - i, 0)][k] for i in (2, 1, 0)], 1), stages=2).logits
+            for k in range(len(recorded[0]))
+        ]
+        assert len(answers) > 8
+        replayer = Recorder(model.head, answers)
+        expected = predict_labels(replayer, frame[None], SIZE, inference)[0]
+        assert torch.equal(predictor.predict(frame, SIZE), expected)
+    with pytest.raises(ValueError, match="the frames of a video have one size"):
+        predictor.predict(frames[0, :, :24], SIZE)
 
 
 @pytest.mark.parametrize("name", ["fcn_video_mcibipp", "fcn_mcibipp"])
