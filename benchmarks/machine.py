@@ -98,6 +98,11 @@ def peak_extra_memory(run: Callable[[], Any], device: str) -> float | None:
     return max(0.0, _resident("VmHWM") - before) / 2**20
 
 
+def resident(device: str) -> int:
+    """Bytes held now: by the allocator on CUDA, by the process on Linux."""
+    return torch.cuda.memory_allocated() if device == "cuda" else _resident("VmRSS")
+
+
 def _resident(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -19,6 +19,7 @@ COLUMNS = {  # of the printed table: key, heading, format
     "extra_MiB": ("extra MiB", "{:.1f}"),
     "share_of_limit": ("of limit", "{:.0%}"),
     "host_syncs": ("host syncs", "{}"),
+    "times_image": ("multiply-adds / image", "{:.3f}"),
 }
 
 

@@ -21,6 +21,7 @@ from benchmarks import (
     bench_model,
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
+    bench_video,
 )
 from benchmarks.harness import Case, write
 
@@ -41,6 +42,7 @@ SMALL: dict[ModuleType, Callable[[], Case]] = {
     bench_model: lambda: bench_model.case(
         "inference", 2, "paper", f32, "cpu", size=64, backbone="resnet18"
     ),
+    bench_video: lambda: bench_video.frame_case("paper", "cpu", size=64, backbone="resnet18"),
 }
 
 

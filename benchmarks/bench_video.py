@@ -1,0 +1,167 @@
+"""What Video-MCIBI++ adds: ``python -m benchmarks.bench_video [--quick]``.
+
+attention  the contexts of a clip's h + 1 frames (C_dl, aggregation, attention), K = 124
+           separate: one call for each frame; ours: all frames in one
+frame      one frame of a video, ResNet-50 UperNet, K = 124
+           image: the image model; clip: the video model on the clip of h + 1 frames
+           ours: the video model as a stream (`engine.stream`), ``folded`` that of ``model.fold()``
+stream     1,000 frames: frames per second, what the process holds after 100 and after all of them
+
+``multiply_adds`` are counted by `benchmarks.counting`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.counting import count
+from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
+from benchmarks.machine import resident
+from mcibi_fast import models
+from mcibi_fast.engine.stream import VideoStream
+from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
+
+K, HISTORY, BACKBONE = 124, 2, "resnet50"
+
+
+def attention_case(
+    size: int, form: str, direction: str, device: str, *, batch: int = 1, Z: int = 512
+) -> Case:
+    """A context in training mode, but for dropout and fresh noise, which would differ."""
+    memory = GaussianMemory(K, Z, noise="fixed")
+    memory.memory.copy_(torch.stack([randn(K, device="cpu"), randn(K, device="cpu").abs()], 1))
+    context: DatasetLevelContext = seeded(
+        DatasetLevelContext, memory, transform_channels=Z // 2, projections=form
+    )
+    context = context.to(device).eval()  # batch statistics of one frame or of all would differ
+    frames = HISTORY + 1
+    R = randn(frames * batch, Z, size, size, device=device)
+    W = 4 * randn(frames * batch, K, size, size, device=device)
+    gradient = randn(*R.shape, device=device)
+    backward = direction == "forward+backward"
+
+    def run(parts: int) -> list[Tensor]:
+        leaves = R.detach().requires_grad_(backward), W.detach().requires_grad_(backward)
+        with torch.set_grad_enabled(backward):
+            pairs = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
+            out = torch.cat([context.aggregate(*pair) for pair in pairs])
+        return [out.detach(), *torch.autograd.grad(out, leaves, gradient)] if backward else [out]
+
+    attended = 2 * frames * batch * size**4 * (K if form == "paper" else Z // 2)
+    return Case(
+        "video",
+        {"task": "attention", "form": form, "direction": direction, "batch": batch, "size": size},
+        torch.float32,
+        [
+            Candidate("separate", functools.partial(run, frames)),
+            Candidate("ours", functools.partial(run, 1)),
+        ],
+        bytes=2 * nbytes(R) + nbytes(W),
+        flops=2 * attended * (3 if backward else 1),
+    )
+
+
+class Streamed(nn.Module):
+    """A stream whose last h + 1 frames are one and the same: it gives the same each time."""
+
+    def __init__(self, model: models.Segmentor) -> None:
+        super().__init__()
+        self.model, self.stream = model, VideoStream(model)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.stream(frame).logits
+
+    def warmed(self, frame: Tensor) -> Streamed:
+        for _ in range(HISTORY + 1):
+            self(frame)
+        return self
+
+
+def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -> Case:
+    options = {"form": form, "noise": "fixed", "auxiliary_weight": 0.0}
+    make = functools.partial(seeded, models.create)
+    image = make("upernet_mcibipp", K, backbone, **options).to(device).eval()
+    video = make("upernet_video_mcibipp", K, backbone, history=HISTORY, **options)
+    video = video.to(device).eval()
+    frame = randn(1, 3, size, size, device=device)
+    clip = frame[:, None].expand(-1, HISTORY + 1, -1, -1, -1)
+    with torch.no_grad():
+        stream, folded = Streamed(video).warmed(frame), Streamed(video.fold()).warmed(frame)
+    run: dict[str, Callable[[], Any]] = {
+        "image": lambda: image(frame).logits,
+        "clip": lambda: video(clip).logits,
+        "folded": lambda: folded(frame),
+        "ours": lambda: stream(frame),
+    }
+    given = {"image": (image, frame), "clip": (video, clip), "folded": (folded, frame)}
+    given["ours"] = stream, frame
+    counted = {name: count(module, images).true for name, (module, images) in given.items()}
+    parts, *candidates = [
+        Candidate(
+            name,
+            torch.no_grad()(call),
+            counts=lambda name=name: {
+                "multiply_adds": counted[name],
+                "times_image": counted[name] / counted["image"],
+            },
+        )
+        for name, call in run.items()
+    ]
+    return Case(
+        "video",
+        {"task": "frame", "form": form, "backbone": backbone, "batch": 1, "size": size},
+        torch.float32,
+        candidates,
+        parts=[parts],
+        bytes=nbytes(frame, *video.parameters()),
+        flops=2 * counted["ours"],
+    )
+
+
+def stream_figures(device: str, *, frames: int = 1000, size: int = 64) -> dict[str, Any]:
+    """A small model (`test_resnet`) over many frames."""
+    model = seeded(models.create, "upernet_video_mcibipp", K, "test_resnet", feats_channels=64)
+    stream = VideoStream(model.to(device).eval())
+    images, held = randn(8, 1, 3, size, size, device=device), {}
+    start = time.perf_counter()
+    for number in range(1, frames + 1):
+        stream(images[number % 8])
+        if number in (frames // 10, frames):
+            held[number] = resident(device)
+    seconds = time.perf_counter() - start
+    first, last = held.values()
+    return {
+        "frames": frames,
+        "size": size,
+        "frames_per_second": frames / seconds,
+        "ring_bytes": stream.nbytes,
+        "grown_MiB_over_the_last_nine_tenths": (last - first) / 2**20,
+    }
+
+
+def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    size = 16 if quick else 64
+    for form in ("released", "paper"):
+        for direction in ("forward", "forward+backward"):
+            yield functools.partial(attention_case, size, form, direction, device)
+    for form in ("released", "paper"):
+        yield functools.partial(frame_case, form, device, size=128 if quick else 512)
+
+
+def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
+    """The report of ``harness.run_cases``, and ``stream``, the figures of a long one."""
+    report = run_cases("video", cases(device, quick), device, quick)
+    report["stream"] = stream_figures(device, frames=100 if quick else 1000)
+    print("\nstream:", ", ".join(f"{name} {value:.4g}" for name, value in report["stream"].items()))
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(run, __doc__.splitlines()[0]))
