@@ -258,7 +258,9 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
     text = "train the rows of one of the paper's tables and compare"
     parser = _add(commands, "ablate", "ablate", text)
     parser.add_argument("table", nargs="?", help="such as 2; without it: the list")
-    parser.add_argument("--data", default="scenes", help="scenes (default), camvid, ade20k, ...")
+    parser.add_argument(
+        "--data", help="camvid, ade20k, ... (default: scenes, of videos moving_scenes)"
+    )
     parser.add_argument("--root", metavar="DIR", help="the dataset's folder, or its zip file")
     parser.add_argument("--test-root", metavar="DIR", help="table 8: the folder of CIHP")
     parser.add_argument(

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcibi_fast import models, recipes
-from mcibi_fast.ablations.table import Row, Table
+from mcibi_fast.ablations.table import SCENES, VIDEOS, Row, Table
 from mcibi_fast.commands.train import RECIPES, configure
 from mcibi_fast.recipes import TrainConfig
-
-SCENES = "scenes"
 
 
 def base_config(table: Table, data: str, root: str | None, settings: Sequence[str]) -> TrainConfig:
@@ -31,16 +29,19 @@ def base_config(table: Table, data: str, root: str | None, settings: Sequence[st
     """
     if data not in (known := datasets()):
         raise ValueError(f"--data: no dataset {data!r}; there are {', '.join(known)}")
+    which = table.source.partition(",")[0]
     if table.data not in (None, data):
         raise ValueError(
-            f"--data: {table.source.partition(',')[0]} is about {table.data}; give --data "
-            f"{table.data} --root DIR"
+            f"--data: {which} is about {table.data}; give --data {table.data} --root DIR"
         )
+    if table.videos and data not in VIDEOS:
+        raise ValueError(f"--data: {which} is about videos; there are {', '.join(VIDEOS)}")
     varied = sorted({s.partition("=")[0].strip() for s in settings} & table.varied())
     if varied:
         raise ValueError(f"--set {varied[0]}: the rows of this table vary it")
     recipe = "demo" if data == SCENES else data
-    return configure(recipe, root, [f"model.name={table.model}", *settings])
+    own = table.base.get(data, ())
+    return configure(recipe, root, [f"model.name={table.model}", *own, *settings])
 
 
 def datasets() -> list[str]:
@@ -72,6 +73,8 @@ def _options_of(model: str) -> set[str]:
         "isnet": models.ISNetHead,
         "mcibi": models.MCIBIHead,
         "mcibipp": models.MCIBIPPHead,
+        "video_mcibi": models.VideoMCIBIHead,
+        "video_mcibipp": models.VideoMCIBIPPHead,
     }
     head = heads.get(memory or framework, models.FCNHead)
     makers: list[Any] = [getattr(models, model), *head.__mro__[:-1]]
@@ -82,7 +85,7 @@ def run_name(base: TrainConfig, row: Row, seed: int) -> str:
     """The name of a run's directory: its model, what else differs from the base, its seed."""
     fields = dict(setting.split("=", 1) for setting in row.settings)
     model = fields.pop("model.name", base.model.name)
-    changes = [f"{name.rpartition('.')[2]}={value}" for name, value in fields.items()]
+    changes = {f"{name.rpartition('.')[2]}={value}": None for name, value in fields.items()}
     return "-".join([model, *changes, f"seed{seed}"])
 
 

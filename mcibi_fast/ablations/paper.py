@@ -10,6 +10,7 @@ from mcibi_fast.ablations.measures import (
     under_attack,
 )
 from mcibi_fast.ablations.table import MEAN_IOU, PIXEL_ACCURACY, SECONDS, Column, Row, Table
+from mcibi_fast.ablations.videos import TABLE_16, TABLE_17
 
 _ADE20K = "ADE20K val, ResNet-50, stride 8"
 _FCN = ("model.name=fcn",)
@@ -250,6 +251,8 @@ TABLES = {
     "6": TABLE_6,
     "8": TABLE_8,
     "9": TABLE_9,
+    "16": TABLE_16,
+    "17": TABLE_17,
     "init": INIT,
     "weights": WEIGHTS,
     "augmentation": AUGMENTATION,

@@ -27,6 +27,7 @@ from mcibi_fast.recipes import TrainConfig
 
 MEASURED = "measured.json"
 _TRAINING = "training"
+_REMARKS = "remarks"
 
 
 class TrainedRun:
@@ -63,6 +64,15 @@ class TrainedRun:
     def environment(self) -> dict[str, Any]:
         """Commit, versions, device and threads of the training."""
         return self.stored["environment"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What measurements had to say of how they were made."""
+        return self.stored.get(_REMARKS, [])
+
+    def remark(self, text: str) -> None:
+        """Keeps a remark, which stands under the table; written with the next scores."""
+        self.stored[_REMARKS] = list(dict.fromkeys([*self.remarks, text]))
 
     def is_trained(self) -> bool:
         """Whether the training came to its end."""
@@ -136,15 +146,16 @@ class TrainedRun:
             inference=replace(self.config.inference, **changes),
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
-            accelerator=self._accelerator(),
+            accelerator=self.accelerator(),
             progress=self.progress,
         )
 
     def device(self) -> Any:
         """Where the run's models are trained and evaluated."""
-        return self._accelerator().device
+        return self.accelerator().device
 
-    def _accelerator(self) -> Any:
+    def accelerator(self) -> Any:
+        """As the training's: its device and mixed precision."""
         from accelerate import Accelerator
 
         config = self.config

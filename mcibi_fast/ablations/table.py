@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mcibi_fast.ablations.runs import TrainedRun
+
+SCENES = "scenes"
+VIDEOS = ("moving_scenes", "camvid_video", "vspw")
 
 Scores = dict[str, float]
 """What was measured, by the name of a `Column`; a score that does not exist is left out."""
@@ -77,6 +80,8 @@ class Table:
         columns: what is measured; rows are compared in the first.
         note: what a reader has to know of the rows.
         data: the only dataset that it can be measured on; None is any.
+        videos: it needs one of videos, `VIDEOS`; the first is the default.
+        base: changes of the recipe by the dataset's name.
         test_data: a second dataset, which the models are tested on.
     """
 
@@ -88,7 +93,14 @@ class Table:
     columns: tuple[Column, ...] = (MEAN_IOU, PIXEL_ACCURACY, SECONDS)
     note: str = ""
     data: str | None = None
+    videos: bool = False
+    base: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     test_data: str | None = None
+
+    @property
+    def default_data(self) -> str:
+        """What it is measured on where nothing is named."""
+        return VIDEOS[0] if self.videos else SCENES
 
     def versus(self, row: Row) -> str:
         """The name of the row that this one is compared with; the first row's is its own."""

@@ -91,6 +91,7 @@ class Ablation:
             "source": self.table.source,
             "base": self.base.to_dict(),
             "rows": results.as_data(self.table, self.rows, self.measured),
+            "remarks": self._remarks(),
             "runs": {p.run.folder.name: p.run.environment for p in self._done()},
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,7 @@ class Ablation:
             f"Paper: {self.table.source}. Measured: {self._base()}; seed "
             f"{', '.join(map(str, seeds))}{spread}."
             f"{first} {self.table.note}".rstrip(),
+            *self._remarks(),
             *made_with,
         ]
         return "\n\n".join(parts)
@@ -140,6 +142,9 @@ class Ablation:
             f"{self.data}, {config.model.name}, {config.model.backbone}{options}, epochs "
             f"{config.epochs}, batch_size {config.batch_size}"
         )
+
+    def _remarks(self) -> list[str]:
+        return list(dict.fromkeys(text for p in self._done() for text in p.run.remarks))
 
     def _done(self) -> list[Planned]:
         return [p for p in self.plan if p.seed in self.measured.get(p.row.name, {})]
@@ -157,10 +162,11 @@ def prepare(args: argparse.Namespace) -> Ablation:
     if args.seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
     table = TABLES[args.table]
+    data = args.data or table.default_data
     rows = configure.select_rows(table, args.rows)
-    base = configure.base_config(table, args.data, args.root, args.set)
+    base = configure.base_config(table, data, args.root, args.set)
     configure.check_test_data(table, args.test_root)
-    out = Path(args.out or f"runs/ablate/{args.data}")
+    out = Path(args.out or f"runs/ablate/{data}")
     runs: dict[str, TrainedRun] = {}
     plan = []
     for seed in range(args.seeds):
@@ -174,7 +180,7 @@ def prepare(args: argparse.Namespace) -> Ablation:
             )
             plan.append(Planned(row, seed, runs[name]))
     configure.check_models([runs[configure.run_name(base, row, 0)].config for row in rows])
-    return Ablation(args.data, table, rows, base, plan, out / f"table-{args.table}", {})
+    return Ablation(data, table, rows, base, plan, out / f"table-{args.table}", {})
 
 
 def list_tables() -> str:

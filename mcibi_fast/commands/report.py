@@ -15,17 +15,20 @@ import torch
 import mcibi_fast
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.shards import holds_shards
+from mcibi_fast.data.video import ClipDataset, VideoDataset
 from mcibi_fast.engine.checkpoint import ModelSpec, load_model
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.run import Run
 from mcibi_fast.models import Segmentor
-from mcibi_fast.recipes import NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.viz.film import source_of
 from mcibi_fast.viz.report import Report
 from mcibi_fast.viz.sections import (
     Samples,
     Trained,
     add_curves,
     add_features,
+    add_film,
     add_memory,
     add_predictions,
     add_scores,
@@ -40,7 +43,12 @@ _FRAMEWORKS = {
     "upernet": "UPerNet",
     "isnet": "ISNet",
 }
-_METHODS = {"_mcibipp": " + MCIBI++", "_mcibi": " + MCIBI"}
+_METHODS = {
+    "_video_mcibipp": " + Video-MCIBI++",
+    "_video_mcibi": " + Video-MCIBI",
+    "_mcibipp": " + MCIBI++",
+    "_mcibi": " + MCIBI",
+}
 _SCORES = {
     "mean_iou": "mIoU",
     "mean_iou_present": "mIoU (present)",
@@ -125,6 +133,7 @@ def build_report(
     ious = {each.name: [_ious(each.metrics)] for each in loaded if each.metrics is not None}
     if ious:
         add_scores(report, dataset.classes, ious)
+    add_film(report, trained, dataset)
     add_predictions(report, trained, samples)
     add_features(report, trained, dataset, progress=progress)
     add_weights(report, trained, samples)
@@ -214,6 +223,8 @@ def _dataset(config: TrainConfig, root: str | None) -> SegmentationDataset:
 
 def _data_name(config: TrainConfig) -> str:
     data = config.data
+    if isinstance(data, MovingScenesData):
+        return "the built-in moving scenes"
     if isinstance(data, ScenesData):
         return "the built-in scenes"
     return data.name if isinstance(data, NamedData) else Path(data.root).name
@@ -222,7 +233,7 @@ def _data_name(config: TrainConfig) -> str:
 def _add_summary(report: Report, loaded: Sequence[Loaded], dataset: SegmentationDataset) -> None:
     data = loaded[0].config.data
     report.text(
-        f"{len(dataset)} images of the split {data.val_split!r}, {len(dataset.classes)} classes. "
+        f"{_amount(dataset)} of the split {data.val_split!r}, {len(dataset.classes)} classes. "
         "Scores in percent, of each run's best checkpoint by mIoU."
     )
     rows = []
@@ -248,8 +259,15 @@ def _add_summary(report: Report, loaded: Sequence[Loaded], dataset: Segmentation
     report.legend(dataset.classes, dataset.palette.tolist())
 
 
+def _amount(dataset: SegmentationDataset) -> str:
+    if isinstance(dataset, VideoDataset | ClipDataset):
+        return f"{len(dataset)} labelled frames of {len(source_of(dataset).videos())} videos"
+    return f"{len(dataset)} images"
+
+
 def _without_root(config: TrainConfig) -> str:
-    return str(config.to_dict()["data"] | {"root": ""})
+    """As text, but for what image and video models of one split differ in."""
+    return str(config.to_dict()["data"] | {"root": "", "history": 0})
 
 
 def _percent(value: float | None) -> str:

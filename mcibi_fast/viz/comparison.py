@@ -55,7 +55,7 @@ def prediction_sheet(
         row, line = _left(scene, palette)
         occurring.update(np.unique(scene.label).tolist())
         for maps in predictions.values():
-            wrong = _mistaken(maps[i], scene.label, len(classes))
+            wrong = mistaken(maps[i], scene.label, len(classes))
             labelled = np.isin(scene.label, np.arange(len(classes)))
             occurring.update(np.unique(maps[i]).tolist())
             wrong_there = _sized(wrong.astype(np.uint8), smooth=False) > 0
@@ -64,10 +64,10 @@ def prediction_sheet(
             line.append(f"{right:.1f} % right")
         rows.append(row)
         notes.append(line)
-    key = _key(occurring, classes, palette, width=_width(rows), mistaken=True)
+    below = key(occurring, classes, palette, width=_width(rows), hatched=True)
     columns = ["image", "ground truth", *predictions]
     title = "Predictions; mistaken pixels are hatched"
-    return grid(rows, columns=columns, notes=notes, title=title, footer=[key], font_size=_FONT)
+    return grid(rows, columns=columns, notes=notes, title=title, footer=[below], font_size=_FONT)
 
 
 def weight_sheet(
@@ -96,7 +96,7 @@ def weight_sheet(
         rows.append(row)
         notes.append(line)
     width = _width(rows)
-    footer = [_colour_bar(width), _key(occurring, classes, palette, width=width)]
+    footer = [_colour_bar(width), key(occurring, classes, palette, width=width)]
     columns = ["image", "ground truth", *weights]
     title = "How much each pixel gathers from its right class"
     return grid(rows, columns=columns, notes=notes, title=title, footer=footer, font_size=_FONT)
@@ -146,7 +146,7 @@ def _left(scene: Scene, palette: Pixels) -> tuple[list[Pixels], list[str]]:
     return [image, truth], [scene.name, ""]
 
 
-def _mistaken(
+def mistaken(
     prediction: NDArray[np.integer], label: NDArray[np.integer], num_classes: int
 ) -> NDArray[np.bool_]:
     """Where a labelled pixel is given to another class."""
@@ -158,17 +158,18 @@ def _width(rows: Sequence[Sequence[Pixels]]) -> int:
     return max(sum(picture.shape[1] + 6 for picture in row) for row in rows)
 
 
-def _key(
+def key(
     occurring: set[int],
     classes: Sequence[str],
     palette: Pixels,
     *,
     width: int,
-    mistaken: bool = False,
+    hatched: bool = False,
 ) -> Image.Image:
+    """The legend of the classes that occur; ``hatched`` explains mistakes, too."""
     shown = [k for k in sorted(occurring) if 0 <= k < len(classes)]
     names = [classes[k] for k in shown]
-    return legend(names, palette[shown], width=width, mistaken=mistaken, font_size=_FONT)
+    return legend(names, palette[shown], width=width, mistaken=hatched, font_size=_FONT)
 
 
 def _colour_bar(width: int) -> Image.Image:

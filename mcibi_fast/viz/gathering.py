@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.models import Segmentor
+from mcibi_fast.data.video import ClipDataset
+from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.context import ContextBase
 from mcibi_fast.nn.memory import GaussianMemory
@@ -60,7 +61,8 @@ def gather(
 
     Args:
         model: in evaluation mode.
-        images: (B, 3, H, W).
+        images: (B, 3, H, W); of a video model also clips (B, h + 1, 3, H, W), of whose last frames
+            this all is.
         labels: (B, H, W), for a model that gathers by them.
         stages: of iterative inference (section 3.5); a baseline has one.
     """
@@ -69,14 +71,40 @@ def gather(
     if context is None:
         features = model.backbone(images)
         return Gathering(model.head(features, *truth), model.head.pixel_representations(features))
-    with _recorded(context, "prepare") as prepared, _recorded(context, "gather") as gathered:
+    with (
+        _recorded(context.fuse, "prepare") as prepared,
+        _recorded(context, "attend") as attended,
+        _recorded(context.fuse, "forward") as fused,
+    ):
         output = model(images, *truth, stages=stages)
+    batch = len(images)  # of a video model's frames only the last ones count
     return Gathering(
         output,
         features=prepared[0][0][0],
-        weight_logits=[arguments[1] for arguments, _ in gathered],
-        augmented=[result for _, result in gathered],
+        weight_logits=[arguments[1][-batch:] for arguments, _ in attended],
+        augmented=[result for _, result in fused],
     )
+
+
+def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> Tensor:
+    """A sample as a batch for this model: (1, 3, H, W), for a video model its clip.
+
+    Args:
+        model: an image or video model; a video model has (1, h + 1, 3, H, W) with its own h.
+        dataset: with its evaluation's transform; where it is not of clips a video model gets the
+            image alone.
+        index: of the sample.
+    """
+    if not isinstance(model, VideoSegmentor) or not isinstance(dataset, ClipDataset):
+        return dataset[index]["image"][None]
+    clip = ClipDataset(
+        dataset.source,
+        history=model.history,
+        frames=dataset.frames,
+        seed=dataset.seed,
+        transform=dataset.transform,
+    )[index]
+    return torch.cat([clip["past"].flip(0), clip["image"][None]])[None]
 
 
 @contextmanager
@@ -198,8 +226,7 @@ def collect(
         indices, desc="features", unit="image", leave=False, disable=None if progress else True
     )
     for index in bar:
-        sample = dataset[index]
-        image, label = sample["image"][None].to(device), sample["label"]
+        image, label = model_input(model, dataset, index).to(device), dataset[index]["label"]
         seen = gather(model, image, label[None])
         for i, features in enumerate((seen.features, *seen.augmented[:1])):
             present, means = class_vectors(

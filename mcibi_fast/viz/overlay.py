@@ -116,17 +116,19 @@ def grid(
     line = 2 * font_size
     widths = [max(row[i].shape[1] for row in rows if i < len(row)) for i in range(across)]
     heights = [max(picture.shape[0] for picture in row) for row in rows]
-    headings = [_wrapped(text, font, w) for text, w in zip(columns or (), widths, strict=False)]
+    headings = [wrapped(text, font, w) for text, w in zip(columns or (), widths, strict=False)]
     headline = round(1.3 * line) if title else 0
     header = headline + max((len(lines) for lines in headings), default=0) * line
-    below = line * ((captions is not None) + (notes is not None))
+    noted = [notes is not None and any(notes[i]) for i in range(len(rows))]
+    belows = [line * ((captions is not None) + has) for has in noted]
     size = (
         max(
             sum(widths) + _GAP * (across + 1), *(picture.width + 2 * _GAP for picture in footer), 0
         ),
         header
         + sum(heights)
-        + (below + _GAP) * len(rows)
+        + sum(belows)
+        + _GAP * len(rows)
         + sum(picture.height + _GAP for picture in footer)
         + _GAP,
     )
@@ -137,11 +139,11 @@ def grid(
     for left, lines in zip(lefts, headings, strict=False):
         draw.text((left, _GAP + headline), "\n".join(lines), fill=_INK, font=font)
     top = _GAP + header
-    for i, row in enumerate(rows):
+    for i, (row, below) in enumerate(zip(rows, belows, strict=True)):
         for j, (left, picture) in enumerate(zip(lefts, row, strict=False)):
             sheet.paste(Image.fromarray(picture), (left, top))
             if notes is not None:
-                text = _wrapped(notes[i][j], font, widths[j])[0]
+                text = wrapped(notes[i][j], font, widths[j])[0]
                 draw.text((left, top + heights[i] + 3), text, fill=_FAINT, font=font)
         if captions is not None:
             bottom = top + heights[i] + below - line
@@ -196,9 +198,7 @@ def legend(
     return sheet
 
 
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The text in lines of at most ``width`` pixels; a word too long for one ends in dots."""
     lines: list[str] = []
     for word in text.split():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.data.video import ClipDataset, VideoDataset
 from mcibi_fast.models import Segmentor
 from mcibi_fast.viz.comparison import (
     Scene,
@@ -27,11 +28,20 @@ from mcibi_fast.viz.curves import (
     training_curves,
 )
 from mcibi_fast.viz.embedding import MIN_VECTORS, Space, embedding_chart
+from mcibi_fast.viz.film import (
+    film_sheet,
+    follow,
+    middle_frames,
+    read_scenes,
+    source_of,
+    videos_to_show,
+)
 from mcibi_fast.viz.gathering import (
     collect,
     context_of,
     gather,
     gaussian_memory_of,
+    model_input,
     weight_of_class,
     weight_of_truth,
 )
@@ -68,7 +78,6 @@ class Samples:
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         self.dataset = dataset
         self.indices = spread(len(dataset), count)
-        self.images: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.scenes: list[Scene] = []
         for sample in (dataset[index] for index in self.indices):
@@ -76,9 +85,12 @@ class Samples:
             pixels = to_pixels(sample["image"], dataset.mean, dataset.std)
             if pixels.shape[:2] != label.shape:  # tested at another size than its own
                 pixels = fit(pixels, label.shape[1], smooth=True)
-            self.images.append(sample["image"][None])
             self.labels.append(label)
             self.scenes.append(Scene(sample["name"], pixels, label.numpy()))
+
+    def inputs(self, model: Segmentor) -> Iterator[Tensor]:
+        """Each sample as this model takes it, see `model_input`."""
+        return (model_input(model, self.dataset, index) for index in self.indices)
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -124,7 +136,7 @@ def add_predictions(report: Report, trained: Sequence[Trained], samples: Samples
     predictions = {
         each.name: [
             _predicted(each.model, image, label)
-            for image, label in zip(samples.images, samples.labels, strict=True)
+            for image, label in zip(samples.inputs(each.model), samples.labels, strict=True)
         ]
         for each in trained
     }
@@ -144,6 +156,27 @@ def _predicted(model: Segmentor, image: Tensor, label: Tensor) -> NDArray[np.int
     seen = gather(model, image.to(device), label[None].to(device))
     size = (label.shape[0], label.shape[1])
     return ops.upsample_argmax(seen.output.logits, size)[0].cpu().numpy()
+
+
+def add_film(report: Report, trained: Sequence[Trained], dataset: SegmentationDataset) -> None:
+    """Frames of two videos (Figure 8 of the paper), of a dataset of videos."""
+    if not isinstance(dataset, VideoDataset | ClipDataset):
+        return
+    report.heading("Videos, frame by frame")
+    for i, video in enumerate(videos_to_show(dataset), 1):
+        frames = middle_frames(dataset, video)
+        predictions = {each.name: follow(each.model, dataset, video, frames) for each in trained}
+        scenes = read_scenes(dataset, video, frames)
+        where = "A third" if i == 1 else "Two thirds"
+        report.picture(
+            film_sheet(scenes, predictions, dataset.classes, dataset.palette),
+            f"Consecutive frames in the middle of {source_of(dataset).videos()[video]}. {where} of "
+            "the way through the split, not chosen by the result. Under each prediction: the share "
+            "of labelled pixels that is right; and of the pixels whose label is that of the frame "
+            "before, the share whose prediction is another (flip). As Figure 8 of the paper.",
+            name=f"video_{i}",
+            wide=True,
+        )
 
 
 def add_weights(report: Report, trained: Sequence[Trained], samples: Samples) -> None:
@@ -204,7 +237,7 @@ def _weights_of_stages(model: Segmentor, samples: Samples) -> tuple[list[Tensor]
     """Logits of W (K, h, w) per sample, of the first and of the second stage."""
     device = next(model.parameters()).device
     stages: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for image, label in zip(samples.images, samples.labels, strict=True):
+    for image, label in zip(samples.inputs(model), samples.labels, strict=True):
         seen = gather(model, image.to(device), label[None].to(device), stages=2)
         for stage, logits in zip(stages, seen.weight_logits, strict=True):
             stage.append(logits[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from mcibi_fast.recipes import (
     AugmentationConfig,
     FolderData,
     ModelConfig,
+    MovingScenesData,
     ScenesData,
     TrainConfig,
 )
@@ -156,6 +158,30 @@ def test_a_run_with_memory_but_no_lines_of_it(runs: dict[str, Path], tmp_path: P
     assert pictures == PICTURES | PICTURES_OF_MEMORY - {"memory_over_time"}
 
 
+def test_an_image_and_a_video_model_on_videos(tmp_path: Path) -> None:
+    for model in ("upernet_mcibipp", "upernet_video_mcibipp"):
+        history = 2 if "video" in model else 0
+        data = MovingScenesData(4, 2, size=(32, 40), length=8, history=history)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = tiny(data, model)
+            train(config, tmp_path / model, progress=False, report=lambda line: None)
+    runs = [tmp_path / "upernet_mcibipp", tmp_path / "upernet_video_mcibipp"]
+    report = build_report(runs, images=2)
+    page = report.html()
+    title = "UPerNet + MCIBI++ and UPerNet + Video-MCIBI++ on the built-in moving scenes"
+    assert f"<title>{title}</title>" in page
+    assert (
+        headings(page)[1] == "Videos, frame by frame" and "16 labelled frames of 2 videos" in page
+    )
+    assert "in the middle of val_00001. Two thirds" in page
+    assert set(report.pictures) == {"video_1", "video_2"} | PICTURES | PICTURES_OF_MEMORY
+    assert Image.open(io.BytesIO(report.pictures["video_1"])).width > 6 * 200
+    # Clips of another length are the same frames.
+    assert "differ in their data" not in page
+    assert "Videos, frame by frame" in headings(build_report(runs[1:], images=1).html())
+
+
 def test_names_are_escaped_and_small_data_have_no_features(tmp_path: Path) -> None:
     root = folder(tmp_path / "data <i>", ["<script>x</script>", "a & b"])
     with torch.random.fork_rng():
@@ -185,6 +211,7 @@ def test_two_runs_of_one_model_are_named_by_their_folders(
 
 def test_models_are_called_by_their_names() -> None:
     assert model_title("upernet_mcibipp") == "UPerNet + MCIBI++"
+    assert model_title("upernet_video_mcibi") == "UPerNet + Video-MCIBI"
     assert model_title("fcn_mcibi") == "FCN + MCIBI"
     assert model_title("of_my_own") == "of_my_own"
 
