@@ -81,12 +81,13 @@ def _printed(value: float | None) -> str:
 
 
 def _printed_difference(table: Table, row: Row) -> str:
-    printed = {other.name: other.paper for other in table.rows}
-    other = printed[table.versus(row)]
-    if table.versus(row) == row.name or not row.paper or not other:
+    """In the first column that both rows have."""
+    if (other := table.versus(row)) == row.name:
         return "-"
-    mine, theirs = row.paper[0], other[0]
-    return "-" if mine is None or theirs is None else f"{mine - theirs:+.2f}"
+    theirs = next(each.paper for each in table.rows if each.name == other)
+    pairs = zip(row.paper, theirs, strict=False)
+    found = [mine - its for mine, its in pairs if mine is not None and its is not None]
+    return f"{found[0]:+.2f}" if found else "-"
 
 
 def _aligned(lines: list[list[str]]) -> str:

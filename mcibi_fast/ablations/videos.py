@@ -83,9 +83,9 @@ def _video(name: str, model: str, *printed: float | None, history: int, past: st
 
 _CONSISTENCY = (Column("TC", "TC"), Column("VC_8", "VC_8"), Column("VC_16", "VC_16"))
 _NOTE = (
-    "Every row is trained alike, as in the paper: from the backbone's weights, for the same number "
-    "of steps, one random frame per video and epoch where the recipe says so; a video model sees "
-    "its past frames besides. Measured by streaming, each frame once, whole."
+    "All rows are trained alike, as in the paper: none starts from another's weights, and all take "
+    "as many steps on the same labelled frames; a video model sees past frames besides, and takes "
+    "longer. Measured by streaming, each frame once, in order."
 )
 
 TABLE_16 = Table(
@@ -198,7 +198,8 @@ TABLE_17 = Table(
         *_CONSISTENCY,
         SECONDS,
     ),
-    note="Δ of a video model is to its image model, of an image model to UperNet. " + _NOTE,
+    note="Δ of a video model is to its image model (the paper's with Swin-L), of an image model to "
+    "UperNet. " + _NOTE,
     videos=True,
     base={"moving_scenes": _SMALL},
 )

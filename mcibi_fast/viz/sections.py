@@ -174,7 +174,7 @@ def add_film(report: Report, trained: Sequence[Trained], dataset: SegmentationDa
             "the way through the split, not chosen by the result. Under each prediction: the share "
             "of labelled pixels that is right; and of the pixels whose label is that of the frame "
             "before, the share whose prediction is another (flip). As Figure 8 of the paper.",
-            name=f"video_{i}",
+            name="video" if i == 1 else f"video_{i}",
             wide=True,
         )
 

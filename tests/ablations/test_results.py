@@ -57,6 +57,13 @@ def test_columns_of_table_6_have_their_digits() -> None:
     ]  # fmt: skip
 
 
+def test_printed_differences_are_in_the_first_column_that_both_rows_have() -> None:
+    table = TABLES["17"]
+    lines = markdown(table, list(table.rows), {}).splitlines()
+    printed = len(table.paper) + 1
+    assert [cells(line)[printed] for line in lines[2:]] == ["-", "+5.65", "+6.75", "+2.39", "+2.84"]
+
+
 def test_data_is_what_the_table_shows() -> None:
     fcn, add, weighted, concatenation = as_data(TABLE, ROWS, MEASURED)
     assert fcn["paper"] == {"mIoU": 36.96} and fcn["settings"] == ["model.name=fcn"]

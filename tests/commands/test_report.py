@@ -175,8 +175,8 @@ def test_an_image_and_a_video_model_on_videos(tmp_path: Path) -> None:
         headings(page)[1] == "Videos, frame by frame" and "16 labelled frames of 2 videos" in page
     )
     assert "in the middle of val_00001. Two thirds" in page
-    assert set(report.pictures) == {"video_1", "video_2"} | PICTURES | PICTURES_OF_MEMORY
-    assert Image.open(io.BytesIO(report.pictures["video_1"])).width > 6 * 200
+    assert set(report.pictures) == {"video", "video_2"} | PICTURES | PICTURES_OF_MEMORY
+    assert Image.open(io.BytesIO(report.pictures["video"])).width > 6 * 200
     # Clips of another length are the same frames.
     assert "differ in their data" not in page
     assert "Videos, frame by frame" in headings(build_report(runs[1:], images=1).html())

@@ -77,3 +77,15 @@ def test_legend_shows_every_colour():
     sheet = np.array(legend(names, PALETTE, columns=2))
     for colour in PALETTE:
         assert (sheet == colour).all(-1).sum() > 100
+
+
+def test_a_row_without_notes_takes_no_line_for_them() -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    rows = [[picture], [picture]]
+    heights = [
+        grid(rows, notes=notes).height
+        for notes in (None, [[""], [""]], [[""], ["a"]], [["a"], ["a"]])
+    ]
+    assert (
+        heights[0] == heights[1] < heights[2] and heights[3] - heights[2] == heights[2] - heights[0]
+    )
