@@ -90,8 +90,9 @@ def batches(size, generator, dtype=torch.float32):
 
 
 def test_all_frameworks_are_in_the_table():
-    # MCIBI's differ from MCIBI++'s in what the memory holds: one of them is enough.
-    others = {name for name in models.names() if not name.endswith("_mcibi")}
+    # MCIBI's differ from MCIBI++'s in what the memory holds: one of them is enough. Of video models
+    # a stream's state would have to be part of the program.
+    others = {n for n in models.names() if not n.endswith("_mcibi") and "_video_" not in n}
     assert others | {"fcn_mcibi"} == {name.split()[0] for name in CASES}
 
 
