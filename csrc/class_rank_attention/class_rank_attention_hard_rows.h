@@ -19,9 +19,11 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
+// Whether rows are the faster way: with few classes the reductions across lanes weigh more than
+// transposing the map.
 template <typename S>
 bool classes_side_by_side(const ClassRankInput& in, const MapStrides& strides) {
-  return strides.channel == 1 && in.classes >= kLanes<Compute<S>>;
+  return strides.channel == 1 && in.classes >= 3 * kLanes<Compute<S>>;
 }
 
 // Calls f(image, first row, rows) for groups of at most kLanes rows; `row_work` as in for_tiles.
