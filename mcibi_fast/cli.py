@@ -73,14 +73,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--without-memory", action="store_true", help="the baseline, no MCIBI++")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
-    parser.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change any field of the recipe, such as optimizer.lr=0.02",
-    )
+    _add_set(parser, "change any field of the recipe, such as optimizer.lr=0.02")
     parser.add_argument("--show", action="store_true", help="print all fields and stop")
     _add_quiet(parser)
 
@@ -243,14 +236,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "demo", "demo", "train FCN with and without MCIBI++ and compare them")
     parser.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
     parser.add_argument("--seeds", type=int, default=1, help="runs per model (default: 1)")
-    parser.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change a field of the recipe, for both models",
-    )
+    _add_set(parser, "change a field of the recipe, for both models")
     _add_quiet(parser)
 
 
@@ -270,15 +256,14 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs per row (default: 1)")
     parser.add_argument("--rows", metavar="A,B", help="names or numbers (default: all)")
-    parser.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change a field of the recipe, for all rows",
-    )
+    _add_set(parser, "change a field of the recipe, for all rows")
     _add_quiet(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--set", metavar="FIELD=VALUE", nargs="+", action="extend", default=[], help=text
+    )
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -46,6 +46,35 @@ def poison() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and none of what accelerate keeps of an earlier run; errors are one line."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.delenv("MCIBI_FAST_DEBUG", raising=False)
+    AcceleratorState._reset_state(True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail with exit status 2 and one line; returns the line."""
+    from mcibi_fast import cli
+
+    def run(*arguments: object) -> str:
+        capfd.readouterr()
+        assert cli.main([*map(str, arguments)]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """Random numbers of the test's own."""
     return torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +48,7 @@ TINY = (
     "workers=0",
     "augmentation.crop_size=[32,32]",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    monkeypatch.delenv("MCIBI_FAST_DEBUG", raising=False)
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def write_dataset(root: Path, *, classes: int = 3, count: int = 4) -> Path:
@@ -93,20 +81,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with exit status 2 and one line; returns the line."""
-
-    def run(*arguments: str) -> str:
-        capfd.readouterr()
-        assert cli.main(list(arguments)) == 2
-        err = capfd.readouterr().err
-        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
-        return err
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

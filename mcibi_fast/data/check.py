@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from ..viz.overlay import blend, grid
 from ..viz.palette import distinct_palette
+from .archives import Files
 from .base import IGNORE_INDEX
 from .check_video import check_vspw, folder_lines
 from .errors import DataError
 from .folder import ClassList, class_list, read_pair, split_files, splits
+from .listed import ListedDataset, Listing
 from .named import named
 from .shards import ShardedDataset, local_splits
 from .vspw import VSPW
@@ -154,22 +156,11 @@ def check_named(
     dataset = named(name)
     if dataset is VSPW:
         return check_vspw(root, out, progress=progress)
-    files = dataset.open_files(root)
-    report, listed = Report(Path(root)), 0
-    jobs: list[tuple[str, str, str]] = []
-    for split in dataset.checked:
-        report.pairs[split] = 0
-        try:
-            listing = dataset.find(files, split)
-        except DataError as error:
-            report.problems.append(str(error))
-            continue
-        listed += listing.listed
-        report.problems.extend(f"{path}: missing" for path in listing.missing)
-        jobs.extend((split, item.image, item.label) for item in listing.items)
+    files, report = dataset.open_files(root), Report(Path(root))
+    jobs = []
+    for split, listing in list_splits(dataset, files, report).items():
+        jobs += [(split, item.image, item.label) for item in listing.items]
         report.expect(dataset.title, split, listing.listed, dataset.sizes[split])
-    if listed == 0:
-        raise DataError(report.problems[0] if report.problems else f"{root}: no images in it")
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         return dataset.read_pair(files, image, label)
@@ -202,6 +193,28 @@ def check_shards(
     first = next(iter(packed.values()))
     finish(report, ClassList(first.classes, first.palette), good, read, out)
     return report
+
+
+def list_splits(dataset: type[ListedDataset], files: Files, report: Report) -> dict[str, Listing]:
+    """What lies in each split that is there; the rest becomes problems of the report.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    found = {}
+    for split in dataset.checked:
+        report.pairs[split] = 0
+        try:
+            found[split] = dataset.find(files, split)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        report.problems += [f"{path}: missing" for path in found[split].missing]
+    if not any(listing.listed for listing in found.values()):
+        raise DataError(
+            report.problems[0] if report.problems else f"{report.root}: no images in it"
+        )
+    return found
 
 
 def read_all(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
 from .folder import ClassList
 from .folder_video import split_stem, usual_step
 from .images import check_sizes
@@ -29,21 +28,12 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
     Frames without a mask, which ``test`` may have, are decoded, too. ``report.pairs`` counts the
     frames with one.
     """
-    from .check import Report, finish, read_all
+    from .check import Report, finish, list_splits, read_all
 
-    files = VSPW.open_files(root)
-    report, listed = Report(Path(root)), 0
-    jobs: list[tuple[str, str, str]] = []
-    for split in VSPW.checked:
-        report.pairs[split] = 0
-        try:
-            listing = VSPW.find(files, split)
-        except DataError as error:
-            report.problems.append(str(error))
-            continue
-        listed += listing.listed
-        report.problems.extend(f"{path}: missing" for path in listing.missing)
-        jobs.extend((split, item.image, item.label) for item in listing.items)
+    files, report = VSPW.open_files(root), Report(Path(root))
+    jobs = []
+    for split, listing in list_splits(VSPW, files, report).items():
+        jobs += [(split, item.image, item.label) for item in listing.items]
         videos = by_video(listing.items)
         report.video_lines += video_lines(split, {v: _numbers(x) for v, x in videos.items()})
         bare = sum(not item.label for item in listing.items)
@@ -51,8 +41,6 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
             report.video_lines.append(f"{'':8} {bare:,} frames of {split} have no mask")
         report.expect(VSPW.title, split, len(videos), VSPW.video_counts[split], "videos")
         report.expect(VSPW.title, split, listing.listed, VSPW.sizes[split])
-    if listed == 0:
-        raise DataError(report.problems[0] if report.problems else f"{root}: no images in it")
     odd, masks = np.zeros(256, np.int64), 0
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:

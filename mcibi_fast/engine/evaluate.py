@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.engine.inference import (
@@ -20,6 +18,7 @@ from mcibi_fast.engine.inference import (
     whole_image_logits,
 )
 from mcibi_fast.engine.loading import Batch, evaluation_loader
+from mcibi_fast.engine.passes import evaluation_pass, place_of
 from mcibi_fast.metrics import ConfusionMatrix
 from mcibi_fast.recipes.config import InferenceConfig
 
@@ -83,40 +82,24 @@ def evaluate(
             interrupted=interrupted,
         ).confusion
     confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
-    rank, world_size, autocast = 0, 1, nullcontext
-    if accelerator is not None:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        device, autocast = accelerator.device, accelerator.autocast
-    device = torch.device(device if device is not None else next(model.parameters()).device)
+    place = place_of(model, accelerator, device)
     batches = evaluation_loader(
         dataset,
         batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
+        rank=place.rank,
+        world_size=place.world_size,
         workers=workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=place.device.type == "cuda",
     )
-    was_training = model.training
-    model.eval()
-    try:
-        show = progress and rank == 0
-        with tqdm(
-            total=len(range(rank, len(dataset), world_size)),
-            desc="evaluate",
-            unit="image",
-            leave=False,
-            disable=None if show else True,
-        ) as bar:
-            for groups in batches:
-                for batch in groups:
-                    with autocast():
-                        _count(confusion, model, batch, device, inference, dataset.flip_pairs)
-                    bar.update(len(batch["name"]))
-                    if interrupted is not None and interrupted():
-                        raise KeyboardInterrupt
-    finally:
-        model.train(was_training)
-    ops.check_labels()
+    samples = len(range(place.rank, len(dataset), place.world_size))
+    with evaluation_pass(
+        model, place, total=samples, unit="image", progress=progress, interrupted=interrupted
+    ) as done:
+        for groups in batches:
+            for batch in groups:
+                with place.autocast():
+                    _count(confusion, model, batch, place.device, inference, dataset.flip_pairs)
+                done(len(batch["name"]))
     return confusion.reduce(accelerator)
 
 

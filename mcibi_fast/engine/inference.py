@@ -64,6 +64,7 @@ def predict_labels(
         ValueError: settings that make no sense, or that the model cannot follow.
     """
     inference = inference or InferenceConfig()
+    check_model(model, inference)
     if inference.is_single_view:
         logits = whole_image_logits(model, images, inference, labels)
         align_corners = upsampling_aligns_corners(model)
@@ -93,9 +94,8 @@ def whole_image_logits(
 ) -> Tensor:
     """Logits (B, K, h, w) of the only view (its probabilities with softmax at the stride).
 
-    For arguments see `predict_labels`.
+    For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
     """
-    check_model(model, inference)
     (scale,) = inference.scales
     images = _resized(images, scale)
     if getattr(model, "needs_labels", False):
@@ -109,8 +109,10 @@ def whole_image_logits(
 def image_views(
     model: nn.Module, images: Tensor, inference: InferenceConfig, flip_pairs: FlipPairs
 ) -> list[View]:
-    """The logits of every view, at the network's stride, mirrored back; see `predict_labels`."""
-    check_model(model, inference)
+    """The logits of every view, at the network's stride, mirrored back.
+
+    For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
+    """
     forward = _forward(model, inference)
     views = []
     for scale in inference.scales:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mcibi_fast.nn.bilinear import axis_taps
+
 # Values of a tile: within a core's cache on a CPU, enough to fill a GPU.
 _TILE = {"cpu": 2**19}
 _LARGE_TILE = 2**24
@@ -188,16 +190,8 @@ def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Tap
         like: of its dtype, and at least float32, are the weights, as they are there.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    position = torch.arange(n, dtype=dtype)
-    if align_corners:
-        centre = position * (torch.tensor(m - 1, dtype=dtype) / max(n - 1, 1))
-    else:
-        scale = torch.tensor(m, dtype=dtype) / n
-        centre = ((position + 0.5) * scale - 0.5).clamp(min=0)
-    lower = centre.floor().long().clamp(max=m - 1)
-    upper = (lower + 1).clamp(max=m - 1)
-    fraction = (centre - lower).clamp(0, 1)
-    return Taps(torch.stack([lower, upper], 1), torch.stack([1 - fraction, fraction], 1))
+    source, weight = axis_taps(m, n, align_corners, dtype)
+    return Taps(source.T, weight.T)
 
 
 def _window_taps(

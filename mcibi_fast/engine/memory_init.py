@@ -125,7 +125,7 @@ class _Clusters(_Pixels):
         return not self.wants(torch.arange(self.memory.num_classes))
 
     def finish(self) -> None:
-        self.memory.initialize_from(self.sample.centres(getattr(self.memory, "per_class", 1)))
+        self.memory.initialize_from(self.sample.centres(self.memory.per_class))
 
 
 @contextmanager

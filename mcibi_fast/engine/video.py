@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from mcibi_fast import ops
 from mcibi_fast.data.video import ClipDataset, VideoDataset
 from mcibi_fast.engine.inference import FlipPairs, check_model, predict_labels
 from mcibi_fast.engine.loading import seeded_generator
+from mcibi_fast.engine.passes import evaluation_pass, place_of
 from mcibi_fast.engine.stream import VideoStream
 from mcibi_fast.metrics import FlowFunction, VideoMetrics
 from mcibi_fast.metrics.temporal import TC_VIDEOS
@@ -130,12 +128,9 @@ def evaluate_videos(
         ValueError: the model has other classes than the dataset, the dataset has no flow to give,
             ``inference`` makes no sense or is not for this model, or what a bad file raises.
     """
-    rank, world_size, autocast = 0, 1, nullcontext
-    if accelerator is not None:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        device, autocast = accelerator.device, accelerator.autocast
-    device = torch.device(device if device is not None else next(model.parameters()).device)
-    frames = _Frames(dataset, range(rank, len(_source(dataset).videos()), world_size), flow)
+    place = place_of(model, accelerator, device)
+    videos = range(place.rank, len(_source(dataset).videos()), place.world_size)
+    frames = _Frames(dataset, videos, flow)
     metrics = VideoMetrics(
         len(dataset.classes),
         protocol=protocol,
@@ -145,29 +140,16 @@ def evaluate_videos(
         ignore_index=dataset.ignore_index,
     )
     predictor = VideoPredictor(model, inference, flip_pairs=dataset.flip_pairs)
-    was_training = model.training
-    model.eval()
-    try:
-        show = progress and rank == 0
-        with tqdm(
-            total=len(frames),
-            desc="evaluate",
-            unit="frame",
-            leave=False,
-            disable=None if show else True,
-        ) as bar:
-            for frame in _load(frames, workers):
-                if frame["frame"] == 0:
-                    predictor.reset()
-                    metrics.start(frame["video"])
-                with autocast():
-                    _count(metrics, predictor, frame, device)
-                bar.update()
-                if interrupted is not None and interrupted():
-                    raise KeyboardInterrupt
-    finally:
-        model.train(was_training)
-    ops.check_labels()
+    with evaluation_pass(
+        model, place, total=len(frames), unit="frame", progress=progress, interrupted=interrupted
+    ) as done:
+        for frame in _load(frames, workers):
+            if frame["frame"] == 0:
+                predictor.reset()
+                metrics.start(frame["video"])
+            with place.autocast():
+                _count(metrics, predictor, frame, place.device)
+            done(1)
     return metrics.reduce(accelerator)
 
 

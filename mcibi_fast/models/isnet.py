@@ -11,6 +11,7 @@ from mcibi_fast.models.backbones import Pretrained, create_backbone
 from mcibi_fast.models.fcn import FCNHead
 from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.nn.blocks import conv_bn_relu
@@ -141,7 +142,29 @@ class ISNetHead(FCNHead):
         return self.within_image(R, first), first
 
 
-class ISNetMCIBIPPHead(MCIBIPPHead):
+class _ISNetMemoryHead(MemoryHead):
+    """ISNet's contexts as the context within the image, whichever the memory."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        feats_channels: int = 512,
+        transform_channels: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            in_channels,
+            within_image=ISNetContext(feats_channels, transform_channels),
+            feats_channels=feats_channels,
+            transform_channels=transform_channels,
+            **options,
+        )
+
+
+class ISNetMCIBIPPHead(_ISNetMemoryHead, MCIBIPPHead):
     """MCIBI++ with ISNet's contexts within the image.
 
     The paper's Table 9 has this model, but neither says how it is put together nor was it ever
@@ -156,31 +179,13 @@ class ISNetMCIBIPPHead(MCIBIPPHead):
             ``transform_channels`` is also the width of the contexts' attentions.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: Sequence[int],
-        *,
-        feats_channels: int = 512,
-        transform_channels: int = 256,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            num_classes,
-            in_channels,
-            within_image=ISNetContext(feats_channels, transform_channels),
-            feats_channels=feats_channels,
-            transform_channels=transform_channels,
-            **options,
-        )
-
     def within_image_context(
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
     ) -> Tensor | None:
         return None if self.within_image is None else self.within_image(R, weight_logits)
 
 
-class ISNetMCIBIHead(MCIBIHead):
+class ISNetMCIBIHead(_ISNetMemoryHead, MCIBIHead):
     """MCIBI with ISNet's contexts within the image, put together as in :class:`ISNetMCIBIPPHead`.
 
     Args:
@@ -189,24 +194,6 @@ class ISNetMCIBIHead(MCIBIHead):
         feats_channels, transform_channels, options: see :class:`MCIBIHead`;
             ``transform_channels`` is also the width of the contexts' attentions.
     """
-
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: Sequence[int],
-        *,
-        feats_channels: int = 512,
-        transform_channels: int = 256,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            num_classes,
-            in_channels,
-            within_image=ISNetContext(feats_channels, transform_channels),
-            feats_channels=feats_channels,
-            transform_channels=transform_channels,
-            **options,
-        )
 
     def raw_context(self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor) -> Tensor:
         assert self.within_image is not None

@@ -27,7 +27,8 @@ def upsampling_taps(
 ) -> Taps:
     """Of maps of the size ``source`` upsampled to ``size``, in the dtype and device of ``like``."""
     (y, wy), (x, wx) = (
-        _axis(n, out, align_corners, like) for n, out in zip(source, size, strict=True)
+        axis_taps(n, out, align_corners, like.dtype, like.device)
+        for n, out in zip(source, size, strict=True)
     )
     corners = [
         (y[i][:, None] * source[1] + x[j], wy[i][:, None] * wx[j]) for i in (0, 1) for j in (0, 1)
@@ -50,8 +51,9 @@ def pixels(features: Tensor, labels: Tensor, positions: Tensor, align_corners: b
         positions // width % height,
         positions % width,
     )
-    y, wy = (t[:, row] for t in _axis(features.shape[2], height, align_corners, features))
-    x, wx = (t[:, column] for t in _axis(features.shape[3], width, align_corners, features))
+    kind = features.dtype, features.device
+    y, wy = (t[:, row] for t in axis_taps(features.shape[2], height, align_corners, *kind))
+    x, wx = (t[:, column] for t in axis_taps(features.shape[3], width, align_corners, *kind))
     found = features.new_zeros(len(positions), features.shape[1])
     for i in (0, 1):
         for j in (0, 1):
@@ -59,9 +61,15 @@ def pixels(features: Tensor, labels: Tensor, positions: Tensor, align_corners: b
     return found
 
 
-def _axis(source: int, size: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+def axis_taps(
+    source: int,
+    size: int,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
     """Indices and weights (2, size) of one axis, those of ``torch.nn.functional.interpolate``."""
-    at = torch.arange(size, device=like.device, dtype=like.dtype)
+    at = torch.arange(size, device=device, dtype=dtype)
     if align_corners:
         at = at * ((source - 1) / max(1, size - 1))
     else:

@@ -31,6 +31,7 @@ class ClassMemory(nn.Module):
 
     memory: Tensor
     met: Tensor
+    per_class = 1  # representations of each class
 
     def __init__(
         self,

@@ -204,7 +204,7 @@ class DatasetLevelContext(ContextBase):
 def _attention(
     memory: ClassMemory, transform_channels: int, projections: Projections, downsample: bool
 ) -> PositionConfidenceAttention | SeveralAttentions:
-    count = getattr(memory, "per_class", 1)
+    count = memory.per_class
     if count == 1:
         return PositionConfidenceAttention(
             memory.channels, transform_channels, projections=projections

@@ -17,10 +17,10 @@ def demo(model: str = "fcn_mcibipp") -> TrainConfig:
     Both models get the same data, backbone, schedule, augmentation and seeds.
 
     Args:
-        model: "fcn" or "fcn_mcibipp".
+        model: "fcn", "fcn_mcibipp", ...
     """
     options = {"feats_channels": 64}
-    if model == "fcn_mcibipp":
+    if model.endswith("_mcibipp"):
         options["transform_channels"] = 32
     return TrainConfig(
         data=ScenesData(train_count=480, val_count=100, size=(128, 128)),

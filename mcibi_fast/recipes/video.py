@@ -6,6 +6,8 @@ The recipes train image models on single frames (``data.history=0``); a video mo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mcibi_fast.recipes.config import (
     AugmentationConfig,
     InferenceConfig,
@@ -15,6 +17,7 @@ from mcibi_fast.recipes.config import (
     TrainConfig,
     VideoData,
 )
+from mcibi_fast.recipes.demo import demo
 
 
 def vspw() -> TrainConfig:
@@ -55,17 +58,7 @@ def moving_scenes(model: str = "fcn_mcibipp") -> TrainConfig:
     Args:
         model: "fcn", "fcn_mcibipp", ...
     """
-    options = {"feats_channels": 64}
-    if model.endswith("_mcibipp"):
-        options["transform_channels"] = 32
-    return TrainConfig(
+    return replace(
+        demo(model),
         data=MovingScenesData(train_count=480, val_count=10, size=(128, 128), history=0),
-        model=ModelConfig(name=model, backbone="test_resnet", options=options),
-        optimizer=OptimizerConfig(lr=0.05, weight_decay=1e-4, clip_norm=5.0),
-        augmentation=AugmentationConfig(crop_size=(96, 96), scale=(0.75, 1.5)),
-        epochs=10,
-        batch_size=8,
-        workers=1,
-        eval_batch_size=10,
-        evaluate_every=2,
     )

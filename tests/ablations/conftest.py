@@ -1,29 +1,21 @@
-"""One process and one thread; which runs are trained; commands that must fail."""
+"""One process and one thread; which runs are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from mcibi_fast import cli
 from mcibi_fast.ablations import runs
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    monkeypatch.delenv("MCIBI_FAST_DEBUG", raising=False)
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def own_generator(one_process: None) -> Iterator[None]:
+    """Trainings, which seed the global generator, leave it as it was."""
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
@@ -38,17 +30,3 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(runs, "train", noted)
     return names
-
-
-@pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail with exit status 2 and one line; returns the line."""
-
-    def run(*command: str) -> str:
-        capfd.readouterr()
-        assert cli.main(list(command)) == 2
-        err = capfd.readouterr().err
-        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
-        return err
-
-    return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,7 @@ SETTINGS = (
     "inference.flip=true",
 )
 Fails = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    monkeypatch.delenv("MCIBI_FAST_DEBUG", raising=False)
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +50,6 @@ def lip_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         assert cli.main(["train", "lip", "--root", root, "--out", out, "--set", *SETTINGS]) == 0
     return base / "run"
-
-
-@pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with exit status 2 and one line; returns the line."""
-
-    def run(*arguments: str) -> str:
-        capfd.readouterr()
-        assert cli.main(list(arguments)) == 2
-        err = capfd.readouterr().err
-        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
-        return err
-
-    return run
 
 
 def scores(tmp_path: Path, *arguments: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,7 @@ SHARED = ["IoU per class", "Predictions", "Features", "Training", "Settings", "V
 OF_MEMORY = ["What the pixels gather", "What the memory holds"]
 PICTURES = {"classes", "predictions", "features", "curves"}
 PICTURES_OF_MEMORY = {"weights", "class_weights", "memory", "memory_over_time"}
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def tiny(data: ScenesData | FolderData, model: str = "fcn") -> TrainConfig:
@@ -95,16 +84,9 @@ Fails = Callable[..., str]
 
 
 @pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with exit status 2 and one line; returns the line."""
-
-    def run(*arguments: object) -> str:
-        assert cli.main(["report", *map(str, arguments), "--quiet", "--cpu"]) == 2
-        err = capfd.readouterr().err
-        assert err.startswith("mcibi-fast: error: ") and err.count("\n") == 1, err
-        return err
-
-    return run
+def fails(fails: Fails) -> Fails:
+    """The same for reports."""
+    return lambda *arguments: fails("report", *arguments, "--quiet", "--cpu")
 
 
 def headings(page: str) -> list[str]:

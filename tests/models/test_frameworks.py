@@ -18,6 +18,7 @@ from mcibi_fast.models import ISNetMCIBIPPHead
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.upernet import FeaturePyramid
 from mcibi_fast.nn import GaussianMemory, upsampled_cross_entropy
+from tests.models.disturbed import disturbed
 
 K, Z = 5, 16
 TINY = {"backbone": "test_resnet", "feats_channels": Z}
@@ -50,20 +51,6 @@ def build(name: str, **options):
     """A small model of the table above."""
     width = {"transform_channels": 8} if name in MCIBIPP else {}
     return models.create(name.split()[0], K, **TINY, **width, **MODELS[name], **options)
-
-
-def disturbed(model, generator):
-    """Batch statistics and memory unlike their initial values; evaluation, float64."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-        if hasattr(model.head, "memory"):
-            model.memory.memory.normal_(0.5, 0.5, generator=generator)
-    return model.double().eval()
 
 
 def batch(generator, size=(40, 48), dtype=torch.float32):

@@ -14,6 +14,7 @@ from mcibi_fast.models import MCIBIHead
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.nn import RepresentationMemory
 from mcibi_fast.nn.context import resize
+from tests.models.disturbed import disturbed
 
 K, Z = 5, 16
 TINY = {"backbone": "test_resnet", "feats_channels": Z, "transform_channels": 8}
@@ -45,19 +46,6 @@ def batch(generator, size=(40, 48), dtype=torch.float32):
     labels = torch.randint(0, K, (2, *size), generator=generator)
     labels[:, :3] = 255
     return images, labels
-
-
-def disturbed(model, generator):
-    """Batch statistics and memory unlike their initial values; evaluation, float64."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-        model.memory.memory.normal_(0.5, 0.5, generator=generator)
-    return model.double().eval()
 
 
 def assert_equal(value, expected):

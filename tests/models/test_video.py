@@ -11,22 +11,17 @@ from torch import nn
 from mcibi_fast import models
 from mcibi_fast.engine.checkpoint import ModelSpec, load_model, pack_weights
 from mcibi_fast.models import VideoSegmentor, load_image_weights
+from tests.models.disturbed import disturb
 
 K, Z, B, SIZE = 5, 8, 2, (32, 48)
 OPTIONS = {"feats_channels": Z, "transform_channels": 8, "output_stride": 8}
 FAMILIES = ["upernet_video_mcibipp", "upernet_video_mcibi", "fcn_video_mcibipp", "fcn_video_mcibi"]
 
 
-def disturb(model, generator):
-    """Weights, statistics and memory that differ from their initial values; evaluation mode."""
+def lively(model, generator):
+    """Statistics, memory and weights W that differ from their initial values; evaluation mode."""
+    disturb(model, generator)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-        model.memory.memory.normal_(0.5, 0.5, generator=generator)
         for decoder in (model.head.context.weight_head, model.head.within_image_head):
             if decoder is not None:
                 decoder.classifier.weight.mul_(20)  # weights W that differ between frames
@@ -37,7 +32,7 @@ def small(generator, name="upernet_video_mcibipp", **options) -> VideoSegmentor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.create(name, K, "test_resnet", **{**OPTIONS, **options})
-    return disturb(model, generator).double()
+    return lively(model, generator).double()
 
 
 def clips(generator, history=2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,7 @@ PROTOCOLS = {
     "pascal_context": (0.004, 1e-4, (480, 480), 16, 260, (520, 520, None), (520, 520, None)),
     "voc": (0.01, 5e-4, (512, 512), 16, 60, (512, 2048, None), (512, 2048, None)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))

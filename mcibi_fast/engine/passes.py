@@ -1,0 +1,83 @@
+"""What evaluations of images and of videos share: where the model runs, its mode, bar and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mcibi_fast import ops
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process evaluates.
+
+    Attributes:
+        rank, world_size: of this process, and how many there are.
+        device: of the model.
+        autocast: a context for its calls.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+
+
+def place_of(
+    model: nn.Module, accelerator: Accelerator | None, device: torch.device | str | None
+) -> Place:
+    """The accelerator's place; without one, alone on ``device`` or where the model is."""
+    if accelerator is not None:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        return Place(rank, world_size, accelerator.device, accelerator.autocast)
+    device = torch.device(device if device is not None else next(model.parameters()).device)
+    return Place(0, 1, device, nullcontext)
+
+
+@contextmanager
+def evaluation_pass(
+    model: nn.Module,
+    place: Place,
+    *,
+    total: int,
+    unit: str,
+    progress: bool,
+    interrupted: Callable[[], bool] | None,
+) -> Iterator[Callable[[int], None]]:
+    """Evaluation mode and a bar (on the main process); afterwards the mode is what it was.
+
+    Yields what is to be called with the number of units after each step; it raises
+    KeyboardInterrupt where ``interrupted`` says so. At the end labels are checked
+    (``ops.check_labels``).
+    """
+    was_training = model.training
+    model.eval()
+    show = progress and place.rank == 0
+    try:
+        with tqdm(
+            total=total,
+            desc="evaluate",
+            unit=unit,
+            leave=False,
+            disable=None if show else True,
+        ) as bar:
+
+            def done(count: int) -> None:
+                bar.update(count)
+                if interrupted is not None and interrupted():
+                    raise KeyboardInterrupt
+
+            yield done
+    finally:
+        model.train(was_training)
+    ops.check_labels()
