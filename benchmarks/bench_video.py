@@ -5,7 +5,8 @@ attention  the contexts of a clip's h + 1 frames (C_dl, aggregation, attention),
 frame      one frame of a video, ResNet-50 UperNet, K = 124
            image: the image model; clip: the video model on the clip of h + 1 frames
            ours: the video model as a stream (`engine.stream`), ``folded`` that of ``model.fold()``
-stream     1,000 frames: frames per second, what the process holds after 100 and after all of them
+stream     1,000 frames through ResNet-18 UperNet at 256x256, and through the image model in turn:
+           frames per second, how much more the process holds after all than after 100
 
 ``multiply_adds`` are counted by `benchmarks.counting`.
 """
@@ -125,23 +126,35 @@ def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -
     )
 
 
-def stream_figures(device: str, *, frames: int = 1000, size: int = 64) -> dict[str, Any]:
-    """A small model (`test_resnet`) over many frames."""
-    model = seeded(models.create, "upernet_video_mcibipp", K, "test_resnet", feats_channels=64)
-    stream = VideoStream(model.to(device).eval())
-    images, held = randn(8, 1, 3, size, size, device=device), {}
-    start = time.perf_counter()
+def stream_figures(
+    device: str, *, frames: int = 1000, size: int = 256, backbone: str = "resnet18", Z: int = 128
+) -> dict[str, Any]:
+    """A stream of many frames; the image model takes each frame in turn, for comparison."""
+    streams = {}
+    for name, model in (("image", "upernet_mcibipp"), ("video", "upernet_video_mcibipp")):
+        made = seeded(models.create, model, K, backbone, feats_channels=Z)
+        streams[name] = VideoStream(made.to(device).eval())
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    images = randn(8, 1, 3, size, size, device=device)
+    seconds, held = dict.fromkeys(streams, 0.0), {}
     for number in range(1, frames + 1):
-        stream(images[number % 8])
+        for name, stream in streams.items():
+            wait()
+            start = time.perf_counter()
+            stream(images[number % 8])
+            wait()
+            seconds[name] += time.perf_counter() - start
         if number in (frames // 10, frames):
             held[number] = resident(device)
-    seconds = time.perf_counter() - start
     first, last = held.values()
     return {
-        "frames": frames,
+        "backbone": backbone,
         "size": size,
-        "frames_per_second": frames / seconds,
-        "ring_bytes": stream.nbytes,
+        "frames": frames,
+        "frames_per_second": frames / seconds["video"],
+        "frames_per_second_image": frames / seconds["image"],
+        "times_image": seconds["video"] / seconds["image"],
+        "ring_bytes": streams["video"].nbytes,
         "grown_MiB_over_the_last_nine_tenths": (last - first) / 2**20,
     }
 
@@ -158,8 +171,10 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
 def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
     """The report of ``harness.run_cases``, and ``stream``, the figures of a long one."""
     report = run_cases("video", cases(device, quick), device, quick)
-    report["stream"] = stream_figures(device, frames=100 if quick else 1000)
-    print("\nstream:", ", ".join(f"{name} {value:.4g}" for name, value in report["stream"].items()))
+    shorter = {"frames": 100, "size": 64, "backbone": "test_resnet"} if quick else {}
+    report["stream"] = stream_figures(device, **shorter)
+    shown = {name: f"{x:.4g}" for name, x in report["stream"].items() if not isinstance(x, str)}
+    print("\nstream:", ", ".join(f"{name} {value}" for name, value in shown.items()))
     return report
 
 

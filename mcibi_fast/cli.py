@@ -88,6 +88,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     _add_inference(parser)
     parser.add_argument("--fold", action="store_true", help="fold batch norms and memory first")
     parser.add_argument("--without-class", metavar="K,...", help="also the means without these")
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        choices=("vspw2021", "strict"),
+        help="videos: vspw2021 (default), strict",
+    )
+    parser.add_argument("--flow", metavar="F", help="videos: TC's; dis, raft, its weights, none")
     parser.add_argument("--json", metavar="FILE", help="write the scores there, too")
     parser.add_argument("--batch-size", metavar="B", type=int, default=1, help="of equal images")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes")

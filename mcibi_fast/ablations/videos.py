@@ -6,9 +6,8 @@ import math
 
 from mcibi_fast.ablations.runs import TrainedRun
 from mcibi_fast.ablations.table import MEAN_IOU, PIXEL_ACCURACY, SECONDS, Column, Row, Scores, Table
-from mcibi_fast.data.video import ClipDataset, VideoDataset
-from mcibi_fast.engine.video import evaluate_videos
-from mcibi_fast.metrics import default_flow
+from mcibi_fast.data.video import whole_videos
+from mcibi_fast.engine.video import evaluate_videos, usual_flow
 
 PROTOCOL = "vspw2021"
 _SPLIT = "whole videos"
@@ -28,13 +27,12 @@ _SMALL = (
 def on_videos(run: TrainedRun) -> dict[str, Scores]:
     """All scores of Table 17 over the validation split's videos, each frame computed once."""
     dataset = run.validation()
-    assert isinstance(dataset, VideoDataset | ClipDataset)
-    exact = hasattr(dataset.source if isinstance(dataset, ClipDataset) else dataset, "flow")
+    assert whole_videos(dataset)
     scores = evaluate_videos(
         run.model(),
         dataset,
         protocol=PROTOCOL,
-        flow="given" if exact else default_flow(run.device()),
+        flow=usual_flow(dataset, run.device()),
         inference=run.config.inference,
         workers=run.config.workers,
         accelerator=run.accelerator(),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from mcibi_fast.commands.run_settings import (
     class_indices,
@@ -15,20 +18,24 @@ from mcibi_fast.commands.run_settings import (
     published_data,
     trained_config,
 )
-from mcibi_fast.data import CAMVID_CLASSES
+from mcibi_fast.data import CAMVID_CLASSES, SegmentationDataset
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
+from mcibi_fast.data.video import ClipDataset, VideoDataset, whole_videos
 from mcibi_fast.engine.checkpoint import find_weights, load_model, read_spec
 from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.metrics import SegmentationMetrics
+from mcibi_fast.engine.video import evaluate_videos, usual_flow
+from mcibi_fast.metrics import DISFlow, FlowFunction, RAFTFlow, SegmentationMetrics
 from mcibi_fast.recipes import FolderData, NamedData, ScenesData, ShardsData, TrainConfig
 
 Data = ScenesData | FolderData | NamedData | ShardsData
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the per-class table of a checkpoint on a split, and the scores."""
+    """Prints the per-class table of a checkpoint on a split, and the scores; of videos also TC and
+    VC.
+    """
     from accelerate import Accelerator
 
     if args.batch_size < 1 or args.workers < 0:
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     data = _data(file, trained, args.dataset, args.root)
     split = args.split or data.val_split
     dataset = data.dataset(split)
+    _check_video_options(args, dataset)
     model, spec = load_model(file, classes=dataset.classes)
     left_out = []
     if args.without_class is not None:
@@ -49,15 +57,21 @@ def run(args: argparse.Namespace) -> None:
         except TypeError as error:
             raise ValueError(f"--fold: {error}") from None
     accelerator = Accelerator(cpu=args.cpu)
-    confusion = evaluate(
-        model.to(accelerator.device),
-        dataset,
-        inference=inference,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        accelerator=accelerator,
-        progress=not args.quiet,
-    )
+    options: dict[str, Any] = {
+        "inference": inference,
+        "workers": args.workers,
+        "accelerator": accelerator,
+        "progress": not args.quiet,
+    }
+    model.to(accelerator.device)
+    videos = None
+    if whole_videos(dataset):
+        protocol = args.protocol or "vspw2021"
+        flow = _flow(args.flow, dataset, accelerator.device)
+        counts = evaluate_videos(model, dataset, protocol=protocol, flow=flow, **options)
+        confusion, videos = counts.confusion, counts.compute()
+    else:
+        confusion = evaluate(model, dataset, batch_size=args.batch_size, **options)
     if accelerator.is_main_process:
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
@@ -65,8 +79,12 @@ def run(args: argparse.Namespace) -> None:
         print(metrics.table(names))
         if left_out:
             print(_without(metrics, left_out, names))
+        if videos is not None:
+            print(videos.table())
         if args.json:
             content = _scores(metrics, names, left_out)
+            if videos is not None:
+                content["videos"] = videos.as_dict()
             content |= {
                 "checkpoint": str(file),
                 "folded": args.fold,
@@ -106,6 +124,29 @@ def _data(file: Path, trained: TrainConfig | None, dataset: str | None, root: st
     # A folder that lists no classes is taken to have the checkpoint's.
     listed = class_list(Path(root)) is not None
     return FolderData(root=root, classes=None if listed else read_spec(file).classes)
+
+
+def _check_video_options(args: argparse.Namespace, dataset: SegmentationDataset) -> None:
+    for option in ("protocol", "flow"):
+        if getattr(args, option) is not None and not whole_videos(dataset):
+            raise ValueError(f"--{option}: for videos, which the data are not")
+
+
+def _flow(
+    wanted: str | None, dataset: VideoDataset | ClipDataset, device: torch.device
+) -> FlowFunction | Literal["given"] | None:
+    """For TC: "dis", "raft", a file of its weights, or "none"; else what `usual_flow` finds."""
+    if wanted is None:
+        try:
+            return usual_flow(dataset, device)
+        except ValueError as error:
+            print(f"mcibi-fast: warning: TC is left out: {error}", file=sys.stderr)
+            return None
+    if wanted == "none":
+        return None
+    if wanted == "dis":
+        return DISFlow()
+    return RAFTFlow(None if wanted == "raft" else wanted, device=device)
 
 
 def _row_names(trained: Sequence[str], tested: Sequence[str]) -> list[str]:

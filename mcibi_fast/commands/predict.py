@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mcibi_fast.commands.run_settings import inference_config, published_data, trained_config
-from mcibi_fast.data import named
+from mcibi_fast.commands.run_settings import (
+    inference_config,
+    mirrored_classes,
+    published_data,
+    trained_config,
+)
+from mcibi_fast.data import DATASETS
 from mcibi_fast.engine.checkpoint import find_weights, load_model
 from mcibi_fast.engine.predict import predict
 from mcibi_fast.recipes import NamedData, ShardsData, TrainConfig
@@ -21,10 +26,7 @@ def run(args: argparse.Namespace) -> int:
     trained = trained_config(file)
     inference = inference_config(args, trained)
     data = _data(args.submission, trained)
-    dataset = named(data.name) if isinstance(data, NamedData) else None
-    flip_pairs = dataset.flip_pairs if dataset else ()
-    if inference.flip and isinstance(data, ShardsData):
-        flip_pairs = data.dataset(data.val_split).flip_pairs  # only the shards know them
+    dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
     model, spec = load_model(file)
     transform = None
     if data is not None and not args.own_size:
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         inference=inference,
         transform=transform,
-        flip_pairs=flip_pairs,
+        flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
         device=Accelerator(cpu=args.cpu).device,
@@ -61,6 +63,6 @@ def _data(submission: str | None, trained: TrainConfig | None) -> NamedData | Sh
     if submission is None:
         return own
     name = submission or (own.name if isinstance(own, NamedData) else "")
-    if not name:
+    if name not in DATASETS and not submission:
         raise ValueError("--submission: the checkpoint is of no published dataset; name one")
     return own if isinstance(own, NamedData) and own.name == name else published_data(name, trained)

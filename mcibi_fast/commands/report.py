@@ -15,13 +15,12 @@ import torch
 import mcibi_fast
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.shards import holds_shards
-from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.engine.checkpoint import ModelSpec, load_model
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.run import Run
 from mcibi_fast.models import Segmentor
 from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, ShardsData, TrainConfig
-from mcibi_fast.viz.film import source_of
 from mcibi_fast.viz.report import Report
 from mcibi_fast.viz.sections import (
     Samples,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,3 +208,15 @@ class ClipDataset(SegmentationDataset):
         index %= len(self)
         images, label = self.transformed(*self.read_clip(index), index)
         return {"image": images[0], "label": label, "name": self.name(index), "past": images[1:]}
+
+
+def source_of(dataset: VideoDataset | ClipDataset) -> VideoDataset:
+    """The videos themselves."""
+    return dataset.source if isinstance(dataset, ClipDataset) else dataset
+
+
+def whole_videos(dataset: SegmentationDataset) -> TypeGuard[VideoDataset | ClipDataset]:
+    """Whether its samples are all labelled frames of videos."""
+    return isinstance(dataset, VideoDataset) or (
+        isinstance(dataset, ClipDataset) and dataset.frames == "all"
+    )

@@ -44,8 +44,9 @@ def evaluate(
     """The confusion matrix of a model over a split, summed over all ranks.
 
     Ranks take every n-th sample each, with no padding, so no sample counts twice; the result does
-    not depend on their number. A video model on all clips of a dataset takes each frame once, as a
-    stream: whole videos per rank, without ``batch_size``; the result is that of the clips.
+    not depend on their number. A video model on whole videos (`data.video.whole_videos`) takes each
+    frame once, as a stream: whole videos per rank, without ``batch_size``; the result is that of
+    the clips.
 
     Args:
         model: without its DistributedDataParallel wrapper (ranks may have unequal shares); put
@@ -104,11 +105,10 @@ def evaluate(
 
 
 def _is_streamed(model: nn.Module, dataset: SegmentationDataset) -> bool:
-    from mcibi_fast.data.video import ClipDataset
+    from mcibi_fast.data.video import whole_videos
     from mcibi_fast.models import VideoSegmentor
 
-    clips = isinstance(dataset, ClipDataset) and dataset.frames == "all"
-    return clips and isinstance(model, VideoSegmentor)
+    return isinstance(model, VideoSegmentor) and whole_videos(dataset)
 
 
 def _count(

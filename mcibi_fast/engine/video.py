@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.engine.inference import FlipPairs, check_model, predict_labels
 from mcibi_fast.engine.loading import seeded_generator
 from mcibi_fast.engine.passes import evaluation_pass, place_of
 from mcibi_fast.engine.stream import VideoStream
-from mcibi_fast.metrics import FlowFunction, VideoMetrics
+from mcibi_fast.metrics import FlowFunction, VideoMetrics, default_flow
 from mcibi_fast.metrics.temporal import TC_VIDEOS
 from mcibi_fast.models import SegmentationOutput, Segmentor
 from mcibi_fast.recipes.config import InferenceConfig
@@ -129,7 +129,7 @@ def evaluate_videos(
             ``inference`` makes no sense or is not for this model, or what a bad file raises.
     """
     place = place_of(model, accelerator, device)
-    videos = range(place.rank, len(_source(dataset).videos()), place.world_size)
+    videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
     frames = _Frames(dataset, videos, flow)
     metrics = VideoMetrics(
         len(dataset.classes),
@@ -153,6 +153,18 @@ def evaluate_videos(
     return metrics.reduce(accelerator)
 
 
+def gives_flow(dataset: VideoDataset | ClipDataset) -> bool:
+    """Whether the frames come with their exact flow."""
+    return hasattr(source_of(dataset), "flow")
+
+
+def usual_flow(
+    dataset: VideoDataset | ClipDataset, device: torch.device | str
+) -> FlowFunction | Literal["given"]:
+    """The dataset's own flow, or `metrics.default_flow`, which also says what is raised."""
+    return "given" if gives_flow(dataset) else default_flow(device)
+
+
 def _count(
     metrics: VideoMetrics, predictor: VideoPredictor, frame: dict[str, Any], device: torch.device
 ) -> None:
@@ -170,10 +182,6 @@ def _count(
         raise ValueError(f"{frame['name']}: {error}") from error
 
 
-def _source(dataset: VideoDataset | ClipDataset) -> VideoDataset:
-    return dataset.source if isinstance(dataset, ClipDataset) else dataset
-
-
 class _Frames(Dataset):
     """The frames of some videos in order; an error is returned as a value, see `loading`."""
 
@@ -183,10 +191,10 @@ class _Frames(Dataset):
         videos: Sequence[int],
         flow: FlowFunction | Literal["given"] | None,
     ) -> None:
-        self.dataset, self.source = dataset, _source(dataset)
+        self.dataset, self.source = dataset, source_of(dataset)
         self.numbers = [(v, f) for v in videos for f in range(self.source.frames(v))]
         self.gives_flow = flow == "given"
-        if self.gives_flow and not hasattr(self.source, "flow"):
+        if self.gives_flow and not gives_flow(dataset):
             raise ValueError(
                 f"flow: {type(self.source).__name__} has none to give; pass a function that "
                 "estimates it (metrics.default_flow())"

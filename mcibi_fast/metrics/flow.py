@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -61,13 +62,19 @@ class RAFTFlow:
                 f"torchvision made for torch {torch.__version__}"
             ) from error
         if weights is None:
-            model = raft_large(weights=Raft_Large_Weights.C_T_V1)
+            published = Raft_Large_Weights.C_T_V1
+            try:
+                model = raft_large(weights=published)
+            except OSError as error:
+                raise OSError(
+                    f"RAFT's weights cannot be fetched ({error}): name their file "
+                    f"({published.url}), or take DIS"
+                ) from error
         else:
             model = raft_large(weights=None)
-            state = torch.load(weights, map_location="cpu", weights_only=True)
             try:
-                model.load_state_dict(state)
-            except RuntimeError as error:
+                model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            except (RuntimeError, TypeError, EOFError, UnpicklingError) as error:
                 raise ValueError(f"{weights}: not the weights of raft_large") from error
         self.model: Any = model.to(device).eval()
         self.device, self.iterations = torch.device(device), iterations

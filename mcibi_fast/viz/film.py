@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.engine.video import VideoPredictor
 from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.viz.comparison import Scene, key, mistaken
@@ -32,11 +32,6 @@ def middle_frames(dataset: VideoDataset | ClipDataset, video: int, count: int = 
     total = source_of(dataset).frames(video)
     first = max(0, (total - count) // 2)
     return range(first, min(first + count, total))
-
-
-def source_of(dataset: VideoDataset | ClipDataset) -> VideoDataset:
-    """The videos, of clips those that they are cut from."""
-    return dataset.source if isinstance(dataset, ClipDataset) else dataset
 
 
 def read_scenes(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.data.video import ClipDataset, VideoDataset
+from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.viz.comparison import (
     Scene,
@@ -33,7 +33,6 @@ from mcibi_fast.viz.film import (
     follow,
     middle_frames,
     read_scenes,
-    source_of,
     videos_to_show,
 )
 from mcibi_fast.viz.gathering import (

@@ -56,6 +56,9 @@ def test_raft_pads_runs_and_crops(tmp_path, generator: torch.Generator) -> None:
     torch.save({"weight": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match="not the weights of raft_large"):
         RAFTFlow(file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="not the weights of raft_large"):
+        RAFTFlow(file)
 
 
 def test_without_weights_the_default_is_dis_and_says_so(monkeypatch) -> None:
@@ -67,6 +70,8 @@ def test_without_weights_the_default_is_dis_and_says_so(monkeypatch) -> None:
 
     monkeypatch.setattr(models, "raft_large", offline)
     assert default_flow().name.startswith("DIS (OpenCV")
+    with pytest.raises(OSError, match=r"RAFT's weights cannot be fetched \(no network\): name"):
+        RAFTFlow()
 
 
 def test_without_opencv(monkeypatch) -> None:
