@@ -64,12 +64,15 @@ def find_torch() -> Torch:
 
 
 def include_dirs(torch: Torch) -> list[str]:
-    """Header directories of the C++ parts: torch's, Python's and pybind11's."""
+    """Header directories of the C++ parts: pybind11's, torch's and Python's.
+
+    pybind11's come first: the copy inside torch refuses stable-ABI code before 2.13.
+    """
     pybind11 = importlib.util.find_spec("pybind11")
     if pybind11 is None or not pybind11.submodule_search_locations:
         raise Unavailable("pybind11 is not installed: pip install pybind11, then install again")
     root = Path(pybind11.submodule_search_locations[0])
-    return [str(torch.include), sysconfig.get_paths()["include"], str(root / "include")]
+    return [str(root / "include"), str(torch.include), sysconfig.get_paths()["include"]]
 
 
 def cpu_flavours() -> dict[str, list[str]]:

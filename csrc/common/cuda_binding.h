@@ -30,8 +30,7 @@ class OnDeviceOf {
   explicit OnDeviceOf(const torch::stable::Tensor& tensor)
       : device_(tensor.device()), guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<struct CUstream_st*>(stream);
   }
 #endif

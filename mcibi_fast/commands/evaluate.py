@@ -27,7 +27,15 @@ from mcibi_fast.engine.evaluate import evaluate
 from mcibi_fast.engine.files import write_atomically
 from mcibi_fast.engine.video import evaluate_videos, usual_flow
 from mcibi_fast.metrics import DISFlow, FlowFunction, RAFTFlow, SegmentationMetrics
-from mcibi_fast.recipes import FolderData, NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.recipes import (
+    FolderData,
+    MovingScenesData,
+    NamedData,
+    ScenesData,
+    ShardsData,
+    TrainConfig,
+    VideoData,
+)
 
 Data = ScenesData | FolderData | NamedData | ShardsData
 
@@ -44,8 +52,12 @@ def run(args: argparse.Namespace) -> None:
     trained = trained_config(file)
     inference = inference_config(args, trained)
     data = _data(file, trained, args.dataset, args.root)
+    if isinstance(data, VideoData | MovingScenesData):
+        data = replace(data, train_frames="all")  # training's split, too, is scored as videos
     split = args.split or data.val_split
     dataset = data.dataset(split)
+    if not len(dataset):
+        raise ValueError(f"--split {split}: nothing in it has labels (predict and video need none)")
     _check_video_options(args, dataset)
     model, spec = load_model(file, classes=dataset.classes)
     left_out = []
@@ -65,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     }
     model.to(accelerator.device)
     videos = None
-    if whole_videos(dataset):
+    if whole_videos(dataset) and not model.needs_labels:
         protocol = args.protocol or "vspw2021"
         flow = _flow(args.flow, dataset, accelerator.device)
         counts = evaluate_videos(model, dataset, protocol=protocol, flow=flow, **options)
@@ -146,6 +158,8 @@ def _flow(
         return None
     if wanted == "dis":
         return DISFlow()
+    if wanted != "raft" and not Path(wanted).is_file():
+        raise ValueError(f"--flow {wanted}: expected dis, raft, a file of its weights, or none")
     return RAFTFlow(None if wanted == "raft" else wanted, device=device)
 
 

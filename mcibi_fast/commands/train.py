@@ -29,11 +29,11 @@ FREE_RECIPES = {
     "voc": recipes.voc,
     "vspw": recipes.vspw,
     "camvid_video": recipes.camvid_video,
-    "moving_scenes": recipes.moving_scenes,
 }
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "demo": recipes.demo,
     "scenes": recipes.scenes,
+    "moving_scenes": recipes.moving_scenes,
     **FREE_RECIPES,
 }
 

@@ -40,11 +40,8 @@ def run(args: argparse.Namespace) -> int:
         device=Accelerator(cpu=args.cpu).device,
         progress=not args.quiet,
     )
-    rate = result.frames / result.seconds
     also = f" and {result.video.name}" if result.video else ""
-    print(f"{result.frames} label maps{also} in {args.out}, {rate:.1f} frames per second")
-    if result.problems:
-        count, first = len(result.problems), " ".join(result.problems[0].split())
-        more = f" (and {count - 1} more)" if count > 1 else ""
-        print(f"mcibi-fast: warning: {count} frames left out: {first}{more}", file=sys.stderr)
+    print(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
+    if result.faults():
+        print(f"mcibi-fast: warning: {result.faults()}", file=sys.stderr)
     return 0

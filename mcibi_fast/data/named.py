@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from .ade20k import ADE20K
 from .cityscapes import Cityscapes
@@ -37,13 +38,16 @@ def named(name: str) -> type[ListedDataset]:
     return DATASETS[name]
 
 
-def video_dataset(name: str, root: str | Path, split: str) -> VideoDataset:
+def video_dataset(
+    name: str, root: str | Path, split: str, *, bad: Literal["raise", "skip"] = "raise"
+) -> VideoDataset:
     """A split of the published video dataset ``name``: "vspw", or "camvid" as frames of its films.
 
-    Raises ValueError for another name, and what the dataset raises.
+    ``bad`` is `VSPW`'s, whose bad files are known. Raises ValueError for another name, and what the
+    dataset raises.
     """
     if name == "camvid":
         return FolderVideos(root, split, classes=CAMVID_CLASSES)
     if name == "vspw":
-        return VSPW(root, split)
+        return VSPW(root, split, bad=bad)
     raise ValueError(f"no video dataset {name!r}; there are camvid, vspw")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.engine.inference import FlipPairs, check_model, predict_labels
 from mcibi_fast.engine.loading import seeded_generator
-from mcibi_fast.engine.passes import evaluation_pass, place_of
+from mcibi_fast.engine.passes import Place, evaluation_pass, place_of
 from mcibi_fast.engine.stream import VideoStream
 from mcibi_fast.metrics import FlowFunction, VideoMetrics, default_flow
 from mcibi_fast.metrics.temporal import TC_VIDEOS
@@ -126,7 +126,8 @@ def evaluate_videos(
     Raises:
         KeyboardInterrupt: ``interrupted`` said so.
         ValueError: the model has other classes than the dataset, the dataset has no flow to give,
-            ``inference`` makes no sense or is not for this model, or what a bad file raises.
+            ``inference`` makes no sense or is not for this model, the model takes labels for W,
+            processes have different flows, or what a bad file raises.
     """
     place = place_of(model, accelerator, device)
     videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
@@ -139,6 +140,8 @@ def evaluate_videos(
         max_videos=max_videos,
         ignore_index=dataset.ignore_index,
     )
+    if metrics.tc is not None:
+        metrics.tc.check_ranks(accelerator)
     predictor = VideoPredictor(model, inference, flip_pairs=dataset.flip_pairs)
     with evaluation_pass(
         model, place, total=len(frames), unit="frame", progress=progress, interrupted=interrupted
@@ -147,8 +150,7 @@ def evaluate_videos(
             if frame["frame"] == 0:
                 predictor.reset()
                 metrics.start(frame["video"])
-            with place.autocast():
-                _count(metrics, predictor, frame, place.device)
+            _count(metrics, predictor, frame, place)
             done(1)
     return metrics.reduce(accelerator)
 
@@ -161,17 +163,24 @@ def gives_flow(dataset: VideoDataset | ClipDataset) -> bool:
 def usual_flow(
     dataset: VideoDataset | ClipDataset, device: torch.device | str
 ) -> FlowFunction | Literal["given"]:
-    """The dataset's own flow, or `metrics.default_flow`, which also says what is raised."""
-    return "given" if gives_flow(dataset) else default_flow(device)
+    """The dataset's own flow, or `metrics.default_flow` for frames as large as the first one.
+
+    Raises ValueError when there is none, or what a bad file raises.
+    """
+    if gives_flow(dataset):
+        return "given"
+    height, width = source_of(dataset).read_frame(0, 0)[0].shape[:2]
+    return default_flow(device, (height, width))
 
 
 def _count(
-    metrics: VideoMetrics, predictor: VideoPredictor, frame: dict[str, Any], device: torch.device
+    metrics: VideoMetrics, predictor: VideoPredictor, frame: dict[str, Any], place: Place
 ) -> None:
     height, width = frame["pixels"].shape[1:]
-    label, flow = frame["label"], frame["flow"]
+    label, flow, device = frame["label"], frame["flow"], place.device
     try:
-        prediction = predictor.predict(frame["image"].to(device), (height, width))
+        with place.autocast():  # of the model alone: the flow is the same in any precision
+            prediction = predictor.predict(frame["image"].to(device), (height, width))
         metrics.update(
             prediction,
             None if label is None else label.to(device),

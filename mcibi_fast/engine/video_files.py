@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ Pixels = NDArray[np.uint8]
 
 FOLDER_FPS = 25.0  # pictures do not say how fast they follow each other
 _FAILURES = 50  # reads in a row that may fail before a file or a camera is given up
+_SLACK = 2  # frames by which a file's own number may be wrong
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Frames:
     Attributes:
         fps: of the frames that are given.
         total: their number, where it is known; a broken file may have fewer.
+        ending: after the last one: why there are no more, where that may be a fault; else "".
     """
 
     fps: float
     total: int | None
+    ending: str = ""
 
     def __iter__(self) -> Iterator[ReadFrame]:
         raise NotImplementedError
@@ -84,16 +88,17 @@ class FolderFrames(Frames):
     """
 
     def __init__(self, folder: Path, *, every: int = 1) -> None:
-        pictures = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        shown = (p for p in folder.iterdir() if not p.name.startswith("."))
+        pictures = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES]
         if not pictures:
             raise ValueError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.pictures = sorted(pictures, key=_natural)[::every]
         self.fps, self.total = FOLDER_FPS / every, len(self.pictures)
 
     def __iter__(self) -> Iterator[ReadFrame]:
-        stems = [path.stem for path in self.pictures]
-        for path, stem in zip(self.pictures, stems, strict=True):
-            name = stem if stems.count(stem) == 1 else path.name
+        stems = Counter(path.stem for path in self.pictures)
+        for path in self.pictures:
+            name = path.stem if stems[path.stem] == 1 else path.name
             try:
                 yield ReadFrame(name, np.array(decode(path).convert("RGB")))
             except DataError as error:
@@ -103,8 +108,8 @@ class FolderFrames(Frames):
 class CapturedFrames(Frames):
     """What OpenCV reads of a video file or a camera; frames are named by their number from 0.
 
-    FFmpeg hides damage within a frame where it can. What is missing at the end of a file, by the
-    number of frames that it says it has, are broken frames.
+    FFmpeg hides damage within a frame where it can. A file ends where nothing more can be read:
+    `ending` says so if it announced more frames (it was cut off, or its sound is longer).
 
     Args:
         source: a file, or a camera's number.
@@ -120,6 +125,7 @@ class CapturedFrames(Frames):
                 f"{source}: is no video that OpenCV can read, or it is damaged"
             )  # fmt: skip
             raise ValueError(what)
+        self.name = f"camera {source}" if self.is_camera else Path(str(source)).name
         fps = self.capture.get(self.cv2.CAP_PROP_FPS)
         self.fps = (fps if 0 < fps < 1000 else FOLDER_FPS) / every
         count = 0 if self.is_camera else int(self.capture.get(self.cv2.CAP_PROP_FRAME_COUNT))
@@ -127,18 +133,24 @@ class CapturedFrames(Frames):
         self.total = -(-self.count // every) or None
 
     def __iter__(self) -> Iterator[ReadFrame]:
-        position = failures = 0
-        while failures < _FAILURES:
+        position = end = 0  # end: of what could be read
+        while position - end < _FAILURES:
             taken = position % self.every == 0
             frame = self._read(taken)
             if frame is None and not self.is_camera and position >= self.count:
-                return  # the end
-            failures = failures + 1 if frame is None else 0
-            if taken:
-                name = f"{position:06d}"
-                problem = f"frame {position}: cannot be read" if frame is None else ""
-                yield ReadFrame(name, frame, problem)
+                break
+            if frame is not None:
+                for broken in range(end, position):  # amid the film, then
+                    if broken % self.every == 0:
+                        yield ReadFrame(f"{broken:06d}", None, f"frame {broken}: cannot be read")
+                if taken:
+                    yield ReadFrame(f"{position:06d}", frame)
+                end = position + 1
             position += 1
+        if self.is_camera:
+            self.ending = f"{self.name}: gives no more frames"
+        elif self.count - end > _SLACK:
+            self.ending = f"{self.name}: ends after {end} frames, though it announces {self.count}"
 
     def _read(self, wanted: bool) -> Pixels | None:
         """The next frame; None where it cannot be had. One not wanted is not decoded."""
@@ -172,14 +184,22 @@ class VideoWriter:
         self._writer: Any = None
 
     def add(self, pixels: Pixels) -> None:
-        """The next frame (H, W, 3) RGB, all of one size. Raises OSError if it cannot be written."""
+        """The next frame (H, W, 3) RGB, all of one size; the codec wants even sides, so odd ones
+        get their last row or column twice. Raises OSError if it cannot be written.
+        """
+        height, width = pixels.shape[:2]
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = self.cv2.VideoWriter_fourcc(*"mp4v")
             size = pixels.shape[1], pixels.shape[0]
-            self._writer = self.cv2.VideoWriter(str(self._temporary), code, self.fps, size)
-            if not self._writer.isOpened():
-                raise OSError(f"{self.path}: OpenCV cannot write this video")
+            writer = self.cv2.VideoWriter(str(self._temporary), code, self.fps, size)
+            if not writer.isOpened():
+                raise OSError(
+                    f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
+                    "per second (--no-overlay does without)"
+                )
+            self._writer = writer
         self._writer.write(self.cv2.cvtColor(pixels, self.cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

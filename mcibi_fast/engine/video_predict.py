@@ -33,12 +33,28 @@ class VideoResult:
         seconds: that took, reading and writing included.
         video: the overlaid video, if there is one.
         problems: one line per frame that could not be used.
+        ending: see `video_files.Frames`.
     """
 
     frames: int = 0
     seconds: float = 0.0
     video: Path | None = None
     problems: list[str] = field(default_factory=list)
+    ending: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    def faults(self) -> str:
+        """One line about what was not used; "" if all was."""
+        found = [self.ending] if self.ending else []
+        if self.problems:
+            first, count = " ".join(self.problems[0].split()), len(self.problems)
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            found.insert(0, f"{count} frames left out: {first}{more}")
+        return "; ".join(found)
 
 
 def predict_video(
@@ -100,17 +116,21 @@ def predict_video(
             ):
                 for frame in frames:
                     job.take(frame)
-                    bar.set_postfix_str(f"{job.rate:.1f} frames per second", refresh=False)
+                    job.result.seconds = time.perf_counter() - job.start
+                    bar.set_postfix_str(f"{job.result.rate:.1f} frames per second", refresh=False)
                     bar.update()
                     if job.result.frames == limit or interrupted():
                         break
         except KeyboardInterrupt:
-            done = f"{job.result.frames} frames are kept in {out}"
-            raise KeyboardInterrupt(f"stopped; {done}") from None
+            result = job.close()
+            done = f"{result.frames} frames are kept in {out}, {result.rate:.1f} frames per second"
+            faults = f"; {result.faults()}" if result.faults() else ""
+            raise KeyboardInterrupt(f"stopped; {done}{faults}") from None
         finally:
             result = job.close()
+    result.ending = frames.ending
     if not result.frames:
-        raise ValueError(f"{source}: no frame could be used ({result.problems[0]})")
+        raise ValueError(f"{source}: no frame could be used ({result.faults() or 'it holds none'})")
     return result
 
 
@@ -133,11 +153,6 @@ class _Job:
         self.start = time.perf_counter()
         self._size: tuple[int, int] | None = None
 
-    @property
-    def rate(self) -> float:
-        """Frames per second so far."""
-        return self.result.frames / (time.perf_counter() - self.start)
-
     @torch.no_grad()
     def take(self, frame: ReadFrame) -> None:
         """Predicts and writes a frame, or notes what is wrong with it."""
@@ -145,8 +160,11 @@ class _Job:
             self.result.problems.append(frame.problem)
             return
         size = frame.pixels.shape[0], frame.pixels.shape[1]
-        if self._size not in (None, size):
-            self.result.problems.append(f"{frame.name}: has another size than the first frame")
+        if self._size is not None and self._size != size:
+            (height, width), (first_height, first_width) = size, self._size
+            self.result.problems.append(
+                f"{frame.name}: {width}x{height}, the first frame has {first_width}x{first_height}"
+            )
             return
         self._size = size
         image = self._network_input(frame.pixels)

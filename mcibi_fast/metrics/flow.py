@@ -18,6 +18,7 @@ PROTOCOLS: tuple[str, ...] = ("vspw2021", "strict")
 
 _RAFT_STRIDE = 8
 _RAFT_SMALLEST = 128  # its correlation pyramid has four levels at stride 8
+_DAMAGED = (RuntimeError, EOFError, UnpicklingError)  # what torch.load raises for such files
 
 
 class FlowFunction(Protocol):
@@ -65,16 +66,17 @@ class RAFTFlow:
             published = Raft_Large_Weights.C_T_V1
             try:
                 model = raft_large(weights=published)
-            except OSError as error:
+            except (OSError, *_DAMAGED) as error:  # torch.hub: RuntimeError for a wrong hash
                 raise OSError(
-                    f"RAFT's weights cannot be fetched ({error}): name their file "
-                    f"({published.url}), or take DIS"
+                    f"RAFT's weights ({published.url}) cannot be had: {error or 'empty file'}; "
+                    f"name their file, or take DIS; what torch keeps of them is in "
+                    f"{torch.hub.get_dir()}/checkpoints"
                 ) from error
         else:
             model = raft_large(weights=None)
             try:
                 model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-            except (RuntimeError, TypeError, EOFError, UnpicklingError) as error:
+            except (TypeError, *_DAMAGED) as error:
                 raise ValueError(f"{weights}: not the weights of raft_large") from error
         self.model: Any = model.to(device).eval()
         self.device, self.iterations = torch.device(device), iterations
@@ -86,10 +88,10 @@ class RAFTFlow:
         _check_frames(first, second)
         height, width = first.shape[-2:]
         down, right = -height % _RAFT_STRIDE, -width % _RAFT_STRIDE
-        if min(height + down, width + right) < _RAFT_SMALLEST:
+        if not _large_enough(height, width):
             raise ValueError(
                 f"first: {height}x{width} is too small for RAFT, at least "
-                f"{_RAFT_SMALLEST}x{_RAFT_SMALLEST}; use DISFlow"
+                f"{_RAFT_SMALLEST}x{_RAFT_SMALLEST}; take DIS (DISFlow)"
             )
         pad = [right // 2, right - right // 2, down // 2, down - down // 2]
         frames = torch.stack([first, second]).to(self.device).float() / 127.5 - 1
@@ -127,15 +129,29 @@ class DISFlow:
         return torch.from_numpy(flow).permute(2, 0, 1).contiguous().to(first.device)
 
 
-def default_flow(device: torch.device | str = "cpu") -> FlowFunction:
+def default_flow(
+    device: torch.device | str = "cpu", size: tuple[int, int] | None = None
+) -> FlowFunction:
     """`RAFTFlow` where its weights can be had, else `DISFlow`; the name says which.
+
+    Args:
+        device: where RAFT runs.
+        size: (H, W) of the frames, where it is known: RAFT takes no small ones.
 
     Raises ValueError when there is neither.
     """
+    if size is not None and not _large_enough(*size):
+        return DISFlow()
     try:
         return RAFTFlow(device=device)
     except (OSError, ValueError):  # no network and no cached file, or no torchvision
         return DISFlow()
+
+
+def _large_enough(height: int, width: int) -> bool:
+    """For RAFT, after padding."""
+    smaller = min(height, width)
+    return smaller + -smaller % _RAFT_STRIDE >= _RAFT_SMALLEST
 
 
 def warp_backward(labels: Tensor, flow: Tensor, protocol: str) -> Tensor:

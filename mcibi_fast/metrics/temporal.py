@@ -91,6 +91,22 @@ class TemporalConsistency:
         self._counts = False
         self._last: tuple[Tensor, Tensor | None] | None = None
 
+    @property
+    def flow_name(self) -> str:
+        """Which flow it is."""
+        return GIVEN_FLOW if self.flow is None else self.flow.name
+
+    def check_ranks(self, group: Group = None) -> None:
+        """Raises ValueError where the ranks of a distributed run have different flows."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks = group if isinstance(group, torch.distributed.ProcessGroup) else None
+            names = [""] * torch.distributed.get_world_size(ranks)
+            torch.distributed.all_gather_object(names, self.flow_name, group=ranks)
+            if len(set(names)) > 1:
+                raise ValueError(
+                    f"flow: processes differ ({', '.join(sorted(set(names)))}); choose one for all"
+                )
+
     def start(self, video: int) -> None:
         """A new video; ``video`` is its number in the split, on whatever rank."""
         self._counts = self.max_videos is None or video < self.max_videos
@@ -146,7 +162,7 @@ class TemporalConsistency:
         return TemporalScore(
             scores.mean_iou_present if published else scores.mean_iou,
             self.pairs,
-            GIVEN_FLOW if self.flow is None else self.flow.name,
+            self.flow_name,
             self.protocol,
         )
 

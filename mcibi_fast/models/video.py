@@ -196,7 +196,8 @@ class VideoSegmentor(Segmentor):
 
         Args:
             images: (B, h + 1, 3, H, W), the earliest frame first; where a video has just begun its
-                first frame stands for those before. Or (B, 3, H, W): videos of one frame.
+                first frame stands for those before. Or, in evaluation, (B, 3, H, W): videos of one
+                frame.
             labels: (B, H, W), any integer dtype, of the last frames.
             options: for the head: ``stages`` (iterative inference).
 
@@ -204,6 +205,11 @@ class VideoSegmentor(Segmentor):
             ValueError: images or labels of another shape.
         """
         if images.ndim == 4:
+            if self.training:
+                raise ValueError(
+                    f"images: a video model is trained on clips, (B, {self.history + 1}, 3, H, W); "
+                    f"the data gave single frames (data.history={self.history} gives clips)"
+                )
             return super().forward(
                 images, labels, recall=lambda left: [left] * self.history, **options
             )
@@ -262,8 +268,8 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
     state = read_weights(file)
     own = model.state_dict()[_FUSING]
     image = state.get(_FUSING)
-    if image is not None and image.shape[1] < own.shape[1]:
-        Z = image.shape[1] // 2
+    Z = own.shape[1] // (2 + model.history)
+    if image is not None and image.shape[1] == 2 * Z:
         widened = torch.zeros(own.shape, dtype=image.dtype)
         widened[:, :Z], widened[:, -Z:] = image[:, :Z], image[:, -Z:]
         state[_FUSING] = widened

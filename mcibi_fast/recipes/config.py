@@ -162,17 +162,20 @@ class VideoData(NamedData):
         history: past frames of each sample, h of Eq. 19; 0 for an image model.
         train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
         seed: of that choice.
+        bad: of VSPW: files that are empty or in colour "raise" an error when they are met, or are
+            looked for beforehand, which takes minutes, and left out: "skip".
     """
 
     history: int = 2
     train_frames: Literal["one", "all"] = "one"
     seed: int = 0
+    bad: Literal["raise", "skip"] = "raise"
 
     def dataset(self, split: str) -> SegmentationDataset:
         """The split's clips with the evaluation's transform; see `NamedData.dataset`."""
         from mcibi_fast.data import ClipDataset, video_dataset
 
-        source = video_dataset(self.name, self.root, split)
+        source = video_dataset(self.name, self.root, split, bad=self.bad)
         frames = self.train_frames if split == self.train_split else "all"
         clips = ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
         return _with_eval_transform(clips, self)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.config import (
     AugmentationConfig,
     InferenceConfig,
-    ModelConfig,
     MovingScenesData,
-    OptimizerConfig,
     TrainConfig,
     VideoData,
 )
 from mcibi_fast.recipes.demo import demo
 
 
-def vspw() -> TrainConfig:
+def vspw(
+    framework: str = "upernet", backbone: str = "resnet101", *, memory: bool = True
+) -> TrainConfig:
     """VSPW 480p, 124 classes: 2,806 / 343 videos, one random frame of each per epoch.
 
     240 epochs of 175 steps are the paper's 42,000 iterations; the backbone's learning rate and the
@@ -28,8 +29,8 @@ def vspw() -> TrainConfig:
     """
     return TrainConfig(
         data=VideoData("vspw", short_side=512, history=0),
-        model=ModelConfig(name="upernet_mcibipp", backbone="resnet101"),
-        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4, backbone_lr=0.1),
+        model=backbones.model(framework, backbone, memory),
+        optimizer=backbones.optimizer(backbone, lr=0.01, weight_decay=5e-4, backbone_lr=0.1),
         augmentation=AugmentationConfig((512, 512), short_side=512),
         inference=InferenceConfig(window=(512, 512), stride=(341, 341), softmax="stride"),
         epochs=240,
@@ -39,12 +40,14 @@ def vspw() -> TrainConfig:
     )
 
 
-def camvid_video() -> TrainConfig:
+def camvid_video(
+    framework: str = "upernet", backbone: str = "resnet50", *, memory: bool = True
+) -> TrainConfig:
     """CamVid's labelled frames as films: one second apart in train and test, 1/15 in val."""
     return TrainConfig(
         data=VideoData("camvid", history=0, train_frames="all"),
-        model=ModelConfig(name="upernet_mcibipp", backbone="resnet50"),
-        optimizer=OptimizerConfig(lr=0.01, weight_decay=5e-4),
+        model=backbones.model(framework, backbone, memory),
+        optimizer=backbones.optimizer(backbone, lr=0.01, weight_decay=5e-4),
         augmentation=AugmentationConfig((352, 352)),
         epochs=200,
         batch_size=16,

@@ -159,12 +159,13 @@ def _predicted(model: Segmentor, image: Tensor, label: Tensor) -> NDArray[np.int
 
 def add_film(report: Report, trained: Sequence[Trained], dataset: SegmentationDataset) -> None:
     """Frames of two videos (Figure 8 of the paper), of a dataset of videos."""
-    if not isinstance(dataset, VideoDataset | ClipDataset):
+    followed = [each for each in trained if not each.model.needs_labels]
+    if not isinstance(dataset, VideoDataset | ClipDataset) or not followed:
         return
     report.heading("Videos, frame by frame")
     for i, video in enumerate(videos_to_show(dataset), 1):
         frames = middle_frames(dataset, video)
-        predictions = {each.name: follow(each.model, dataset, video, frames) for each in trained}
+        predictions = {each.name: follow(each.model, dataset, video, frames) for each in followed}
         scenes = read_scenes(dataset, video, frames)
         where = "A third" if i == 1 else "Two thirds"
         report.picture(

@@ -178,6 +178,12 @@ def test_broken_frames_in_a_folder(checkpoints, folder, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mcibi-fast: warning: 2 frames left out:") and "f3.png: empty" in line
 
+    (folder / "f3.png").unlink()
+    (folder / "._f4.png").write_bytes(b"what macOS leaves")
+    assert main([*command, "--no-overlay"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("1 frames left out: f5: 8x8, the first frame has 56x40")
+
 
 def test_a_film_that_was_cut_off(checkpoints, film, tmp_path, cv2, capsys):
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
@@ -186,7 +192,55 @@ def test_a_film_that_was_cut_off(checkpoints, film, tmp_path, cv2, capsys):
     done = len(masks(out))
     assert 4 <= done < 12 and played(cv2, out / "overlay.mp4")[0] == done
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{12 - done} frames left out: frame {done}: cannot be read" in line
+    assert (
+        line == f"mcibi-fast: warning: film.avi: ends after {done} frames, though it announces 12"
+    )
+
+
+def test_frames_beyond_an_announced_end(checkpoints, film, tmp_path, monkeypatch, capsys):
+    """A container's number of frames may be wrong either way, or missing."""
+    count = video_files.CapturedFrames.__init__
+
+    def announce(number):
+        def init(self, source, *, every=1):
+            count(self, source, every=every)
+            self.count = number
+
+        monkeypatch.setattr(video_files.CapturedFrames, "__init__", init)
+
+    short = "ends after 12 frames, though it announces"
+    for number, said in ((0, ""), (9, ""), (14, ""), (30, short), (500, short)):
+        announce(number)
+        out = tmp_path / f"out{number}"
+        assert (
+            main(["video", str(checkpoints["plain"]), str(film), "--out", str(out), "--cpu"]) == 0
+        )
+        assert len(masks(out)) == 12
+        printed = capsys.readouterr().err
+        assert said in printed and bool(said) == bool(printed)
+
+
+def test_a_film_without_frames(checkpoints, film, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(video_files.CapturedFrames, "_read", lambda self, wanted: None)
+    command = [str(checkpoints["plain"]), str(film), "--out", str(tmp_path / "out"), "--cpu"]
+    assert "film.avi: no frame could be used (film.avi: ends after 0" in error(capsys, *command)
+
+
+def test_a_video_that_cannot_be_written(checkpoints, folder, tmp_path, capsys, cv2):
+    out = ["--out", str(tmp_path / "out"), "--cpu"]
+    line = error(capsys, str(checkpoints["plain"]), str(folder), *out, "--every", "100000")
+    assert "overlay.mp4: OpenCV cannot write 56x40 at 0.00025 frames per second" in line
+
+
+def test_odd_sides(checkpoints, tmp_path, cv2):
+    source = tmp_path / "odd"
+    source.mkdir()
+    for i in range(3):
+        Image.new("RGB", (57, 41), (60 * i, 9, 9)).save(source / f"{i}.png")
+    out = tmp_path / "out"
+    assert main(["video", str(checkpoints["plain"]), str(source), "--out", str(out), "--cpu"]) == 0
+    assert played(cv2, out / "overlay.mp4")[2] == (42, 58)
+    assert masks(out)["0"].shape == (41, 57)
 
 
 def test_a_frame_that_fails_amid_a_film(checkpoints, film, tmp_path, monkeypatch, capsys):
@@ -236,7 +290,7 @@ def test_a_camera(checkpoints, tmp_path, monkeypatch, cv2, capsys):
         command = ["video", str(checkpoints["video"]), "3", "--out", str(out), "--cpu", *options]
         assert main(command) == 0
         assert len(masks(out)) == count
-    assert "50 frames left out: frame 6: cannot be read" in capsys.readouterr().err
+    assert capsys.readouterr().err == "mcibi-fast: warning: camera 3: gives no more frames\n"
 
 
 def error(capsys, *command: str) -> str:
@@ -298,6 +352,7 @@ def test_ctrl_c_keeps_what_was_done(checkpoints, tmp_path, cv2):
     Image.fromarray(frames(1)[0]).save(source / "0.png")
     for i in range(1, 2400):
         (source / f"{i}.png").hardlink_to(source / "0.png")
+    (source / "00.png").write_bytes(b"")
     command = [sys.executable, "-m", "mcibi_fast.cli", "video", str(checkpoints["video"])]
     process = subprocess.Popen(
         [*command, str(source), "--out", str(out), "--cpu", "--quiet"],
@@ -311,5 +366,6 @@ def test_ctrl_c_keeps_what_was_done(checkpoints, tmp_path, cv2):
     _, errors = process.communicate(timeout=60)
     done = len(masks(out))
     assert process.returncode == 130
-    assert errors.strip() == f"mcibi-fast: stopped; {done} frames are kept in {out}"
+    assert errors.startswith(f"mcibi-fast: stopped; {done} frames are kept in {out}, ")
+    assert f" frames per second; 1 frames left out: {source / '00.png'}: empty" in errors
     assert 3 <= done < 2400 and played(cv2, out / "overlay.mp4")[0] == done

@@ -176,6 +176,27 @@ def test_ranks_share_whole_videos():
     assert [int(p.confusion.matrix.sum()) for p in parts] == [5 * pixels, pixels]
 
 
+def test_the_models_precision_is_not_the_flows():
+    """Under autocast the model computes in bfloat16, the estimated flow does not."""
+    seen = []
+
+    class Flow:
+        name = "a product"
+
+        def __call__(self, first, second):
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return torch.zeros(2, *first.shape[1:])
+
+    model = small()
+    model.register_forward_hook(lambda *_: seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+    here = SimpleNamespace(
+        process_index=0, num_processes=1, device=torch.device("cpu"),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )  # fmt: skip
+    evaluate_videos(model, Blocks(), flow=Flow(), accelerator=here)
+    assert set(seen) == {torch.float32} and len(seen) > 2
+
+
 def test_workers_change_nothing():
     model = small()
     alone, worked = (evaluate_videos(model, Blocks(), workers=n) for n in (0, 1))

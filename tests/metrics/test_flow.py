@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcibi_fast.metrics import DISFlow, RAFTFlow, default_flow
+from mcibi_fast.metrics import DISFlow, RAFTFlow, default_flow, flow
 
 
 def shifted(generator: torch.Generator, size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +70,29 @@ def test_without_weights_the_default_is_dis_and_says_so(monkeypatch) -> None:
 
     monkeypatch.setattr(models, "raft_large", offline)
     assert default_flow().name.startswith("DIS (OpenCV")
-    with pytest.raises(OSError, match=r"RAFT's weights cannot be fetched \(no network\): name"):
+    with pytest.raises(OSError, match=r"RAFT's weights .* cannot be had: no network; name"):
         RAFTFlow()
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged"])
+def test_damaged_weights_of_torch_hub(content: bytes, tmp_path, monkeypatch) -> None:
+    """What an interrupted download left is named, and the default goes on with DIS."""
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    flow = pytest.importorskip("torchvision.models.optical_flow")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / flow.Raft_Large_Weights.C_T_V1.url.rsplit("/")[-1]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert default_flow().name.startswith("DIS")
+    with pytest.raises(OSError, match=rf"RAFT's weights.*is in {file.parent}"):
+        RAFTFlow()
+
+
+def test_small_frames_are_left_to_dis(monkeypatch) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    monkeypatch.setattr(flow, "RAFTFlow", lambda device: "RAFT")
+    assert default_flow(size=(121, 300)) == "RAFT"
+    assert default_flow(size=(300, 120)).name.startswith("DIS")
 
 
 def test_without_opencv(monkeypatch) -> None:

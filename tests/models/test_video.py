@@ -244,6 +244,17 @@ def test_pretrained_takes_an_image_models_checkpoint(image_checkpoint, generator
     load_image_weights(model, own)
 
 
+def test_another_history_is_refused(generator, tmp_path):
+    """Past frames' weights of one history do not become another's."""
+    model = small(generator, history=1).float()
+    file = tmp_path / "h1.safetensors"
+    file.write_bytes(pack_weights(model, spec("upernet_video_mcibipp", history=1)))
+    load_image_weights(small(generator, history=1).float(), file)
+    for history in (2, 3):
+        with pytest.raises(ValueError, match="another architecture"):
+            load_image_weights(small(generator, history=history).float(), file)
+
+
 def test_another_architecture_is_named(image_checkpoint, generator, tmp_path):
     _, file = image_checkpoint
     with pytest.raises(ValueError, match="another architecture"):
@@ -269,6 +280,12 @@ def test_another_architecture_is_named(image_checkpoint, generator, tmp_path):
 def test_wrong_options(options, message, generator):
     with pytest.raises(ValueError, match=message):
         small(generator, **options)
+
+
+def test_training_wants_clips(generator):
+    images, labels = torch.randn(B, 3, *SIZE), torch.zeros(B, *SIZE, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"trained on clips.*data\.history=2 gives clips"):
+        small(generator).float().train()(images, labels)
 
 
 def test_wrong_inputs(generator):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mcibi_fast import cli, recipes
-from mcibi_fast.commands.train import configure
+from mcibi_fast.commands.train import FREE_RECIPES, RECIPES, configure
+from mcibi_fast.data import DataError
 from mcibi_fast.recipes import MovingScenesData, TrainConfig, VideoData
 from tests.data import trees
 
@@ -27,6 +29,27 @@ def test_configurations_survive_json(recipe) -> None:
     stored = json.loads(json.dumps(config.to_dict()))
     assert TrainConfig.from_dict(stored) == config
     assert type(TrainConfig.from_dict(stored).data) is type(config.data)
+
+
+def test_any_framework_and_backbone() -> None:
+    for name in ("vspw", "camvid_video"):
+        config = FREE_RECIPES[name]("fcn", "swin_tiny_patch4_window7_224", memory=False)
+        assert config.model.name == "fcn" and config.model.options == {"output_stride": 32}
+        assert config.optimizer.name == "adamw"
+        assert RECIPES[name]().model.name == "upernet_mcibipp"
+    assert recipes.vspw().optimizer.backbone_lr == 0.1
+
+
+def test_bad_files_of_vspw(tmp_path: Path) -> None:
+    root = trees.vspw(tmp_path)
+    image = root / "VSPW_480p" / "data" / "1_a" / "origin" / "00000011.jpg"
+    image.write_bytes(b"")
+    whole = VideoData("vspw", str(root), train_frames="all")
+    usable = replace(whole, bad="skip")
+    with pytest.raises(DataError, match=r"00000011\.jpg: empty"):
+        list(whole.dataset("train"))
+    with pytest.warns(UserWarning, match="1 frames left out"):
+        assert len(usable.dataset("train")) == len(whole.dataset("train")) - 1
 
 
 def test_clips_as_configured(tmp_path: Path) -> None:
