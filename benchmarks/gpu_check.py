@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,9 @@ class Check:
 
     def finish(self, stage: Running) -> None:
         stopped = stage.process.poll() is None
-        if stopped:
+        with suppress(ProcessLookupError):  # what it started may outlive it, on the GPU
             os.killpg(stage.process.pid, signal.SIGKILL)
-            stage.process.wait()
+        stage.process.wait()
         seconds = time.monotonic() - stage.start
         try:
             result: Report = json.loads(stage.result.read_text())
@@ -114,7 +115,11 @@ class Check:
         if stopped:
             result |= {"ok": False, "error": f"stopped after {seconds:.0f} s"}
         if not result["ok"]:
-            result["log"] = stage.log.read_text(errors="replace")[-3000:]
+            text = stage.log.read_text(errors="replace")
+            result["log"] = text[-3000:]
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with self.out.with_suffix(".log").open("a") as file:
+                file.write(f"==== {stage.name}\n{text}\n")
         self.keep(stage.name, result, seconds)
 
     def keep(self, name: str, result: Report, seconds: float) -> None:
@@ -179,6 +184,9 @@ def main() -> int:
             *({stage: seconds} for stage, seconds in (benchmarks() | TABLE7).items()),
         ):
             check.run({s: seconds for s, seconds in together.items() if s in chosen})
+            if not check.report.get("build", {"ok": True})["ok"]:
+                print("gpu_check: stopped, for without the build nothing of ours would be tried")
+                return 1
     print("\n" + "\n".join(summary(check.report)) + f"\nwrote {out}")
     return int(not all(result["ok"] for result in check.report.values()))
 

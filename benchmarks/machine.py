@@ -20,13 +20,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> list[list[float]]:
     """Seconds per call of each function, measured in rounds until the budget is spent.
 
-    A block of calls starts with some that are not counted, of 20 ms together, so that allocator and
-    caches hold what this function left there, not what the one before it did: what takes less than
-    a millisecond is up to three times slower in its first ten calls.
+    A block of calls starts with some that are not counted, of 20 ms together (with what a call's
+    clock takes besides it at most 60 ms), so that allocator and caches hold what this function left
+    there, not what the one before it did: what takes less than a millisecond is up to three times
+    slower in its first ten calls.
     """
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
-    once = [clock(run) for run in runs]  # loads modules, compiles
-    once = [clock(run) if s < 1 else s for run, s in zip(runs, once, strict=True)]
+    once = [_cpu_seconds(lambda run=run: clock(run)) for run in runs]  # loads modules, compiles
+    once = [
+        _cpu_seconds(lambda run=run: clock(run)) if s < 1 else s
+        for run, s in zip(runs, once, strict=True)
+    ]
     block = [4 if seconds < 0.05 else 2 if seconds < 0.5 else 1 for seconds in once]
     round_seconds = sum(s * n + max(s, 0.02) for s, n in zip(once, block, strict=True))
     rounds = max(2 if round_seconds > 20 else 3, min(25, int(budget / round_seconds)))
@@ -34,8 +38,8 @@ def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> li
     for turn in range(rounds):
         for i in range(len(runs)):
             j = (turn + i) % len(runs)
-            warm = 0.0
-            while block[j] > 1 and warm < 0.02:
+            warm, begun = 0.0, time.perf_counter()
+            while block[j] > 1 and warm < 0.02 and time.perf_counter() < begun + 0.06:
                 warm += clock(runs[j])
             result[j] += [clock(runs[j]) for _ in range(block[j])]
     return result
@@ -60,9 +64,12 @@ def _cpu_seconds(run: Callable[[], Any]) -> float:
 
 
 def _cuda_seconds(run: Callable[[], Any]) -> float:
-    """Time on the device with cold caches; the launches are queued while the caches are filled."""
+    """Time on the device with cold caches. Launches are queued while the caches are filled and the
+    device sleeps, about 2 ms: what takes longer to launch is timed as its launches.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _cache_filler().zero_()
+    torch.cuda._sleep(4_000_000)
     start.record()
     run()
     end.record()

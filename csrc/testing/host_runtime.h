@@ -41,11 +41,11 @@ inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaS
   std::memset(address, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocManaged(void** address, size_t bytes) {
+inline cudaError_t cudaMallocHost(void** address, size_t bytes) {
   *address = ::operator new(bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* address) {
+inline cudaError_t cudaFreeHost(void* address) {
   ::operator delete(address);
   return cudaSuccess;
 }

@@ -16,15 +16,15 @@
 
 namespace {
 
-// Memory that both sides can reach.
+// Memory of the host that a GPU reaches, too.
 template <typename T>
 struct Shared {
   T* data = nullptr;
   explicit Shared(size_t count) {
-    expect(cudaMallocManaged(reinterpret_cast<void**>(&data), count * sizeof(T)) == cudaSuccess,
+    expect(cudaMallocHost(reinterpret_cast<void**>(&data), count * sizeof(T)) == cudaSuccess,
            "memory");
   }
-  ~Shared() { cudaFree(data); }
+  ~Shared() { cudaFreeHost(data); }
 };
 
 template <typename... Parameters>

@@ -211,9 +211,15 @@ def _mirrored(view: View, flip_pairs: FlipPairs) -> View:
     for left, right in flip_pairs:
         classes[left], classes[right] = right, left
 
+    order: list[Tensor] = []  # on the device once: a list would be copied there in every window
+
     def mirror(logits: Tensor) -> Tensor:
         logits = logits.flip(2)
-        return logits[..., classes] if flip_pairs else logits
+        if not flip_pairs:
+            return logits
+        if not order:
+            order.append(torch.tensor(classes, device=logits.device))
+        return logits.index_select(-1, order[0])
 
     if view.logits is not None:
         return view._replace(logits=mirror(view.logits))

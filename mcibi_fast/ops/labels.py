@@ -24,7 +24,8 @@ _flags: dict[torch.device, Tensor] = {}
 def flag(device: torch.device) -> Tensor:
     """The device's flag: int64 (number of bad labels, first bad value, index of the op)."""
     if device not in _flags:
-        _flags[device] = torch.zeros(3, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # it is read and cleared outside, too
+            _flags[device] = torch.zeros(3, dtype=torch.int64, device=device)
     return _flags[device]
 
 

@@ -115,13 +115,18 @@ def test_error_is_at_most_twice_pytorchs(
             assert error(result, true) <= 2 * bar + unit
 
 
+def unordered(args: list) -> float:
+    """PyTorch's own float64 upsampling on CUDA adds in no fixed order; ours has one (a test)."""
+    return 1e-10 if args[0].device.type == "cuda" else 0.0
+
+
 @pytest.mark.parametrize(("case", "backend"), SMALL_LEARNT, ids=str)
 def test_gradcheck(case: Case, backend: str) -> None:
     args = case.args()
     for i in case.differentiable:
         args[i] = args[i].requires_grad_()
     with mcibi_fast.backend(backend):
-        assert torch.autograd.gradcheck(case.call, args)
+        assert torch.autograd.gradcheck(case.call, args, nondet_tol=unordered(args))
 
 
 @pytest.mark.parametrize(("case", "backend"), SMALL_LEARNT, ids=str)
@@ -132,7 +137,7 @@ def test_double_backward_is_right_or_refused(case: Case, backend: str) -> None:
     refusal = ""
     with mcibi_fast.backend(backend):
         try:
-            assert torch.autograd.gradgradcheck(case.call, args)
+            assert torch.autograd.gradgradcheck(case.call, args, nondet_tol=unordered(args))
         except RuntimeError as error:
             refusal = str(error)
     words = (
