@@ -144,7 +144,16 @@ class Ablation:
         )
 
     def _remarks(self) -> list[str]:
-        return list(dict.fromkeys(text for p in self._done() for text in p.run.remarks))
+        """What measurements had to say, with the rows where it is not all of them."""
+        rows: dict[str, dict[str, None]] = {}
+        for planned in self._done():
+            for text in planned.run.remarks:
+                rows.setdefault(text, {})[planned.row.name] = None
+        every = {planned.row.name for planned in self._done()}
+        return [
+            text if set(names) == every else f"{', '.join(names)}: {text}"
+            for text, names in rows.items()
+        ]
 
     def _done(self) -> list[Planned]:
         return [p for p in self.plan if p.seed in self.measured.get(p.row.name, {})]

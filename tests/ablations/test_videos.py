@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from mcibi_fast import cli
 from mcibi_fast.ablations import configure, runs, videos
 from mcibi_fast.ablations.paper import TABLES
+from mcibi_fast.engine import video as engine_video
 from mcibi_fast.engine.video import evaluate_videos
 from mcibi_fast.metrics import DISFlow, VideoMetrics
 from tests.ablations.command import TINY, results, trained_run
@@ -49,7 +51,14 @@ def test_tables_of_videos(
     assert mine["TC"] == 100 * found.tc.score and mine["mIoU"] == 100 * found.mean_iou
     monkeypatch.setattr(videos, "evaluate_videos", None)
     assert cli.main([*command, "--set", *settings]) == 0
-    assert "flow: exact" in capsys.readouterr().out
+    assert "\nProtocol vspw2021; TC: 18 pairs of frames, flow: exact" in capsys.readouterr().out
+
+    # Rows that were measured otherwise are named.
+    file = folder / runs.MEASURED
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"remarks": ["Flow: DIS."]}))
+    assert cli.main([*command, "--set", *settings]) == 0
+    last = results(tmp_path, table)["rows"][-1]["row"]
+    assert f"\n{last}: Flow: DIS." in capsys.readouterr().out
 
 
 def test_camvids_films_have_estimated_flow(
@@ -66,7 +75,7 @@ def test_camvids_films_have_estimated_flow(
 
     monkeypatch.setattr(runs.TrainedRun, "model", lambda self: None)
     monkeypatch.setattr(videos, "evaluate_videos", evaluated)
-    monkeypatch.setattr(videos, "default_flow", lambda device: DISFlow())
+    monkeypatch.setattr(engine_video, "default_flow", lambda device, size: DISFlow())
     assert videos.on_videos(run) == {"whole videos": {}}
     assert "TC: 0 pairs of frames, flow: DIS" in run.remarks[0]
 
