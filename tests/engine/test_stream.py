@@ -146,12 +146,14 @@ class Step(nn.Module):
         return self.stream(frames)
 
 
+@pytest.mark.parametrize("framework", ["upernet", "fcn"])
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_a_frame_costs_at_most_1_15_of_an_image(form):
+def test_a_frame_costs_at_most_1_15_of_an_image(framework, form):
+    """By multiply-adds, with two past frames."""
     with torch.device("meta"):
         image = torch.empty(1, 3, 512, 512)
         options = {"form": form, "auxiliary_weight": 0.0, "noise": "fixed"}
-        single = models.create("upernet_mcibipp", 124, "resnet50", **options).eval()
+        single = models.create(f"{framework}_mcibipp", 124, "resnet50", **options).eval()
         step = Step(models.create("upernet_video_mcibipp", 124, "resnet50", **options)).eval()
         step(image)
         ratio = count(step, image).true / count(single, image).true
