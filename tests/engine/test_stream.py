@@ -154,7 +154,7 @@ def test_a_frame_costs_at_most_1_15_of_an_image(framework, form):
         image = torch.empty(1, 3, 512, 512)
         options = {"form": form, "auxiliary_weight": 0.0, "noise": "fixed"}
         single = models.create(f"{framework}_mcibipp", 124, "resnet50", **options).eval()
-        step = Step(models.create("upernet_video_mcibipp", 124, "resnet50", **options)).eval()
+        step = Step(models.create(f"{framework}_video_mcibipp", 124, "resnet50", **options)).eval()
         step(image)
         ratio = count(step, image).true / count(single, image).true
     assert 1.01 < ratio <= 1.15
