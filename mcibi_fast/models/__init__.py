@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mcibi_fast.models.backbones import create_backbone
+from mcibi_fast.models.backbones import create_backbone, set_drop_path
 from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibi, deeplabv3_mcibipp
 from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibi, fcn_mcibipp
 from mcibi_fast.models.isnet import (
@@ -83,6 +83,7 @@ __all__ = [
     "pspnet",
     "pspnet_mcibi",
     "pspnet_mcibipp",
+    "set_drop_path",
     "upernet",
     "upernet_mcibi",
     "upernet_mcibipp",
@@ -118,7 +119,14 @@ def names() -> list[str]:
     return sorted(_MODELS)
 
 
-def create(name: str, num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
+def create(
+    name: str,
+    num_classes: int,
+    backbone: str = "resnet50",
+    *,
+    drop_path: float | None = None,
+    **options: Any,
+) -> Segmentor:
     """A model by name.
 
     Args:
@@ -127,6 +135,7 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
             all in :func:`names`.
         num_classes: K.
         backbone: any timm model with ``features_only``.
+        drop_path: see :func:`set_drop_path`; None leaves timm's rate.
         options: of the model's own function, for example ``output_stride``, ``pretrained``,
             ``feats_channels``, ``form``.
 
@@ -136,4 +145,7 @@ def create(name: str, num_classes: int, backbone: str = "resnet50", **options: A
     """
     if name not in _MODELS:
         raise ValueError(f"name: no model {name!r}; there are {', '.join(names())}")
-    return _MODELS[name](num_classes, backbone, **options)
+    model = _MODELS[name](num_classes, backbone, **options)
+    if drop_path is not None:
+        set_drop_path(model.backbone, drop_path)
+    return model

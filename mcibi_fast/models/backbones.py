@@ -155,6 +155,25 @@ def create_backbone(
     return Backbone(body, pad_to=pad_to)
 
 
+def set_drop_path(backbone: nn.Module, rate: float) -> None:
+    """Sets stochastic depth (Huang et al., 2016) to ``rate`` in the last block; in those before it
+    stays in proportion. Of transformers such as Swin, whose blocks have it.
+
+    Raises:
+        ValueError: the backbone has none, or the rate is not in 0..1.
+    """
+    from timm.layers import DropPath
+
+    paths = [module for module in backbone.modules() if isinstance(module, DropPath)]
+    last = max((path.drop_prob or 0.0 for path in paths), default=0.0)
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path: {rate}, expected 0 or more and less than 1")
+    if not last:
+        raise ValueError("drop_path: the backbone has no stochastic depth")
+    for path in paths:
+        path.drop_prob = (path.drop_prob or 0.0) * rate / last
+
+
 def _feature_extractor(name: str, family: str, output_stride: int) -> tuple[Any, dict[str, Any]]:
     """The model without weights, and the options that made it."""
     import timm

@@ -23,7 +23,7 @@ def model(framework: str, backbone: str, memory: bool) -> ModelConfig:
     """A framework on a backbone, at the backbone's output stride, with MCIBI++ or without.
 
     On HRNet, at stride 4, there is no earlier stage for an auxiliary head, and the memory's
-    attention halves its inputs first; so does the released code.
+    attention halves its inputs first; so does the released code. Swin's stochastic depth is its.
 
     Args:
         framework: "fcn", "pspnet", "upernet", "deeplabv3" or "isnet".
@@ -32,7 +32,7 @@ def model(framework: str, backbone: str, memory: bool) -> ModelConfig:
     """
     options: dict[str, Any] = {}
     if family(backbone) == "swin":
-        options["output_stride"] = 32
+        options |= {"output_stride": 32, "drop_path": 0.3}
     if family(backbone) == "hrnet":
         options |= {"output_stride": 4, "auxiliary_weight": 0.0}
         if memory:

@@ -7,9 +7,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from mcibi_fast.models import create_backbone
+from mcibi_fast.models import create, create_backbone, set_drop_path
 from mcibi_fast.nn.fold import fold_batch_norms
 
+SWIN = "swin_tiny_patch4_window7_224"
 ANY_SIZE = [
     ("resnet18", 8),
     ("test_resnet", 32),
@@ -106,6 +107,20 @@ def test_vit_gives_evenly_spaced_blocks(generator):
 
 
 @torch.no_grad()
+def test_drop_path_grows_with_depth_to_the_rate():
+    model = create("fcn", 3, SWIN, output_stride=32, drop_path=0.3, feats_channels=8)
+    expected = timm.create_model(SWIN, features_only=True, drop_path_rate=0.3)
+    rates, theirs = (
+        [m.drop_prob for m in module.modules() if isinstance(m, timm.layers.DropPath)]
+        for module in (model.backbone, expected)
+    )
+    assert rates == pytest.approx(theirs) and max(rates) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="no stochastic depth"):
+        create("fcn", 3, "test_resnet", drop_path=0.3)
+    with pytest.raises(ValueError, match="drop_path: 1"):
+        set_drop_path(model.backbone, 1)
+
+
 def test_swin_shifts_in_every_stage():
     # At the size of pretraining the last stage is one window; in a larger image it is not.
     backbone = create_backbone("swin_tiny_patch4_window7_224", output_stride=32)

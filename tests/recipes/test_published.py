@@ -110,7 +110,7 @@ def test_swin_on_ade20k_is_tested_at_the_size_of_its_crops() -> None:
     [
         (RESNET101, {}),
         (RESNEST, {}),
-        (SWIN, {"output_stride": 32}),
+        (SWIN, {"output_stride": 32, "drop_path": 0.3}),
         (HRNET, {"output_stride": 4, "auxiliary_weight": 0.0}),
     ],
 )

@@ -34,7 +34,10 @@ def test_configurations_survive_json(recipe) -> None:
 def test_any_framework_and_backbone() -> None:
     for name in ("vspw", "camvid_video"):
         config = FREE_RECIPES[name]("fcn", "swin_tiny_patch4_window7_224", memory=False)
-        assert config.model.name == "fcn" and config.model.options == {"output_stride": 32}
+        assert config.model.name == "fcn" and config.model.options == {
+            "output_stride": 32,
+            "drop_path": 0.3,
+        }
         assert config.optimizer.name == "adamw"
         assert RECIPES[name]().model.name == "upernet_mcibipp"
     assert recipes.vspw().optimizer.backbone_lr == 0.1
