@@ -60,6 +60,13 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def own_generator(one_process: None) -> Iterator[None]:
+    """One process, whose global generator trainings and models leave as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture
 def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that must fail with exit status 2 and one line; returns the line."""
     from mcibi_fast import cli

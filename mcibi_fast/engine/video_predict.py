@@ -108,7 +108,7 @@ def predict_video(
         writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None
         job = _Job(predictor, spec, Path(out), writer, transform, device)
         total = limit if frames.total is None else min(frames.total, limit or frames.total)
-        hidden = None if progress else True
+        hidden, stopped = None if progress else True, False
         try:
             with (
                 deferred_interrupt() as interrupted,
@@ -122,13 +122,14 @@ def predict_video(
                     if job.result.frames == limit or interrupted():
                         break
         except KeyboardInterrupt:
-            result = job.close()
-            done = f"{result.frames} frames are kept in {out}, {result.rate:.1f} frames per second"
-            faults = f"; {result.faults()}" if result.faults() else ""
-            raise KeyboardInterrupt(f"stopped; {done}{faults}") from None
+            stopped = True
         finally:
             result = job.close()
     result.ending = frames.ending
+    if stopped:
+        done = f"{result.frames} frames are kept in {out}, {result.rate:.1f} frames per second"
+        faults = f"; {result.faults()}" if result.faults() else ""
+        raise KeyboardInterrupt(f"stopped; {done}{faults}")
     if not result.frames:
         raise ValueError(f"{source}: no frame could be used ({result.faults() or 'it holds none'})")
     return result

@@ -268,7 +268,7 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
     state = read_weights(file)
     own = model.state_dict()[_FUSING]
     image = state.get(_FUSING)
-    Z = own.shape[1] // (2 + model.history)
+    Z = model.memory.channels
     if image is not None and image.shape[1] == 2 * Z:
         widened = torch.zeros(own.shape, dtype=image.dtype)
         widened[:, :Z], widened[:, -Z:] = image[:, :Z], image[:, -Z:]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from mcibi_fast.ablations import runs
 
 
 @pytest.fixture(autouse=True)
-def own_generator(one_process: None) -> Iterator[None]:
-    """Trainings, which seed the global generator, leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+def alone(own_generator: None) -> None:
+    """Each test."""
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 
 from mcibi_fast.recipes import (
     AugmentationConfig,
@@ -45,19 +44,5 @@ def tiny_config() -> Callable[..., TrainConfig]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Same bits as a subprocess with OMP_NUM_THREADS=1, and no crowd on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps device and precision of the first run in a process for all later ones."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+def alone(one_process: None) -> None:
+    """Same bits as a subprocess with OMP_NUM_THREADS=1, and nothing of an earlier run."""

@@ -16,28 +16,14 @@ from mcibi_fast.compat import sssegmentation
 from mcibi_fast.models import MCIBIPPHead, Segmentor
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.within_image import ASPP
-
-
-def disturb(model, generator):
-    """Weights and batch statistics that differ from their initial values, in evaluation mode."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-            elif isinstance(module, nn.Conv2d) and module.bias is not None:
-                module.bias.normal_(0, 0.2, generator=generator)
-        model.memory.memory.normal_(0.5, 0.5, generator=generator)
-    return model.eval()
+from tests.models.disturbed import disturb
 
 
 def small_head(generator, *, classes=5, within=False, **options) -> MCIBIPPHead:
     options = {"feats_channels": 16, "transform_channels": 8, **options}
     within_image = ASPP(12, options["feats_channels"], dilations=(1, 2)) if within else None
     head = MCIBIPPHead(classes, [8, 12], within_image=within_image, **options)
-    return disturb(head, generator)
+    return disturb(head, generator).eval()
 
 
 def maps(generator, *shape, dtype=torch.float64):
@@ -168,7 +154,8 @@ def test_explain(generator):
 
 def build(generator, form="paper", backbone="test_resnet", **options) -> Segmentor:
     options = {"feats_channels": 16, "transform_channels": 8, **options}
-    return disturb(models.create("fcn_mcibipp", 5, backbone, form=form, **options), generator)
+    model = models.create("fcn_mcibipp", 5, backbone, form=form, **options)
+    return disturb(model, generator).eval()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +182,7 @@ def test_a_backbone_that_cannot_be_traced_is_left_alone(generator):
             first = self.norm(self.conv(images))
             return [first, self.block(first if images.sum() > 0 else -first)]
 
-    model = disturb(Segmentor(Wilful(), small_head(generator)), generator).double()
+    model = disturb(Segmentor(Wilful(), small_head(generator)), generator).double().eval()
     folded, images = model.fold(), maps(generator, 1, 3, 8, 8)
     assert relative_error(folded(images).logits, model(images).logits) < 1e-10
     assert isinstance(folded.backbone.norm, nn.BatchNorm2d)
