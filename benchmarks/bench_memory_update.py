@@ -30,7 +30,7 @@ from benchmarks.harness import (
     run_cases,
 )
 from mcibi_fast import ops
-from mcibi_fast.ops.reference.memory_update import moving_average
+from mcibi_fast.ops.memory_update.reference import moving_average
 
 Z, IGNORE = 512, 255
 

@@ -29,7 +29,7 @@ from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run
 from benchmarks.host_syncs import count
 from benchmarks.released_structure import ReleasedModel
 from mcibi_fast import models
-from mcibi_fast.engine.inference import predict_labels
+from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.models import Segmentor
 
 K, BACKBONE = 150, "resnet50"

@@ -26,7 +26,7 @@ from benchmarks.counting import count
 from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
 from benchmarks.machine import resident
 from mcibi_fast import models
-from mcibi_fast.engine.stream import VideoStream
+from mcibi_fast.inference.stream import VideoStream
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
 
 K, HISTORY, BACKBONE = 124, 2, "resnet50"

@@ -65,7 +65,7 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
 
 def environment(device: str, seconds: float) -> Report:
     """GPU, versions and commit."""
-    from mcibi_fast.engine.environment import commit
+    from mcibi_fast.training.environment import commit
 
     found: Report = {"torch": torch.__version__, "cuda": torch.version.cuda}
     for name in ("triton", "timm"):

@@ -34,7 +34,7 @@ from benchmarks.machine import (
     peak_extra_memory,
 )
 from benchmarks.results import RESULTS, Row, table, write
-from mcibi_fast.engine.environment import environment
+from mcibi_fast.training.environment import environment
 
 __all__ = [
     "Candidate",

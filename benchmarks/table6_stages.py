@@ -34,12 +34,12 @@ from benchmarks.harness import (
 from mcibi_fast import models, recipes
 from mcibi_fast.ablations.stages import STAGES, gathering_logits, trade_off
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.engine.checkpoint import load_model
-from mcibi_fast.engine.loading import evaluation_loader
-from mcibi_fast.engine.state import seed_global_generators
-from mcibi_fast.engine.train import train
+from mcibi_fast.data.loading import evaluation_loader
 from mcibi_fast.metrics import ConfusionMatrix
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.training.state import seed_global_generators
+from mcibi_fast.training.train import train
 
 
 def trained(form: str, epochs: int | None) -> tuple[Segmentor, SegmentationDataset]:

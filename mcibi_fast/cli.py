@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_expected(error: Exception) -> bool:
     """Bad input, as against a bug, whose traceback is wanted."""
-    from mcibi_fast.engine.errors import TrainingError
+    from mcibi_fast.training.errors import TrainingError
 
     return isinstance(error, (ValueError, OSError, TrainingError))
 

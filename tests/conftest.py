@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from mcibi_fast.recipes import TrainConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -33,6 +37,14 @@ def camvid() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the CamVid images in ../shared/camvid")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., TrainConfig]:
+    """A training of seconds; see `tiny_run`."""
+    from tests.tiny_run import make_tiny_config
+
+    return make_tiny_config
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mcibi_fast import cli
-from mcibi_fast.engine import files
+from mcibi_fast import cli, files
 
 COMMANDS = (
     "",
@@ -323,6 +322,6 @@ def test_ctrl_c(dataset: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.count("\n") == 1 and "go on with" in err and f"--resume {out}" in err
-    from mcibi_fast.engine.run import Run
+    from mcibi_fast.training.run import Run
 
     assert f"step-{Run(out).load_state()[1]['step']:08d} is kept" in err

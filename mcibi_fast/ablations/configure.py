@@ -9,8 +9,8 @@ from typing import Any
 
 from mcibi_fast import models, recipes
 from mcibi_fast.ablations.table import SCENES, VIDEOS, Row, Table
-from mcibi_fast.commands.train import RECIPES, configure
 from mcibi_fast.recipes import TrainConfig
+from mcibi_fast.recipes.registry import RECIPES, configure
 
 
 def base_config(table: Table, data: str, root: str | None, settings: Sequence[str]) -> TrainConfig:
@@ -135,15 +135,16 @@ def check_models(configs: Sequence[TrainConfig]) -> None:
     Raises:
         ValueError: the data, or an option of a model, cannot be used.
     """
-    from mcibi_fast.engine.checkpoint import ModelSpec
-    from mcibi_fast.engine.inference import check_model
+    from mcibi_fast.inference.labels import check_model
+    from mcibi_fast.models.checkpoint import create_model
+    from mcibi_fast.models.weights import ModelSpec
 
     data = configs[0].data
     data.dataset(data.train_split)
     dataset = data.dataset(data.val_split)
     for config in configs:
         config.validate()
-        model = ModelSpec(
+        spec = ModelSpec(
             name=config.model.name,
             backbone=config.model.backbone,
             options=config.model.options,
@@ -152,5 +153,6 @@ def check_models(configs: Sequence[TrainConfig]) -> None:
             mean=list(dataset.mean),
             std=list(dataset.std),
             ignore_index=dataset.ignore_index,
-        ).create_model(pretrained=False)
+        )
+        model = create_model(spec, pretrained=False)
         check_model(model, config.inference)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mcibi_fast.ablations.runs import TrainedRun, percent
 from mcibi_fast.ablations.stages import STAGES, StageWeights, fastest, trade_off
 from mcibi_fast.ablations.table import Scores
-from mcibi_fast.engine.adversarial import fgsm
 from mcibi_fast.models import SegmentationOutput, Segmentor
 from mcibi_fast.recipes import NamedData
+from mcibi_fast.training.adversarial import fgsm
 
 TENTH = 10  # jumpsuits in LIP, torso skin in CIHP
 
@@ -85,7 +85,7 @@ class UnderAttack(nn.Module):
 
     Args:
         model: attacked, and then asked.
-        epsilon: see `mcibi_fast.engine.adversarial.fgsm`.
+        epsilon: see `mcibi_fast.training.adversarial.fgsm`.
         mean, std: of the images' normalisation, per channel.
     """
 

@@ -9,8 +9,8 @@ from mcibi_fast.ablations.measures import (
     two_stages,
     under_attack,
 )
+from mcibi_fast.ablations.paper_video import TABLE_16, TABLE_17
 from mcibi_fast.ablations.table import MEAN_IOU, PIXEL_ACCURACY, SECONDS, Column, Row, Table
-from mcibi_fast.ablations.videos import TABLE_16, TABLE_17
 
 _ADE20K = "ADE20K val, ResNet-50, stride 8"
 _FCN = ("model.name=fcn",)

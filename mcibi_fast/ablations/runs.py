@@ -13,17 +13,18 @@ from torch import nn
 
 from mcibi_fast.ablations.table import Row, Scores
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.engine.checkpoint import find_weights, load_weights, read_spec
-from mcibi_fast.engine.environment import environment
-from mcibi_fast.engine.evaluate import evaluate
-from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.engine.run import Run
-from mcibi_fast.engine.state import seed_global_generators
-from mcibi_fast.engine.threads import leave_cores_to_loaders
-from mcibi_fast.engine.train import train
+from mcibi_fast.files import write_atomically
+from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.metrics import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import find_weights, load_weights, read_spec
 from mcibi_fast.recipes import TrainConfig
+from mcibi_fast.training.environment import environment
+from mcibi_fast.training.run import Run
+from mcibi_fast.training.state import seed_global_generators
+from mcibi_fast.training.threads import leave_cores_to_loaders
+from mcibi_fast.training.train import train
 
 MEASURED = "measured.json"
 _TRAINING = "training"
@@ -122,7 +123,7 @@ class TrainedRun:
             options: of the model, in place of those that it was trained with.
         """
         file = find_weights(self.folder / "checkpoints" / "last")
-        model = read_spec(file).create_model(pretrained=False, **options)
+        model = create_model(read_spec(file), pretrained=False, **options)
         load_weights(model, file)
         return model.eval().to(self.device())
 

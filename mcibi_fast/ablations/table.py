@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mcibi_fast.ablations.runs import TrainedRun
+from typing import Any
 
 SCENES = "scenes"
 VIDEOS = ("moving_scenes", "camvid_video", "vspw")
@@ -15,8 +12,9 @@ VIDEOS = ("moving_scenes", "camvid_video", "vspw")
 Scores = dict[str, float]
 """What was measured, by the name of a `Column`; a score that does not exist is left out."""
 
-Measure = Callable[["TrainedRun"], dict[str, Scores]]
-"""A function of a trained model to scores; several rows may take a part each of one measurement."""
+Measure = Callable[[Any], dict[str, Scores]]
+"""A function of a `runs.TrainedRun` to scores; several rows may each take a part of one
+measurement."""
 
 
 @dataclass(frozen=True)

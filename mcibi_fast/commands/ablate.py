@@ -13,7 +13,7 @@ from mcibi_fast.ablations import configure, results
 from mcibi_fast.ablations.paper import TABLES
 from mcibi_fast.ablations.runs import TrainedRun
 from mcibi_fast.ablations.table import Row, Table
-from mcibi_fast.engine.files import write_atomically
+from mcibi_fast.files import write_atomically
 from mcibi_fast.recipes import TrainConfig
 
 

@@ -10,12 +10,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mcibi_fast.compat import backbones, sssegmentation
+from mcibi_fast.compat import sssegmentation
 from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
-from mcibi_fast.engine.checkpoint import ModelSpec, pack_weights
-from mcibi_fast.engine.files import write_atomically
+from mcibi_fast.files import write_atomically
 from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNetMCIBIPPHead
-from mcibi_fast.models.backbones import Backbone
+from mcibi_fast.models import released_backbones as backbones
+from mcibi_fast.models.backbone_wrappers import Backbone
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.nn.within_image import PPM
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -103,14 +105,14 @@ def convert(
         )
         try:
             with torch.device("meta"):
-                fits = _shapes(spec.create_model()) == shapes
+                fits = _shapes(create_model(spec)) == shapes
         except ValueError:  # a stride that this backbone cannot have
             continue
         if fits:
             break
     else:
         raise NotImplementedError(f"its layers are not those of {name} on any backbone")
-    model = spec.create_model().eval()
+    model = create_model(spec).eval()
     model.load_state_dict(loaded.state_dict())
     if not _same_logits(loaded, model):
         raise NotImplementedError("layers of the same shapes give other logits")

@@ -9,20 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from mcibi_fast import recipes
-from mcibi_fast.commands.demo_report import (
-    MODELS,
-    Outcome,
-    Outcomes,
-    build_report,
-    text_table,
-    verdict,
-)
-from mcibi_fast.engine.checkpoint import load_model
-from mcibi_fast.engine.evaluate import evaluate
-from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.engine.state import seed_global_generators
-from mcibi_fast.engine.threads import leave_cores_to_loaders
-from mcibi_fast.engine.train import train
+from mcibi_fast.files import write_atomically
+from mcibi_fast.inference.evaluate import evaluate
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.reports.demo import MODELS, Outcome, Outcomes, build_report, text_table, verdict
+from mcibi_fast.training.state import seed_global_generators
+from mcibi_fast.training.threads import leave_cores_to_loaders
+from mcibi_fast.training.train import train
 
 
 def run(args: argparse.Namespace) -> None:

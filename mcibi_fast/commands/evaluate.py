@@ -22,11 +22,12 @@ from mcibi_fast.data import CAMVID_CLASSES, SegmentationDataset
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.data.video import ClipDataset, VideoDataset, whole_videos
-from mcibi_fast.engine.checkpoint import find_weights, load_model, read_spec
-from mcibi_fast.engine.evaluate import evaluate
-from mcibi_fast.engine.files import write_atomically
-from mcibi_fast.engine.video import evaluate_videos, usual_flow
+from mcibi_fast.files import write_atomically
+from mcibi_fast.inference.evaluate import evaluate
+from mcibi_fast.inference.evaluate_video import evaluate_videos, usual_flow
 from mcibi_fast.metrics import DISFlow, FlowFunction, RAFTFlow, SegmentationMetrics
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.weights import find_weights, read_spec
 from mcibi_fast.recipes import (
     FolderData,
     MovingScenesData,

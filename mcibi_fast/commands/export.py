@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mcibi_fast.data.base import normalise
 from mcibi_fast.data.images import decode
-from mcibi_fast.engine import export
-from mcibi_fast.engine.checkpoint import ModelSpec, load_model
+from mcibi_fast.inference import export
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.weights import ModelSpec
 
 _LONGEST = 512  # side of an image to compare on: PyTorch's attention is quadratic in its pixels
 

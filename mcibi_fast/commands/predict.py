@@ -12,8 +12,9 @@ from mcibi_fast.commands.run_settings import (
     trained_config,
 )
 from mcibi_fast.data import DATASETS
-from mcibi_fast.engine.checkpoint import find_weights, load_model
-from mcibi_fast.engine.predict import predict
+from mcibi_fast.inference.predict import predict
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.weights import find_weights
 from mcibi_fast.recipes import NamedData, ShardsData, TrainConfig
 from mcibi_fast.recipes.config import eval_transform
 

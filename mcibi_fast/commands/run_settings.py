@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mcibi_fast.commands.train import RECIPES
 from mcibi_fast.data import DATASETS, named
-from mcibi_fast.engine.run import Run
 from mcibi_fast.recipes import InferenceConfig, NamedData, ShardsData, TrainConfig
+from mcibi_fast.recipes.registry import RECIPES
+from mcibi_fast.training.run import Run
 
 # Datasets without a recipe of their own, and the one whose test size they share.
 _VARIANTS = {"coco_stuff_171": "coco_stuff", "pascal_context_60": "pascal_context"}

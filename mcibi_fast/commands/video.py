@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from mcibi_fast.commands.run_settings import inference_config, mirrored_classes, trained_config
-from mcibi_fast.engine.checkpoint import find_weights, load_model
-from mcibi_fast.engine.video_predict import predict_video
+from mcibi_fast.inference.predict_video import predict_video
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.weights import find_weights
 from mcibi_fast.recipes import NamedData, ShardsData
 from mcibi_fast.recipes.config import eval_transform
 

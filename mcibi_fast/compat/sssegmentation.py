@@ -3,7 +3,7 @@
 A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
 them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
 is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. Backbones are those of
-:mod:`mcibi_fast.compat.backbones`.
+:mod:`mcibi_fast.models.released_backbones`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcibi_fast.compat import backbones
 from mcibi_fast.compat.accelerate import accelerate as accelerate
-from mcibi_fast.models.backbones import Backbone
+from mcibi_fast.models import released_backbones as backbones
+from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
@@ -235,7 +235,7 @@ def _shape(state: StateDict, key: str) -> torch.Size:
 def released_name(name: str) -> str:
     """A name in a head's state dict, also a model's (``head.``) -> the checkpoint's.
 
-    Those of a backbone: :func:`mcibi_fast.compat.backbones.released_name`.
+    Those of a backbone: :func:`mcibi_fast.models.released_backbones.released_name`.
     """
     for pattern, replacement in _RENAMING:
         name = re.sub(pattern, replacement, name)

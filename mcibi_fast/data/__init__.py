@@ -10,26 +10,27 @@ torchvision, and nothing else here does.
 
 from __future__ import annotations
 
-from .ade20k import ADE20K
-from .base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
-from .check import Report, check, check_named, check_shards
-from .cityscapes import Cityscapes
-from .coco_stuff import COCOStuff, COCOStuff171
-from .errors import DataError
-from .folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
-from .folder_video import FolderVideos
-from .lip import CIHP, LIP
-from .moving_scenes import MovingScenes
-from .named import DATASETS, named, video_dataset
-from .packing import pack
-from .pascal_context import PascalContext, PascalContext60
-from .scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
-from .shards import ShardedDataset
-from .style import StyleMixing
-from .transforms import EvalTransform, TrainTransform
-from .video import Clip, ClipDataset, Frame, VideoDataset
-from .voc import VOC
-from .vspw import VSPW
+from mcibi_fast.data.ade20k import ADE20K
+from mcibi_fast.data.base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
+from mcibi_fast.data.check import check, check_named, check_shards
+from mcibi_fast.data.check_report import Report
+from mcibi_fast.data.cityscapes import Cityscapes
+from mcibi_fast.data.coco_stuff import COCOStuff, COCOStuff171
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
+from mcibi_fast.data.folder_video import FolderVideos
+from mcibi_fast.data.lip import CIHP, LIP
+from mcibi_fast.data.named import DATASETS, named, video_dataset
+from mcibi_fast.data.packing import pack
+from mcibi_fast.data.pascal_context import PascalContext, PascalContext60
+from mcibi_fast.data.shards import ShardedDataset
+from mcibi_fast.data.style import StyleMixing
+from mcibi_fast.data.synthetic.moving_scenes import MovingScenes
+from mcibi_fast.data.synthetic.scenes import SCENES_CLASSES, SCENES_PALETTE, Scenes
+from mcibi_fast.data.transforms import EvalTransform, TrainTransform
+from mcibi_fast.data.video import Clip, ClipDataset, Frame, VideoDataset
+from mcibi_fast.data.voc import VOC
+from mcibi_fast.data.vspw import VSPW
 
 __all__ = [
     "ADE20K",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .archives import Files
-from .listed import Item, ListedDataset, colours, value_map
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.listed import Item, ListedDataset, colours, value_map
 
 _NAMES = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,

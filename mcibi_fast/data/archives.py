@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from mcibi_fast.data.errors import DataError
 
 _SEARCH_DEPTH = 2  # folders between the root and what is looked for
 _READING_ERRORS = (

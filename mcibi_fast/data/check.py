@@ -2,107 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from ..viz.overlay import blend, grid
-from ..viz.palette import distinct_palette
-from .archives import Files
-from .base import IGNORE_INDEX
-from .check_video import check_vspw, folder_lines
-from .errors import DataError
-from .folder import ClassList, class_list, read_pair, split_files, splits
-from .listed import ListedDataset, Listing
-from .named import named
-from .shards import ShardedDataset, local_splits
-from .vspw import VSPW
-
-_OVERLAYS = 4
-_BAR = 30
-_SHOWN = 50
-
-# A frame of a video may have no mask: None.
-_Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer] | None]]
-
-
-@dataclass
-class Report:
-    """What `check` or `check_named` found.
-
-    ``pixels`` and ``images`` (K,) count the pixels of each class and the images it occurs in,
-    ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
-    ``problems`` holds one line per bad or missing file, ``warnings`` one per split whose size is
-    not the published one, ``spare`` the masks without an image (they do no harm), ``overlays`` the
-    pictures written, ``video_lines`` what there is to say of videos.
-    """
-
-    root: Path
-    classes: list[str] = field(default_factory=list)
-    listed: bool = True  # False: the names were made up from the labels found
-    pairs: dict[str, int] = field(default_factory=dict)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    ignored: int = 0
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    spare: list[str] = field(default_factory=list)
-    overlays: list[Path] = field(default_factory=list)
-    video_lines: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-    def expect(self, title: str, split: str, count: int, size: int, unit: str = "images") -> None:
-        """Notes a split of another size than the published one."""
-        if count != size:
-            self.warnings.append(f"{split} has {count:,} {unit}; in {title} it has {size:,}")
-
-    def text(self) -> str:
-        """The report to print."""
-        lines = [f"{self.root}"]
-        lines.append("splits   " + ", ".join(f"{name} {n}" for name, n in self.pairs.items()))
-        lines.extend(self.video_lines)
-        common = self.sizes.most_common(5)
-        sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in common)
-        more = len(self.sizes) - len(common)
-        lines.append(f"sizes    {sizes or 'none'}" + (f" and {more} more" if more else ""))
-        note = "" if self.listed else " (no class list: counted from the labels)"
-        lines.append(f"classes  {len(self.classes)}{note}")
-        lines.extend(self._histogram())
-        if self.spare:
-            lines.append(f"{len(self.spare)} masks without an image, such as {self.spare[0]}")
-        lines.extend(f"overlay  {path}" for path in self.overlays)
-        lines.extend(f"warning  {line}" for line in self.warnings)
-        if self.ok:
-            lines.append("no problems")
-        else:
-            lines.append(f"{len(self.problems)} problems:")
-            lines.extend(f"  {line}" for line in self.problems[:_SHOWN])
-            if len(self.problems) > _SHOWN:
-                lines.append(f"  and {len(self.problems) - _SHOWN} more")
-        return "\n".join(lines)
-
-    def _histogram(self) -> list[str]:
-        labelled = int(self.pixels.sum())
-        if labelled == 0:
-            return []
-        share = self.pixels / labelled
-        wide = max(len(name) for name in [*self.classes, "ignored"])
-        lines = [f"{'':{wide + 4}} share of labelled pixels, images"]
-        for i, name in enumerate(self.classes):
-            bar = "#" * round(_BAR * share[i] / share.max())
-            lines.append(f"{i:3d} {name:{wide}} {share[i]:7.2%} {self.images[i]:6d} {bar}")
-        of_all = self.ignored / (labelled + self.ignored)
-        lines.append(f"{IGNORE_INDEX:3d} {'ignored':{wide}} {of_all:7.2%}        of all pixels")
-        return lines
+from mcibi_fast.data.base import IGNORE_INDEX
+from mcibi_fast.data.check_report import Report, finish, list_splits, read_all
+from mcibi_fast.data.check_video import check_vspw, folder_lines
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.folder import ClassList, class_list, read_pair, split_files, splits
+from mcibi_fast.data.named import named
+from mcibi_fast.data.shards import ShardedDataset, local_splits
+from mcibi_fast.data.vspw import VSPW
+from mcibi_fast.viz.palette import distinct_palette
 
 
 def check(
@@ -195,67 +109,6 @@ def check_shards(
     return report
 
 
-def list_splits(dataset: type[ListedDataset], files: Files, report: Report) -> dict[str, Listing]:
-    """What lies in each split that is there; the rest becomes problems of the report.
-
-    Raises:
-        DataError: nothing is there.
-    """
-    found = {}
-    for split in dataset.checked:
-        report.pairs[split] = 0
-        try:
-            found[split] = dataset.find(files, split)
-        except DataError as error:
-            report.problems.append(str(error))
-            continue
-        report.problems += [f"{path}: missing" for path in found[split].missing]
-    if not any(listing.listed for listing in found.values()):
-        raise DataError(
-            report.problems[0] if report.problems else f"{report.root}: no images in it"
-        )
-    return found
-
-
-def read_all(
-    report: Report, jobs: list[tuple[str, str, str]], read: _Read, progress: bool
-) -> list[tuple[str, str]]:
-    """Reads every (split, image, mask), notes all but the overlays, and returns the good pairs."""
-    report.pixels = np.zeros(IGNORE_INDEX, np.int64)
-    report.images = np.zeros(IGNORE_INDEX, np.int64)
-    good = []
-    for split, image, label in tqdm(jobs, desc="data check", unit="image", disable=not progress):
-        try:
-            pixels, indices = read(image, label)
-        except DataError as error:
-            report.problems.append(str(error))
-            continue
-        report.sizes[pixels.shape[1], pixels.shape[0]] += 1
-        if indices is None:
-            continue
-        counts = np.bincount(indices.ravel(), minlength=IGNORE_INDEX + 1)
-        report.pixels += counts[:IGNORE_INDEX]
-        report.images += counts[:IGNORE_INDEX] > 0
-        report.ignored += int(counts[IGNORE_INDEX])
-        report.pairs[split] += 1
-        good.append((image, label))
-    return good
-
-
-def finish(
-    report: Report,
-    found: ClassList,
-    good: list[tuple[str, str]],
-    read: _Read,
-    out: str | Path | None,
-) -> None:
-    report.classes = found.names
-    report.pixels = report.pixels[: len(found.names)]
-    report.images = report.images[: len(found.names)]
-    if out is not None and good:
-        _write_overlays(report, good, read, found, Path(out))
-
-
 def _range(found: ClassList | None) -> int:
     """The number of classes to check labels against; with no list, what 8 bits can hold."""
     return IGNORE_INDEX if found is None else len(found.names)
@@ -278,19 +131,3 @@ def _collect(report: Report) -> list[tuple[str, str, str]]:
         report.spare.extend(files.spare)
         jobs.extend((split, image, label) for image, label in files.pairs)
     return jobs
-
-
-def _write_overlays(
-    report: Report, good: list[tuple[str, str]], read: _Read, found: ClassList, out: Path
-) -> None:
-    """Image and overlay side by side, for pairs spread evenly over the good ones."""
-    out.mkdir(parents=True, exist_ok=True)
-    spread = np.linspace(0, len(good) - 1, min(_OVERLAYS, len(good))).astype(int)
-    for number, chosen in enumerate(spread, start=1):
-        image, label = good[chosen]
-        pixels, indices = read(image, label)
-        assert indices is not None
-        sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
-        path = out / f"overlay_{number}_{Path(image).stem}.png"
-        sheet.save(path)
-        report.overlays.append(path)

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .folder import ClassList
-from .folder_video import split_stem, usual_step
-from .images import check_sizes
-from .listed import Item
-from .vspw import VSPW, by_video, read_image
-
-if TYPE_CHECKING:
-    from .check import Report
+from mcibi_fast.data.check_report import Report, finish, list_splits, read_all
+from mcibi_fast.data.folder import ClassList
+from mcibi_fast.data.folder_video import split_stem, usual_step
+from mcibi_fast.data.images import check_sizes
+from mcibi_fast.data.listed import Item
+from mcibi_fast.data.vspw import VSPW, by_video, read_image
 
 _Numbers = Mapping[str, Sequence[int]]  # of each video, its frames' numbers in order
 
@@ -28,8 +25,6 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
     Frames without a mask, which ``test`` may have, are decoded, too. ``report.pairs`` counts the
     frames with one.
     """
-    from .check import Report, finish, list_splits, read_all
-
     files, report = VSPW.open_files(root), Report(Path(root))
     jobs = []
     for split, listing in list_splits(VSPW, files, report).items():

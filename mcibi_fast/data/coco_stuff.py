@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..viz.palette import distinct_palette
-from .archives import Files
-from .errors import DataError
-from .listed import Item, ListedDataset, read_mat, value_map
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.listed import Item, ListedDataset, read_mat, value_map
+from mcibi_fast.viz.palette import distinct_palette
 
 # Ids 1..182: things in COCO's order, then stuff in the alphabet's.
 _NAMES = """

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..viz.palette import distinct_palette
-from .base import IGNORE_INDEX, SegmentationDataset, Transform
-from .errors import DataError
-from .images import check_sizes, decode, mask_indices
+from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import check_sizes, decode, mask_indices
+from mcibi_fast.viz.palette import distinct_palette
 
 CAMVID_CLASSES = [
     "sky", "building", "pole", "road", "pavement", "tree",

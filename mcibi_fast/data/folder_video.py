@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Transform
-from .errors import DataError
-from .folder import FolderDataset, read_pair
-from .video import VideoDataset
+from mcibi_fast.data.base import Transform
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.folder import FolderDataset, read_pair
+from mcibi_fast.data.video import VideoDataset
 
 _STEM = re.compile(r"(.+)_[A-Za-z]*(\d+)")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import struct
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .errors import DataError
+from mcibi_fast.data.errors import DataError
 
 # What PIL raises on files that are not whole: a broken PNG chunk is a SyntaxError.
 _DECODING_ERRORS = (
@@ -93,3 +95,15 @@ def _undecodable(name: str, error: Exception, path: str = "") -> DataError:
     if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
         reason = "not an image file"
     return DataError(f"{name}: cannot be decoded ({reason}); replace or remove it")
+
+
+def torchvision_functional() -> Any:
+    """torchvision.transforms.v2.functional. Raises ImportError that says what to do."""
+    try:
+        from torchvision.transforms.v2 import functional
+    except Exception as error:  # built for another torch, it fails in ways other than ImportError
+        raise ImportError(
+            f"data.transforms needs torchvision, which does not import here ({error}); "
+            f"install the torchvision made for torch {torch.__version__}"
+        ) from error
+    return functional

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .archives import Files
-from .base import IGNORE_INDEX, SegmentationDataset, Transform
-from .errors import DataError
-from .folder import IMAGENET_MEAN, IMAGENET_STD
-from .images import check_sizes, decode_bytes, mask_indices
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.
 UNKNOWN = 254

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .ade20k import ADE20K
-from .cityscapes import Cityscapes
-from .coco_stuff import COCOStuff, COCOStuff171
-from .folder import CAMVID_CLASSES
-from .folder_video import FolderVideos
-from .lip import CIHP, LIP
-from .listed import ListedDataset
-from .pascal_context import PascalContext, PascalContext60
-from .video import VideoDataset
-from .voc import VOC
-from .vspw import VSPW
+from mcibi_fast.data.ade20k import ADE20K
+from mcibi_fast.data.cityscapes import Cityscapes
+from mcibi_fast.data.coco_stuff import COCOStuff, COCOStuff171
+from mcibi_fast.data.folder import CAMVID_CLASSES
+from mcibi_fast.data.folder_video import FolderVideos
+from mcibi_fast.data.lip import CIHP, LIP
+from mcibi_fast.data.listed import ListedDataset
+from mcibi_fast.data.pascal_context import PascalContext, PascalContext60
+from mcibi_fast.data.video import VideoDataset
+from mcibi_fast.data.voc import VOC
+from mcibi_fast.data.vspw import VSPW
 
 DATASETS: dict[str, type[ListedDataset]] = {
     "ade20k": ADE20K,

@@ -16,13 +16,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..engine.files import naming, new_directory
-from .base import SegmentationDataset
-from .errors import DataError
-from .folder import FolderDataset
-from .images import decode_bytes
-from .listed import ListedDataset
-from .shards import FORMAT, INDEX, check_split, import_webdataset, shard_name
+from mcibi_fast.data.base import SegmentationDataset
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.folder import FolderDataset
+from mcibi_fast.data.images import decode_bytes
+from mcibi_fast.data.listed import ListedDataset
+from mcibi_fast.data.shards import FORMAT, INDEX, check_split, import_webdataset, shard_name
+from mcibi_fast.files import naming, new_directory
 
 
 class Packed(NamedTuple):

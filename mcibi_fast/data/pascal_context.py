@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ..viz.palette import distinct_palette
-from .archives import Files
-from .errors import DataError
-from .listed import Item, ListedDataset, value_map
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.listed import Item, ListedDataset, value_map
+from mcibi_fast.viz.palette import distinct_palette
 
 # In the order of their ids among the 459 labels, which is the alphabet's. A mask holds ranks.
 _NAMES = """

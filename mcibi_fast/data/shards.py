@@ -23,10 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.files import naming
-from .base import SegmentationDataset, Transform
-from .errors import DataError
-from .images import check_sizes, decode_bytes, mask_indices
+from mcibi_fast.data.base import SegmentationDataset, Transform
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
+from mcibi_fast.files import naming
 
 INDEX = "index.json"
 FORMAT = "mcibi_fast shards 1"

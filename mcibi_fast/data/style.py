@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import SegmentationDataset
+from mcibi_fast.data.base import SegmentationDataset
 
 
 def mix_amplitude(image: NDArray[Any], other: NDArray[Any], *, band: float) -> NDArray[np.floating]:
@@ -75,7 +75,7 @@ class StyleMixing:
 
 def _at_size(pixels: NDArray[np.uint8], size: Any) -> NDArray[np.uint8]:
     """(H, W, 3) -> (3, h, w)."""
-    from .transforms import torchvision_functional
+    from mcibi_fast.data.images import torchvision_functional
 
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return torchvision_functional().resize(image, list(size), antialias=True).numpy()

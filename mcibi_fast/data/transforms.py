@@ -7,14 +7,14 @@ augmentation whatever the number of workers, and the global generators stay unto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import IGNORE_INDEX, normalise
-from .style import StyleMixing
+from mcibi_fast.data.base import IGNORE_INDEX, normalise
+from mcibi_fast.data.images import torchvision_functional
+from mcibi_fast.data.style import StyleMixing
 
 _CROP_TRIES = 10
 # The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
@@ -186,18 +186,6 @@ def swap_classes(label: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
         swapped[label == left] = right
         swapped[label == right] = left
     return swapped
-
-
-def torchvision_functional() -> Any:
-    """torchvision.transforms.v2.functional. Raises ImportError that says what to do."""
-    try:
-        from torchvision.transforms.v2 import functional
-    except Exception as error:  # built for another torch, it fails in ways other than ImportError
-        raise ImportError(
-            f"data.transforms needs torchvision, which does not import here ({error}); "
-            f"install the torchvision made for torch {torch.__version__}"
-        ) from error
-    return functional
 
 
 def _scaled(sides: Sequence[int], factor: float) -> list[int]:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import Sample, SegmentationDataset, Transform
-from .errors import DataError
+from mcibi_fast.data.base import Sample, SegmentationDataset, Transform
+from mcibi_fast.data.errors import DataError
 
 _FRAME_DRAW = 1  # keeps the choice of frames apart from the augmentation's draws
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..viz.palette import voc_palette
-from .archives import Files
-from .errors import DataError
-from .listed import Item, ListedDataset, read_mat, value_map
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.listed import Item, ListedDataset, read_mat, value_map
+from mcibi_fast.viz.palette import voc_palette
 
 _NAMES = (
     "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, "

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..viz.palette import distinct_palette
-from .archives import Files
-from .base import SegmentationDataset, Transform
-from .errors import DataError
-from .images import check_sizes, decode_bytes
-from .listed import Item, ListedDataset, Listing, value_map
-from .video import VideoDataset
+from mcibi_fast.data.archives import Files
+from mcibi_fast.data.base import SegmentationDataset, Transform
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import check_sizes, decode_bytes
+from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
+from mcibi_fast.data.video import VideoDataset
+from mcibi_fast.viz.palette import distinct_palette
 
 _NAMES = """
 wall, ceiling, door, stair, ladder, escalator, Playground_slide, handrail_or_fence, window, rail,

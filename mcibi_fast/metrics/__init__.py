@@ -8,7 +8,7 @@ from mcibi_fast.metrics.temporal import (
     TemporalScore,
     VideoConsistency,
 )
-from mcibi_fast.metrics.video import VideoMetrics, VideoScores
+from mcibi_fast.metrics.video_scores import VideoMetrics, VideoScores
 
 __all__ = [
     "ConfusionMatrix",

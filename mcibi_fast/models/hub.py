@@ -21,16 +21,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mcibi_fast.engine.checkpoint import (
-    WEIGHTS,
-    ModelSpec,
-    find_weights,
-    load_model,
-    pack_weights,
-    read_spec,
-)
-from mcibi_fast.engine.files import write_atomically
+from mcibi_fast.files import write_atomically
+from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.weights import WEIGHTS, ModelSpec, find_weights, pack_weights, read_spec
 from mcibi_fast.version import __version__
 
 CONFIG = "config.json"
@@ -183,7 +177,7 @@ def _reason(error: Exception) -> str:
 def _check_spec(model: Segmentor, spec: ModelSpec) -> None:
     """A specification that does not rebuild the model would only be noticed when it is needed."""
     with torch.random.fork_rng(devices=[]):  # saving must not change what a run draws next
-        rebuilt = spec.create_model(pretrained=False).state_dict()
+        rebuilt = create_model(spec, pretrained=False).state_dict()
     own = model.state_dict()
     for name in sorted(own.keys() ^ rebuilt.keys()):
         where = "the model's only" if name in own else "missing in the model"

@@ -261,7 +261,7 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
         FileNotFoundError: nothing is there.
         ValueError: it is not a checkpoint of ours, or of another architecture.
     """
-    from mcibi_fast.engine.checkpoint import find_weights, fit_weights, read_spec, read_weights
+    from mcibi_fast.models.weights import find_weights, fit_weights, read_spec, read_weights
 
     file = find_weights(checkpoint)
     read_spec(file)  # a clear error for other files
@@ -308,7 +308,7 @@ def _fcn(
 
 def _checkpoint(pretrained: Pretrained) -> Path | None:
     """This package's own checkpoint, as against weights of a backbone."""
-    from mcibi_fast.engine.checkpoint import read_spec
+    from mcibi_fast.models.weights import read_spec
 
     if isinstance(pretrained, bool):
         return None

@@ -2,15 +2,10 @@
 
 from mcibi_fast.recipes.camvid import camvid
 from mcibi_fast.recipes.config import (
-    AdversarialConfig,
-    AugmentationConfig,
     FolderData,
-    InferenceConfig,
-    LossConfig,
     ModelConfig,
     MovingScenesData,
     NamedData,
-    OptimizerConfig,
     ScenesData,
     ShardsData,
     TrainConfig,
@@ -18,6 +13,13 @@ from mcibi_fast.recipes.config import (
 )
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.folder import folder
+from mcibi_fast.recipes.parts import (
+    AdversarialConfig,
+    AugmentationConfig,
+    InferenceConfig,
+    LossConfig,
+    OptimizerConfig,
+)
 from mcibi_fast.recipes.published import (
     ade20k,
     cihp,

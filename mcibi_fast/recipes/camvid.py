@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
-from mcibi_fast.recipes.config import AugmentationConfig, FolderData, TrainConfig
+from mcibi_fast.recipes.config import FolderData, TrainConfig
+from mcibi_fast.recipes.parts import AugmentationConfig
 
 
 def camvid(

@@ -137,7 +137,7 @@ class LossConfig:
 
 @dataclass
 class AdversarialConfig:
-    """Adversarial images in training, see `mcibi_fast.engine.adversarial`.
+    """Adversarial images in training, see `mcibi_fast.training.adversarial`.
 
     Attributes:
         probability: of a step with such images instead of the plain ones; 0 is off.
@@ -170,7 +170,7 @@ def check_range(
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is tested: views of an image, averaged. See `mcibi_fast.engine.inference`.
+    """How a model is tested: views of an image, averaged. See `mcibi_fast.inference.labels`.
 
     Attributes:
         scales: factors of the test image's sides, one view each.

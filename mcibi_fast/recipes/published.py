@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.backbones import family
-from mcibi_fast.recipes.config import AugmentationConfig, NamedData, OptimizerConfig, TrainConfig
+from mcibi_fast.recipes.config import NamedData, TrainConfig
+from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 
 
 def ade20k(

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from mcibi_fast.recipes.config import (
-    AugmentationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScenesData,
-    TrainConfig,
-)
+from mcibi_fast.recipes.config import ModelConfig, ScenesData, TrainConfig
+from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 
 
 def scenes() -> TrainConfig:

@@ -9,14 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mcibi_fast.recipes import backbones
-from mcibi_fast.recipes.config import (
-    AugmentationConfig,
-    InferenceConfig,
-    MovingScenesData,
-    TrainConfig,
-    VideoData,
-)
+from mcibi_fast.recipes.config import MovingScenesData, TrainConfig, VideoData
 from mcibi_fast.recipes.demo import demo
+from mcibi_fast.recipes.parts import AugmentationConfig, InferenceConfig
 
 
 def vspw(

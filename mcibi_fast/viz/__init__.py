@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .overlay import blend, colourise, grid, indexed, legend, to_pixels
-from .palette import distinct_palette, voc_palette
+from mcibi_fast.viz.overlay import blend, colourise, grid, indexed, legend, to_pixels
+from mcibi_fast.viz.palette import distinct_palette, voc_palette
 
 __all__ = [
     "blend",

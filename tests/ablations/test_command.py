@@ -15,7 +15,7 @@ import torch
 
 from mcibi_fast import cli
 from mcibi_fast.ablations.paper import TABLES
-from mcibi_fast.engine.train import Trainer
+from mcibi_fast.training.train import Trainer
 from tests.ablations.command import SCENES, arguments, results
 
 BALANCED = "loss.class_weights=balanced"

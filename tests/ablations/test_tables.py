@@ -11,8 +11,9 @@ import torch
 from mcibi_fast.ablations import configure
 from mcibi_fast.ablations.paper import TABLES
 from mcibi_fast.ablations.table import Row, Table
-from mcibi_fast.engine.checkpoint import ModelSpec
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.nn.context import Add, Concatenation, WeightedAdd
 from mcibi_fast.nn.memory import GaussianMemory
 from mcibi_fast.nn.representation_memory import RepresentationMemory
@@ -38,7 +39,7 @@ def build(config: TrainConfig) -> Segmentor:
     model = config.model
     classes = [f"class {k}" for k in range(5)]
     spec = ModelSpec(model.name, model.backbone, model.options, classes, [], [], [])
-    return spec.create_model()
+    return create_model(spec)
 
 
 def head(name: str, row: str, *settings: str) -> torch.nn.Module:

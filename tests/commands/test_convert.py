@@ -17,10 +17,12 @@ from torch import Tensor
 
 from mcibi_fast import cli
 from mcibi_fast.commands import convert
-from mcibi_fast.compat import backbones, sssegmentation
+from mcibi_fast.compat import sssegmentation
 from mcibi_fast.data import ADE20K, CAMVID_CLASSES
-from mcibi_fast.engine.checkpoint import ModelSpec, load_model
 from mcibi_fast.models import create, hub
+from mcibi_fast.models import released_backbones as backbones
+from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.weights import ModelSpec
 
 K = 11
 pytestmark = pytest.mark.usefixtures("own_generator")

@@ -8,16 +8,9 @@ import pytest
 import torch
 
 from mcibi_fast import cli
-from mcibi_fast.commands.demo_report import (
-    Outcome,
-    Outcomes,
-    mistaken,
-    table_rows,
-    text_table,
-    verdict,
-)
-from mcibi_fast.engine.run import Run
-from mcibi_fast.engine.train import TrainResult
+from mcibi_fast.reports.demo import Outcome, Outcomes, mistaken, table_rows, text_table, verdict
+from mcibi_fast.training.run import Run
+from mcibi_fast.training.train import TrainResult
 
 
 def outcomes(fcn: list[float], ours: list[float]) -> Outcomes:

@@ -15,10 +15,11 @@ from PIL import Image
 
 from mcibi_fast import cli
 from mcibi_fast.data import ADE20K, CIHP, LIP, Cityscapes
-from mcibi_fast.engine.checkpoint import ModelSpec, load_model, pack_weights
-from mcibi_fast.engine.evaluate import evaluate
-from mcibi_fast.engine.inference import predict_labels
+from mcibi_fast.inference.evaluate import evaluate
+from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.metrics import SegmentationMetrics
+from mcibi_fast.models.checkpoint import create_model, load_model
+from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import InferenceConfig, NamedData
 from tests.data import trees
 
@@ -67,7 +68,7 @@ def lone_checkpoint(path: Path, classes: list[str], name: str = "fcn") -> Path:
             name, "test_resnet", {"feats_channels": 8}, classes,
             [[k % 256, k % 7, 0] for k in range(len(classes))], [0.5] * 3, [0.25] * 3,
         )  # fmt: skip
-        path.write_bytes(pack_weights(spec.create_model(), spec))
+        path.write_bytes(pack_weights(create_model(spec), spec))
     return path
 
 

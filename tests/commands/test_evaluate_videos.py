@@ -16,8 +16,8 @@ from PIL import Image
 from mcibi_fast import cli
 from mcibi_fast.commands import evaluate as command
 from mcibi_fast.data import CAMVID_CLASSES
-from mcibi_fast.engine.checkpoint import load_model
-from mcibi_fast.engine.video import evaluate_videos
+from mcibi_fast.inference.evaluate_video import evaluate_videos
+from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import MovingScenesData
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -12,12 +12,14 @@ from PIL import Image
 
 from mcibi_fast import cli
 from mcibi_fast.commands.export import parse_size, read_image
-from mcibi_fast.compat import backbones, sssegmentation
+from mcibi_fast.compat import sssegmentation
 from mcibi_fast.data.base import normalise
-from mcibi_fast.engine import export
-from mcibi_fast.engine.checkpoint import ModelSpec, load_model, pack_weights
-from mcibi_fast.engine.inference import predict_labels
+from mcibi_fast.inference import export
+from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.models import create
+from mcibi_fast.models import released_backbones as backbones
+from mcibi_fast.models.checkpoint import create_model, load_model
+from mcibi_fast.models.weights import ModelSpec, pack_weights
 
 K = 5
 SIZES = {"bottleneck": False, "stem_width": 4, "depths": [1] * 4, "channels": [4, 8, 8, 8]}
@@ -149,7 +151,7 @@ def test_stages_without_a_memory(
         "fcn", "test_resnet", {"feats_channels": 8}, ["a", "b"], [[0] * 3] * 2, [0.5] * 3, [0.5] * 3
     )
     with torch.random.fork_rng(devices=[]):
-        (tmp_path / "fcn.safetensors").write_bytes(pack_weights(spec.create_model(), spec))
+        (tmp_path / "fcn.safetensors").write_bytes(pack_weights(create_model(spec), spec))
     arguments = [str(tmp_path / name) for name in ("fcn.safetensors", "fcn.pt2")]
     assert cli.main(["export", *arguments, "--stages", "2"]) == 2
     assert "FCNHead has no memory to iterate with" in capsys.readouterr().err

@@ -16,9 +16,6 @@ from PIL import Image
 
 from mcibi_fast import cli
 from mcibi_fast.commands import report as command
-from mcibi_fast.commands.report import build_report, model_title
-from mcibi_fast.engine.run import Run
-from mcibi_fast.engine.train import train
 from mcibi_fast.recipes import (
     AugmentationConfig,
     FolderData,
@@ -27,6 +24,9 @@ from mcibi_fast.recipes import (
     ScenesData,
     TrainConfig,
 )
+from mcibi_fast.reports.runs import build_report, model_title
+from mcibi_fast.training.run import Run
+from mcibi_fast.training.train import train
 
 SHARED = ["IoU per class", "Predictions", "Features", "Training", "Settings", "Versions"]
 OF_MEMORY = ["What the pixels gather", "What the memory holds"]

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from mcibi_fast.cli import main
-from mcibi_fast.engine import video_files
-from mcibi_fast.engine.checkpoint import ModelSpec, pack_weights
-from mcibi_fast.engine.stream import VideoStream
-from mcibi_fast.engine.video import VideoPredictor
+from mcibi_fast.inference import video_io as video_files
+from mcibi_fast.inference.stream import VideoPredictor, VideoStream
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import TrainConfig, VideoData
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            model = spec.create_model()
+            model = create_model(spec)
         files[kind] = folder / f"{kind}.safetensors"
         files[kind].write_bytes(pack_weights(model, spec))
     return files
@@ -98,7 +98,7 @@ def played(cv2, path: Path) -> tuple[int, float, tuple[int, int]]:
 def test_a_folder(kind, checkpoints, folder, tmp_path, capsys):
     """Masks are the stream's, in the order of the numbers; a folder needs no OpenCV."""
     from mcibi_fast.data.base import normalise
-    from mcibi_fast.engine.checkpoint import load_model
+    from mcibi_fast.models.checkpoint import load_model
 
     out, checkpoint = tmp_path / "out", str(checkpoints[kind])
     assert main(["video", checkpoint, str(folder), "--out", str(out), "--no-overlay", "--cpu"]) == 0

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast.compat import accelerate as module_under_test
-from mcibi_fast.compat.sssegmentation import accelerate
+from mcibi_fast.compat.accelerate import accelerate
 from tests.compat.released_package import (
     MOMENTUM,
     FeaturesMemoryV2,

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from mcibi_fast import models
-from mcibi_fast.compat import backbones, sssegmentation
+from mcibi_fast.compat import sssegmentation
 from mcibi_fast.models import UperNetMCIBIPPHead
+from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.nn import ASPP, PPM
 
 

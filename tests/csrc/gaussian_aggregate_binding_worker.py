@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from mcibi_fast.ops.reference import gaussian_aggregate as reference
+from mcibi_fast.ops.gaussian_aggregate import reference
 
 
 def main(library: str) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from mcibi_fast.ops.reference import memory_update as reference
+from mcibi_fast.ops.memory_update import reference
 
 
 def main(library: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mcibi_fast.ops.reference import gaussian_aggregate as reference
+from mcibi_fast.ops.gaussian_aggregate import reference
 from tests.csrc import host_kernels
 from tests.csrc.gaussian_aggregate_host import FLOATS, GaussianAggregateHost
 

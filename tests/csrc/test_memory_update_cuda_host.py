@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mcibi_fast.ops.reference import memory_update as reference
+from mcibi_fast.ops.memory_update import reference
 from tests.csrc import host_kernels
 from tests.csrc.memory_update_host import INTEGERS, MemoryUpdateHost
 

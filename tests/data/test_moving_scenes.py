@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mcibi_fast.data import IGNORE_INDEX, MovingScenes, Scenes
-from mcibi_fast.data.moving_scenes import DEGRADATIONS
-from mcibi_fast.data.scenes import BOAT, CAR, PRESENCE, SCENE_TYPES
+from mcibi_fast.data.synthetic.moving_scenes import DEGRADATIONS
+from mcibi_fast.data.synthetic.scenes import BOAT, CAR, PRESENCE, SCENE_TYPES
 from mcibi_fast.metrics import DISFlow, warp_backward
 
 

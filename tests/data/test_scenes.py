@@ -10,9 +10,9 @@ from sklearn.ensemble import RandomForestClassifier
 from torch.utils.data import DataLoader
 
 from mcibi_fast.data import IGNORE_INDEX, Scenes
-from mcibi_fast.data import scenes as module
-from mcibi_fast.data.scene_canvas import Canvas, Window, box, ellipse, polygon
-from mcibi_fast.data.scenes import LOOK_ALIKES, PRESENCE, SCENE_TYPES, SCENES_CLASSES
+from mcibi_fast.data.synthetic import scenes as module
+from mcibi_fast.data.synthetic.canvas import Canvas, Window, box, ellipse, polygon
+from mcibi_fast.data.synthetic.scenes import LOOK_ALIKES, PRESENCE, SCENE_TYPES, SCENES_CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from mcibi_fast.data import (
     check_shards,
     pack,
 )
+from mcibi_fast.data.loading import evaluation_loader, training_loader
 from mcibi_fast.data.shards import holds_shards, local_splits
-from mcibi_fast.engine.loading import evaluation_loader, training_loader
 from tests.data import trees
 from tests.data.packed import assert_same
 

@@ -21,8 +21,8 @@ from mcibi_fast.data import (
     ShardedDataset,
     pack,
 )
+from mcibi_fast.data.loading import evaluation_loader
 from mcibi_fast.data.shards import local_splits
-from mcibi_fast.engine.loading import evaluation_loader
 from tests.data import trees
 from tests.data.packed import assert_same
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mcibi_fast.data import ClipDataset, DataError, EvalTransform, TrainTransform, VideoDataset
-from mcibi_fast.engine.loading import evaluation_loader, training_loader
+from mcibi_fast.data.loading import evaluation_loader, training_loader
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SIZES = (4, 1, 3)

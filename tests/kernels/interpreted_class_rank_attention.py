@@ -16,11 +16,11 @@ from torch import Tensor
 
 import mcibi_fast
 from mcibi_fast import ops
-from mcibi_fast.kernels import class_rank_attention as kernels
-from mcibi_fast.kernels import class_rank_attention_hard as hard_kernels
-from mcibi_fast.kernels.attention_common import Tile
-from mcibi_fast.kernels.class_rank_attention_tiles import Tiles
 from mcibi_fast.ops.class_rank_attention import ATTENTION, ATTENTION_BACKWARD
+from mcibi_fast.ops.class_rank_attention import triton as kernels
+from mcibi_fast.ops.class_rank_attention import triton_hard as hard_kernels
+from mcibi_fast.ops.class_rank_attention.tiles import Tiles
+from mcibi_fast.ops.triton_attention import Tile
 from tests.kernels.relative import assert_at_most_twice
 
 # B, N, K: prime lengths, one pixel, one class, classes of every padding.

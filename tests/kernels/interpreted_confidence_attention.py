@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcibi_fast.kernels import confidence_attention_tiles
-from mcibi_fast.kernels.attention_common import Tile, readable
-from mcibi_fast.kernels.confidence_attention import (
+from mcibi_fast.ops.confidence_attention import tiles as confidence_attention_tiles
+from mcibi_fast.ops.confidence_attention.tiles import Tiles
+from mcibi_fast.ops.confidence_attention.triton import (
     confidence_attention_backward,
     confidence_attention_forward,
 )
-from mcibi_fast.kernels.confidence_attention_tiles import Tiles
+from mcibi_fast.ops.triton_attention import Tile, readable
 from tests.kernels.relative import assert_at_most_twice
 
 # B, Nq, Nk, D, Dv: odd and prime lengths, tails on both sides, D and Dv no powers of two.

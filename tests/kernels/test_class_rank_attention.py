@@ -10,7 +10,7 @@ from mcibi_fast import ops
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.kernels.class_rank_attention_tiles import tiles
+from mcibi_fast.ops.class_rank_attention.tiles import tiles
 from tests.kernels.interpreted import run_interpreted
 
 

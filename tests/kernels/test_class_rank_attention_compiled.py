@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.kernels import class_rank_attention as kernels
-from mcibi_fast.kernels.class_rank_attention_hard import class_rank_attention_hard
+from mcibi_fast.ops.class_rank_attention import triton as kernels
+from mcibi_fast.ops.class_rank_attention.triton_hard import class_rank_attention_hard
 from tests.kernels.compiled import MANY, Case, Usage, compiling_for, hold_to_budget, usage
 
 OP = "class_rank_attention"

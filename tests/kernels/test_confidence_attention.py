@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from mcibi_fast.kernels import triton_missing
+from mcibi_fast.ops.triton_launch import triton_missing
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.kernels import attention_common
-from mcibi_fast.kernels.confidence_attention_tiles import tiles
+from mcibi_fast.ops import triton_attention as attention_common
+from mcibi_fast.ops.confidence_attention.tiles import tiles
 from tests.kernels.interpreted import run_interpreted
 
 FLOAT16 = torch.float16
@@ -24,7 +24,7 @@ def test_interpreted() -> None:
 
 
 def test_the_package_does_not_import_triton() -> None:
-    code = "import sys, mcibi_fast.kernels; print('triton' in sys.modules)"
+    code = "import sys, mcibi_fast.ops.triton_launch; print('triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.kernels import confidence_attention as kernels
+from mcibi_fast.ops.confidence_attention import triton as kernels
 from tests.kernels.compiled import (
     MANY,
     Case,

@@ -12,8 +12,9 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from mcibi_fast.engine.checkpoint import ModelSpec
 from mcibi_fast.models import hub
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import ModelSpec
 
 SPEC = ModelSpec(
     name="fcn_mcibipp",
@@ -28,7 +29,7 @@ SPEC = ModelSpec(
 
 @pytest.fixture(scope="module")
 def model():
-    model = SPEC.create_model().eval()
+    model = create_model(SPEC).eval()
     with torch.no_grad():
         model.memory.memory[1] = torch.tensor([0.25, 2.0])
     return model
@@ -94,7 +95,7 @@ def test_folded_models_are_refused(model, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
-    model = SPEC.create_model()
+    model = create_model(SPEC)
     with torch.no_grad():
         model.memory.memory[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"memory.* not finite"):

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from mcibi_fast import models
-from mcibi_fast.engine.checkpoint import ModelSpec, load_model, pack_weights
 from mcibi_fast.models import VideoSegmentor, load_image_weights
+from mcibi_fast.models.checkpoint import create_model, load_model
+from mcibi_fast.models.weights import ModelSpec, pack_weights
 from tests.models.disturbed import disturb
 
 K, Z, B, SIZE = 5, 8, 2, (32, 48)
@@ -231,7 +232,7 @@ def test_starts_equal_to_an_image_model(image_checkpoint, generator):
 def test_pretrained_takes_an_image_models_checkpoint(image_checkpoint, generator, tmp_path):
     image, file = image_checkpoint
     described = spec("upernet_video_mcibipp", form="paper", pretrained=str(file))
-    model = described.create_model().eval()
+    model = create_model(described).eval()
     images = clips(generator).float()
     expected = image(images[:, -1]).logits
     torch.testing.assert_close(model(images).logits, expected)
@@ -265,7 +266,7 @@ def test_another_architecture_is_named(image_checkpoint, generator, tmp_path):
         load_image_weights(small(generator), other)
     missing = dataclasses.replace(spec("upernet_video_mcibipp", pretrained=str(tmp_path / "none")))
     with pytest.raises(RuntimeError, match="there is no file"):
-        missing.create_model()
+        create_model(missing)
 
 
 @pytest.mark.parametrize(

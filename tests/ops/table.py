@@ -257,7 +257,7 @@ def eager(case: Case, args: list[Any], fused: bool = False) -> Tensor:
     if case.name == "class_feature_sums":
         return _eager_sums(*args, **case.options)
     if case.name == "memory_update":
-        from mcibi_fast.ops.reference.memory_update import moving_average
+        from mcibi_fast.ops.memory_update.reference import moving_average
 
         memory, features, labels = args
         options = dict(case.options)

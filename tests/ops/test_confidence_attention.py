@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mcibi_fast
 from mcibi_fast import ops
 from mcibi_fast.ops.confidence_attention import _sdpa_backward
-from mcibi_fast.ops.sdpa import sdpa
+from mcibi_fast.ops.confidence_attention.sdpa import sdpa
 
 
 class Recorder(TorchDispatchMode):

@@ -7,7 +7,7 @@ import torch
 
 import mcibi_fast
 from mcibi_fast import ops
-from mcibi_fast.ops.reference.gaussian_aggregate import philox4x32_10, philox_normal
+from mcibi_fast.ops.gaussian_aggregate.reference import philox4x32_10, philox_normal
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mcibi_fast import cli, models, recipes
-from mcibi_fast.commands.train import FREE_RECIPES, RECIPES, configure
 from mcibi_fast.data import DATASETS
 from mcibi_fast.recipes import ModelConfig, NamedData, TrainConfig, apply_settings
+from mcibi_fast.recipes.registry import FREE_RECIPES, RECIPES, configure
 from tests.data import trees
 
 # lr, weight decay, crop, batch, epochs; what images are resized to in training; test size
@@ -203,8 +203,8 @@ def test_train_resume_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_training_flips_left_and_right(tmp_path: Path) -> None:
-    from mcibi_fast.engine.run import Run
-    from mcibi_fast.engine.train import Trainer
+    from mcibi_fast.training.run import Run
+    from mcibi_fast.training.train import Trainer
 
     config = configure("lip", str(trees.lip(tmp_path)), ["batch_size=1", "device=cpu"])
     config.model.backbone = "test_resnet"

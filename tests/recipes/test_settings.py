@@ -7,8 +7,8 @@ import json
 import pytest
 
 from mcibi_fast import recipes
-from mcibi_fast.commands.train import RECIPES
 from mcibi_fast.recipes import TrainConfig, apply_settings
+from mcibi_fast.recipes.registry import RECIPES
 from mcibi_fast.recipes.settings import field_names
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mcibi_fast import cli, recipes
-from mcibi_fast.commands.train import FREE_RECIPES, RECIPES, configure
 from mcibi_fast.data import DataError
 from mcibi_fast.recipes import MovingScenesData, TrainConfig, VideoData
+from mcibi_fast.recipes.registry import FREE_RECIPES, RECIPES, configure
 from tests.data import trees
 
 

@@ -1,0 +1,1 @@
+"""The built-in datasets: scenes and moving scenes, painted from a seed."""

@@ -1,0 +1,1 @@
+"""Images and videos to predictions, scores and exported files."""

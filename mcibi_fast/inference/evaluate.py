@@ -1,0 +1,144 @@
+"""Evaluation over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from mcibi_fast import ops
+from mcibi_fast.data.loading import Batch, evaluation_loader
+from mcibi_fast.inference.labels import (
+    FlipPairs,
+    check_model,
+    image_views,
+    join_views,
+    upsampling_aligns_corners,
+    whole_image_logits,
+)
+from mcibi_fast.inference.passes import evaluation_pass, place_of
+from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.recipes.parts import InferenceConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mcibi_fast.data import SegmentationDataset
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    *,
+    inference: InferenceConfig | None = None,
+    batch_size: int = 1,
+    workers: int = 0,
+    accelerator: Accelerator | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    interrupted: Callable[[], bool] | None = None,
+) -> ConfusionMatrix:
+    """The confusion matrix of a model over a split, summed over all ranks.
+
+    Ranks take every n-th sample each, with no padding, so no sample counts twice; the result does
+    not depend on their number. A video model on whole videos (`data.video.whole_videos`) takes each
+    frame once, as a stream: whole videos per rank, without ``batch_size``; the result is that of
+    the clips.
+
+    Args:
+        model: without its DistributedDataParallel wrapper (ranks may have unequal shares); put
+            into evaluation mode for the time, and back.
+        dataset: samples whose labels are at full size; its ``flip_pairs`` go with mirrored images.
+        inference: the default is one pass over the whole image.
+        batch_size: images per pass; of these, images of different size go separately.
+        workers: loader processes.
+        accelerator: of a distributed run, and for its mixed precision.
+        device: where there is no accelerator; default where the model is.
+        progress: show a bar (on the main process only).
+        interrupted: asked after each batch; true ends the evaluation.
+
+    Raises:
+        KeyboardInterrupt: ``interrupted`` said so.
+        ValueError: the model has other classes than the dataset, or a label is outside them (on
+            the CPU naming the sample, on CUDA after the last one); or ``inference`` makes no sense,
+            or is not for this model.
+    """
+    inference = inference or InferenceConfig()
+    check_model(model, inference)
+    if _is_streamed(model, dataset):
+        from mcibi_fast.inference.evaluate_video import evaluate_videos
+
+        return evaluate_videos(
+            cast(Any, model),
+            cast(Any, dataset),
+            inference=inference,
+            windows=(),
+            workers=workers,
+            accelerator=accelerator,
+            device=device,
+            progress=progress,
+            interrupted=interrupted,
+        ).confusion
+    confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
+    place = place_of(model, accelerator, device)
+    batches = evaluation_loader(
+        dataset,
+        batch_size=batch_size,
+        rank=place.rank,
+        world_size=place.world_size,
+        workers=workers,
+        pin_memory=place.device.type == "cuda",
+    )
+    samples = len(range(place.rank, len(dataset), place.world_size))
+    with evaluation_pass(
+        model, place, total=samples, unit="image", progress=progress, interrupted=interrupted
+    ) as done:
+        for groups in batches:
+            for batch in groups:
+                with place.autocast():
+                    _count(confusion, model, batch, place.device, inference, dataset.flip_pairs)
+                done(len(batch["name"]))
+    return confusion.reduce(accelerator)
+
+
+def _is_streamed(model: nn.Module, dataset: SegmentationDataset) -> bool:
+    from mcibi_fast.data.video import whole_videos
+    from mcibi_fast.models import VideoSegmentor
+
+    return isinstance(model, VideoSegmentor) and whole_videos(dataset)
+
+
+def _count(
+    confusion: ConfusionMatrix,
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    inference: InferenceConfig,
+    flip_pairs: FlipPairs,
+) -> None:
+    label = batch["label"].to(device, non_blocking=True)
+    images = batch["image"].to(device, non_blocking=True)
+    try:
+        if inference.is_single_view:
+            counts = ops.upsample_confusion(
+                whole_image_logits(model, images, inference, label),
+                label,
+                confusion.num_classes,
+                ignore_index=confusion.ignore_index,
+                align_corners=upsampling_aligns_corners(model),
+            )
+            confusion.add(counts)
+        else:
+            size = (label.shape[1], label.shape[2])
+            views = image_views(model, images, inference, flip_pairs)
+            if views[0].num_classes != confusion.num_classes:
+                raise ValueError(
+                    f"num_classes: is {confusion.num_classes}, but the logits are of "
+                    f"{views[0].num_classes} classes"
+                )
+            confusion.update(join_views(model, views, size, inference), label)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(batch['name'])}: {error}") from error

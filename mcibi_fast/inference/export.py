@@ -1,0 +1,361 @@
+"""Models as files for other runtimes: ``torch.export`` programs (.pt2) and ONNX.
+
+What is exported is a model in evaluation form: images -> logits and class maps. The class
+representations C_dl are a constant in it; neither the memory nor its noise is.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mcibi_fast import ops
+from mcibi_fast.files import write_atomically
+from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.nn.fold import fold_batch_norms
+from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.ops.dispatch import reference_decompositions
+
+OPSET = 18  # the lowest that has every operator used here
+METADATA = "mcibi_fast.json"  # the specification's name in an ONNX file's metadata and in a .pt2
+LARGEST_SIDE = 8192
+ERROR_RATIO = 4.0  # what another runtime may err in float32, in units of PyTorch's own error
+
+Size = tuple[int, int]
+Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class EvaluationForm(nn.Module):
+    """Images (B, 3, H, W), normalised -> logits (B, K, h, w), class maps (B, H, W) int64.
+
+    A copy of the model in which C_dl is a constant.
+
+    Args:
+        model: any :class:`Segmentor`, folded already or not.
+        stages: of iterative inference; None for the model's own number.
+        fold: fold batch norms and class representations into the weights.
+
+    Raises:
+        ValueError: stages of a model without a memory.
+    """
+
+    def __init__(self, model: Segmentor, *, stages: int | None = None, fold: bool = True) -> None:
+        super().__init__()
+        if stages is not None and not hasattr(model.head, "stages"):
+            raise ValueError(f"stages: {type(model.head).__name__} has no memory to iterate with")
+        if fold and hasattr(model.head, "fold"):
+            self.model = model.fold()
+        else:
+            self.model = copy.deepcopy(model).eval().requires_grad_(False)
+            if fold:
+                fold_batch_norms(self.model)
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, GaussianMemory):
+                    setattr(module, name, ConstantRepresentations(child))
+        self.options = {} if stages is None else {"stages": stages}
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images, **self.options).logits
+        height, width = images.shape[2:]
+        return logits, ops.upsample_argmax(logits, (height, width))
+
+
+class ConstantRepresentations(nn.Module):
+    """What evaluation needs of a :class:`GaussianMemory`: C_dl (K, Z), as a constant."""
+
+    table: Tensor
+    standard: Tensor
+
+    def __init__(self, memory: GaussianMemory) -> None:
+        super().__init__()
+        self.num_classes, self.channels = memory.num_classes, memory.channels
+        table = memory.representations()
+        self.register_buffer("table", table)
+        # With mean 0 and deviation 1 the table is its own noise.
+        self.register_buffer("standard", table.new_tensor([[0.0, 1.0]] * memory.num_classes))
+
+    def representations(self) -> Tensor:
+        return self.table
+
+    def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
+        """C~_bi (Eq. 12): (B, K, h, w) -> (B, Z, h, w)."""
+        return ops.gaussian_aggregate(
+            weight_logits, self.standard, self.channels, noise=self.table, hard=hard
+        )
+
+
+def trace(
+    form: EvaluationForm, size: Size | None = None, *, standard: bool = False
+) -> ExportedProgram:
+    """The program of a model, for any batch.
+
+    Args:
+        form: what is exported, in any floating point dtype.
+        size: (H, W) of the images; None for any size of at least twice the backbone's stride and
+            at most 8192.
+        standard: of PyTorch's operators alone, which every runtime has; these write the upsampled
+            logits and the attention's scores to memory. Otherwise this package's operators stay,
+            whose kernels are chosen where the program runs; ``import mcibi_fast.ops`` before
+            loading it.
+
+    Raises:
+        ValueError: the model has no program for this size, or none for any size (the message
+            says why).
+    """
+    backbone: Any = form.model.backbone
+    if size is None and _has_windows(backbone):
+        raise ValueError(
+            "export: a backbone with windows has no program for images of any size, as they are "
+            "padded to whole windows; give a size, which is then fixed (--size H,W)"
+        )
+    stride = max(getattr(backbone, "reductions", [32]))
+    dims: dict[int, Any] = {0: Dim("batch", max=LARGEST_SIDE)}
+    if size is None:
+        for axis, name in ((2, "height"), (3, "width")):
+            dims[axis] = Dim(name, min=2 * stride, max=LARGEST_SIDE)
+    height, width = size or (4 * stride, 6 * stride)
+    like = next(form.parameters())
+    images = torch.zeros(2, 3, height, width, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        try:
+            program = torch.export.export(
+                form,
+                (images,),
+                dynamic_shapes={"images": dims},
+                strict=False,
+                # Which branch any size takes cannot always be proved; those that could leave it
+                # become assertions in the program.
+                prefer_deferred_runtime_asserts_over_guards=size is None,
+            )
+        except Exception as error:  # torch.export raises whatever the model's code does
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            advice = "" if size else "; give a size, which is then fixed (--size H,W)"
+            what = f"images of {height}x{width}" if size else "images of any size"
+            raise ValueError(
+                f"export: this model cannot be traced for {what} ({reason}){advice}"
+            ) from error
+        if not standard:
+            return program
+        return program.run_decompositions(
+            {**reference_decompositions(), torch.ops.aten.adaptive_avg_pool2d.default: _pool}
+        )
+
+
+def _has_windows(backbone: nn.Module) -> bool:
+    """Swin: torch.export does not get done with the sizes of its padded and rolled maps."""
+    return any("swin" in type(module).__module__ for module in backbone.modules())
+
+
+def _pool(maps: Tensor, counts: Sequence[int]) -> Tensor:
+    """Adaptive average pooling as two matrix products: (B, C, h, w) -> (B, C, *counts).
+
+    ONNX has no such operator; torch's translation of it is wrong unless the counts divide the size.
+    """
+    if tuple(counts) == (1, 1):
+        return maps.mean((2, 3), keepdim=True)
+    rows, columns = (
+        _regions(maps.shape[axis], count, maps) for axis, count in zip((2, 3), counts, strict=True)
+    )
+    return rows @ maps @ columns.mT
+
+
+def _regions(size: int, count: int, like: Tensor) -> Tensor:
+    """(count, size): row i averages the positions of region i."""
+    i = torch.arange(count, device=like.device)[:, None]
+    position = torch.arange(size, device=like.device)[None, :]
+    start, stop = (i * size) // count, ((i + 1) * size + count - 1) // count
+    inside = (position >= start) & (position < stop)
+    return inside.to(like.dtype) / (stop - start).to(like.dtype)
+
+
+def save(
+    model: Segmentor,
+    spec: ModelSpec,
+    out: str | Path,
+    *,
+    size: Size | None = None,
+    stages: int | None = None,
+    fold: bool = True,
+    image: Tensor | None = None,
+) -> list[Agreement]:
+    """Writes a .onnx or .pt2 file whose outputs were compared with the model's.
+
+    Without a fixed size two sizes and batches are compared, as what holds for one may not for all.
+
+    Args:
+        model: on the CPU, float32, not folded.
+        spec: goes into the file.
+        out: its suffix says which kind.
+        size, stages, fold: see :func:`trace` and :class:`EvaluationForm`.
+        image: (1, 3, H, W), normalised, to compare on; by default random numbers.
+
+    Raises:
+        ValueError: no such kind, packages missing, the model cannot be exported, or the outputs
+            differ by more than rounding; nothing is written then.
+        OSError: the file cannot be written.
+    """
+    out = Path(out)
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"export: the result is a .onnx or a .pt2 file, not {out}")
+    onnx = out.suffix == ".onnx"
+    if onnx:
+        check_onnx()
+    form = EvaluationForm(model, stages=stages, fold=fold)
+    program = trace(form, size, standard=onnx)
+    content = onnx_bytes(program, spec) if onnx else program_bytes(program, spec)
+    run = onnx_runner(content) if onnx else program_runner(content)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, *(size or (192, 256))), (2, *(size or (161, 131)))]
+    images = [torch.randn(b, 3, h, w, generator=generator) for b, h, w in shapes]
+    if image is not None:
+        images[0] = image
+    agreements = [compare(model, run, batch, stages=stages) for batch in images]
+    for agreement in agreements:
+        agreement.check()
+    write_atomically(out, content)
+    return agreements
+
+
+def program_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:
+    """A .pt2 file's content; the specification is among its extra files."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(asdict(spec))})
+    return buffer.getvalue()
+
+
+def onnx_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:
+    """An ONNX file's content: one file, opset 18; the specification is in its metadata.
+
+    Args:
+        program: of standard operators, see :func:`trace`.
+
+    Raises:
+        ValueError: packages are missing, or the file would be over ONNX's 2 GiB.
+    """
+    check_onnx()
+    exported: Any = torch.onnx.export(
+        program,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits", "labels"],
+        # For the names alone: which sizes are dynamic is in the program.
+        dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
+        external_data=False,
+        verbose=False,
+    )
+    exported.model.metadata_props[METADATA] = json.dumps(asdict(spec))
+    try:
+        return exported.model_proto.SerializeToString()
+    except ValueError as error:  # protobuf's limit
+        raise ValueError(f"export: too large for one ONNX file ({error}); use .pt2") from error
+
+
+def check_onnx() -> None:
+    """Raises ValueError unless the packages for ONNX are there."""
+    packages = ("onnx", "onnxruntime", "onnxscript")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"export: ONNX needs {', '.join(missing)}; pip install mcibi-fast[onnx]")
+
+
+def program_runner(content: bytes) -> Run:
+    """Runs a .pt2 file's content."""
+    module = torch.export.load(io.BytesIO(content)).module()
+    return lambda images: module(images)
+
+
+def onnx_runner(content: bytes) -> Run:
+    """Runs an ONNX file's content on the CPU, with onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about its own optimisations
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, labels = session.run(["logits", "labels"], {"images": images.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(labels)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported model's outputs and PyTorch's differ on some images.
+
+    Attributes:
+        shape: of the images.
+        error: largest difference of the logits from the model's in float64, by the largest logit.
+        own_error: that of the model itself in float32.
+        pixels: of the class maps.
+        mistaken: pixels of another class than in float64.
+        margin: largest lead, by the largest logit, of the right class where another was taken.
+    """
+
+    shape: tuple[int, ...]
+    error: float
+    own_error: float
+    pixels: int
+    mistaken: int
+    margin: float
+
+    @property
+    def bound(self) -> float:
+        """What counts as rounding: four times PyTorch's own error, and four times the epsilon."""
+        return ERROR_RATIO * (self.own_error + torch.finfo(torch.float32).eps)
+
+    def check(self) -> None:
+        """Raises ValueError where the outputs differ by more than rounding."""
+        shape = "x".join(map(str, self.shape))
+        if not self.error <= self.bound:
+            raise ValueError(
+                f"export: on images of {shape} the logits differ by {self.error:.1e} of the "
+                f"largest, PyTorch's own in float32 by {self.own_error:.1e}; not written"
+            )
+        # Two classes whose logits err in opposite directions change places.
+        if not self.margin <= 2 * self.bound:
+            raise ValueError(
+                f"export: on images of {shape} {self.mistaken} of {self.pixels} pixels have "
+                f"another class, by up to {self.margin:.1e} of the largest logit; not written"
+            )
+
+
+@torch.no_grad()
+def compare(model: Segmentor, run: Run, images: Tensor, *, stages: int | None = None) -> Agreement:
+    """Runs an exported model, the model, and the model in float64.
+
+    Args:
+        model: in float32.
+        run: images -> logits and class maps.
+        images: (B, 3, H, W), normalised, float32.
+        stages: of iterative inference.
+    """
+    options = {} if stages is None else {"stages": stages}
+    logits, labels = run(images)
+    own = model.eval()(images, **options).logits
+    exact = copy.deepcopy(model).double()(images.double(), **options).logits
+    scale = float(exact.abs().max())
+    upsampled = F.interpolate(exact, labels.shape[1:], mode="bilinear")
+    lead = upsampled.amax(1) - upsampled.gather(1, labels[:, None])[:, 0]
+    return Agreement(
+        shape=tuple(images.shape),
+        error=float((logits - exact).abs().max()) / scale,
+        own_error=float((own - exact).abs().max()) / scale,
+        pixels=labels.numel(),
+        mistaken=int((lead > 0).sum()),
+        margin=float(lead.max()) / scale,
+    )

@@ -1,0 +1,231 @@
+"""Test-time inference: scales, mirrored images, sliding windows, stages, and any mix of them.
+
+Each scale, upright and mirrored, is one view; `recipes.InferenceConfig` says which. They are joined
+as segmentation toolboxes do it:
+
+- The test image is resized to the scale: bilinear, sides rounded half up.
+- A mirrored view's logits are mirrored back, left and right classes exchanged (``flip_pairs``).
+- Windows' logits are resized to the windows' sizes, summed, divided by how many lie over a pixel,
+  and the result is resized to the labels' size. A whole image's are resized to that at once.
+- The label is the argmax of the mean over views of the softmax.
+
+With ``softmax="stride"`` the logits' softmax takes their place from the start, as in the released
+code with ``use_probs_before_resize``; all that follows up to the argmax is then linear.
+
+The last window of a row or column ends with the image. An image smaller than a window is padded
+with 0 (the mean colour) at the right and the bottom; what the padding gives is left out.
+
+Logits stay at the network's stride until `joining.label_map` forms the result band by band, and a
+single view is left to ``ops.upsample_argmax``: nothing of K x H x W is ever made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcibi_fast import ops
+from mcibi_fast.inference.views import View, Window, label_map
+from mcibi_fast.recipes.parts import InferenceConfig
+
+FlipPairs = Sequence[tuple[int, int]]
+Forward = Callable[[Tensor], Tensor]  # images to logits
+
+
+def predict_labels(
+    model: nn.Module,
+    images: Tensor,
+    size: tuple[int, int],
+    inference: InferenceConfig | None = None,
+    *,
+    flip_pairs: FlipPairs = (),
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Class indices at full resolution; the upsampled logits are not formed.
+
+    Args:
+        model: returns a `SegmentationOutput`.
+        images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
+        size: (H, W) of the labels.
+        inference: the default is one pass over the whole image.
+        flip_pairs: classes that a mirrored image swaps, see `SegmentationDataset`.
+        labels: (B, H, W), for a model that gathers by the ground truth.
+
+    Returns:
+        (B, H, W) int64.
+
+    Raises:
+        ValueError: settings that make no sense, or that the model cannot follow.
+    """
+    inference = inference or InferenceConfig()
+    check_model(model, inference)
+    if inference.is_single_view:
+        logits = whole_image_logits(model, images, inference, labels)
+        align_corners = upsampling_aligns_corners(model)
+        return ops.upsample_argmax(logits, size, align_corners=align_corners)
+    views = image_views(model, images, inference, flip_pairs)
+    return join_views(model, views, size, inference)
+
+
+def check_model(model: nn.Module, inference: InferenceConfig) -> None:
+    """Raises ValueError for settings that make no sense, or that the model cannot follow."""
+    inference.validate()
+    if inference.stages is not None and not _takes_stages(model):
+        raise ValueError(
+            f"inference.stages: {type(getattr(model, 'head', model)).__name__} has no memory, so "
+            "there is no iterative inference; leave stages out"
+        )
+    plain = inference.is_single_view and inference.scales == (1.0,)
+    if getattr(model, "needs_labels", False) and not plain:
+        raise ValueError(
+            "inference: the model gathers by the ground truth, which goes with one pass over the "
+            f"whole image, not with {inference}"
+        )
+
+
+def whole_image_logits(
+    model: nn.Module, images: Tensor, inference: InferenceConfig, labels: Tensor | None = None
+) -> Tensor:
+    """Logits (B, K, h, w) of the only view (its probabilities with softmax at the stride).
+
+    For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
+    """
+    (scale,) = inference.scales
+    images = _resized(images, scale)
+    if getattr(model, "needs_labels", False):
+        if labels is None:
+            raise ValueError("labels: the model gathers by the ground truth; it predicts nothing")
+        resized = F.interpolate(labels[:, None].double(), images.shape[2:], mode="nearest-exact")
+        return _forward(model, inference, resized[:, 0].to(labels.dtype))(images)
+    return _forward(model, inference)(images)
+
+
+def image_views(
+    model: nn.Module, images: Tensor, inference: InferenceConfig, flip_pairs: FlipPairs
+) -> list[View]:
+    """The logits of every view, at the network's stride, mirrored back.
+
+    For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
+    """
+    forward = _forward(model, inference)
+    views = []
+    for scale in inference.scales:
+        scaled = _resized(images, scale)
+        views.append(_view(forward, scaled, inference))
+        if inference.flip:
+            views.append(_mirrored(_view(forward, scaled.flip(3), inference), flip_pairs))
+    return views
+
+
+def join_views(
+    model: nn.Module, views: Sequence[View], size: tuple[int, int], inference: InferenceConfig
+) -> Tensor:
+    """Labels (B, H, W) of `image_views`."""
+    return label_map(
+        views,
+        size,
+        align_corners=upsampling_aligns_corners(model),
+        softmax=inference.softmax == "labels",
+    )
+
+
+def upsampling_aligns_corners(model: nn.Module) -> bool:
+    """How the model was trained to upsample its logits."""
+    return getattr(getattr(model, "head", None), "align_corners", False)
+
+
+def _forward(model: nn.Module, inference: InferenceConfig, labels: Tensor | None = None) -> Forward:
+    options: dict[str, Any] = {}
+    if inference.stages is not None:
+        options["stages"] = inference.stages
+    if labels is not None:
+        options["labels"] = labels
+
+    def forward(images: Tensor) -> Tensor:
+        logits = model(images, **options).logits
+        if inference.softmax == "labels":
+            return logits
+        return logits.softmax(1, torch.promote_types(logits.dtype, torch.float32))
+
+    return forward
+
+
+def _takes_stages(model: nn.Module) -> bool:
+    head = getattr(model, "head", model)
+    return "stages" in inspect.signature(head.forward).parameters
+
+
+def _resized(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images
+    sides = [max(1, math.floor(side * scale + 0.5)) for side in images.shape[2:]]
+    return F.interpolate(images, sides, mode="bilinear", align_corners=False)
+
+
+def _view(forward: Forward, images: Tensor, inference: InferenceConfig) -> View:
+    height, width = images.shape[2:]
+    if inference.window is None:
+        return View((height, width), logits=_by_pixel(forward(images)))
+    size = inference.window
+    images = F.pad(images, (0, max(0, size[1] - width), 0, max(0, size[0] - height)))
+    down, right = inference.window_stride
+    return View(
+        (height, width),
+        [
+            Window(
+                _by_pixel(forward(images[:, :, top : top + size[0], left : left + size[1]])),
+                top,
+                left,
+                size,
+            )
+            for top in _starts(height, size[0], down)
+            for left in _starts(width, size[1], right)
+        ],
+    )
+
+
+def _starts(length: int, window: int, stride: int) -> Iterator[int]:
+    """Where windows start; the last one ends with the image and overlaps more."""
+    last = max(0, length - window)
+    yield from range(0, last, stride)
+    yield last
+
+
+def _by_pixel(logits: Tensor) -> Tensor:
+    return logits.permute(0, 2, 3, 1).contiguous()
+
+
+def _mirrored(view: View, flip_pairs: FlipPairs) -> View:
+    """The view of a mirrored image as one of the image itself."""
+    classes = list(range(view.num_classes))
+    if any(max(pair) >= len(classes) for pair in flip_pairs):
+        raise ValueError(
+            f"flip_pairs: {tuple(flip_pairs)}, but the model has {len(classes)} classes"
+        )
+    for left, right in flip_pairs:
+        classes[left], classes[right] = right, left
+
+    order: list[Tensor] = []  # on the device once: a list would be copied there in every window
+
+    def mirror(logits: Tensor) -> Tensor:
+        logits = logits.flip(2)
+        if not flip_pairs:
+            return logits
+        if not order:
+            order.append(torch.tensor(classes, device=logits.device))
+        return logits.index_select(-1, order[0])
+
+    if view.logits is not None:
+        return view._replace(logits=mirror(view.logits))
+    return view._replace(
+        windows=[
+            w._replace(logits=mirror(w.logits), left=view.size[1] - w.left - w.size[1])
+            for w in view.windows
+        ]
+    )

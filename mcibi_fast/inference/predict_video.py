@@ -1,0 +1,192 @@
+"""A video to masks and an overlaid video on disk, frame by frame."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mcibi_fast.data.base import Transform, normalise
+from mcibi_fast.inference.labels import FlipPairs
+from mcibi_fast.inference.predict import save_picture
+from mcibi_fast.inference.stream import VideoPredictor
+from mcibi_fast.inference.video_io import Pixels, ReadFrame, VideoWriter, open_frames
+from mcibi_fast.interrupt import deferred_interrupt
+from mcibi_fast.models import Segmentor
+from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.recipes.parts import InferenceConfig
+from mcibi_fast.viz.overlay import blend, indexed
+
+
+@dataclass
+class VideoResult:
+    """What `predict_video` did.
+
+    Attributes:
+        frames: masks that were written.
+        seconds: that took, reading and writing included.
+        video: the overlaid video, if there is one.
+        problems: one line per frame that could not be used.
+        ending: see `video_files.Frames`.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    video: Path | None = None
+    problems: list[str] = field(default_factory=list)
+    ending: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    def faults(self) -> str:
+        """One line about what was not used; "" if all was."""
+        found = [self.ending] if self.ending else []
+        if self.problems:
+            first, count = " ".join(self.problems[0].split()), len(self.problems)
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            found.insert(0, f"{count} frames left out: {first}{more}")
+        return "; ".join(found)
+
+
+def predict_video(
+    model: Segmentor,
+    spec: ModelSpec,
+    source: str,
+    out: str | Path,
+    *,
+    overlay: bool = True,
+    every: int = 1,
+    limit: int | None = None,
+    inference: InferenceConfig | None = None,
+    transform: Transform | None = None,
+    flip_pairs: FlipPairs = (),
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> VideoResult:
+    """Predicts the frames of a video as a stream; an image model takes each by itself.
+
+    Writes ``out/labels/FRAME.png`` (palette PNG whose values are the class indices; the frame's
+    number, or a picture's own name) and ``out/overlay.mp4``. Frames that cannot be read, or have
+    another size than the first one, are noted in the result and left out. After Ctrl-C what was
+    done is kept, the video ends there.
+
+    Args:
+        model: of `checkpoint.load_model`, also folded; put into evaluation mode.
+        spec: normalisation and palette.
+        source: a video file, a folder of pictures, or the number of a camera.
+        out: made if need be.
+        overlay: write that video, too; needs OpenCV.
+        every: take one frame of so many.
+        limit: end after so many frames; None goes to the end.
+        inference: the default is one pass over the whole frame.
+        transform: of each frame before the network, such as a dataset's `EvalTransform`; by
+            default it is normalised and keeps its size.
+        flip_pairs: classes that a mirrored frame swaps.
+        device: default where the model is.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used, or
+            ``inference`` makes no sense or is not for this model.
+        KeyboardInterrupt: after Ctrl-C, saying what is kept.
+        OSError: an output cannot be written.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}")
+    device = torch.device(device if device is not None else next(model.parameters()).device)
+    predictor = VideoPredictor(model.to(device).eval(), inference, flip_pairs=flip_pairs)
+    with closing(open_frames(source, every=every)) as frames:
+        writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None
+        job = _Job(predictor, spec, Path(out), writer, transform, device)
+        total = limit if frames.total is None else min(frames.total, limit or frames.total)
+        hidden, stopped = None if progress else True, False
+        try:
+            with (
+                deferred_interrupt() as interrupted,
+                tqdm(total=total, desc="video", unit="frame", disable=hidden) as bar,
+            ):
+                for frame in frames:
+                    job.take(frame)
+                    job.result.seconds = time.perf_counter() - job.start
+                    bar.set_postfix_str(f"{job.result.rate:.1f} frames per second", refresh=False)
+                    bar.update()
+                    if job.result.frames == limit or interrupted():
+                        break
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            result = job.close()
+    result.ending = frames.ending
+    if stopped:
+        done = f"{result.frames} frames are kept in {out}, {result.rate:.1f} frames per second"
+        faults = f"; {result.faults()}" if result.faults() else ""
+        raise KeyboardInterrupt(f"stopped; {done}{faults}")
+    if not result.frames:
+        raise ValueError(f"{source}: no frame could be used ({result.faults() or 'it holds none'})")
+    return result
+
+
+class _Job:
+    """The frames one by one, and what came of them."""
+
+    def __init__(
+        self,
+        predictor: VideoPredictor,
+        spec: ModelSpec,
+        out: Path,
+        writer: VideoWriter | None,
+        transform: Transform | None,
+        device: torch.device,
+    ) -> None:
+        self.predictor, self.spec, self.out, self.writer = predictor, spec, out, writer
+        self.transform, self.device = transform, device
+        self.palette = np.array(spec.palette, np.uint8)
+        self.result = VideoResult()
+        self.start = time.perf_counter()
+        self._size: tuple[int, int] | None = None
+
+    @torch.no_grad()
+    def take(self, frame: ReadFrame) -> None:
+        """Predicts and writes a frame, or notes what is wrong with it."""
+        if frame.pixels is None:
+            self.result.problems.append(frame.problem)
+            return
+        size = frame.pixels.shape[0], frame.pixels.shape[1]
+        if self._size is not None and self._size != size:
+            (height, width), (first_height, first_width) = size, self._size
+            self.result.problems.append(
+                f"{frame.name}: {width}x{height}, the first frame has {first_width}x{first_height}"
+            )
+            return
+        self._size = size
+        image = self._network_input(frame.pixels)
+        label = self.predictor.predict(image, size).cpu().numpy()
+        save_picture(indexed(label, self.palette), self.out / "labels" / f"{frame.name}.png")
+        if self.writer is not None:
+            self.writer.add(blend(frame.pixels, label, self.palette))
+        self.result.frames += 1
+
+    def close(self) -> VideoResult:
+        """Finishes the video; the result."""
+        if self.writer is not None:
+            self.writer.close()
+            self.result.video = self.writer.path if self.result.frames else None
+        self.result.seconds = time.perf_counter() - self.start
+        return self.result
+
+    def _network_input(self, pixels: Pixels) -> Tensor:
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        if self.transform is None:
+            image = normalise(image, self.spec.mean, self.spec.std)
+        else:  # no label: any will do
+            image = self.transform(image, image[0], epoch=0, index=0)[0]
+        return image.to(self.device)

@@ -1,0 +1,227 @@
+"""Frames out of a video file, a camera or a folder, and a video of the results."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import decode
+from mcibi_fast.inference.predict import IMAGE_SUFFIXES
+
+Pixels = NDArray[np.uint8]
+
+FOLDER_FPS = 25.0  # pictures do not say how fast they follow each other
+_FAILURES = 50  # reads in a row that may fail before a file or a camera is given up
+_SLACK = 2  # frames by which a file's own number may be wrong
+
+
+@dataclass(frozen=True)
+class ReadFrame:
+    """A frame: its name and pixels (H, W, 3) RGB, or None and what is wrong with it."""
+
+    name: str
+    pixels: Pixels | None
+    problem: str = ""
+
+
+class Frames:
+    """Frames in order, each read when it is asked for; to be closed.
+
+    Attributes:
+        fps: of the frames that are given.
+        total: their number, where it is known; a broken file may have fewer.
+        ending: after the last one: why there are no more, where that may be a fault; else "".
+    """
+
+    fps: float
+    total: int | None
+    ending: str = ""
+
+    def __iter__(self) -> Iterator[ReadFrame]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Releases the file or the camera."""
+
+
+def open_frames(source: str, *, every: int = 1) -> Frames:
+    """Opens a folder of pictures, a video file, or a camera.
+
+    Args:
+        source: a path; or the number of a camera, where no file has that name.
+        every: take one frame of so many.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: ``every`` is not positive, the folder holds no pictures, the file is no video,
+            the camera cannot be opened, or OpenCV is missing (folders do without).
+    """
+    if every < 1:
+        raise ValueError(f"every: expected at least 1, got {every}")
+    path = Path(source)
+    if path.is_dir():
+        return FolderFrames(path, every=every)
+    if path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise ValueError(f"{source}: is a picture; mcibi-fast predict takes pictures")
+        return CapturedFrames(str(path), every=every)
+    if source.isdecimal():
+        return CapturedFrames(int(source), every=every)
+    raise FileNotFoundError(f"{source}: there is no such video, folder or camera")
+
+
+class FolderFrames(Frames):
+    """The pictures in a folder, sorted by name, with numbers in names as numbers.
+
+    Args:
+        folder: its own pictures, not those of folders in it.
+        every: take one of so many.
+    """
+
+    def __init__(self, folder: Path, *, every: int = 1) -> None:
+        shown = (p for p in folder.iterdir() if not p.name.startswith("."))
+        pictures = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not pictures:
+            raise ValueError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        self.pictures = sorted(pictures, key=_natural)[::every]
+        self.fps, self.total = FOLDER_FPS / every, len(self.pictures)
+
+    def __iter__(self) -> Iterator[ReadFrame]:
+        stems = Counter(path.stem for path in self.pictures)
+        for path in self.pictures:
+            name = path.stem if stems[path.stem] == 1 else path.name
+            try:
+                yield ReadFrame(name, np.array(decode(path).convert("RGB")))
+            except DataError as error:
+                yield ReadFrame(name, None, str(error))
+
+
+class CapturedFrames(Frames):
+    """What OpenCV reads of a video file or a camera; frames are named by their number from 0.
+
+    FFmpeg hides damage within a frame where it can. A file ends where nothing more can be read:
+    `ending` says so if it announced more frames (it was cut off, or its sound is longer).
+
+    Args:
+        source: a file, or a camera's number.
+        every: take one frame of so many.
+    """
+
+    def __init__(self, source: str | int, *, every: int = 1) -> None:
+        self.cv2 = opencv("video files and cameras")
+        self.capture = self.cv2.VideoCapture(source)
+        self.every, self.is_camera = every, isinstance(source, int)
+        if not self.capture.isOpened():
+            what = f"camera {source}: is not there or in use" if self.is_camera else (
+                f"{source}: is no video that OpenCV can read, or it is damaged"
+            )  # fmt: skip
+            raise ValueError(what)
+        self.name = f"camera {source}" if self.is_camera else Path(str(source)).name
+        fps = self.capture.get(self.cv2.CAP_PROP_FPS)
+        self.fps = (fps if 0 < fps < 1000 else FOLDER_FPS) / every
+        count = 0 if self.is_camera else int(self.capture.get(self.cv2.CAP_PROP_FRAME_COUNT))
+        self.count = max(count, 0)  # of all frames; 0 if not known
+        self.total = -(-self.count // every) or None
+
+    def __iter__(self) -> Iterator[ReadFrame]:
+        position = end = 0  # end: of what could be read
+        while position - end < _FAILURES:
+            taken = position % self.every == 0
+            frame = self._read(taken)
+            if frame is None and not self.is_camera and position >= self.count:
+                break
+            if frame is not None:
+                for broken in range(end, position):  # amid the film, then
+                    if broken % self.every == 0:
+                        yield ReadFrame(f"{broken:06d}", None, f"frame {broken}: cannot be read")
+                if taken:
+                    yield ReadFrame(f"{position:06d}", frame)
+                end = position + 1
+            position += 1
+        if self.is_camera:
+            self.ending = f"{self.name}: gives no more frames"
+        elif self.count - end > _SLACK:
+            self.ending = f"{self.name}: ends after {end} frames, though it announces {self.count}"
+
+    def _read(self, wanted: bool) -> Pixels | None:
+        """The next frame; None where it cannot be had. One not wanted is not decoded."""
+        nothing = np.empty((0, 0, 3), np.uint8)
+        if not self.capture.grab():
+            return None
+        if not wanted:
+            return nothing
+        done, pixels = self.capture.retrieve()
+        return self.cv2.cvtColor(pixels, self.cv2.COLOR_BGR2RGB) if done else None
+
+    def close(self) -> None:
+        self.capture.release()
+
+
+class VideoWriter:
+    """An mp4 file, under a temporary name until it is closed.
+
+    Args:
+        path: of the file.
+        fps: frames per second.
+
+    Raises:
+        ValueError: OpenCV is missing.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.cv2 = opencv("an overlaid video (--no-overlay does without)")
+        self.path, self.fps = path, fps
+        self._temporary = path.with_name(f".{path.stem}.tmp.mp4")
+        self._writer: Any = None
+
+    def add(self, pixels: Pixels) -> None:
+        """The next frame (H, W, 3) RGB, all of one size; the codec wants even sides, so odd ones
+        get their last row or column twice. Raises OSError if it cannot be written.
+        """
+        height, width = pixels.shape[:2]
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = self.cv2.VideoWriter_fourcc(*"mp4v")
+            size = pixels.shape[1], pixels.shape[0]
+            writer = self.cv2.VideoWriter(str(self._temporary), code, self.fps, size)
+            if not writer.isOpened():
+                raise OSError(
+                    f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
+                    "per second (--no-overlay does without)"
+                )
+            self._writer = writer
+        self._writer.write(self.cv2.cvtColor(pixels, self.cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finishes the file, with the frames that there are; none, no file."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+            os.replace(self._temporary, self.path)
+
+
+def opencv(purpose: str) -> Any:
+    """OpenCV, without its messages and FFmpeg's. Raises ValueError where it is missing."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's number for quiet
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(f"{purpose} needs OpenCV: pip install mcibi-fast[video]") from error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """ "f10" after "f9": runs of digits compare as numbers."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

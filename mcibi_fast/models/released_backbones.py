@@ -1,0 +1,244 @@
+"""Backbones of the released checkpoints: ResNet-v1c, ResNeSt, HRNet and Swin.
+
+All is inferred from keys and shapes, except the output stride of ResNet and ResNeSt. A name holds
+what was inferred, so that a converted checkpoint can be built again without them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from timm.layers import AvgPool2dSame
+from timm.models import FeatureListNet
+from timm.models.hrnet import HighResolutionNetFeatures
+from timm.models.resnest import ResNestBottleneck
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
+from mcibi_fast.models.released_swin import Swin
+
+StateDict = Mapping[str, Tensor]
+
+PREFIX = "released_"  # of the names that create() takes
+_PREFIX = "backbone_net."
+
+
+def build(state: StateDict, output_stride: int) -> Backbone | None:
+    """The backbone that a checkpoint's ``backbone_net.*`` entries belong to, with fresh weights.
+
+    Args:
+        state: the checkpoint's entries; only their names and shapes are read.
+        output_stride: of ResNet and ResNeSt: 8 for the published ones. HRNet has 4, Swin 32.
+
+    Returns:
+        None for anything unknown.
+    """
+    name = describe(state)
+    return None if name is None else _create(name, output_stride)
+
+
+def describe(state: StateDict) -> str | None:
+    """The name that :func:`create` builds the checkpoint's backbone from, None if it is unknown.
+
+    Args:
+        state: the checkpoint's entries; only their names and shapes are read.
+
+    Raises:
+        ValueError: an entry is missing.
+    """
+    shapes = {
+        name.removeprefix(_PREFIX): tuple(value.shape)
+        for name, value in state.items()
+        if name.startswith(_PREFIX)
+    }
+    for kind, (mark, describe_kind, _) in _KINDS.items():
+        if mark in shapes:
+            try:
+                return f"{PREFIX}{kind} {json.dumps(describe_kind(shapes))}"
+            except KeyError as error:
+                raise ValueError(
+                    f"checkpoint: key {_PREFIX}{error.args[0]} is missing, which every {kind} has"
+                ) from error
+    return None
+
+
+def create(name: str, *, output_stride: int = 8) -> Backbone:
+    """A released backbone with fresh weights.
+
+    Args:
+        name: of :func:`describe`: the family and its sizes, ``released_swin {"width": 192, ...}``.
+        output_stride: of ResNet and ResNeSt; HRNet has 4, Swin 32.
+
+    Raises:
+        ValueError: no such family or sizes, or it cannot have this stride.
+    """
+    try:
+        backbone = _create(name, output_stride)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"backbone: {name!r} is no name of a released backbone") from error
+    own = backbone.reductions[-1]
+    if own != output_stride:
+        raise ValueError(f"backbone: {name.split()[0]} has output_stride={own}, its only one")
+    return backbone
+
+
+def _create(name: str, output_stride: int) -> Backbone:
+    kind, _, sizes = name.removeprefix(PREFIX).partition(" ")
+    return _KINDS[kind][2](output_stride=output_stride, **json.loads(sizes))
+
+
+def released_name(name: str, backbone: nn.Module) -> str:
+    """A name in a :class:`Segmentor`'s state dict -> the checkpoint's.
+
+    Args:
+        name: beginning with ``backbone.``; others are returned as they are.
+        backbone: from :func:`build`.
+    """
+    if isinstance(backbone, Backbone) and isinstance(backbone.body, FeatureListNet):  # a ResNet
+        name = re.sub(r"^backbone\.body\.conv1\.", f"{_PREFIX}stem.", name)
+        name = re.sub(r"^backbone\.body\.bn1\.", f"{_PREFIX}stem.7.", name)
+    return re.sub(r"^backbone\.body\.", _PREFIX, name)
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many consecutive children ``prefix.0``, ``prefix.1``, ... there are."""
+    return len(
+        {name[len(prefix) + 1 :].split(".")[0] for name in shapes if name.startswith(f"{prefix}.")}
+    )
+
+
+_LAYERS = [f"layer{i}" for i in (1, 2, 3, 4)]
+
+
+def _describe_resnet(shapes: Shapes) -> dict[str, Any]:
+    return {
+        "bottleneck": "layer1.0.conv3.weight" in shapes,
+        "stem_width": shapes["stem.0.weight"][0],
+        "depths": [_count(shapes, layer) for layer in _LAYERS],
+        "channels": [shapes[f"{layer}.0.conv1.weight"][0] for layer in _LAYERS],
+    }
+
+
+def _resnet(
+    *,
+    bottleneck: bool,
+    stem_width: int,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    output_stride: int,
+) -> Backbone:
+    """ResNet-v1c: a stem of three 3x3 convolutions."""
+    block: Any = Bottleneck if bottleneck else BasicBlock
+    resnet = ResNet(
+        block,
+        tuple(depths),
+        output_stride=output_stride,
+        stem_type="deep",
+        stem_width=stem_width,
+        channels=tuple(channels),
+    )
+    for module in resnet.modules():
+        if isinstance(module, BasicBlock):  # timm dilates its second convolution too
+            module.conv2.dilation = module.conv2.padding = (1, 1)
+    return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
+
+
+def _describe_resnest(shapes: Shapes) -> dict[str, Any]:
+    sizes = _describe_resnet(shapes)
+    del sizes["bottleneck"]
+    radix = shapes["layer1.0.conv2.conv.weight"][0] // shapes["layer1.0.conv3.weight"][1]
+    return {"radix": radix, **sizes}
+
+
+def _resnest(
+    *,
+    radix: int,
+    stem_width: int,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    output_stride: int,
+) -> Backbone:
+    resnet = ResNet(
+        ResNestBottleneck,  # type: ignore[arg-type]
+        tuple(depths),
+        output_stride=output_stride,
+        stem_type="deep",
+        stem_width=stem_width,
+        avg_down=True,
+        channels=tuple(channels),
+        block_args={"radix": radix, "avd": True, "avd_first": False},
+    )
+    for name, module in list(resnet.named_modules()):
+        # Where dilation takes a stride's place timm averages all the same, over 2x2 positions.
+        if isinstance(module, AvgPool2dSame):
+            resnet.get_submodule(name.rpartition(".")[0])[0] = nn.Identity()  # type: ignore[operator]
+    return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
+
+
+def _describe_hrnet(shapes: Shapes) -> dict[str, Any]:
+    sizes: dict[str, Any] = {
+        "stem_width": shapes["conv1.weight"][0],
+        "stage1": _hrnet_stage(shapes, ["layer1"], modules=1),
+    }
+    for branches in (2, 3, 4):
+        stage = f"stage{branches}"
+        sizes[stage] = _hrnet_stage(
+            shapes,
+            [f"{stage}.0.branches.{i}" for i in range(branches)],
+            modules=_count(shapes, stage),
+        )
+    return sizes
+
+
+def _hrnet(*, output_stride: int, **sizes: Any) -> Backbone:
+    body: Any = HighResolutionNetFeatures(sizes, feature_location="", out_indices=(1, 2, 3, 4))
+    body.act1 = nn.Identity()  # the released stem has no ReLU between its two convolutions
+    return HighResolutionBackbone(body, mode="bilinear")
+
+
+def _hrnet_stage(shapes: Shapes, branches: list[str], *, modules: int) -> dict[str, Any]:
+    bottleneck = f"{branches[0]}.0.conv3.weight" in shapes
+    return {
+        "num_modules": modules,
+        "num_branches": len(branches),
+        "block_type": "BOTTLENECK" if bottleneck else "BASIC",
+        "num_blocks": [_count(shapes, branch) for branch in branches],
+        "num_channels": [shapes[f"{branch}.0.conv1.weight"][0] for branch in branches],
+        "fuse_method": "SUM",
+    }
+
+
+def _describe_swin(shapes: Shapes) -> dict[str, Any]:
+    width, _, patch_size, _ = shapes["patch_embed.projection.weight"]
+    stages = [f"stages.{i}.blocks" for i in range(_count(shapes, "stages"))]
+    bias_table = "0.attn.w_msa.relative_position_bias_table"
+    span = round(shapes[f"{stages[0]}.{bias_table}"][0] ** 0.5)  # 2 M - 1 for a window of M x M
+    return {
+        "width": width,
+        "depths": [_count(shapes, stage) for stage in stages],
+        "heads": [shapes[f"{stage}.{bias_table}"][1] for stage in stages],
+        "window_size": (span + 1) // 2,
+        "mlp_ratio": shapes[f"{stages[0]}.0.ffn.layers.0.0.weight"][0] // width,
+        "patch_size": patch_size,
+    }
+
+
+def _swin(*, output_stride: int, **sizes: Any) -> Backbone:
+    return Backbone(Swin(**sizes))
+
+
+# An entry that only this family has (a ResNeSt has the ResNet's, too), its sizes, and how it is
+# built from them.
+_KINDS: dict[str, tuple[str, Callable[[Shapes], dict[str, Any]], Callable[..., Backbone]]] = {
+    "swin": ("patch_embed.projection.weight", _describe_swin, _swin),
+    "hrnet": ("stage2.0.branches.0.0.conv1.weight", _describe_hrnet, _hrnet),
+    "resnest": ("layer1.0.conv2.fc1.weight", _describe_resnest, _resnest),
+    "resnet": ("layer1.0.conv1.weight", _describe_resnet, _resnet),
+}

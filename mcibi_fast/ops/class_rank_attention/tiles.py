@@ -1,0 +1,79 @@
+"""How the kernels of class_rank_attention are cut up, by dtype, number of classes and device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mcibi_fast.ops.triton_attention import Tile
+
+
+class Tiles(NamedTuple):
+    """Tiles, from large to small, of each kernel."""
+
+    forward: tuple[Tile, ...]
+    query: tuple[Tile, ...]  # dQ
+    weights: tuple[Tile, ...]  # dW
+
+
+# bfloat16 and float16, by classes and shared memory a block may have (KiB), as in
+# ``confidence_attention_tiles``. Each fits and compiles without spilling registers.
+SIXTEEN_BITS: dict[int, dict[int, Tiles]] = {
+    64: {
+        99: Tiles(
+            forward=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            query=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            weights=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        ),
+    },
+    128: {
+        227: Tiles(
+            forward=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            query=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            weights=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        ),
+        99: Tiles(
+            forward=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            query=(Tile(64, 64, 8, 2),),
+            weights=(Tile(64, 64, 8, 2),),
+        ),
+    },
+    256: {
+        227: Tiles(
+            forward=(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
+            query=(Tile(128, 32, 8, 2), Tile(64, 16, 4, 2)),
+            weights=(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)),
+        ),
+        163: Tiles(
+            forward=(Tile(64, 64, 8, 2),),
+            query=(Tile(64, 64, 8, 2),),
+            weights=(Tile(64, 64, 8, 2),),
+        ),
+        99: Tiles(
+            forward=(Tile(64, 64, 8, 1),),
+            query=(Tile(32, 64, 8, 1),),
+            weights=(Tile(32, 64, 8, 1),),
+        ),
+    },
+}
+# float32 on any device: without tensor cores, since TF32 would miss the precision.
+FLOAT32 = {
+    64: Tiles(*((Tile(32, 32, 4, 1),),) * 3),
+    256: Tiles(*((Tile(32, 16, 8, 1, 32),),) * 3),
+}
+
+
+def tiles(dtype: torch.dtype, classes: int, shared_memory: int) -> Tiles:
+    """The tiles for K classes (at most 256).
+
+    Args:
+        dtype: of the query and the weights.
+        classes: K.
+        shared_memory: what a block may have on the device, bytes.
+    """
+    table = FLOAT32 if dtype == torch.float32 else SIXTEEN_BITS
+    by_memory = table[min(width for width in table if classes <= width)]
+    if isinstance(by_memory, Tiles):
+        return by_memory
+    return by_memory[max(kib for kib in by_memory if kib * 1024 <= shared_memory)]

@@ -1,0 +1,177 @@
+"""Position-confidence attention, Eq. 13, general form: softmax(scale Q K^T) V with one wide head.
+
+The scores are never written to memory. On a GPU a Triton kernel runs it (heads of 256 and 512,
+for which PyTorch's flash attention has no kernel above 256); elsewhere, and where it is faster,
+``scaled_dot_product_attention``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcibi_fast.ops import checks
+from mcibi_fast.ops.confidence_attention import reference
+from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.triton_launch import MAX_CHANNELS, triton_missing
+
+
+def confidence_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """P V with P = softmax(scale Q K^T) over the keys (Eq. 13).
+
+    Differentiable once. Allocates the result and one number per query, never the scores. Under
+    autocast the inputs are cast to its dtype.
+
+    Args:
+        query: (B, Nq, D), float32, float64, bfloat16 or float16, any strides (the transposed view
+            of a (B, D, h, w) map is as good as a contiguous tensor).
+        key: (B, Nk, D).
+        value: (B, Nk, Dv).
+        scale: D ** -0.5 by default.
+
+    Returns:
+        (B, Nq, Dv) in the dtype of the inputs.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
+    """
+    return ATTENTION(*_prepare(query, key, value, scale=scale))[0]
+
+
+def _prepare(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
+) -> tuple[Any, ...]:
+    named = {"query": query, "key": key, "value": value}
+    for name, t in named.items():
+        checks.tensor(name, t, "B, N, D", checks.FLOATS)
+        if any(size == 0 for size in t.shape):
+            raise ValueError(f"{name}: no dimension may be empty, got {tuple(t.shape)}")
+    checks.same_device(**named)
+    query, key, value = checks.under_autocast(query, key, value)
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            f"query, key, value: one dtype for all three, got {query.dtype}, {key.dtype}, "
+            f"{value.dtype}"
+        )
+    if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"key: expected ({query.shape[0]}, Nk, {query.shape[2]}) to go with the query, "
+            f"got {tuple(key.shape)}"
+        )
+    if key.shape[:2] != value.shape[:2]:
+        raise ValueError(
+            f"value: expected ({key.shape[0]}, {key.shape[1]}, Dv) to go with the key, "
+            f"got {tuple(value.shape)}"
+        )
+    if scale is None:
+        scale = query.shape[2] ** -0.5
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale: must be finite, got {scale}")
+    return query, key, value, scale
+
+
+# --- scaled_dot_product_attention ---------------------------------------------------------------
+
+
+def _sdpa_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa(q, k, v, scale)[0]
+
+    return recompute_gradients(attend, [query, key, value], grad)
+
+
+# --- Triton -------------------------------------------------------------------------------------
+
+
+def _triton(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    from mcibi_fast.ops.confidence_attention.triton import confidence_attention_forward
+
+    return confidence_attention_forward(query, key, value, scale)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
+    from mcibi_fast.ops.confidence_attention.triton import confidence_attention_backward
+
+    return confidence_attention_backward(*args)
+
+
+def _triton_why_not(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
+    return triton_missing(query, max(query.shape[2], value.shape[2]), MAX_CHANNELS)
+
+
+def _triton_backward_why_not(grad: Tensor, *args: Any) -> str | None:
+    return _triton_why_not(*args)
+
+
+# --- the operators ------------------------------------------------------------------------------
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, queries = query.shape[0], query.shape[1]
+    out = query.new_empty((batch, queries, value.shape[2]))
+    return out, query.new_empty((batch, queries), dtype=checks.wide(query.dtype))
+
+
+ATTENTION = Op(
+    "confidence_attention",
+    "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)",
+    [
+        Kernel("triton", _triton, _triton_why_not),
+        Kernel("sdpa", contiguous(sdpa), always, composite=True),
+        Kernel("reference", reference.confidence_attention, always, composite=True),
+    ],
+    _fake,
+    _prepare,
+)
+
+ATTENTION_BACKWARD = Op(
+    "confidence_attention_backward",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    [
+        Kernel("triton", _triton_backward, _triton_backward_why_not),
+        Kernel("sdpa", contiguous(_sdpa_backward), always),
+    ],
+    lambda grad, query, key, value, out, lse, scale: tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
+    ),
+)
+ATTENTION_BACKWARD.refuse_gradient()
+
+
+class ConfidenceAttention(torch.autograd.Function):
+    """Saves the inputs, the result and its log-sum-exp; the scores are formed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = ATTENTION.below_autograd(query, key, value, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+        return *ATTENTION_BACKWARD(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+ATTENTION.differentiable(
+    ConfidenceAttention.apply,
+    lambda query, key, value, scale: any(t.requires_grad for t in (query, key, value)),
+)

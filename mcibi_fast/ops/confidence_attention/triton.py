@@ -1,0 +1,374 @@
+"""Triton kernels of position-confidence attention, Eq. 13 in its general form, one head.
+
+    S = scale Q K^T        P = softmax(S) over the keys        O = P V
+
+The backward pass forms P again from the log-sum-exp of the scores:
+
+    P = exp(S - lse) / Z        Z = rowsum(exp(S - lse))
+    delta = rowsum(dO * O)      dV = P^T dO      dS = P * (dO V^T - delta)
+    dQ = scale dS K             dK = scale dS^T Q
+
+Z is 1 but for the rounding of lse, which where scores are large is many roundings of P. Summed
+on the way to dQ it costs nothing, and lse may come from any backend.
+
+This is FlashAttention-2 (Dao 2023, arXiv:2307.08691) but for one thing: dK and dV come from two
+kernels. At 256 channels their accumulators together leave room for 64 keys, which a Hopper GPU's
+eight warps compute twice over; apart, each takes 128. That is 8 products of matrices for 7, and
+no spilled registers.
+
+Every program owns a block of rows of its result and goes through the other side in order: no
+atomics, the same bits every run. Nothing of size Nq x Nk is written. Sums, P and dS are float32;
+P and dS are rounded to the inputs' dtype for their products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mcibi_fast.ops.confidence_attention.tiles import tiles
+from mcibi_fast.ops.triton_attention import (
+    LN2,
+    LOG2E,
+    Tile,
+    block,
+    constants,
+    fitting_tile,
+    limits,
+    load,
+    products_by_chunks,
+    readable,
+    row_products,
+    store,
+    wide_offsets,
+    width,
+)
+
+
+# The kernels' arguments are set out by hand: related ones share a line.
+# fmt: off
+@triton.jit
+def _forward_kernel(
+    query_ptr,  # (B, Nq, D)
+    key_ptr,  # (B, Nk, D)
+    value_ptr,  # (B, Nk, Dv)
+    out_ptr,  # (B, Nq, Dv), contiguous
+    lse_ptr,  # (B, Nq) float32, contiguous
+    scale_log2, num_queries, num_keys,
+    stride_qb, stride_qn, stride_qd,
+    stride_kb, stride_kn, stride_kd,
+    stride_vb, stride_vn, stride_vd,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):
+    """O = softmax(scale Q K^T) V for ROWS queries, the softmax online over blocks of keys.
+
+    The scores are kept in units of log 2, so that exp2 serves; lse is the natural logarithm.
+    """
+    batch, first = block(num_queries, ROWS)
+    queries = tl.arange(0, ROWS)
+    keys = tl.arange(0, COLUMNS)
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    left = num_queries - first
+    query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
+    key_ptr += batch * stride_kb
+    value_ptr += batch * stride_vb
+    step = tl.full([], COLUMNS, tl.int64)
+
+    if CHUNK == 0:
+        q = load(query_ptr, queries, d, stride_qn, stride_qd, left, D, False, WIDE)  # (ROWS, D)
+    maximum = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+    for start in range(0, num_keys, COLUMNS):
+        keys_left = num_keys - start
+        if CHUNK == 0:
+            k = load(key_ptr, keys, d, stride_kn, stride_kd, keys_left, D, EVEN_COLUMNS, WIDE)
+            scores = tl.dot(q, tl.trans(k))  # (ROWS, COLUMNS)
+        else:
+            scores = products_by_chunks(
+                query_ptr, key_ptr, queries, keys, stride_qn, stride_qd, stride_kn, stride_kd,
+                left, keys_left, D, CHUNK, EVEN_COLUMNS, WIDE,
+            )
+        scores *= scale_log2
+        if not EVEN_COLUMNS:
+            scores = tl.where(keys[None, :] < keys_left, scores, -float("inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+        p = tl.exp2(scores - new_maximum[:, None])
+        correction = tl.exp2(maximum - new_maximum)
+        total = total * correction + tl.sum(p, 1)
+        out *= correction[:, None]
+        v = load(value_ptr, keys, dv, stride_vn, stride_vd, keys_left, DV, EVEN_COLUMNS, WIDE)
+        out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+        maximum = new_maximum
+        key_ptr += step * stride_kn
+        value_ptr += step * stride_vn
+
+    out /= total[:, None]
+    lse = (maximum + tl.log2(total)) * LN2
+    store(out_ptr + (batch * num_queries + first) * DV, out, queries, dv, left, DV)
+    tl.store(lse_ptr + batch * num_queries + first + queries, lse, mask=queries < left)
+
+
+@triton.jit
+def _value_gradient_kernel(
+    query_ptr,  # (B, Nq, D)
+    key_ptr,  # (B, Nk, D)
+    grad_ptr,  # (B, Nq, Dv)
+    lse_ptr,  # (B, Nq) float32, contiguous
+    inverse_ptr,  # (B, Nq) float32, contiguous: 1 / Z
+    value_grad_ptr,  # (B, Nk, Dv), contiguous
+    scale, num_queries, num_keys,
+    stride_qb, stride_qn, stride_qd,
+    stride_kb, stride_kn, stride_kd,
+    stride_gb, stride_gn, stride_gd,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):
+    """dV = P^T dO for ROWS keys. Queries past the end have lse = inf, hence P = 0."""
+    batch, first = block(num_keys, ROWS)
+    keys = tl.arange(0, ROWS)
+    queries = tl.arange(0, COLUMNS)
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    left = num_keys - first
+    key_ptr += batch * stride_kb + first.to(tl.int64) * stride_kn
+    query_ptr += batch * stride_qb
+    grad_ptr += batch * stride_gb
+    lse_ptr += batch * num_queries
+    inverse_ptr += batch * num_queries
+    step = tl.full([], COLUMNS, tl.int64)
+
+    if CHUNK == 0:
+        k = load(key_ptr, keys, d, stride_kn, stride_kd, left, D, False, WIDE)  # (ROWS, D)
+    value_grad = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+    for start in range(0, num_queries, COLUMNS):
+        queries_left = num_queries - start
+        if CHUNK == 0:
+            q = load(
+                query_ptr, queries, d, stride_qn, stride_qd, queries_left, D, EVEN_COLUMNS, WIDE
+            )
+            scores = tl.dot(k, tl.trans(q))  # (ROWS, COLUMNS), S^T
+        else:
+            scores = products_by_chunks(
+                key_ptr, query_ptr, keys, queries, stride_kn, stride_kd, stride_qn, stride_qd,
+                left, queries_left, D, CHUNK, EVEN_COLUMNS, WIDE,
+            )
+        inside = queries < queries_left
+        lse = tl.load(lse_ptr + queries, mask=inside, other=float("inf"))
+        inverse = tl.load(inverse_ptr + queries, mask=inside, other=0.0)
+        p = tl.exp2(tl.fma(scores, scale, -lse[None, :]) * LOG2E) * inverse[None, :]
+        g = load(grad_ptr, queries, dv, stride_gn, stride_gd, queries_left, DV, EVEN_COLUMNS, WIDE)
+        value_grad = tl.dot(p.to(g.dtype), g, value_grad, input_precision="ieee")
+        query_ptr += step * stride_qn
+        grad_ptr += step * stride_gn
+        lse_ptr += COLUMNS
+        inverse_ptr += COLUMNS
+
+    store(value_grad_ptr + (batch * num_keys + first) * DV, value_grad, keys, dv, left, DV)
+
+
+@triton.jit
+def _side_gradient_kernel(
+    side_ptr,  # (B, Ns, D): the query for dQ, the key for dK
+    other_ptr,  # (B, No, D): the key for dQ, the query for dK
+    side_outer_ptr,  # (B, Ns, Dv): dO for dQ, the value for dK
+    other_outer_ptr,  # (B, No, Dv): the value for dQ, dO for dK
+    lse_ptr,  # (B, Nq) float32, contiguous
+    inverse_ptr,  # (B, Nq) float32, contiguous: 1 / Z, written with dQ and read for dK
+    delta_ptr,  # (B, Nq) float32, contiguous
+    side_grad_ptr,  # (B, Ns, D), contiguous
+    scale, num_side, num_other,
+    stride_sb, stride_sn, stride_sd,
+    stride_ob, stride_on, stride_od,
+    stride_ub, stride_un, stride_ud,
+    stride_wb, stride_wn, stride_wd,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr, SIDE_IS_QUERY: tl.constexpr,
+):
+    """dQ = scale dS K for ROWS queries, or dK = scale dS^T Q for ROWS keys.
+
+    The two differ in whose rows lse, delta and Z belong to. Past the end dS is 0: queries there
+    have lse = inf, and the keys' P is masked, because exp2(0 - lse) may be inf.
+    """
+    batch, first = block(num_side, ROWS)
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    left = num_side - first
+    side_ptr += batch * stride_sb + first.to(tl.int64) * stride_sn
+    side_outer_ptr += batch * stride_ub + first.to(tl.int64) * stride_un
+    other_ptr += batch * stride_ob
+    other_outer_ptr += batch * stride_wb
+    step = tl.full([], COLUMNS, tl.int64)
+
+    if SIDE_IS_QUERY:
+        lse_ptr += batch * num_side + first
+        inverse_ptr += batch * num_side + first
+        delta_ptr += batch * num_side + first
+        lse = tl.load(lse_ptr + rows, mask=rows < left, other=float("inf"))[:, None]
+        delta = tl.load(delta_ptr + rows, mask=rows < left, other=0.0)[:, None]
+        total = tl.zeros([ROWS], tl.float32)  # Z
+    else:
+        lse_ptr += batch * num_other
+        inverse_ptr += batch * num_other
+        delta_ptr += batch * num_other
+    if CHUNK == 0:
+        a = load(side_ptr, rows, d, stride_sn, stride_sd, left, D, False, WIDE)
+        u = load(side_outer_ptr, rows, dv, stride_un, stride_ud, left, DV, False, WIDE)
+    side_grad = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for start in range(0, num_other, COLUMNS):
+        others_left = num_other - start
+        b = load(other_ptr, columns, d, stride_on, stride_od, others_left, D, EVEN_COLUMNS, WIDE)
+        if CHUNK == 0:
+            w = load(
+                other_outer_ptr, columns, dv, stride_wn, stride_wd, others_left, DV,
+                EVEN_COLUMNS, WIDE,
+            )
+            scores = tl.dot(a, tl.trans(b))  # (ROWS, COLUMNS): S or S^T
+            dp = tl.dot(u, tl.trans(w))  # (ROWS, COLUMNS): dP or dP^T
+        else:
+            scores = products_by_chunks(
+                side_ptr, other_ptr, rows, columns, stride_sn, stride_sd, stride_on, stride_od,
+                left, others_left, D, CHUNK, EVEN_COLUMNS, WIDE,
+            )
+            dp = products_by_chunks(
+                side_outer_ptr, other_outer_ptr, rows, columns,
+                stride_un, stride_ud, stride_wn, stride_wd,
+                left, others_left, DV, CHUNK, EVEN_COLUMNS, WIDE,
+            )
+        if not SIDE_IS_QUERY:
+            inside = columns < others_left
+            lse = tl.load(lse_ptr + columns, mask=inside, other=float("inf"))[None, :]
+            inverse = tl.load(inverse_ptr + columns, mask=inside, other=0.0)[None, :]
+            delta = tl.load(delta_ptr + columns, mask=inside, other=0.0)[None, :]
+            lse_ptr += COLUMNS
+            inverse_ptr += COLUMNS
+            delta_ptr += COLUMNS
+        p = tl.exp2(tl.fma(scores, scale, -lse) * LOG2E)
+        if SIDE_IS_QUERY:
+            if not EVEN_COLUMNS:
+                p = tl.where(columns[None, :] < others_left, p, 0.0)
+            total += tl.sum(p, 1)
+        else:
+            p *= inverse
+        ds = p * (dp - delta)
+        side_grad = tl.dot(ds.to(b.dtype), b, side_grad, input_precision="ieee")
+        other_ptr += step * stride_on
+        other_outer_ptr += step * stride_wn
+
+    if SIDE_IS_QUERY:
+        inverse = 1.0 / total
+        tl.store(inverse_ptr + rows, inverse, mask=rows < left)
+        side_grad *= (scale * inverse)[:, None]
+    else:
+        side_grad *= scale
+    store(side_grad_ptr + (batch * num_side + first) * D, side_grad, rows, d, left, D)
+# fmt: on
+
+
+def _constants(tile: Tile, dim: int, value_dim: int, columns: int, wide: bool) -> dict[str, Any]:
+    heads = {"D": dim, "DV": value_dim, "BLOCK_D": width(dim), "BLOCK_DV": width(value_dim)}
+    return {**heads, **constants(tile, columns, wide)}
+
+
+def confidence_attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale Q K^T) V (Eq. 13) and the log-sum-exp of each query's scores.
+
+    Allocates the two results, and a copy of each input whose memory is not readable 16 elements
+    at a time (channels a multiple of 16, but neither rows nor columns contiguous and aligned).
+
+    Args:
+        query: (B, Nq, D), any strides; float32, bfloat16 or float16; D at most 512.
+        key: (B, Nk, D), likewise.
+        value: (B, Nk, Dv), likewise.
+        scale: what the scores are multiplied by.
+
+    Returns:
+        (B, Nq, Dv), contiguous, in the inputs' dtype; (B, Nq) float32, natural logarithm.
+    """
+    batch, num_queries, dim = query.shape
+    num_keys, value_dim = value.shape[1:]
+    out = query.new_empty(batch, num_queries, value_dim)
+    lse = query.new_empty(batch, num_queries, dtype=torch.float32)
+    query, key, value = map(readable, (query, key, value))
+    shared_memory, processors = limits(query.device)
+    choices = tiles(query.dtype, max(dim, value_dim), shared_memory).scores
+    tile = fitting_tile(choices, batch, num_queries, processors)
+    # fmt: off
+    with torch.cuda.device_of(query):
+        _forward_kernel[(batch * triton.cdiv(num_queries, tile.rows),)](
+            query, key, value, out, lse, scale * LOG2E.value, num_queries, num_keys,
+            *query.stride(), *key.stride(), *value.stride(),
+            **_constants(tile, dim, value_dim, num_keys, wide_offsets(query, key, value)),
+        )
+    # fmt: on
+    return out, lse
+
+
+def confidence_attention_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value.
+
+    Allocates the three results, two statistics (B, Nq) in float32, and copies of inputs as in the
+    forward pass.
+
+    Args:
+        grad: dO, (B, Nq, Dv), any strides.
+        query, key, value, scale: what the forward pass took.
+        out, lse: what it returned, or another backend's on the same inputs.
+
+    Returns:
+        dQ, dK and dV, contiguous, in the shapes and the dtype of query, key and value.
+    """
+    batch, num_queries, dim = query.shape
+    num_keys, value_dim = value.shape[1:]
+    query_grad, key_grad, value_grad = (t.new_empty(t.shape) for t in (query, key, value))
+    inverse = torch.empty_like(lse)  # 1 / Z
+    grad, query, key, value = map(readable, (grad, query, key, value))
+    shared_memory, processors = limits(query.device)
+    choices = tiles(query.dtype, max(dim, value_dim), shared_memory)
+    wide = wide_offsets(grad, query, key, value)
+    key_tile = fitting_tile(choices.scores, batch, num_keys, processors)
+    key_both_tile = fitting_tile(choices.both, batch, num_keys, processors)
+    query_tile = fitting_tile(choices.both, batch, num_queries, processors)
+    # fmt: off
+    with torch.cuda.device_of(query):
+        delta = row_products(grad, out, query_tile.chunk)
+        # The one of dQ first: it writes inverse, which the others read.
+        _side_gradient_kernel[(batch * triton.cdiv(num_queries, query_tile.rows),)](
+            query, key, grad, value, lse, inverse, delta, query_grad, scale,
+            num_queries, num_keys,
+            *query.stride(), *key.stride(), *grad.stride(), *value.stride(),
+            **_constants(query_tile, dim, value_dim, num_keys, wide), SIDE_IS_QUERY=True,
+        )
+        _value_gradient_kernel[(batch * triton.cdiv(num_keys, key_tile.rows),)](
+            query, key, grad, lse, inverse, value_grad, scale, num_queries, num_keys,
+            *query.stride(), *key.stride(), *grad.stride(),
+            **_constants(key_tile, dim, value_dim, num_queries, wide),
+        )
+        _side_gradient_kernel[(batch * triton.cdiv(num_keys, key_both_tile.rows),)](
+            key, query, value, grad, lse, inverse, delta, key_grad, scale, num_keys, num_queries,
+            *key.stride(), *query.stride(), *value.stride(), *grad.stride(),
+            **_constants(key_both_tile, dim, value_dim, num_queries, wide), SIDE_IS_QUERY=False,
+        )
+    # fmt: on
+    return query_grad, key_grad, value_grad

@@ -1,0 +1,218 @@
+"""Gaussian sampling and aggregation, Eqs. 11-12 and Algorithm 1, in one kernel.
+
+out[:, z] = sum_k softmax(logits)_k (mu_k + sigma_k eps_kz): every pixel gathers the sampled class
+representations C_dl by its class probabilities W. The kernels keep the table and the softmax of a
+tile of pixels on the chip; neither is written to memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcibi_fast.ops import checks
+from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
+from mcibi_fast.ops.gaussian_aggregate import reference
+from mcibi_fast.ops.philox import Philox
+from mcibi_fast.ops.snapshot import snapshot
+
+
+def gaussian_aggregate(
+    logits: Tensor,
+    memory: Tensor,
+    channels: int,
+    *,
+    noise: Tensor | Philox,
+    hard: bool = False,
+) -> Tensor:
+    """C~_bi (Eq. 12): the class representations sampled from the memory, gathered by each pixel.
+
+    Differentiable once, in the logits; the memory is not learnt. Allocates the result and the
+    log-sum-exp of each pixel. Under autocast the logits are cast to its dtype.
+
+    Args:
+        logits: (B, K, h, w) before the softmax, float32, float64, bfloat16 or float16, any
+            strides; -inf allowed. To gather by given probabilities pass their logarithm.
+        memory: M, (K, 2) in float32 or float64; column 0 the mean, column 1 the standard
+            deviation.
+        channels: Z.
+        noise: eps, a (K, Z) tensor in float32 or float64, the dtype in which the table
+            mean + std * eps is then formed, rounded after each of the two operations (as the
+            released code samples); or ``Philox(state)``, drawn inside the kernel.
+        hard: gather by the one-hot vector of the largest logit (the first on ties) instead of
+            the softmax. Has no gradient.
+
+    Returns:
+        (B, Z, h, w) in the dtype and memory format of the logits.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
+    """
+    return AGGREGATE(*_prepare_aggregate(logits, memory, channels, noise=noise, hard=hard))[0]
+
+
+def gaussian_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> Tensor:
+    """C_dl (Eq. 11): the sampled class representations, for looking at (no gradient).
+
+    Args:
+        memory: M, (K, 2) in float32 or float64.
+        channels: Z.
+        noise: as in ``gaussian_aggregate``.
+
+    Returns:
+        (K, Z) in the dtype of the noise; float32 for ``Philox``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
+    """
+    return TABLE(*_prepare_table(memory, channels, noise=noise))
+
+
+def _prepare_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> tuple[Any, ...]:
+    checks.memory(memory)
+    checks.positive("channels", channels)
+    if isinstance(noise, Philox):
+        eps = noise.state
+    else:
+        checks.tensor("noise", noise, "K, Z", (torch.float32, torch.float64))
+        if tuple(noise.shape) != (memory.shape[0], channels):
+            raise ValueError(
+                f"noise: expected shape (K, Z) = {(memory.shape[0], channels)}, "
+                f"got {tuple(noise.shape)}"
+            )
+        eps = noise
+    checks.same_device(memory=memory, noise=eps)
+    return memory, channels, eps
+
+
+def _prepare_aggregate(
+    logits: Tensor, memory: Tensor, channels: int, *, noise: Tensor | Philox, hard: bool = False
+) -> tuple[Any, ...]:
+    checks.tensor("logits", logits, "B, K, h, w", checks.FLOATS)
+    memory, channels, eps = _prepare_table(memory, channels, noise=noise)
+    if logits.shape[1] != memory.shape[0]:
+        raise ValueError(
+            f"logits: {logits.shape[1]} classes, but the memory has {memory.shape[0]} rows"
+        )
+    if any(size == 0 for size in logits.shape):
+        raise ValueError(f"logits: no dimension may be empty, got {tuple(logits.shape)}")
+    checks.same_device(logits=logits, memory=memory)
+    (logits,) = checks.under_autocast(logits)
+    return logits, memory, channels, eps, hard
+
+
+TABLE = Op(
+    "gaussian_table",
+    "(Tensor memory, int channels, Tensor noise) -> Tensor",
+    [
+        Kernel("cuda", lambda *a: torch.ops.mcibi_fast_cuda.gaussian_table(*a), cuda_only),
+        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_table(*a), cpu_only),
+        Kernel("reference", reference.gaussian_table, always),
+    ],
+    lambda memory, channels, noise: memory.new_empty(
+        (memory.shape[0], channels),
+        dtype=noise.dtype if noise.is_floating_point() else torch.float32,
+    ),
+    _prepare_table,
+)
+
+
+def _aggregate_fake(
+    logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
+) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = logits.shape
+    out = logits.new_empty((batch, channels, height, width))
+    if _channels_last(logits):
+        out = out.to(memory_format=torch.channels_last)
+    return out, logits.new_empty((batch, height * width), dtype=checks.wide(logits.dtype))
+
+
+def _channels_last(t: Tensor) -> bool:
+    """The layout rule of the kernels: channels_last unless the tensor is also contiguous."""
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def _aggregate_reference(
+    logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
+) -> tuple[Tensor, Tensor]:
+    out, statistic = reference.gaussian_aggregate(logits, memory, channels, noise, hard)
+    layout = torch.channels_last if _channels_last(logits) else torch.contiguous_format
+    return out.contiguous(memory_format=layout), statistic
+
+
+AGGREGATE = Op(
+    "gaussian_aggregate",
+    "(Tensor logits, Tensor memory, int channels, Tensor noise, bool hard) -> (Tensor, Tensor)",
+    [
+        Kernel("cuda", lambda *a: torch.ops.mcibi_fast_cuda.gaussian_aggregate(*a), cuda_only),
+        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_aggregate(*a), cpu_only),
+        Kernel("reference", _aggregate_reference, always, composite=True),
+    ],
+    _aggregate_fake,
+    _prepare_aggregate,
+)
+
+
+def _backward_reference(
+    grad: Tensor, logits: Tensor, lse: Tensor, memory: Tensor, noise: Tensor
+) -> Tensor:
+    def aggregate(scores: Tensor) -> Tensor:
+        return _aggregate_reference(scores, memory, grad.shape[1], noise, hard=False)[0]
+
+    return recompute_gradients(aggregate, [logits], grad)[0]
+
+
+AGGREGATE_BACKWARD = Op(
+    "gaussian_aggregate_backward",
+    "(Tensor grad, Tensor logits, Tensor lse, Tensor memory, Tensor noise) -> Tensor",
+    [
+        Kernel(
+            "cuda",
+            lambda *a: torch.ops.mcibi_fast_cuda.gaussian_aggregate_backward(*a),
+            cuda_only,
+        ),
+        Kernel(
+            "cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_aggregate_backward(*a), cpu_only
+        ),
+        Kernel("reference", _backward_reference, always),
+    ],
+    lambda grad, logits, lse, memory, noise: torch.empty_like(
+        logits,
+        memory_format=torch.channels_last if _channels_last(logits) else torch.contiguous_format,
+    ),
+)
+AGGREGATE_BACKWARD.refuse_gradient()
+
+
+class GaussianAggregate(torch.autograd.Function):
+    """Saves the logits and their log-sum-exp; the softmax and the table are formed again.
+
+    The memory and the Philox state are saved as copies of a few numbers: a training step updates
+    both in place between the forward and the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
+    ) -> tuple[Tensor, Tensor]:
+        # The forward itself runs on the copies: one that only the backward uses a compiler would
+        # make there.
+        memory = snapshot(memory)
+        noise = noise if noise.is_floating_point() else snapshot(noise)
+        out, lse = AGGREGATE.below_autograd(logits, memory, channels, noise, hard)
+        ctx.save_for_backward(logits, lse, memory, noise)
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+        logits, lse, memory, noise = ctx.saved_tensors
+        return AGGREGATE_BACKWARD(grad, logits, lse, memory, noise), None, None, None, None
+
+
+AGGREGATE.differentiable(
+    GaussianAggregate.apply,
+    lambda logits, memory, channels, noise, hard: logits.requires_grad and not hard,
+)

@@ -1,0 +1,75 @@
+"""Recipes by name, and a recipe with the changes of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mcibi_fast import recipes
+from mcibi_fast.data.shards import holds_shards, is_remote
+from mcibi_fast.recipes.config import NamedData, ScenesData, ShardsData, TrainConfig
+
+# Any framework on any backbone, with and without a memory.
+FREE_RECIPES = {
+    "camvid": recipes.camvid,
+    "folder": recipes.folder,
+    "ade20k": recipes.ade20k,
+    "lip": recipes.lip,
+    "cihp": recipes.cihp,
+    "cityscapes": recipes.cityscapes,
+    "cityscapes_trainval": recipes.cityscapes_trainval,
+    "coco_stuff": recipes.coco_stuff,
+    "pascal_context": recipes.pascal_context,
+    "voc": recipes.voc,
+    "vspw": recipes.vspw,
+    "camvid_video": recipes.camvid_video,
+}
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "demo": recipes.demo,
+    "scenes": recipes.scenes,
+    "moving_scenes": recipes.moving_scenes,
+    **FREE_RECIPES,
+}
+
+
+def configure(
+    recipe: str | None, root: str | None, settings: list[str], **model: Any
+) -> TrainConfig:
+    """A recipe's configuration with the command line's changes.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        root: the dataset's folder or zip file.
+        settings: see `recipes.apply_settings`.
+        model: ``framework``, ``backbone`` and ``memory`` of a recipe that takes them.
+
+    Raises:
+        ValueError: no such recipe or field, or a value that does not fit.
+    """
+    if recipe not in RECIPES:
+        named = f"no recipe {recipe!r}" if recipe else "which recipe"
+        raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
+    if model and recipe not in FREE_RECIPES:
+        option = next(iter(model)).replace("memory", "without-memory")
+        raise ValueError(
+            f"--{option}: the recipe {recipe} has a model of its own; change it with "
+            "--set model.name=... model.backbone=..."
+        )
+    config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()
+    if root is not None:
+        if isinstance(config.data, ScenesData):
+            raise ValueError(f"--root: the recipe {recipe} reads no folder")
+        if holds_shards(root):
+            config.data = ShardsData.like(config.data, root)
+        # A published dataset may also be its zip file.
+        elif not (
+            Path(root).is_dir() or (isinstance(config.data, NamedData) and Path(root).exists())
+        ):
+            raise FileNotFoundError(f"--root: {root} is not a folder")
+        config.data.root = root if is_remote(root) else str(Path(root).resolve())
+    recipes.apply_settings(config, settings)
+    config.validate()
+    return config

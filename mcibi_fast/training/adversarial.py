@@ -1,0 +1,98 @@
+"""Adversarial examples as training images (section 6 of the paper suggests them): FGSM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mcibi_fast.data.loading import seeded_generator
+from mcibi_fast.recipes.parts import AdversarialConfig
+
+if TYPE_CHECKING:
+    from mcibi_fast.data import SegmentationDataset
+
+
+class Adversary:
+    """Replaces the images of some steps by ones that raise the model's loss.
+
+    Which steps depends on (seed, step) alone, so all ranks and a resumed run agree.
+
+    Args:
+        config: how far and how often.
+        dataset: whose ``mean`` and ``std`` normalised the images.
+        seed: of the choice of steps.
+        device: of the images.
+    """
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        dataset: SegmentationDataset,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32).view(3, 1, 1).to(device)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32).view(3, 1, 1).to(device)
+
+    def attacks(self, step: int) -> bool:
+        """Whether this step's images are attacked."""
+        generator = seeded_generator(self.seed, step, 2)
+        return float(torch.rand((), generator=generator)) < self.config.probability
+
+    def attack(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The images moved by ``epsilon``, see :func:`fgsm`."""
+        return fgsm(
+            model, images, labels, epsilon=self.config.epsilon, mean=self.mean, std=self.std
+        )
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    mean: Tensor,
+    std: Tensor,
+) -> Tensor:
+    """Fast gradient sign method (arXiv 1412.6572): ``images + epsilon * sign(d loss / d images)``.
+
+    One more forward and backward pass, to the images alone: no parameter's gradient is touched.
+    The model is used as it is, training mode (batch statistics, dropout) included, but leaves no
+    trace: its buffers, so the memory and the batch norms' running statistics, are put back.
+
+    Args:
+        model: without its DistributedDataParallel wrapper; gives losses.
+        images: (B, 3, H, W), normalised.
+        labels: (B, H, W).
+        epsilon: largest change of a colour in 0..255.
+        mean, std: of the normalisation, (3, 1, 1), for colours in 0..1; the results stay colours.
+
+    Returns:
+        Images in the dtype of ``images``, without a gradient.
+    """
+    probe = images.detach().requires_grad_()
+    with _buffers_kept(model), torch.enable_grad():
+        losses = model(probe, labels).losses
+        # The sum over pixels where the loss is a mean: float16 gradients would underflow.
+        loss = torch.stack(list(losses.values())).sum() * labels.numel()
+        (gradient,) = torch.autograd.grad(loss, probe)
+    moved = images + (epsilon / 255) / std * gradient.sign().nan_to_num(0.0)
+    return moved.clamp(-mean / std, (1 - mean) / std).to(images.dtype)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)

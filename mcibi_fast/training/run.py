@@ -1,0 +1,138 @@
+"""A run's directory: configuration, checkpoints, history.
+
+::
+
+    config.json             the configuration
+    history.jsonl           one line per reading of the loss and per evaluation
+    checkpoints/step-*/     model.safetensors, state.pt
+    checkpoints/last, best  links to two of them; the others are removed
+    tensorboard/
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcibi_fast.files import link_atomically, naming, write_atomically, write_directory_atomically
+from mcibi_fast.models.weights import WEIGHTS
+
+STATE = "state.pt"
+
+
+class Run:
+    """Reads and writes a run's directory.
+
+    Args:
+        path: the directory; made when something is first written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.history_file = self.path / "history.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Makes the directory for a new run.
+
+        Raises:
+            ValueError: it already holds a run.
+        """
+        if self.checkpoint("last") is not None:
+            raise ValueError(
+                f"out: {self.path} already holds a run; continue it with --resume, or choose "
+                "another directory"
+            )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode())
+        self.history_file.unlink(missing_ok=True)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration that the run was started with.
+
+        Raises:
+            ValueError: the directory holds no run.
+        """
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"resume: {self.path} holds no run (no config.json)") from None
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The directory of the checkpoint "last" or "best", or None."""
+        link = self.checkpoints / name
+        return link.resolve() if (link / WEIGHTS).is_file() else None
+
+    def save(self, step: int, weights: bytes, state: dict[str, Any]) -> None:
+        """Writes a checkpoint and makes it the last.
+
+        Until the very end the previous one stays what "last" means, so a crash or a full disk on
+        the way costs nothing.
+
+        Raises:
+            OSError: it could not be written; the message says what is left.
+        """
+        packed = io.BytesIO()
+        torch.save(state, packed)
+        directory = self.checkpoints / f"step-{step:08d}"
+        try:
+            write_directory_atomically(directory, {WEIGHTS: weights, STATE: packed.getvalue()})
+            link_atomically(self.checkpoints / "last", directory.name)
+        except OSError as error:
+            last = self.checkpoint("last")
+            message = f"checkpoint of step {step} not written: {error.strerror}; " + (
+                f"the one before is intact: {last}" if last else "there is none before it"
+            )
+            raise OSError(error.errno, message) from error
+        self._remove_unnamed()
+
+    def mark_best(self, step: int) -> None:
+        """Makes the checkpoint of that step the best."""
+        link_atomically(self.checkpoints / "best", f"step-{step:08d}")
+        self._remove_unnamed()
+
+    def load_state(self) -> tuple[Path, dict[str, Any]]:
+        """The last checkpoint's weights file and training state.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        directory = self.checkpoint("last")
+        if directory is None:
+            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+        try:
+            state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise ValueError(f"resume: {directory / STATE} is damaged: {error}") from error
+        return directory / WEIGHTS, state
+
+    def record(self, **entry: Any) -> None:
+        """Appends a line to the history."""
+        with naming(self.history_file), self.history_file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All whole lines of the history, in order."""
+        if not self.history_file.exists():
+            return []
+        text = self.history_file.read_text()
+        # A crash may have cut the last line short.
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Drops history after a step: what a killed run wrote after its last checkpoint."""
+        kept = [entry for entry in self.history() if entry["step"] <= step]
+        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
+        write_atomically(self.history_file, lines.encode())
+
+    def _remove_unnamed(self) -> None:
+        named = {self.checkpoint("last"), self.checkpoint("best")}
+        for directory in self.checkpoints.glob("step-*"):
+            if directory.resolve() not in named:
+                shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,400 @@
+"""Training with accelerate: launched plainly, by torchrun or by accelerate launch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from mcibi_fast import models
+from mcibi_fast.data.loading import training_loader
+from mcibi_fast.inference.evaluate import evaluate
+from mcibi_fast.inference.labels import check_model
+from mcibi_fast.interrupt import deferred_interrupt
+from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.weights import ModelSpec, load_weights, pack_weights
+from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.training.adversarial import Adversary
+from mcibi_fast.training.class_weights import build_loss, resolve_class_weights
+from mcibi_fast.training.ema import WeightAverage
+from mcibi_fast.training.errors import TrainingError
+from mcibi_fast.training.loss_log import LossReadings, NotFinite
+from mcibi_fast.training.memory_init import initialize_memory
+from mcibi_fast.training.micro_batches import accumulate_gradients, check_batch_size
+from mcibi_fast.training.optim import build_optimizer
+from mcibi_fast.training.run import Run
+from mcibi_fast.training.scalars import ScalarLog
+from mcibi_fast.training.schedule import Schedule
+from mcibi_fast.training.state import (
+    random_state,
+    restore_random_state,
+    restore_transient_buffers,
+    transient_buffers,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run gave.
+
+    Attributes:
+        out: the run's directory.
+        steps: optimizer steps.
+        seconds: of training and evaluation, over all the pieces of a resumed run.
+        metrics: scores of the last evaluation (see `SegmentationMetrics.as_dict`).
+        best: scores of the evaluation with the best mIoU.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+    best: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    report: Callable[[str], None] = print,
+) -> TrainResult:
+    """Trains a model and evaluates it, writing everything into a run's directory.
+
+    Draws from the global generators (initial weights, dropout) and leaves their seeding to the
+    caller, once per process; everything else that is random depends on ``config.seed``.  A run
+    that was stopped anywhere, kill -9 included, and resumed ends with the weights of an
+    uninterrupted one, bit for bit on the CPU with the same number of threads and processes: it
+    goes on from its last checkpoint, at an epoch's end or every ``checkpoint_every`` steps.
+    With ``config.ema`` the weights that are evaluated and saved are the averaged ones; the others
+    are in the training state.
+
+    Args:
+        config: of the run.
+        out: its directory, see `engine.run`.
+        resume: go on from the last checkpoint in ``out``.
+        progress: show bars (on the main process, on a terminal).
+        report: takes one line per evaluation (on the main process).
+
+    Raises:
+        ValueError: the configuration or the data cannot be used.
+        TrainingError: the loss is not finite; the last good checkpoint is untouched.
+        OSError: a checkpoint could not be written; the one before is untouched.
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint of the last full step written.
+    """
+    config.validate()
+    trainer = Trainer(config, Run(out), resume=resume, progress=progress, report=report)
+    try:
+        if resume:
+            trainer.restore()
+        else:
+            trainer.start()
+        return trainer.run_to_end()
+    except KeyboardInterrupt:
+        last = trainer.run.checkpoint("last")
+        kept = f"{last.name} is kept; go on with --resume {out}" if last else "no checkpoint yet"
+        raise KeyboardInterrupt(f"stopped; {kept}") from None
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """State and steps of one run; `train` is the way to use it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        *,
+        resume: bool = False,
+        progress: bool = False,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.run = run
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, cpu=config.device == "cpu"
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.progress = progress and self.is_main
+        self.report = report if self.is_main else lambda line: None
+
+        self.train_data = config.data.dataset(config.data.train_split)
+        self.train_data.transform = config.augmentation.transform(self.train_data, config.seed)
+        self.val_data = config.data.dataset(config.data.val_split)
+        samples, processes = len(self.train_data), self.accelerator.num_processes
+        check_batch_size(config.batch_size, config.accumulate, processes, samples)
+        loss = resolve_class_weights(
+            config.loss,
+            self.train_data,
+            self.accelerator,
+            workers=config.workers,
+            progress=self.progress,
+        )
+        self.loss = build_loss(loss)
+        self.config = config = replace(config, loss=loss)
+        self.steps_per_epoch = samples // config.batch_size
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.spec = ModelSpec(
+            name=config.model.name,
+            backbone=config.model.backbone,
+            options=config.model.options,
+            classes=list(self.train_data.classes),
+            palette=self.train_data.palette.tolist(),
+            mean=list(self.train_data.mean),
+            std=list(self.train_data.std),
+            ignore_index=self.train_data.ignore_index,
+        )
+        # A checkpoint's weights would replace pretrained ones anyway.
+        model = create_model(self.spec, loss=self.loss, **({"pretrained": False} if resume else {}))
+        check_model(model, config.inference)
+        self.model = model.to(self.accelerator.device)
+        if config.sync_batchnorm:
+            self.model = cast(models.Segmentor, models.convert_sync_batchnorm(self.model))
+        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
+        self.wrapped, self.optimizer = self.accelerator.prepare(
+            self.model, build_optimizer(self.model, config.optimizer)
+        )
+        self.schedule = Schedule(self.optimizer, config.optimizer, self.total_steps)
+        self.adversary = Adversary(
+            config.adversarial, self.train_data, seed=config.seed, device=self.accelerator.device
+        )
+        self.step = 0
+        self.readings = LossReadings()
+        self.evaluated: dict[int, dict[str, Any]] = {}
+        self.clock = time.perf_counter()
+        self.scalars: ScalarLog | None = None
+
+    def start(self) -> None:
+        """Begins a new run: directory, memory."""
+        if self.is_main:
+            self.run.start(self.config.to_dict())
+        self.accelerator.wait_for_everyone()
+        initialize_memory(
+            self.model,
+            self.train_data,
+            self.accelerator,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            workers=self.config.workers,
+            progress=self.progress,
+        )
+
+    def restore(self) -> None:
+        """Goes back to the last checkpoint."""
+        weights, state = self.run.load_state()
+        if self.average is None:
+            load_weights(self.model, weights)
+        else:
+            load_weights(self.average.model, weights)
+            self.model.load_state_dict(state["weights"])
+            restore_transient_buffers(self.average.model, state["transient_buffers"])
+        restore_transient_buffers(self.model, state["transient_buffers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.clock = time.perf_counter() - state["seconds"]
+        if len(state["random"]) == self.accelerator.num_processes:
+            restore_random_state(state["random"][self.accelerator.process_index])
+        else:
+            self.report(
+                f"resume: {len(state['random'])} processes wrote the checkpoint, now there are "
+                f"{self.accelerator.num_processes}: dropout goes on from other random numbers"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.run.rewind(self.step)
+        self.accelerator.wait_for_everyone()
+        self.evaluated = {e["step"]: e["metrics"] for e in self.run.history() if "metrics" in e}
+
+    def run_to_end(self) -> TrainResult:
+        """Trains and evaluates until the last step is done."""
+        if self.is_main:
+            self.scalars = ScalarLog(self.run.tensorboard, first_step=self.step + 1)
+        # Around evaluation, too: an interrupt in the midst of a library's clean-up can be lost.
+        with deferred_interrupt() as interrupted:
+            while True:
+                if self._evaluation_is_due():
+                    self._evaluate(interrupted)
+                if self.step >= self.total_steps:
+                    break
+                self._train_epoch(interrupted)
+        return TrainResult(
+            out=self.run.path,
+            steps=self.step,
+            seconds=time.perf_counter() - self.clock,
+            metrics=self.evaluated[self.step],
+            best=self.evaluated[self._best_step()],
+        )
+
+    def close(self) -> None:
+        """Releases what the run holds."""
+        if self.scalars is not None:
+            self.scalars.close()
+        self.accelerator.free_memory()
+
+    def _train_epoch(self, interrupted: Callable[[], bool]) -> None:
+        config = self.config
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        batches = training_loader(
+            self.train_data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            start=start,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        self.wrapped.train()
+        with tqdm(
+            batches,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            initial=start,
+            total=self.steps_per_epoch,
+            unit="step",
+            leave=False,
+            disable=None if self.progress else True,
+        ) as bar:
+            for batch in bar:
+                self._train_step(batch)
+                stop = self._agree(interrupted)
+                checkpoint = self._checkpoint_is_due() or stop
+                if checkpoint or self.step % config.log_every == 0:
+                    bar.set_postfix(loss=f"{self._read_losses():.4f}")
+                if checkpoint:
+                    self._save()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _train_step(self, batch: dict[str, Any]) -> None:
+        factor = self.schedule.apply(self.step)
+        self.model.schedule(epoch=self.step // self.steps_per_epoch, lr_factor=factor)
+        attacked = self.adversary.attacks(self.step)
+        losses = accumulate_gradients(
+            self.accelerator,
+            self.wrapped,
+            batch,
+            parts=self.config.accumulate,
+            loss=self.loss,
+            ignore_index=self.spec.ignore_index,
+            attack=partial(self.adversary.attack, self.model) if attacked else None,
+        )
+        if (norm := self.config.optimizer.clip_norm) is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
+        self.step += 1
+        # Read later: reading now would make the host wait for the device at every step.
+        self.readings.add(self.step, losses)
+
+    def _read_losses(self) -> float:
+        """Waits for the device, checks all losses since the last reading, and logs their mean."""
+        try:
+            means = self.readings.read(self.accelerator)
+        except NotFinite as error:
+            last = self.run.checkpoint("last")
+            good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise TrainingError(
+                f"the loss is not finite {error}; {good}; try a lower optimizer.lr, "
+                "optimizer.clip_norm, or mixed_precision=no"
+            ) from None
+        loss = sum(means.values())
+        if self.scalars is not None:
+            lr = self.schedule.lr
+            self.run.record(step=self.step, lr=lr, loss=loss, losses=means)
+            self.scalars.add(self.step, {"loss": loss, "learning_rate": lr} | means, "train/")
+            self._record_memory()
+        return loss
+
+    def _record_memory(self) -> None:
+        """At an epoch's end, what the memory holds; the host has waited for the device anyway."""
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        memory = getattr(self.model, "memory", None)
+        if within == 0 and isinstance(memory, GaussianMemory):
+            mean, std = memory.memory.t().tolist()
+            self.run.record(step=self.step, epoch=epoch, memory={"mean": mean, "std": std})
+
+    def _agree(self, interrupted: Callable[[], bool]) -> bool:
+        """Whether to stop: at once alone, with other ranks where the loss is read anyway."""
+        if self.accelerator.num_processes == 1:
+            return interrupted()
+        if self.step % self.config.log_every and not self._checkpoint_is_due():
+            return False
+        flag = torch.tensor([float(interrupted())], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return self.step % self.steps_per_epoch == 0 or (every > 0 and self.step % every == 0)
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        random = gather_object([random_state()])
+        if not self.is_main:
+            return
+        self.run.save(
+            self.step,
+            pack_weights(self._evaluated_model(), self.spec),
+            {
+                "step": self.step,
+                "weights": None if self.average is None else self.model.state_dict(),
+                "seconds": time.perf_counter() - self.clock,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "transient_buffers": transient_buffers(self.model),
+                "random": random,
+            },
+        )
+
+    def _evaluation_is_due(self) -> bool:
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        due = epoch % self.config.evaluate_every == 0 or self.step == self.total_steps
+        return epoch > 0 and within == 0 and due and self.step not in self.evaluated
+
+    def _evaluate(self, interrupted: Callable[[], bool]) -> None:
+        confusion = evaluate(
+            self._evaluated_model(),
+            self.val_data,
+            inference=self.config.inference,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            accelerator=self.accelerator,
+            progress=self.progress,
+            interrupted=interrupted,
+        )
+        metrics = confusion.compute()
+        self.evaluated[self.step] = metrics.as_dict(self.spec.classes)
+        epoch = self.step // self.steps_per_epoch
+        self.report(
+            f"epoch {epoch}/{self.config.epochs}  mIoU {100 * metrics.mean_iou:.2f}  "
+            f"pixel accuracy {100 * metrics.pixel_accuracy:.2f}  "
+            f"{time.perf_counter() - self.clock:.0f} s"
+        )
+        if self.scalars is not None:
+            # The record comes last: a run killed before it evaluates once more.
+            if self._best_step() == self.step:
+                self.run.mark_best(self.step)
+            self.scalars.add(self.step, metrics.summary(), "val/")
+            self.run.record(step=self.step, epoch=epoch, metrics=self.evaluated[self.step])
+
+    def _evaluated_model(self) -> models.Segmentor:
+        """The average of the weights where one is kept; what is evaluated and saved."""
+        return self.model if self.average is None else self.average.model
+
+    def _best_step(self) -> int:
+        """The evaluated step with the best mIoU, the first of equals."""
+        return max(self.evaluated, key=lambda step: self.evaluated[step]["mean_iou"] or 0.0)

@@ -1,0 +1,93 @@
+"""Tables 16 and 17 end to end, and what cannot be made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcibi_fast import cli
+from mcibi_fast.ablations import configure, runs
+from mcibi_fast.ablations import paper_video as videos
+from mcibi_fast.ablations.paper import TABLES
+from mcibi_fast.inference import evaluate_video as engine_video
+from mcibi_fast.inference.evaluate_video import evaluate_videos
+from mcibi_fast.metrics import DISFlow, VideoMetrics
+from tests.ablations.command import TINY, results, trained_run
+
+
+@pytest.mark.parametrize(("table", "rows"), [("16", "1,4,5"), ("17", "1,2,4")])
+def test_tables_of_videos(
+    table: str,
+    rows: str,
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = [*TINY, "data.train_count=8", "data.val_count=2", "data.size=[32,40]"]
+    settings += ["data.length=10", "model.options.auxiliary_weight=0"]
+    command = ["ablate", table, "--out", str(tmp_path), "--quiet", "--rows", rows]
+    assert cli.main([*command, "--set", *settings]) == 0
+    kinds = {"16": ["upernet_mcibipp", "upernet_video_mcibipp-history=2-past=features"]}
+    kinds["16"] += ["upernet_video_mcibipp-history=2-past=context"]
+    kinds["17"] = ["upernet", "upernet_mcibi", "upernet_video_mcibi-history=2-past=context"]
+    assert trained == [f"{kind}-seed0" for kind in kinds[table]]
+    for row in results(tmp_path, table)["rows"]:
+        scores = row["mean"]
+        assert {"mIoU", "TC", "VC_8"} <= scores.keys()
+        assert "VC_16" not in scores, "videos of 10 frames have no window of 16"
+        assert all(0 <= scores[name] <= 100 for name in scores.keys() - {"seconds"})
+    printed = capsys.readouterr().out
+    assert printed.count("Protocol vspw2021; TC: 18 pairs of frames, flow: exact") == 1
+    assert "VC_8: 4 windows, 0 empty; VC_16: 0 windows" in printed
+
+    # The scores are those of the model over the videos; they are measured once.
+    folder = tmp_path / trained[-1]
+    run = trained_run(folder)
+    found = evaluate_videos(run.model(), run.validation(), flow="given").compute()
+    mine = results(tmp_path, table)["rows"][-1]["mean"]
+    assert mine["TC"] == 100 * found.tc.score and mine["mIoU"] == 100 * found.mean_iou
+    monkeypatch.setattr(videos, "evaluate_videos", None)
+    assert cli.main([*command, "--set", *settings]) == 0
+    assert "\nProtocol vspw2021; TC: 18 pairs of frames, flow: exact" in capsys.readouterr().out
+
+    # Rows that were measured otherwise are named.
+    file = folder / runs.MEASURED
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"remarks": ["Flow: DIS."]}))
+    assert cli.main([*command, "--set", *settings]) == 0
+    last = results(tmp_path, table)["rows"][-1]["row"]
+    assert f"\n{last}: Flow: DIS." in capsys.readouterr().out
+
+
+def test_camvids_films_have_estimated_flow(
+    camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = configure.base_config(TABLES["16"], "camvid_video", str(camvid), TINY)
+    films.model.backbone = "test_resnet"
+    run = runs.TrainedRun(films, tmp_path)
+    asked = {}
+
+    def evaluated(model: object, dataset: object, **options: object) -> VideoMetrics:
+        asked.update(options)
+        return VideoMetrics(11, flow=options["flow"])
+
+    monkeypatch.setattr(runs.TrainedRun, "model", lambda self: None)
+    monkeypatch.setattr(videos, "evaluate_videos", evaluated)
+    monkeypatch.setattr(engine_video, "default_flow", lambda device, size: DISFlow())
+    assert videos.on_videos(run) == {"whole videos": {}}
+    assert "TC: 0 pairs of frames, flow: DIS" in run.remarks[0]
+
+
+def test_what_is_no_table_of_videos_is_one_line(
+    tmp_path: Path, fails: Callable[..., str], trained: list[str]
+) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    assert "Table 16 is about videos; there are moving_scenes, camvid_video, vspw" in fails(
+        "ablate", "16", "--data", "scenes", *out
+    )
+    assert "--root" in fails("ablate", "17", "--data", "vspw", *out)
+    assert "vary" in fails("ablate", "16", *out, "--set", "data.history=1")
+    assert trained == [] and not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""Order of samples, shares of ranks, errors from workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mcibi_fast.data.loading import evaluation_loader, training_loader, training_order
+
+
+class Numbers:
+    """Sample i is an image full of i; sizes differ between samples where asked to."""
+
+    classes = ("a", "b")
+    ignore_index = 255
+
+    def __init__(self, length: int, *, odd_sizes: bool = False, bad: int | None = None) -> None:
+        self.length, self.odd_sizes, self.bad = length, odd_sizes, bad
+        self.epoch = -1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.bad:
+            raise ValueError(f"images/{index}.jpg: cannot be decoded")
+        width = 8 + index % 2 if self.odd_sizes else 8
+        label = torch.full((6, width), index, dtype=torch.uint8)
+        return {"image": label.float().expand(3, 6, width), "label": label, "name": str(index)}
+
+
+def names(loader: Any) -> list[list[str]]:
+    return [batch["name"] for batch in loader]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    order = training_order(23, 4, seed=3, epoch=5)
+    assert order == training_order(23, 4, seed=3, epoch=5)
+    assert order != training_order(23, 4, seed=3, epoch=6)
+    assert order != training_order(23, 4, seed=4, epoch=5)
+    flat = [index for batch in order for index in batch]
+    assert len(order) == 5 and len(set(flat)) == 20
+    whole = training_order(23, 4, seed=3, epoch=5, drop_last=False)
+    assert whole[:5] == order and sorted(flat + whole[5]) == [*range(23)]
+    loader = training_loader(Numbers(23), batch_size=4, seed=3, epoch=5)
+    assert names(loader) == [[str(i) for i in batch] for batch in order]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_ranks_share_the_global_batch() -> None:
+    alone = names(training_loader(Numbers(23), batch_size=4, seed=0, epoch=0))
+    first, second = (
+        names(training_loader(Numbers(23), batch_size=4, seed=0, epoch=0, rank=rank, world_size=2))
+        for rank in (0, 1)
+    )
+    assert [a + b for a, b in zip(first, second, strict=True)] == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_start_leaves_out_what_was_done(workers: int) -> None:
+    dataset = Numbers(23)
+    whole = names(training_loader(dataset, batch_size=4, seed=0, epoch=7))
+    rest = names(training_loader(dataset, batch_size=4, seed=0, epoch=7, start=3, workers=workers))
+    assert rest == whole[3:]
+    assert dataset.epoch == 7
+
+
+def test_a_split_smaller_than_a_batch_and_indivisible_batches() -> None:
+    assert training_order(3, 4, seed=0, epoch=0) == []
+    assert len(training_order(3, 4, seed=0, epoch=0, drop_last=False)[0]) == 3
+    with pytest.raises(ValueError, match="batch_size: 5 is not a multiple of 2 processes"):
+        training_loader(Numbers(23), batch_size=5, seed=0, epoch=0, world_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_one_clear_line(workers: int) -> None:
+    for loader in (
+        training_loader(Numbers(9, bad=4), batch_size=3, seed=0, epoch=0, workers=workers),
+        evaluation_loader(Numbers(9, bad=4), batch_size=3, workers=workers),
+    ):
+        with pytest.raises(ValueError, match=r"^images/4.jpg: cannot be decoded$"):
+            list(loader)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_deals_every_sample_once(world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        loader = evaluation_loader(
+            Numbers(7, odd_sizes=True), batch_size=4, rank=rank, world_size=world_size
+        )
+        for groups in loader:
+            for batch in groups:
+                seen += batch["name"]
+                assert batch["image"].shape[-2:] == batch["label"].shape[-2:]
+                assert len({int(name) % 2 for name in batch["name"]}) == 1
+    assert sorted(seen) == sorted(map(str, range(7)))
