@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from mcibi_fast.ablations.table import Row, Scores
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.files import write_atomically
@@ -131,13 +129,11 @@ class TrainedRun:
         """The split that the training was evaluated on."""
         return self.config.data.dataset(self.config.data.val_split)
 
-    def evaluate(
-        self, model: nn.Module, dataset: SegmentationDataset, **changes: Any
-    ) -> ConfusionMatrix:
+    def evaluate(self, model: Any, dataset: SegmentationDataset, **changes: Any) -> ConfusionMatrix:
         """The confusion matrix, as the training evaluates.
 
         Args:
-            model: in evaluation mode.
+            model: a `Segmentor` in evaluation mode, or what stands for one.
             dataset: what it is evaluated on.
             changes: fields of `recipes.InferenceConfig` that are not the run's.
         """

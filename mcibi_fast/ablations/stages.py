@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.models import SegmentationOutput, Segmentor
-from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 
 STAGES = (1, 2, 3, 4)
 
@@ -31,9 +30,7 @@ def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
     first = before.context_logits if head.weights_from == "cwi" else before.weight_logits
     if stage == 1:
         return first
-    if head.mixing == "paper":
-        return mix_probabilities(first, before.logits)
-    return mix_logits(first, before.logits, weights=head.stage_weights)
+    return head.next_weights(first, before.logits)
 
 
 class StageWeights(nn.Module):
@@ -47,6 +44,7 @@ class StageWeights(nn.Module):
     def __init__(self, model: Segmentor, stage: int) -> None:
         super().__init__()
         self.model = model
+        self.head = model.head  # its upsampling is the model's
         self.stage = stage
 
     def forward(self, images: Tensor) -> SegmentationOutput:

@@ -13,7 +13,7 @@ from torch import nn
 from mcibi_fast.compat import sssegmentation
 from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
 from mcibi_fast.files import write_atomically
-from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNetMCIBIPPHead
+from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNet
 from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.checkpoint import create_model
@@ -123,7 +123,7 @@ def _framework(head: nn.Module) -> str:
     """Its name for `create`."""
     if not isinstance(head, MCIBIPPHead):
         raise NotImplementedError(f"its head is a {type(head).__name__}")
-    if isinstance(head, UperNetMCIBIPPHead):
+    if isinstance(head, UperNet):
         return "upernet_mcibipp"
     if head.within_image is None:
         return "fcn_mcibipp"
@@ -146,7 +146,7 @@ def _options(loaded: Segmentor) -> dict[str, Any]:
         "downsample": context.downsample is not None,
         "auxiliary_weight": head.auxiliary_weight,
     }
-    if isinstance(head, UperNetMCIBIPPHead):
+    if isinstance(head, UperNet):
         options["context"] = "ppm" if isinstance(head.within_image, PPM) else "aspp"
         options["memory_joins"] = head.memory_joins
     return options

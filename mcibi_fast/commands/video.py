@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     trained = trained_config(file)
     inference = inference_config(args, trained)
     model, spec = load_model(file)
-    if args.fold and not hasattr(model.head, "fold"):
+    if args.fold and not model.head.has_memory:
         raise ValueError(f"--fold: needs a model with a memory; {spec.name} has none")
     data = trained.data if trained else None
     transform = None

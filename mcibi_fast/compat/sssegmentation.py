@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.compat.accelerate import accelerate as accelerate
+from mcibi_fast.models import head_type
 from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.upernet import UperNetMCIBIPPHead
 from mcibi_fast.nn.within_image import ASPP, PPM
 
 StateDict = Mapping[str, Tensor]
@@ -165,7 +165,7 @@ def _build_head(
                 f"checkpoint: a feature pyramid (lateral_convs.*) without {_WITHIN_IMAGE}.*; every "
                 "UperNet of the released code has that"
             )
-        framework = UperNetMCIBIPPHead
+        framework = head_type("upernet", "mcibipp")
         widths = [*(lateral[1] for lateral in laterals), last_channels]
         # The laterals have the width of the pyramid's top: [memory, context] or the context alone.
         options["memory_joins"] = "after" if laterals[0][0] == feats_channels else "before"

@@ -6,20 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
 
-from mcibi_fast import ops
 from mcibi_fast.data.loading import Batch, evaluation_loader
 from mcibi_fast.inference.labels import (
     FlipPairs,
     check_model,
     image_views,
     join_views,
-    upsampling_aligns_corners,
     whole_image_logits,
 )
 from mcibi_fast.inference.passes import evaluation_pass, place_of
 from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.recipes.parts import InferenceConfig
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: Segmentor,
     dataset: SegmentationDataset,
     *,
     inference: InferenceConfig | None = None,
@@ -104,16 +102,15 @@ def evaluate(
     return confusion.reduce(accelerator)
 
 
-def _is_streamed(model: nn.Module, dataset: SegmentationDataset) -> bool:
+def _is_streamed(model: Segmentor, dataset: SegmentationDataset) -> bool:
     from mcibi_fast.data.video import whole_videos
-    from mcibi_fast.models import VideoSegmentor
 
     return isinstance(model, VideoSegmentor) and whole_videos(dataset)
 
 
 def _count(
     confusion: ConfusionMatrix,
-    model: nn.Module,
+    model: Segmentor,
     batch: Batch,
     device: torch.device,
     inference: InferenceConfig,
@@ -123,12 +120,11 @@ def _count(
     images = batch["image"].to(device, non_blocking=True)
     try:
         if inference.is_single_view:
-            counts = ops.upsample_confusion(
+            counts = model.head.confusion(
                 whole_image_logits(model, images, inference, label),
                 label,
                 confusion.num_classes,
                 ignore_index=confusion.ignore_index,
-                align_corners=upsampling_aligns_corners(model),
             )
             confusion.add(counts)
         else:

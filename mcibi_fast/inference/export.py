@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -53,9 +52,9 @@ class EvaluationForm(nn.Module):
 
     def __init__(self, model: Segmentor, *, stages: int | None = None, fold: bool = True) -> None:
         super().__init__()
-        if stages is not None and not hasattr(model.head, "stages"):
+        if stages is not None and not model.head.has_memory:
             raise ValueError(f"stages: {type(model.head).__name__} has no memory to iterate with")
-        if fold and hasattr(model.head, "fold"):
+        if fold and model.head.has_memory:
             self.model = model.fold()
         else:
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -71,7 +70,7 @@ class EvaluationForm(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(images, **self.options).logits
         height, width = images.shape[2:]
-        return logits, ops.upsample_argmax(logits, (height, width))
+        return logits, self.model.head.class_map(logits, (height, width))
 
 
 class ConstantRepresentations(nn.Module):
@@ -349,7 +348,7 @@ def compare(model: Segmentor, run: Run, images: Tensor, *, stages: int | None = 
     own = model.eval()(images, **options).logits
     exact = copy.deepcopy(model).double()(images.double(), **options).logits
     scale = float(exact.abs().max())
-    upsampled = F.interpolate(exact, labels.shape[1:], mode="bilinear")
+    upsampled = model.head.upsample(exact, labels.shape[1:])
     lead = upsampled.amax(1) - upsampled.gather(1, labels[:, None])[:, 0]
     return Agreement(
         shape=tuple(images.shape),

@@ -21,17 +21,16 @@ single view is left to ``ops.upsample_argmax``: nothing of K x H x W is ever mad
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mcibi_fast import ops
 from mcibi_fast.inference.views import View, Window, label_map
+from mcibi_fast.models import Segmentor
 from mcibi_fast.recipes.parts import InferenceConfig
 
 FlipPairs = Sequence[tuple[int, int]]
@@ -39,7 +38,7 @@ Forward = Callable[[Tensor], Tensor]  # images to logits
 
 
 def predict_labels(
-    model: nn.Module,
+    model: Segmentor,
     images: Tensor,
     size: tuple[int, int],
     inference: InferenceConfig | None = None,
@@ -50,7 +49,7 @@ def predict_labels(
     """Class indices at full resolution; the upsampled logits are not formed.
 
     Args:
-        model: returns a `SegmentationOutput`.
+        model: an image model, or what has its `head` and is called as it is.
         images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
         size: (H, W) of the labels.
         inference: the default is one pass over the whole image.
@@ -66,23 +65,21 @@ def predict_labels(
     inference = inference or InferenceConfig()
     check_model(model, inference)
     if inference.is_single_view:
-        logits = whole_image_logits(model, images, inference, labels)
-        align_corners = upsampling_aligns_corners(model)
-        return ops.upsample_argmax(logits, size, align_corners=align_corners)
+        return model.head.class_map(whole_image_logits(model, images, inference, labels), size)
     views = image_views(model, images, inference, flip_pairs)
     return join_views(model, views, size, inference)
 
 
-def check_model(model: nn.Module, inference: InferenceConfig) -> None:
+def check_model(model: Segmentor, inference: InferenceConfig) -> None:
     """Raises ValueError for settings that make no sense, or that the model cannot follow."""
     inference.validate()
-    if inference.stages is not None and not _takes_stages(model):
+    if inference.stages is not None and not model.head.has_memory:
         raise ValueError(
-            f"inference.stages: {type(getattr(model, 'head', model)).__name__} has no memory, so "
-            "there is no iterative inference; leave stages out"
+            f"inference.stages: {type(model.head).__name__} has no memory, so there is no "
+            "iterative inference; leave stages out"
         )
     plain = inference.is_single_view and inference.scales == (1.0,)
-    if getattr(model, "needs_labels", False) and not plain:
+    if model.head.needs_labels and not plain:
         raise ValueError(
             "inference: the model gathers by the ground truth, which goes with one pass over the "
             f"whole image, not with {inference}"
@@ -90,7 +87,7 @@ def check_model(model: nn.Module, inference: InferenceConfig) -> None:
 
 
 def whole_image_logits(
-    model: nn.Module, images: Tensor, inference: InferenceConfig, labels: Tensor | None = None
+    model: Segmentor, images: Tensor, inference: InferenceConfig, labels: Tensor | None = None
 ) -> Tensor:
     """Logits (B, K, h, w) of the only view (its probabilities with softmax at the stride).
 
@@ -98,16 +95,18 @@ def whole_image_logits(
     """
     (scale,) = inference.scales
     images = _resized(images, scale)
-    if getattr(model, "needs_labels", False):
+    if model.head.needs_labels:
         if labels is None:
-            raise ValueError("labels: the model gathers by the ground truth; it predicts nothing")
+            raise ValueError(
+                "labels: the model gathers by the ground truth and cannot predict without it"
+            )
         resized = F.interpolate(labels[:, None].double(), images.shape[2:], mode="nearest-exact")
         return _forward(model, inference, resized[:, 0].to(labels.dtype))(images)
     return _forward(model, inference)(images)
 
 
 def image_views(
-    model: nn.Module, images: Tensor, inference: InferenceConfig, flip_pairs: FlipPairs
+    model: Segmentor, images: Tensor, inference: InferenceConfig, flip_pairs: FlipPairs
 ) -> list[View]:
     """The logits of every view, at the network's stride, mirrored back.
 
@@ -124,23 +123,18 @@ def image_views(
 
 
 def join_views(
-    model: nn.Module, views: Sequence[View], size: tuple[int, int], inference: InferenceConfig
+    model: Segmentor, views: Sequence[View], size: tuple[int, int], inference: InferenceConfig
 ) -> Tensor:
     """Labels (B, H, W) of `image_views`."""
     return label_map(
         views,
         size,
-        align_corners=upsampling_aligns_corners(model),
+        align_corners=model.head.align_corners,
         softmax=inference.softmax == "labels",
     )
 
 
-def upsampling_aligns_corners(model: nn.Module) -> bool:
-    """How the model was trained to upsample its logits."""
-    return getattr(getattr(model, "head", None), "align_corners", False)
-
-
-def _forward(model: nn.Module, inference: InferenceConfig, labels: Tensor | None = None) -> Forward:
+def _forward(model: Segmentor, inference: InferenceConfig, labels: Tensor | None = None) -> Forward:
     options: dict[str, Any] = {}
     if inference.stages is not None:
         options["stages"] = inference.stages
@@ -154,11 +148,6 @@ def _forward(model: nn.Module, inference: InferenceConfig, labels: Tensor | None
         return logits.softmax(1, torch.promote_types(logits.dtype, torch.float32))
 
     return forward
-
-
-def _takes_stages(model: nn.Module) -> bool:
-    head = getattr(model, "head", model)
-    return "stages" in inspect.signature(head.forward).parameters
 
 
 def _resized(images: Tensor, scale: float) -> Tensor:

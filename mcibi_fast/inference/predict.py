@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mcibi_fast.data.base import normalise
@@ -18,6 +18,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import decode
 from mcibi_fast.files import naming
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
+from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.viz.overlay import blend, indexed
@@ -64,7 +65,7 @@ def find_images(source: str | Path) -> list[Path]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
+    model: Segmentor,
     spec: ModelSpec,
     source: str | Path,
     out: str | Path,

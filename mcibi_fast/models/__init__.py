@@ -1,90 +1,70 @@
-"""Whole networks. Needs timm for the backbones."""
+"""Whole networks. Needs timm for the backbones.
+
+A model is a framework (one class in one file), a memory or none, and for videos past frames:
+:func:`create` puts them together.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
+from mcibi_fast.models import registry
 from mcibi_fast.models.backbones import create_backbone, set_drop_path
-from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibi, deeplabv3_mcibipp
-from mcibi_fast.models.fcn import FCNHead, fcn, fcn_mcibi, fcn_mcibipp
-from mcibi_fast.models.isnet import (
-    ISNetHead,
-    ISNetMCIBIHead,
-    ISNetMCIBIPPHead,
-    isnet,
-    isnet_mcibi,
-    isnet_mcibipp,
-)
+from mcibi_fast.models.deeplabv3 import DeepLabV3
+from mcibi_fast.models.fcn import FCN
+from mcibi_fast.models.head import SegmentationHead
+from mcibi_fast.models.isnet import ISNet
 from mcibi_fast.models.mcibi import MCIBIHead
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.models.output import SegmentationOutput
-from mcibi_fast.models.pspnet import pspnet, pspnet_mcibi, pspnet_mcibipp
-from mcibi_fast.models.registry import create, names
+from mcibi_fast.models.plain_head import PlainHead
+from mcibi_fast.models.pspnet import PSPNet
+from mcibi_fast.models.registry import (
+    create,
+    framework,
+    frameworks,
+    head_type,
+    memories,
+    names,
+)
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.upernet import (
-    UperNetHead,
-    UperNetMCIBIHead,
-    UperNetMCIBIPPHead,
-    upernet,
-    upernet_mcibi,
-    upernet_mcibipp,
-)
-from mcibi_fast.models.video import (
-    UperNetVideoMCIBIHead,
-    UperNetVideoMCIBIPPHead,
-    VideoHead,
-    VideoMCIBIHead,
-    VideoMCIBIPPHead,
-    VideoSegmentor,
-    fcn_video_mcibi,
-    fcn_video_mcibipp,
-    load_image_weights,
-    upernet_video_mcibi,
-    upernet_video_mcibipp,
-)
+from mcibi_fast.models.upernet import UperNet
+from mcibi_fast.models.video import VideoHead, VideoSegmentor, load_image_weights
 from mcibi_fast.nn.blocks import convert_sync_batchnorm
 
 __all__ = [
-    "FCNHead",
-    "ISNetHead",
-    "ISNetMCIBIHead",
-    "ISNetMCIBIPPHead",
+    "FCN",
+    "DeepLabV3",
+    "ISNet",
     "MCIBIHead",
     "MCIBIPPHead",
     "MemoryHead",
+    "PSPNet",
+    "PlainHead",
+    "SegmentationHead",
     "SegmentationOutput",
     "Segmentor",
-    "UperNetHead",
-    "UperNetMCIBIHead",
-    "UperNetMCIBIPPHead",
-    "UperNetVideoMCIBIHead",
-    "UperNetVideoMCIBIPPHead",
+    "UperNet",
     "VideoHead",
-    "VideoMCIBIHead",
-    "VideoMCIBIPPHead",
     "VideoSegmentor",
     "convert_sync_batchnorm",
     "create",
     "create_backbone",
-    "deeplabv3",
-    "deeplabv3_mcibi",
-    "deeplabv3_mcibipp",
-    "fcn",
-    "fcn_mcibi",
-    "fcn_mcibipp",
-    "fcn_video_mcibi",
-    "fcn_video_mcibipp",
-    "isnet",
-    "isnet_mcibi",
-    "isnet_mcibipp",
+    "framework",
+    "frameworks",
+    "head_type",
     "load_image_weights",
+    "memories",
     "names",
-    "pspnet",
-    "pspnet_mcibi",
-    "pspnet_mcibipp",
     "set_drop_path",
-    "upernet",
-    "upernet_mcibi",
-    "upernet_mcibipp",
-    "upernet_video_mcibi",
-    "upernet_video_mcibipp",
 ]
+
+# Each combination by its one-word name: models.upernet_mcibipp(num_classes, backbone, ...) is
+# create("upernet_mcibipp", ...).
+globals().update({name: partial(create, name) for name in names()})
+
+
+def __getattr__(name: str) -> type[SegmentationHead]:
+    """Each combination's class: ``UperNetMCIBIPPHead`` is ``head_type("upernet", "mcibipp")``."""
+    return getattr(registry, name)

@@ -1,98 +1,55 @@
-"""DeepLabV3: ASPP as the context within the image, alone, with MCIBI++ and with MCIBI."""
+"""DeepLabV3 (arXiv 1706.05587): atrous spatial pyramid pooling as the context within the image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from mcibi_fast.models.backbones import Pretrained, create_backbone
-from mcibi_fast.models.fcn import FCNHead
-from mcibi_fast.models.mcibi import MCIBIHead
-from mcibi_fast.models.mcibipp import MCIBIPPHead
-from mcibi_fast.models.memory_head import MemoryHead
-from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.nn.decoder import Decoder
+from torch import nn
+
+from mcibi_fast.models.head import SegmentationHead
+from mcibi_fast.models.registry import framework
 from mcibi_fast.nn.within_image import ASPP
 
 
-def deeplabv3(
-    num_classes: int,
-    backbone: str = "resnet50",
-    *,
-    output_stride: int = 8,
-    pretrained: Pretrained = False,
-    dilations: Sequence[int] = (1, 12, 24, 36),
-    feats_channels: int = 512,
-    dropout: float = 0.1,
-    align_corners: bool = False,
-    **head_options: Any,
-) -> Segmentor:
-    """The baseline: atrous spatial pyramid pooling of the last stage, then a classifier.
+@framework("deeplabv3", "DeepLabV3")
+class DeepLabV3(SegmentationHead):
+    """Atrous spatial pyramid pooling of the last stage, C_wi (Eq. 3), then a classifier.
 
     Args:
         num_classes: K.
-        backbone: any timm model with ``features_only``.
-        output_stride: of the last stage.
-        pretrained: load timm's weights, or those in this file.
+        in_channels: channels of the backbone's feature maps, finest first.
         dilations: of the branches; 1 is a 1x1 convolution.
-        feats_channels: Z, channels of the context and of the pixel representations.
-        dropout: channel dropout before each classifier.
-        align_corners: of every bilinear resizing.
-        head_options: more of :class:`FCNHead`'s.
-    """
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
-    last, Z = features.channels[-1], feats_channels
-    context = ASPP(last, Z, dilations=dilations, align_corners=align_corners)
-    head = FCNHead(
-        num_classes,
-        features.channels,
-        decoder=Decoder(last, Z, num_classes, dropout=dropout, conv=context),
-        feats_channels=Z,
-        dropout=dropout,
-        align_corners=align_corners,
-        **head_options,
-    )
-    return Segmentor(features, head)
-
-
-def deeplabv3_mcibipp(
-    num_classes: int,
-    backbone: str = "resnet50",
-    *,
-    output_stride: int = 8,
-    pretrained: Pretrained = False,
-    head_type: type[MemoryHead] = MCIBIPPHead,
-    dilations: Sequence[int] = (1, 12, 24, 36),
-    feats_channels: int = 512,
-    align_corners: bool = False,
-    **head_options: Any,
-) -> Segmentor:
-    """DeepLabV3 with MCIBI++: the ASPP is C_wi (Eq. 3).
-
-    Args:
-        num_classes: K.
-        backbone: any timm model with ``features_only``.
-        output_stride: of the last stage.
-        pretrained: load timm's weights, or those in this file.
-        head_type: the head with a memory.
-        dilations: of the branches; 1 is a 1x1 convolution.
+        within_image: a context of your own in place of the ASPP.
         feats_channels: Z, channels of the context and of the pixel representations.
         align_corners: of every bilinear resizing.
-        head_options: more of :class:`MCIBIPPHead`'s.
+        options: more of :class:`PlainHead`'s, :class:`MCIBIPPHead`'s or :class:`MCIBIHead`'s.
     """
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
-    last, Z = features.channels[-1], feats_channels
-    head = head_type(
-        num_classes,
-        features.channels,
-        within_image=ASPP(last, Z, dilations=dilations, align_corners=align_corners),
-        feats_channels=Z,
-        align_corners=align_corners,
-        **head_options,
-    )
-    return Segmentor(features, head)
 
-
-def deeplabv3_mcibi(num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
-    """DeepLabV3 with MCIBI, arguments as for :func:`deeplabv3_mcibipp`; see :class:`MCIBIHead`."""
-    return deeplabv3_mcibipp(num_classes, backbone, head_type=MCIBIHead, **options)
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        dilations: Sequence[int] = (1, 12, 24, 36),
+        within_image: nn.Module | None = None,
+        feats_channels: int = 512,
+        align_corners: bool = False,
+        **options: Any,
+    ) -> None:
+        context = partial(
+            ASPP,
+            in_channels[-1],
+            feats_channels,
+            dilations=dilations,
+            align_corners=align_corners,
+        )
+        super().__init__(
+            num_classes,
+            in_channels,
+            within_image=within_image or context,
+            feats_channels=feats_channels,
+            align_corners=align_corners,
+            **options,
+        )

@@ -6,17 +6,19 @@ losses and defaults are those of the released code (sssegmentation, ``mcibi``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcibi_fast.models.head import made
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
 from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.class_memory import Init, MomentumSchedule
+from mcibi_fast.nn.context import resize
 from mcibi_fast.nn.memory import Form
 from mcibi_fast.nn.representation_memory import RepresentationMemory, Strategy
 
@@ -41,8 +43,9 @@ class MCIBIHead(MemoryHead):
         feats_channels: Z, channels of the pixel representations.
         transform_channels: width of the attentions.
         dropout: channel dropout before each classifier.
-        within_image: A_wi, a module from the last feature map to (B, Z, h, w).
-        within_channels: channels of what is fused with R_aug, if not those of the context.
+        within_image: A_wi, a module from the last feature map to (B, Z, h, w), or a function that
+            makes it.
+        within_channels: channels of what ``expand`` makes of the context, if not Z.
         representations: n per class; with several, each has an attention of its own and
             Conv1x1-BN-ReLU joins them (:class:`mcibi_fast.nn.SeveralAttentions`).
         strategy: "cosine_similarity" or, for n = 1, "mean": what the memory moves towards.
@@ -72,7 +75,7 @@ class MCIBIHead(MemoryHead):
         transform_channels: int = 256,
         dropout: float = 0.1,
         projections: Projections | None = None,
-        within_image: nn.Module | None = None,
+        within_image: nn.Module | Callable[[], nn.Module] | None = None,
         within_channels: int | None = None,
         representations: int = 1,
         strategy: Strategy = "cosine_similarity",
@@ -88,6 +91,8 @@ class MCIBIHead(MemoryHead):
         **options: Any,
     ) -> None:
         Z = feats_channels
+        if within_image is not None:
+            within_image = made(within_image)
         if weights_from == "cwi":
             raise ValueError("weights_from: 'cwi' needs a within-image head, which MCIBI has not")
         memory = RepresentationMemory(
@@ -137,18 +142,16 @@ class MCIBIHead(MemoryHead):
         """C_wi related to R (B, Z, h, w), or None without a context."""
         if self.within_image is None or self.context_attention is None:
             return None
-        return self.context_attention(R, self.raw_context(features, R, weight_logits))
-
-    def raw_context(self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor) -> Tensor:
-        """C_wi as the within-image module gives it."""
-        assert self.within_image is not None
-        return self.within_image(features[-1])
+        return self.context_attention(R, self.gather_within_image(features, R, weight_logits))
 
     def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
-        return None if within is None else self.context_fuse.prepare(within, first=True)
+        if within is None:
+            return None
+        return self.context_fuse.prepare(self.expand(features, within), first=True)
 
     def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
         if prepared is not None:
+            augmented = resize(augmented, prepared.shape[2:], self.align_corners)
             augmented = self.context_fuse.join(prepared, augmented, first=True)
         return self.decoder(augmented)
 

@@ -28,6 +28,8 @@ class MCIBIPPHead(MemoryHead):
         options: more of :class:`MemoryHead`'s.
     """
 
+    concatenates_context = True
+
     def __init__(
         self,
         num_classes: int,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.models.head import SegmentationHead, made
 from mcibi_fast.models.iterative import label_weights, mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
@@ -46,7 +47,7 @@ class _Weights(NamedTuple):
         return _Weights(self.predicted[-count:], self.gather[-count:], *rest)
 
 
-class MemoryHead(nn.Module):
+class MemoryHead(SegmentationHead):
     """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
 
     Args:
@@ -61,8 +62,9 @@ class MemoryHead(nn.Module):
         dropout: channel dropout before each classifier.
         alpha: weight of L_W (Eq. 16).
         auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
-        within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w); its output
-            is classified by a head of its own and concatenated before the final classifier.
+        within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w), or a
+            function that makes it; its output is classified by a head of its own and concatenated
+            before the final classifier.
         extra_attention: one more attention, which the paper has not: the context within the image
             is its query, R_aug its key; what it gathers takes R_aug's place before the classifier.
             Some published checkpoints have it.
@@ -84,6 +86,8 @@ class MemoryHead(nn.Module):
         loss: of every classifier's logits; by default plain cross entropy.
     """
 
+    has_memory = True
+
     def __init__(
         self,
         num_classes: int,
@@ -96,7 +100,7 @@ class MemoryHead(nn.Module):
         dropout: float = 0.1,
         alpha: float = 0.4,
         auxiliary_weight: float = 0.4,
-        within_image: nn.Module | None = None,
+        within_image: nn.Module | Callable[[], nn.Module] | None = None,
         extra_attention: bool = False,
         kernel_sizes: Sequence[int] | None = None,
         weights_from: WeightsFrom = "auto",
@@ -113,6 +117,8 @@ class MemoryHead(nn.Module):
     ) -> None:
         super().__init__()
         Z = feats_channels
+        if within_image is not None:
+            within_image = made(within_image)
         self.bottleneck = conv_bn_relu(in_channels[-1], Z, 3)
         self.context: ContextBase = DatasetLevelContext(
             memory,
@@ -150,6 +156,7 @@ class MemoryHead(nn.Module):
         self.mixing = mixing or form
         if self.mixing not in ("paper", "released"):
             raise ValueError(f"mixing: expected 'paper' or 'released', got {mixing!r}")
+        self.num_classes = num_classes
         self.stages = stages
         self.stage_weights = stage_weights
         self.alpha = alpha
@@ -205,7 +212,7 @@ class MemoryHead(nn.Module):
         """R (B, Z, h, w)."""
         return self.bottleneck(features[-1])
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         features: Sequence[Tensor],
         labels: Tensor | None = None,
@@ -235,7 +242,7 @@ class MemoryHead(nn.Module):
         elif previous_logits is None:
             gather = weights.gather
         else:
-            gather = self._mix(weights.gather, previous_logits)
+            gather = self.next_weights(weights.gather, previous_logits)
         logits = self._stage(image, gather)
         if not self.needs_labels:
             logits = self._iterate(image, weights.gather, logits, stages)
@@ -272,7 +279,7 @@ class MemoryHead(nn.Module):
         """The stages after the first, in evaluation (section 3.5)."""
         if not self.training:
             for _ in range(1, _positive(self.stages if stages is None else stages)):
-                logits = self._stage(image, self._mix(gather, logits))
+                logits = self._stage(image, self.next_weights(gather, logits))
         return logits
 
     def _output(
@@ -307,11 +314,13 @@ class MemoryHead(nn.Module):
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
     ) -> Tensor | None:
         """C_wi (B, Z, h, w), Eq. 3, or None without one."""
-        return None if self.within_image is None else self.within_image(features[-1])
+        if self.within_image is None:
+            return None
+        return self.gather_within_image(features, R, weight_logits)
 
     def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
         """What ``classify`` needs besides R_aug; to be computed once for several stages."""
-        return None if within is None else self.decoder.prepare(within)
+        return None if within is None else self.decoder.prepare(self.expand(features, within))
 
     def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
         """O before the upsampling (Eq. 5), of R_aug (B, Z, h, w)."""
@@ -333,7 +342,8 @@ class MemoryHead(nn.Module):
             )
         return label_weights(labels, weight_logits, ignore_index=self.ignore_index)
 
-    def _mix(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
+    def next_weights(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the next stage's W (Eq. 17): the first stage's and O of this one, mixed."""
         if self.mixing == "paper":
             return mix_probabilities(weight_logits, logits, align_corners=self.align_corners)
         return mix_logits(

@@ -1,79 +1,221 @@
-"""Models by name."""
+"""Models by name: any framework, with any memory or none, of images or of videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
-from mcibi_fast.models.backbones import set_drop_path
-from mcibi_fast.models.deeplabv3 import deeplabv3, deeplabv3_mcibi, deeplabv3_mcibipp
-from mcibi_fast.models.fcn import fcn, fcn_mcibi, fcn_mcibipp
-from mcibi_fast.models.isnet import isnet, isnet_mcibi, isnet_mcibipp
-from mcibi_fast.models.pspnet import pspnet, pspnet_mcibi, pspnet_mcibipp
+from mcibi_fast.models.backbones import Pretrained, create_backbone, set_drop_path
+from mcibi_fast.models.head import SegmentationHead
+from mcibi_fast.models.mcibi import MCIBIHead
+from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.plain_head import PlainHead
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.upernet import upernet, upernet_mcibi, upernet_mcibipp
-from mcibi_fast.models.video import (
-    fcn_video_mcibi,
-    fcn_video_mcibipp,
-    upernet_video_mcibi,
-    upernet_video_mcibipp,
-)
+from mcibi_fast.models.video import VideoHead, VideoSegmentor, load_image_weights, own_checkpoint
 
-_MODELS: dict[str, Callable[..., Segmentor]] = {
-    "deeplabv3": deeplabv3,
-    "deeplabv3_mcibi": deeplabv3_mcibi,
-    "deeplabv3_mcibipp": deeplabv3_mcibipp,
-    "fcn": fcn,
-    "fcn_mcibi": fcn_mcibi,
-    "fcn_mcibipp": fcn_mcibipp,
-    "fcn_video_mcibi": fcn_video_mcibi,
-    "fcn_video_mcibipp": fcn_video_mcibipp,
-    "isnet": isnet,
-    "isnet_mcibi": isnet_mcibi,
-    "isnet_mcibipp": isnet_mcibipp,
-    "pspnet": pspnet,
-    "pspnet_mcibi": pspnet_mcibi,
-    "pspnet_mcibipp": pspnet_mcibipp,
-    "upernet": upernet,
-    "upernet_mcibi": upernet_mcibi,
-    "upernet_mcibipp": upernet_mcibipp,
-    "upernet_video_mcibi": upernet_video_mcibi,
-    "upernet_video_mcibipp": upernet_video_mcibipp,
+HISTORY = 2  # past frames of a video model whose number is not given
+
+_FRAMEWORKS: dict[str, _Framework] = {}
+_MEMORIES: dict[str, tuple[str, type[SegmentationHead]]] = {
+    "mcibi": ("MCIBI", MCIBIHead),
+    "mcibipp": ("MCIBI++", MCIBIPPHead),
 }
+_Class = TypeVar("_Class", bound=type[SegmentationHead])
+
+
+class _Framework(NamedTuple):
+    title: str
+    cls: type[SegmentationHead]
+
+
+class ModelKind(NamedTuple):
+    """What a model is put together of.
+
+    Attributes:
+        framework: one of :func:`frameworks`.
+        memory: one of :func:`memories`, or None.
+        history: past frames; 0 of an image model.
+    """
+
+    framework: str
+    memory: str | None = None
+    history: int = 0
+
+    @property
+    def name(self) -> str:
+        """The three in one word, such as "upernet_video_mcibipp", without the number of frames."""
+        parts = (self.framework, "video" if self.history else None, self.memory)
+        return "_".join(part for part in parts if part)
+
+    @property
+    def title(self) -> str:
+        """As it is written, such as "UPerNet + Video-MCIBI++"."""
+        title = _FRAMEWORKS[self.framework].title
+        if self.memory is None:
+            return title
+        return f"{title} + {'Video-' * (self.history > 0)}{_MEMORIES[self.memory][0]}"
+
+
+def framework(name: str, title: str) -> Callable[[_Class], _Class]:
+    """Declares a framework: its name in :func:`create`, and how it is written.
+
+    Args:
+        name: lower case, without "_".
+        title: such as "PSPNet".
+    """
+
+    def declare(cls: _Class) -> _Class:
+        _FRAMEWORKS[name] = _Framework(title, cls)
+        return cls
+
+    return declare
+
+
+def frameworks() -> list[str]:
+    """The frameworks there are."""
+    return sorted(_FRAMEWORKS)
+
+
+def memories() -> list[str]:
+    """The memories there are."""
+    return sorted(_MEMORIES)
 
 
 def names() -> list[str]:
-    """What :func:`create` knows."""
-    return sorted(_MODELS)
+    """Every combination in one word, as :func:`create` takes it, too."""
+    return sorted(kind.name for kind in _kinds())
+
+
+def parse(name: str, memory: str | None = None, history: int | None = None) -> ModelKind:
+    """The model that is meant.
+
+    Args:
+        name: a framework, or a name of :func:`names`, which says what memory there is.
+        memory: one of :func:`memories`.
+        history: past frames; None is 0, and 2 where the name says "video".
+
+    Raises:
+        ValueError: an unknown name or memory, a name that contradicts the other arguments, or past
+            frames without a memory.
+    """
+    known, *rest = name.split("_")
+    video = rest[:1] == ["video"]
+    if known not in _FRAMEWORKS or rest[video:] not in ([], *([m] for m in _MEMORIES)):
+        raise ValueError(
+            f"name: no model {name!r}; there are {', '.join(frameworks())}, each also with "
+            f"memory={' or '.join(map(repr, memories()))}"
+        )
+    if memory is not None and memory not in _MEMORIES:
+        raise ValueError(
+            f"memory: no memory {memory!r}; there are {', '.join(memories())}, or None"
+        )
+    own = rest[video] if rest[video:] else None
+    if own and memory not in (None, own):
+        raise ValueError(f"memory: {name!r} has {own!r}, not {memory!r}")
+    if history is None:
+        history = HISTORY if video else 0
+    if history < 0 or (video and history < 1):
+        raise ValueError(f"history: expected at least {int(video)} past frames, got {history}")
+    kind = ModelKind(known, own or memory, history)
+    if kind.history and kind.memory is None:
+        raise ValueError(
+            f"history: {known} gathers from past frames only with a memory; give "
+            f"memory={' or '.join(map(repr, memories()))}"
+        )
+    return kind
+
+
+@functools.cache
+def head_type(
+    framework: str, memory: str | None = None, *, video: bool = False
+) -> type[SegmentationHead]:
+    """The class of a head: a framework's answers under a memory's forward pass, or the plain one.
+
+    Args:
+        framework: one of :func:`frameworks`.
+        memory: one of :func:`memories`, or None.
+        video: with past frames.
+    """
+    answers = _FRAMEWORKS[framework].cls
+    forward = PlainHead if memory is None else _MEMORIES[memory][1]
+    bases = (VideoHead, answers, forward) if video else (answers, forward)
+    name = _head_name(ModelKind(framework, memory, int(video)))
+    title = ModelKind(framework, memory, int(video)).title
+    document = f"{title}: {', '.join(f':class:`{base.__name__}`' for base in bases)}."
+    return type(name, bases, {"__doc__": document, "__module__": __name__})
 
 
 def create(
-    name: str,
+    framework: str,
     num_classes: int,
     backbone: str = "resnet50",
     *,
+    memory: str | None = None,
+    history: int | None = None,
+    output_stride: int = 8,
+    pretrained: Pretrained = False,
     drop_path: float | None = None,
     **options: Any,
 ) -> Segmentor:
-    """A model by name.
+    """Any framework on any backbone, with any memory or none; with past frames, of videos.
 
     Args:
-        name: a framework, "fcn", "pspnet", "upernet", "deeplabv3" or "isnet", or with MCIBI++ or
-            MCIBI, "fcn_mcibipp", "fcn_mcibi" and so on; of videos, "upernet_video_mcibipp", ...;
-            all in :func:`names`.
+        framework: "fcn", "pspnet", "upernet", "deeplabv3", "isnet", ... (:func:`frameworks`); or a
+            name that holds the memory, too, such as "upernet_mcibipp" (:func:`names`).
         num_classes: K.
         backbone: any timm model with ``features_only``.
+        memory: "mcibipp" (MCIBI++), "mcibi" (the conference version, Memory-R of Table 3), or None,
+            the baseline.
+        history: h, past frames that the memory gathers from (Eq. 19); 0, the default, is a model of
+            images.
+        output_stride: of the backbone's last map.
+        pretrained: True: timm's weights; a path: that file's. For a video model also a checkpoint
+            of this package, a run's directory or a ``.safetensors`` file, of the image model that
+            has the same options: see :func:`load_image_weights`.
         drop_path: see :func:`set_drop_path`; None leaves timm's rate.
-        options: of the model's own function, for example ``output_stride``, ``pretrained``,
-            ``feats_channels``, ``form``.
+        options: of the head: see the framework's class (:class:`FCN`, :class:`PSPNet`, ...) and
+            :class:`PlainHead`, :class:`MCIBIPPHead`, :class:`MCIBIHead` or :class:`VideoHead`.
 
     Raises:
         ValueError: an unknown name, or a backbone that cannot be used (the message says why).
         TypeError: an option that the model does not have.
     """
-    if name not in _MODELS:
-        raise ValueError(f"name: no model {name!r}; there are {', '.join(names())}")
-    model = _MODELS[name](num_classes, backbone, **options)
+    kind = parse(framework, memory, history)
+    head = head_type(kind.framework, kind.memory, video=kind.history > 0)
+    checkpoint = own_checkpoint(pretrained) if kind.history else None
+    body = create_backbone(
+        backbone,
+        output_stride=output_stride,
+        pretrained=False if checkpoint else pretrained,
+    )
+    if kind.history:
+        options["history"] = kind.history
+    made = head(num_classes, body.channels, **options)
+    model = VideoSegmentor(body, made) if kind.history else Segmentor(body, made)
     if drop_path is not None:
         set_drop_path(model.backbone, drop_path)
+    if checkpoint and isinstance(model, VideoSegmentor):
+        load_image_weights(model, checkpoint)
     return model
+
+
+def _kinds() -> Iterator[ModelKind]:
+    for name in _FRAMEWORKS:
+        yield ModelKind(name)
+        for memory in _MEMORIES:
+            yield from (ModelKind(name, memory), ModelKind(name, memory, HISTORY))
+
+
+def _head_name(kind: ModelKind) -> str:
+    forward = "Head" if kind.memory is None else _MEMORIES[kind.memory][1].__name__
+    return f"{_FRAMEWORKS[kind.framework].cls.__name__}{'Video' * (kind.history > 0)}{forward}"
+
+
+def __getattr__(name: str) -> type[SegmentationHead]:
+    """The classes that :func:`head_type` makes, under their names, so that heads can be pickled."""
+    for kind in _kinds():
+        # FCN's also without its name, as it adds nothing: VideoMCIBIPPHead, ...
+        if name in (_head_name(kind), _head_name(kind).removeprefix("FCN")):
+            return head_type(kind.framework, kind.memory, video=kind.history > 0)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

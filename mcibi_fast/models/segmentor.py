@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.fold import fold_batch_norms
@@ -17,12 +18,12 @@ class Segmentor(nn.Module):
 
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
-        head: feature maps -> :class:`SegmentationOutput`, with ``pixel_representations``.
+        head: feature maps -> :class:`SegmentationOutput`.
     """
 
-    head: Any  # nn.Module's own annotation hides the methods used below
+    head: Any  # a SegmentationHead; nn.Module's own annotation would hide what it has
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -65,13 +66,12 @@ class Segmentor(nn.Module):
             epoch: of the step, from 0.
             lr_factor: its learning rate as a share of the initial one.
         """
-        if hasattr(self.head, "schedule"):
-            self.head.schedule(epoch=epoch, lr_factor=lr_factor)
+        self.head.schedule(epoch=epoch, lr_factor=lr_factor)
 
     @property
     def needs_labels(self) -> bool:
         """Whether evaluation must pass labels: the ground truth gathers (GT-MCIBI++, Table 1)."""
-        return getattr(self.head, "needs_labels", False)
+        return self.head.needs_labels
 
     def pixel_representations(self, images: Tensor) -> Tensor:
         """R (Eq. 1): (B, 3, H, W) -> (B, Z, h, w)."""
@@ -88,14 +88,10 @@ class Segmentor(nn.Module):
             TypeError: the head has no memory.
             ValueError: the memory has several representations per class.
         """
-        if not hasattr(self.head, "fold"):
-            raise TypeError(
-                f"fold: {type(self.head).__name__} has no memory; heads with MCIBI++ or MCIBI can "
-                "be folded"
-            )
+        head = self.head.fold()
         backbone = copy.deepcopy(self.backbone).eval()
         fold_batch_norms(backbone)
-        return type(self)(backbone.requires_grad_(False), self.head.fold()).eval()
+        return type(self)(backbone.requires_grad_(False), head).eval()
 
     def train(self, mode: bool = True) -> Segmentor:
         """Training mode, or evaluation mode.

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcibi_fast.models.backbones import Pretrained, create_backbone
-from mcibi_fast.models.mcibi import MCIBIHead
-from mcibi_fast.models.mcibipp import MCIBIPPHead
+from mcibi_fast.models.backbones import Pretrained
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.upernet import UperNetMCIBIHead, UperNetMCIBIPPHead, upernet_mcibipp
+from mcibi_fast.models.weights import find_weights, fit_weights, read_spec, read_weights
 from mcibi_fast.nn.attention import ClassQuery
 from mcibi_fast.nn.context import Concatenation, ContextState, Past
 
@@ -26,53 +24,10 @@ left, the earliest first."""
 _FUSING = "head.context.fuse.conv.0.weight"
 
 
-def upernet_video_mcibipp(
-    num_classes: int,
-    backbone: str = "resnet50",
-    *,
-    pretrained: Pretrained = False,
-    head_type: type[VideoHead] | None = None,
-    **options: Any,
-) -> VideoSegmentor:
-    """UperNet with Video-MCIBI++, the model of Tables 16 and 17.
-
-    Args:
-        num_classes: K.
-        backbone: any timm model with ``features_only``.
-        pretrained: as for the image model; or a checkpoint of this package, a run's directory or
-            a ``.safetensors`` file, of the image model that has the same options: see
-            :func:`load_image_weights`.
-        head_type: the head, :class:`UperNetVideoMCIBIPPHead` if None.
-        options: ``history`` and ``past``, see :class:`VideoHead`, and those of
-            :func:`mcibi_fast.models.upernet_mcibipp`.
-    """
-    head_type = head_type or UperNetVideoMCIBIPPHead
-    return _video(
-        upernet_mcibipp, num_classes, backbone, pretrained, head_type=head_type, **options
-    )
-
-
-def upernet_video_mcibi(num_classes: int, backbone: str = "resnet50", **options: Any) -> Segmentor:
-    """UperNet with Video-MCIBI (Table 17), arguments as for :func:`upernet_video_mcibipp`."""
-    return upernet_video_mcibipp(num_classes, backbone, head_type=UperNetVideoMCIBIHead, **options)
-
-
-def fcn_video_mcibipp(
-    num_classes: int, backbone: str = "resnet50", *, pretrained: Pretrained = False, **options: Any
-) -> VideoSegmentor:
-    """FCN with Video-MCIBI++, arguments as for :func:`upernet_video_mcibipp`."""
-    return _video(_fcn, num_classes, backbone, pretrained, head_type=VideoMCIBIPPHead, **options)
-
-
-def fcn_video_mcibi(
-    num_classes: int, backbone: str = "resnet50", *, pretrained: Pretrained = False, **options: Any
-) -> VideoSegmentor:
-    """FCN with Video-MCIBI, arguments as for :func:`upernet_video_mcibipp`."""
-    return _video(_fcn, num_classes, backbone, pretrained, head_type=VideoMCIBIHead, **options)
-
-
 class VideoHead(MemoryHead):
-    """A head whose F_T also takes what the h frames before left (Eq. 19); for classes below.
+    """A head whose F_T also takes what the h frames before left (Eq. 19).
+
+    It stands before a framework and a memory's head: see :class:`SegmentationHead`.
 
     Each past frame goes through the same modules as the current one: R_{N-i}, the weights W_{N-i}
     (Eq. 18) and C_bi^{N-i} (Eqs. 11-13), all frames in one call. Eq. 18 has W_{N-i} of H_pr; here
@@ -163,22 +118,6 @@ def _last(query: Tensor | ClassQuery, batch: int) -> Tensor | ClassQuery:
     return query[-batch:]
 
 
-class VideoMCIBIPPHead(VideoHead, MCIBIPPHead):
-    """Video-MCIBI++ without a context within the image: :class:`VideoHead`, `MCIBIPPHead`."""
-
-
-class VideoMCIBIHead(VideoHead, MCIBIHead):
-    """Video-MCIBI without a context within the image: :class:`VideoHead`, `MCIBIHead`."""
-
-
-class UperNetVideoMCIBIPPHead(VideoHead, UperNetMCIBIPPHead):
-    """Video-MCIBI++ with a feature pyramid: :class:`VideoHead`, `UperNetMCIBIPPHead`."""
-
-
-class UperNetVideoMCIBIHead(VideoHead, UperNetMCIBIHead):
-    """Video-MCIBI over a feature pyramid: :class:`VideoHead`, `UperNetMCIBIHead`."""
-
-
 class VideoSegmentor(Segmentor):
     """Clips to the logits of their last frames.
 
@@ -186,7 +125,7 @@ class VideoSegmentor(Segmentor):
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
         head: a :class:`VideoHead`.
 
-    ``engine.stream.VideoStream`` computes the same from a video's frames one by one.
+    ``inference.stream.VideoStream`` computes the same from a video's frames one by one.
     """
 
     def forward(
@@ -261,8 +200,6 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
         FileNotFoundError: nothing is there.
         ValueError: it is not a checkpoint of ours, or of another architecture.
     """
-    from mcibi_fast.models.weights import find_weights, fit_weights, read_spec, read_weights
-
     file = find_weights(checkpoint)
     read_spec(file)  # a clear error for other files
     state = read_weights(file)
@@ -276,40 +213,8 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
     fit_weights(model, state, file)
 
 
-def _video(
-    image_model: Callable[..., Segmentor],
-    num_classes: int,
-    backbone: str,
-    pretrained: Pretrained,
-    **options: Any,
-) -> VideoSegmentor:
-    checkpoint = _checkpoint(pretrained)
-    image = image_model(
-        num_classes, backbone, pretrained=False if checkpoint else pretrained, **options
-    )
-    model = VideoSegmentor(image.backbone, image.head)
-    if checkpoint:
-        load_image_weights(model, checkpoint)
-    return model
-
-
-def _fcn(
-    num_classes: int,
-    backbone: str,
-    *,
-    head_type: type[VideoHead],
-    output_stride: int = 8,
-    pretrained: Pretrained,
-    **options: Any,
-) -> Segmentor:
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
-    return Segmentor(features, head_type(num_classes, features.channels, **options))
-
-
-def _checkpoint(pretrained: Pretrained) -> Path | None:
+def own_checkpoint(pretrained: Pretrained) -> Path | None:
     """This package's own checkpoint, as against weights of a backbone."""
-    from mcibi_fast.models.weights import read_spec
-
     if isinstance(pretrained, bool):
         return None
     path = Path(pretrained)

@@ -1,0 +1,118 @@
+"""A head without a memory: the frameworks by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from mcibi_fast.models.head import SegmentationHead, made
+from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.losses import PixelLoss, joint_losses
+
+
+class PlainHead(SegmentationHead):
+    """Classifies what a framework makes of the feature maps; an auxiliary head is one stage before.
+
+    The classifier follows the framework's context directly, or Conv3x3-BN-ReLU on what ``expand``
+    makes of it. Of a ``guided`` framework the context is of R and of a first prediction on R. A
+    framework without a context (FCN) has Conv3x3-BN-ReLU on the last stage.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the backbone's feature maps, finest first.
+        decoder: what classifies ``decoder_input``, in place of the above.
+        within_image: the framework's context, a module or a function that makes it.
+        within_channels: channels of what ``expand`` makes of the context; None: it expands nothing.
+        feats_channels: Z, channels of the pixel representations.
+        dropout: channel dropout before each classifier.
+        first_weight: of the first prediction's loss, ``loss_pr``; 0.4 if None. Of a guided
+            framework only.
+        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        ignore_index: label that does not count in the losses.
+        align_corners: of every bilinear resizing.
+        loss: of every term; the plain mean cross entropy by default.
+
+    Raises:
+        TypeError: ``first_weight`` of a framework without a first prediction.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        *,
+        decoder: Decoder | None = None,
+        within_image: nn.Module | Callable[[], nn.Module] | None = None,
+        within_channels: int | None = None,
+        feats_channels: int = 512,
+        dropout: float = 0.1,
+        first_weight: float | None = None,
+        auxiliary_weight: float = 0.4,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        loss: PixelLoss | None = None,
+    ) -> None:
+        super().__init__()
+        if first_weight is not None and not self.guided:
+            raise TypeError("first_weight: this framework makes no first prediction")
+        K, Z, last = num_classes, feats_channels, in_channels[-1]
+        stands_apart = self.guided or within_channels is not None
+        if decoder is not None:
+            self.decoder = decoder
+        elif self.guided:
+            self.decoder = Decoder(Z, Z, K, dropout=dropout, conv=nn.Identity())
+        elif within_image is None or within_channels is not None:
+            self.decoder = Decoder(within_channels or last, Z, K, kernel_size=3, dropout=dropout)
+        else:
+            self.decoder = Decoder(last, Z, K, dropout=dropout, conv=made(within_image))
+        self.auxiliary = (
+            Decoder(in_channels[-2], Z, K, kernel_size=3, dropout=dropout)
+            if auxiliary_weight
+            else None
+        )
+        self.bottleneck = conv_bn_relu(last, Z, 3) if self.guided else None
+        self.first_decoder = Decoder(Z, Z, K, dropout=dropout) if self.guided else None
+        self.within_image = made(within_image) if stands_apart else None
+        self.num_classes = num_classes
+        self.first_weight = 0.4 if first_weight is None else first_weight
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+        self.loss = loss or PixelLoss()
+
+    def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
+        """R (B, Z, h, w), what is classified."""
+        return self.decoder.conv(self.decoder_input(features)[0])
+
+    def decoder_input(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What the decoder takes, and the first prediction's logits of a guided framework."""
+        if self.within_image is None:
+            return features[-1], None
+        R = first = None
+        if self.bottleneck is not None and self.first_decoder is not None:
+            R = self.bottleneck(features[-1])
+            first = self.first_decoder(R)
+        return self.expand(features, self.gather_within_image(features, R, first)), first
+
+    def forward(  # type: ignore[override]
+        self, features: Sequence[Tensor], labels: Tensor | None = None
+    ) -> SegmentationOutput:
+        maps, first = self.decoder_input(features)
+        logits = self.decoder(maps)
+        losses = {}
+        if labels is not None:
+            losses = joint_losses(
+                logits,
+                labels,
+                weight_logits=first,
+                alpha=self.first_weight,
+                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                auxiliary_weight=self.auxiliary_weight,
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+                loss=self.loss,
+            )
+        return SegmentationOutput(logits, losses)
