@@ -70,7 +70,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--framework", metavar="NAME", help="fcn, pspnet, upernet, deeplabv3, isnet"
     )
     parser.add_argument("--backbone", metavar="NAME", help="a model of timm, such as resnet101")
-    parser.add_argument("--without-memory", action="store_true", help="the baseline, no MCIBI++")
+    parser.add_argument("--memory", metavar="NAME", help="mcibipp (the default), mcibi, or none")
+    parser.add_argument("--without-memory", action="store_true", help="the same as --memory none")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR")
     _add_set(parser, "change any field of the recipe, such as optimizer.lr=0.02")

@@ -17,7 +17,6 @@ def make_tiny_config(*settings: str) -> TrainConfig:
     config = TrainConfig(
         data=ScenesData(train_count=13, val_count=5, size=(40, 44)),
         model=ModelConfig(
-            name="fcn_mcibipp",
             backbone="test_resnet",
             options={"feats_channels": 8, "transform_channels": 8, "form": "paper"},
         ),

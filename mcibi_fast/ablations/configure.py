@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from mcibi_fast import models, recipes
+from mcibi_fast import recipes
 from mcibi_fast.ablations.table import SCENES, VIDEOS, Row, Table
+from mcibi_fast.models import registry
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.recipes.registry import RECIPES, configure
 
@@ -67,17 +68,9 @@ def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
 
 def _options_of(model: str) -> set[str]:
     """The options that a model's function takes, or hands on to its head."""
-    framework, _, memory = model.partition("_")
-    heads: dict[str, type] = {
-        "upernet": models.UperNetHead,
-        "isnet": models.ISNetHead,
-        "mcibi": models.MCIBIHead,
-        "mcibipp": models.MCIBIPPHead,
-        "video_mcibi": models.VideoMCIBIHead,
-        "video_mcibipp": models.VideoMCIBIPPHead,
-    }
-    head = heads.get(memory or framework, models.FCNHead)
-    makers: list[Any] = [getattr(models, model), *head.__mro__[:-1]]
+    kind = registry.parse(model)
+    head = registry.head_type(kind.framework, kind.memory, video=kind.history > 0)
+    makers: list[Any] = [registry.create, *head.__mro__[:-1]]
     return {name for maker in makers for name in inspect.signature(maker).parameters}
 
 
@@ -147,7 +140,7 @@ def check_models(configs: Sequence[TrainConfig]) -> None:
         spec = ModelSpec(
             name=config.model.name,
             backbone=config.model.backbone,
-            options=config.model.options,
+            options=config.model.arguments(),
             classes=list(dataset.classes),
             palette=dataset.palette.tolist(),
             mean=list(dataset.mean),

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcibi_fast.ablations.runs import TrainedRun, percent
 from mcibi_fast.ablations.stages import STAGES, StageWeights, fastest, trade_off
 from mcibi_fast.ablations.table import Scores
-from mcibi_fast.models import SegmentationOutput, Segmentor
+from mcibi_fast.models import SegmentationOutput, Segmentor, SegmentorWrapper
 from mcibi_fast.recipes import NamedData
 from mcibi_fast.training.adversarial import fgsm
 
@@ -80,7 +80,7 @@ def under_attack(run: TrainedRun) -> dict[str, Scores]:
     return {"tested under FGSM, too": {f"attacked_{k}": v for k, v in attacked.items()}}
 
 
-class UnderAttack(nn.Module):
+class UnderAttack(SegmentorWrapper):
     """A model that meets attacked images.
 
     Args:
@@ -89,19 +89,22 @@ class UnderAttack(nn.Module):
         mean, std: of the images' normalisation, per channel.
     """
 
-    needs_labels = True  # the attack does
     mean: Tensor
     std: Tensor
 
     def __init__(
         self, model: Segmentor, *, epsilon: float, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.epsilon = epsilon
         device = next(model.parameters()).device
         self.register_buffer("mean", torch.tensor(mean, device=device).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, device=device).view(3, 1, 1))
+
+    @property
+    def needs_labels(self) -> bool:
+        """The attack does."""
+        return True
 
     def forward(self, images: Tensor, labels: Tensor) -> SegmentationOutput:
         moved = fgsm(self.model, images, labels, epsilon=self.epsilon, mean=self.mean, std=self.std)

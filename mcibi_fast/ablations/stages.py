@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mcibi_fast.models import SegmentationOutput, Segmentor
+from mcibi_fast.models import SegmentationOutput, Segmentor, SegmentorWrapper
 
 STAGES = (1, 2, 3, 4)
 
@@ -33,7 +33,7 @@ def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
     return head.next_weights(first, before.logits)
 
 
-class StageWeights(nn.Module):
+class StageWeights(SegmentorWrapper):
     """A model whose prediction is W, so that W is evaluated as O is (section 4.2).
 
     Args:
@@ -42,9 +42,7 @@ class StageWeights(nn.Module):
     """
 
     def __init__(self, model: Segmentor, stage: int) -> None:
-        super().__init__()
-        self.model = model
-        self.head = model.head  # its upsampling is the model's
+        super().__init__(model)
         self.stage = stage
 
     def forward(self, images: Tensor) -> SegmentationOutput:

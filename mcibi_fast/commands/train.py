@@ -64,6 +64,8 @@ def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:
 
 def _model_choices(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a recipe that were given."""
-    given = {"framework": args.framework, "backbone": args.backbone}
-    choices: dict[str, Any] = {name: value for name, value in given.items() if value}
-    return choices | ({"memory": False} if args.without_memory else {})
+    names = ("framework", "backbone", "memory")
+    choices: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if args.without_memory or args.memory == "none":
+        choices["memory"] = None
+    return choices

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcibi_fast.inference.views import View, Window, label_map
-from mcibi_fast.models import Segmentor
+from mcibi_fast.models import SegmentationHead, Segmentor
 from mcibi_fast.recipes.parts import InferenceConfig
 
 FlipPairs = Sequence[tuple[int, int]]
@@ -49,7 +49,7 @@ def predict_labels(
     """Class indices at full resolution; the upsampled logits are not formed.
 
     Args:
-        model: an image model, or what has its `head` and is called as it is.
+        model: an image model, or what stands for one.
         images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
         size: (H, W) of the labels.
         inference: the default is one pass over the whole image.
@@ -71,15 +71,23 @@ def predict_labels(
 
 
 def check_model(model: Segmentor, inference: InferenceConfig) -> None:
-    """Raises ValueError for settings that make no sense, or that the model cannot follow."""
+    """Raises ValueError for settings that make no sense, or that the model cannot follow.
+
+    TypeError for a model that is no `Segmentor` and stands for none.
+    """
     inference.validate()
+    if not isinstance(getattr(model, "head", None), SegmentationHead):
+        raise TypeError(
+            f"model: expected a Segmentor, or what stands for one (SegmentorWrapper), got "
+            f"{type(model).__name__} without a SegmentationHead as its head"
+        )
     if inference.stages is not None and not model.head.has_memory:
         raise ValueError(
             f"inference.stages: {type(model.head).__name__} has no memory, so there is no "
             "iterative inference; leave stages out"
         )
     plain = inference.is_single_view and inference.scales == (1.0,)
-    if model.head.needs_labels and not plain:
+    if model.needs_labels and not plain:
         raise ValueError(
             "inference: the model gathers by the ground truth, which goes with one pass over the "
             f"whole image, not with {inference}"
@@ -95,7 +103,7 @@ def whole_image_logits(
     """
     (scale,) = inference.scales
     images = _resized(images, scale)
-    if model.head.needs_labels:
+    if model.needs_labels:
         if labels is None:
             raise ValueError(
                 "labels: the model gathers by the ground truth and cannot predict without it"

@@ -28,7 +28,7 @@ from mcibi_fast.models.registry import (
     memories,
     names,
 )
-from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.segmentor import Segmentor, SegmentorWrapper
 from mcibi_fast.models.upernet import UperNet
 from mcibi_fast.models.video import VideoHead, VideoSegmentor, load_image_weights
 from mcibi_fast.nn.blocks import convert_sync_batchnorm
@@ -45,6 +45,7 @@ __all__ = [
     "SegmentationHead",
     "SegmentationOutput",
     "Segmentor",
+    "SegmentorWrapper",
     "UperNet",
     "VideoHead",
     "VideoSegmentor",

@@ -40,8 +40,8 @@ class SegmentationHead(nn.Module):
     guided: ClassVar[bool] = False
     history: int = 0
     num_classes: int
-    align_corners: bool
-    ignore_index: int
+    align_corners: bool = False
+    ignore_index: int = 255
     within_image: Any  # A_wi (Eq. 3), or None
 
     def forward(

@@ -103,8 +103,8 @@ def parse(name: str, memory: str | None = None, history: int | None = None) -> M
     video = rest[:1] == ["video"]
     if known not in _FRAMEWORKS or rest[video:] not in ([], *([m] for m in _MEMORIES)):
         raise ValueError(
-            f"name: no model {name!r}; there are {', '.join(frameworks())}, each also with "
-            f"memory={' or '.join(map(repr, memories()))}"
+            f"name: no model {name!r}; there are {', '.join(frameworks())}, each also with a memory: "
+            f"{', '.join(n for n in names() if n.startswith('fcn'))}"
         )
     if memory is not None and memory not in _MEMORIES:
         raise ValueError(

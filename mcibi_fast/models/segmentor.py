@@ -106,3 +106,25 @@ class Segmentor(nn.Module):
     def memory(self) -> ClassMemory:
         """The head's memory; a model without one, or folded, has no such attribute."""
         return self.head.memory
+
+
+class SegmentorWrapper(nn.Module):
+    """What stands for a model where models are tested: called as one, upsampled as the wrapped one.
+
+    Args:
+        model: the wrapped one.
+    """
+
+    def __init__(self, model: Segmentor) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def head(self) -> SegmentationHead:
+        """The wrapped model's."""
+        return self.model.head
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it must be called with labels."""
+        return self.model.needs_labels

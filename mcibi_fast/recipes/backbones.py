@@ -8,6 +8,8 @@ from mcibi_fast.recipes.config import ModelConfig
 from mcibi_fast.recipes.parts import OptimizerConfig
 
 Family = Literal["resnet", "resnest", "hrnet", "swin"]
+Memory = str | bool | None
+"""Which memory a recipe's model has: a name, True for "mcibipp", or None or False for none."""
 
 
 def family(backbone: str) -> Family:
@@ -19,16 +21,17 @@ def family(backbone: str) -> Family:
     return "swin" if backbone.startswith("swin") else "resnet"
 
 
-def model(framework: str, backbone: str, memory: bool) -> ModelConfig:
-    """A framework on a backbone, at the backbone's output stride, with MCIBI++ or without.
+def model(framework: str, backbone: str, memory: Memory) -> ModelConfig:
+    """A framework on a backbone, at the backbone's output stride, with a memory or without.
 
     On HRNet, at stride 4, there is no earlier stage for an auxiliary head, and the memory's
-    attention halves its inputs first; so does the released code. Swin's stochastic depth is its.
+    attention halves its inputs first; so does the released code. Swin has stochastic depth at the
+    rate of the released code, 0.3.
 
     Args:
-        framework: "fcn", "pspnet", "upernet", "deeplabv3" or "isnet".
+        framework: one of `mcibi_fast.models.frameworks()`.
         backbone: any timm model with feature maps.
-        memory: with MCIBI++.
+        memory: one of `mcibi_fast.models.memories()`, True for "mcibipp"; None or False for none.
     """
     options: dict[str, Any] = {}
     if family(backbone) == "swin":
@@ -37,7 +40,9 @@ def model(framework: str, backbone: str, memory: bool) -> ModelConfig:
         options |= {"output_stride": 4, "auxiliary_weight": 0.0}
         if memory:
             options["downsample"] = True
-    return ModelConfig(framework + ("_mcibipp" if memory else ""), backbone, options)
+    if isinstance(memory, bool):
+        memory = "mcibipp" if memory else None
+    return ModelConfig(framework, backbone, options, memory)
 
 
 def optimizer(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
+from mcibi_fast.recipes.backbones import Memory
 from mcibi_fast.recipes.config import FolderData, TrainConfig
 from mcibi_fast.recipes.parts import AugmentationConfig
 
 
 def camvid(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """CamVid in the folder layout; the root is given with ``--root``.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mcibi_fast.data import EvalTransform, SegmentationDataset
+    from mcibi_fast.models.registry import ModelKind
 
 
 @dataclass
@@ -216,14 +217,57 @@ class ModelConfig:
     """Arguments of `mcibi_fast.models.create`.
 
     Attributes:
-        name: one of `mcibi_fast.models.names()`.
+        framework: one of `mcibi_fast.models.frameworks()`.
         backbone: any timm model with feature maps.
-        options: further options of that framework (feats_channels, form, ...).
+        options: further options of that model (feats_channels, form, ...).
+        memory: one of `mcibi_fast.models.memories()`, or None.
+        history: past frames of a video model (``data.history`` must be as many); 0 for images.
     """
 
-    name: str = "fcn_mcibipp"
+    framework: str = "fcn"
     backbone: str = "resnet50"
     options: dict[str, Any] = field(default_factory=dict)
+    memory: str | None = "mcibipp"
+    history: int = 0
+
+    @classmethod
+    def named(cls, name: str, backbone: str, options: dict[str, Any] | None = None) -> ModelConfig:
+        """A model by its one-word name, such as "fcn_mcibipp"."""
+        config = cls(backbone=backbone, options=dict(options or {}))
+        config.name = name
+        return config
+
+    @property
+    def name(self) -> str:
+        """Framework, memory and whether it is of videos in one word, such as "fcn_mcibipp".
+
+        Setting it sets all three; raises ValueError for an unknown name.
+        """
+        return self._kind().name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        from mcibi_fast.models.registry import parse
+
+        self.framework, self.memory, self.history = parse(name)
+
+    def arguments(self) -> dict[str, Any]:
+        """The options, with the past frames of a video model: what goes with ``name``."""
+        kind = self._kind()
+        return self.options | ({"history": kind.history} if kind.history else {})
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, where there is no such model."""
+        self._kind()
+
+    def _kind(self) -> ModelKind:
+        from mcibi_fast.models.registry import parse
+
+        history = self.options.get("history", self.history)
+        try:
+            return parse(self.framework, self.memory, history)
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
 
 
 @dataclass
@@ -288,7 +332,7 @@ class TrainConfig:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of accumulate={self.accumulate}"
             )
-        for part in (self.optimizer, self.loss, self.adversarial):
+        for part in (self.model, self.optimizer, self.loss, self.adversarial):
             part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
@@ -311,10 +355,10 @@ class TrainConfig:
             kind = kinds[data.pop("kind")]
             parts: dict[str, Any] = {
                 "data": _rebuild(kind, data),
-                "model": _rebuild(ModelConfig, stored["model"]),
+                "model": _rebuild_model(stored["model"]),
                 "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
                 "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
-                # Runs of before there was a choice were tested by the default.
+                # Runs of versions that stored no choice were tested by the default.
                 "inference": _rebuild(InferenceConfig, stored.get("inference", {})),
             }
             # Runs of earlier versions have none of these.
@@ -326,6 +370,13 @@ class TrainConfig:
 
 
 _DATA = (ScenesData, FolderData, NamedData, ShardsData, VideoData, MovingScenesData)
+
+
+def _rebuild_model(values: dict[str, Any]) -> ModelConfig:
+    if "name" not in values:
+        return _rebuild(ModelConfig, values)
+    # Earlier versions stored one word.
+    return ModelConfig.named(values["name"], values["backbone"], values["options"])
 
 
 def _rebuild(cls: Any, values: dict[str, Any]) -> Any:

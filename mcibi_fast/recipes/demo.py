@@ -19,7 +19,7 @@ def demo(model: str = "fcn_mcibipp") -> TrainConfig:
         options["transform_channels"] = 32
     return TrainConfig(
         data=ScenesData(train_count=480, val_count=100, size=(128, 128)),
-        model=ModelConfig(name=model, backbone="test_resnet", options=options),
+        model=ModelConfig.named(model, "test_resnet", options),
         optimizer=OptimizerConfig(lr=0.05, weight_decay=1e-4, clip_norm=5.0),
         augmentation=AugmentationConfig(crop_size=(96, 96), scale=(0.75, 1.5)),
         epochs=10,

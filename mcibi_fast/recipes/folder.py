@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
+from mcibi_fast.recipes.backbones import Memory
 from mcibi_fast.recipes.config import FolderData, TrainConfig
 
 
 def folder(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """A folder of one's own; the root is given with ``--root``.
 

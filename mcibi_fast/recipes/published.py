@@ -1,23 +1,22 @@
 """The paper's settings for the published datasets (Section 4.1 and the sections of the results).
 
-Each recipe takes a framework, a backbone (any of timm's) and whether there is a memory. Backbones
-start from scratch; ``--set model.options.pretrained=true`` takes timm's ImageNet weights, as the
-paper does. Where the paper's settings differ between backbones they are those of the backbone's
-family, see `recipes.backbones`. What the paper leaves open is the released code's: what the random
-scale multiplies in training, the size of the test images, and the settings of ResNeSt, HRNet and
-Swin.
+Each recipe takes a framework, a backbone (any of timm's) and a memory or None. Backbones start from
+scratch; ``--set model.options.pretrained=true`` takes timm's ImageNet weights, as the paper does.
+Where the paper's settings differ between backbones they are those of the backbone's family, see
+`recipes.backbones`. What the paper leaves open is the released code's: what the random scale
+multiplies in training, the size of the test images, and the settings of ResNeSt, HRNet and Swin.
 """
 
 from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
-from mcibi_fast.recipes.backbones import family
+from mcibi_fast.recipes.backbones import Memory, family
 from mcibi_fast.recipes.config import NamedData, TrainConfig
 from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 
 
 def ade20k(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """ADE20K, 150 classes: 20,210 / 2,000 images. Crops and tests at 640 with Swin."""
     side = 640 if family(backbone) == "swin" else 512
@@ -32,18 +31,22 @@ def ade20k(
     )
 
 
-def lip(framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True) -> TrainConfig:
+def lip(
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
+) -> TrainConfig:
     """LIP, 20 classes: 30,462 / 10,000 images; proportions are not kept."""
     return _human_parsing("lip", framework, backbone, memory)
 
 
-def cihp(framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True) -> TrainConfig:
+def cihp(
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
+) -> TrainConfig:
     """CIHP as LIP: 28,280 / 5,000 images. The paper trains none; it tests LIP's models there."""
     return _human_parsing("cihp", framework, backbone, memory)
 
 
 def cityscapes(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """Cityscapes, 19 classes: 2,975 / 500 images."""
     lr = 0.004 if family(backbone) == "resnest" else 0.01
@@ -58,7 +61,7 @@ def cityscapes(
 
 
 def cityscapes_trainval(
-    framework: str = "deeplabv3", backbone: str = "resnet101", *, memory: bool = True
+    framework: str = "deeplabv3", backbone: str = "resnet101", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """Cityscapes for the test server (Table 13): trained on train and val, 3,475 images.
 
@@ -71,7 +74,7 @@ def cityscapes_trainval(
 
 
 def coco_stuff(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """COCO-Stuff 10k, 182 outputs: 9,000 / 1,000 images.
 
@@ -88,7 +91,7 @@ def coco_stuff(
 
 
 def pascal_context(
-    framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """PASCAL-Context, 59 classes: 4,998 / 5,105 images.
 
@@ -105,7 +108,9 @@ def pascal_context(
     )
 
 
-def voc(framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = True) -> TrainConfig:
+def voc(
+    framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
+) -> TrainConfig:
     """VOC 2012 with SBD's masks, 21 classes: 10,582 / 1,449 images."""
     return _config(
         NamedData("voc", train_split="trainaug", short_side=512, long_side=2048),
@@ -116,7 +121,7 @@ def voc(framework: str = "fcn", backbone: str = "resnet50", *, memory: bool = Tr
     )
 
 
-def _human_parsing(name: str, framework: str, backbone: str, memory: bool) -> TrainConfig:
+def _human_parsing(name: str, framework: str, backbone: str, memory: Memory) -> TrainConfig:
     kind = family(backbone)
     return _config(
         NamedData(name, size=(473, 473)),
@@ -134,7 +139,7 @@ def _config(
     data: NamedData,
     augmentation: AugmentationConfig,
     optimizer: OptimizerConfig,
-    model: tuple[str, str, bool],
+    model: tuple[str, str, Memory],
     *,
     epochs: int,
     batch_size: int = 16,

@@ -44,7 +44,8 @@ def configure(
         recipe: a key of `RECIPES`.
         root: the dataset's folder or zip file.
         settings: see `recipes.apply_settings`.
-        model: ``framework``, ``backbone`` and ``memory`` of a recipe that takes them.
+        model: ``framework``, ``backbone`` and ``memory`` of a recipe that takes them; a memory of
+            None is none.
 
     Raises:
         ValueError: no such recipe or field, or a value that does not fit.
@@ -53,10 +54,10 @@ def configure(
         named = f"no recipe {recipe!r}" if recipe else "which recipe"
         raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
     if model and recipe not in FREE_RECIPES:
-        option = next(iter(model)).replace("memory", "without-memory")
+        option = "without-memory" if model.get("memory", "") is None else next(iter(model))
         raise ValueError(
             f"--{option}: the recipe {recipe} has a model of its own; change it with "
-            "--set model.name=... model.backbone=..."
+            "--set model.framework=... model.memory=... model.backbone=..."
         )
     config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()
     if root is not None:

@@ -11,7 +11,8 @@ def scenes() -> TrainConfig:
     return TrainConfig(
         data=ScenesData(train_count=4000, val_count=400, size=(192, 192)),
         model=ModelConfig(
-            name="fcn_mcibipp",
+            framework="fcn",
+            memory="mcibipp",
             backbone="resnet18",
             options={"feats_channels": 256, "transform_channels": 128},
         ),

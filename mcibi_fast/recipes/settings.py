@@ -15,8 +15,8 @@ def apply_settings(config: Any, settings: Iterable[str]) -> None:
     """Applies ``field=value`` texts to a dataclass in place.
 
     Nested fields are dotted (``optimizer.lr=0.02``); a dict field takes any key after its name
-    (``model.options.feats_channels=64``).  Values are read as JSON where they are JSON, else as
-    text, and must fit the field's type.
+    (``model.options.feats_channels=64``), a property with a setter its text. Values are read as
+    JSON where they are JSON, else as text, and must fit the field's type.
 
     Args:
         config: dataclass instance; nested dataclasses are fields of it.
@@ -54,6 +54,10 @@ def _set(config: Any, name: str, text: str) -> None:
             return
         if not dataclasses.is_dataclass(target):
             raise ValueError(_unknown(config, name))
+    alias = getattr(type(target), last, None)
+    if isinstance(alias, property) and alias.fset is not None:
+        setattr(target, last, text)  # several fields by one word
+        return
     if not _has_field(target, last) or dataclasses.is_dataclass(getattr(target, last)):
         raise ValueError(_unknown(config, name))
     annotation = typing.get_type_hints(type(target))[last]

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mcibi_fast.recipes import backbones
+from mcibi_fast.recipes.backbones import Memory
 from mcibi_fast.recipes.config import MovingScenesData, TrainConfig, VideoData
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.parts import AugmentationConfig, InferenceConfig
 
 
 def vspw(
-    framework: str = "upernet", backbone: str = "resnet101", *, memory: bool = True
+    framework: str = "upernet", backbone: str = "resnet101", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """VSPW 480p, 124 classes: 2,806 / 343 videos, one random frame of each per epoch.
 
@@ -36,7 +37,7 @@ def vspw(
 
 
 def camvid_video(
-    framework: str = "upernet", backbone: str = "resnet50", *, memory: bool = True
+    framework: str = "upernet", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
     """CamVid's labelled frames as films: one second apart in train and test, 1/15 in val."""
     return TrainConfig(

@@ -147,7 +147,7 @@ class Trainer:
         self.spec = ModelSpec(
             name=config.model.name,
             backbone=config.model.backbone,
-            options=config.model.options,
+            options=config.model.arguments(),
             classes=list(self.train_data.classes),
             palette=self.train_data.palette.tolist(),
             mean=list(self.train_data.mean),

@@ -41,7 +41,7 @@ def tiny(data: ScenesData | FolderData, model: str = "fcn") -> TrainConfig:
     )
     return TrainConfig(
         data=data,
-        model=ModelConfig(name=model, backbone="test_resnet", options=options),
+        model=ModelConfig.named(model, "test_resnet", options),
         augmentation=AugmentationConfig(crop_size=(32, 32)),
         epochs=1,
         batch_size=2,

@@ -14,6 +14,7 @@ from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.metrics import ConfusionMatrix
+from mcibi_fast.models import SegmentationHead
 from mcibi_fast.recipes import InferenceConfig
 
 
@@ -23,6 +24,9 @@ class Output(NamedTuple):
 
 class ByBrightness(nn.Module):
     """Class = brightness of the 8x8 block, as logits at 1/8; counts its passes."""
+
+    head = SegmentationHead()
+    needs_labels = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

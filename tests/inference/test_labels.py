@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +14,7 @@ from mcibi_fast import models
 from mcibi_fast.inference import labels as module
 from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.inference.views import interpolation_taps
+from mcibi_fast.models import SegmentationHead
 from mcibi_fast.recipes import InferenceConfig
 
 PAIRS = ((1, 2), (3, 5))
@@ -32,7 +32,9 @@ class Network(nn.Module):
         generator = torch.Generator().manual_seed(1)
         weight = torch.randn(num_classes, 3, 5, 5, generator=generator, dtype=torch.float64)
         self.weight = nn.Parameter(weight / 3)
-        self.head = SimpleNamespace(align_corners=align_corners, forward=lambda features: None)
+        self.head = SegmentationHead()
+        self.head.align_corners = align_corners
+        self.needs_labels = False
         self.seen: list[tuple[int, ...]] = []
 
     def forward(self, images: Tensor) -> Output:
@@ -193,8 +195,12 @@ def test_half_precision_is_averaged_in_float32(generator: torch.Generator) -> No
     config = InferenceConfig((0.75, 1.0), flip=True, window=(16, 16))
     images = pictures(37, 41)
     labels = predict_labels(Half(), images, (37, 41), config)
-    wide = lambda images: Output(Half()(images).logits.double())  # noqa: E731
-    assert (labels == predict_labels(wide, images, (37, 41), config)).double().mean() > 0.999
+
+    class Wide(Network):
+        def forward(self, images: Tensor) -> Output:
+            return Output(Half()(images).logits.double())
+
+    assert (labels == predict_labels(Wide(), images, (37, 41), config)).double().mean() > 0.999
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +227,7 @@ class ByTruth(nn.Module):
     """A model that must be shown the labels."""
 
     needs_labels = True
+    head = SegmentationHead()
 
     def forward(self, images: Tensor, labels: Tensor) -> Output:
         assert labels.shape == (len(images), *images.shape[2:])
@@ -233,7 +240,9 @@ def test_labels_for_a_model_that_gathers_by_the_ground_truth() -> None:
     seen = model(images, labels[:, 1::2]).logits  # of the images' size, the nearest
     expected = F.interpolate(seen, (12, 8), mode="bilinear").argmax(1)
     assert torch.equal(predict_labels(model, images, (12, 8), labels=labels), expected)
-    with pytest.raises(ValueError, match="gathers by the ground truth; it predicts nothing"):
+    with pytest.raises(
+        ValueError, match="gathers by the ground truth and cannot predict without it"
+    ):
         predict_labels(model, images, (12, 8))
     for config in (InferenceConfig((0.5,)), InferenceConfig(flip=True)):
         with pytest.raises(

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mcibi_fast.inference.predict import find_images, predict
+from mcibi_fast.models import SegmentationHead
 from mcibi_fast.models.weights import ModelSpec
 
 Output = namedtuple("Output", "logits")
@@ -34,6 +35,7 @@ class DarkOrBright(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.head, self.needs_labels = SegmentationHead(), False
         self.sign = nn.Parameter(torch.tensor([-1.0, 1.0]))
 
     def forward(self, images: Tensor) -> Output:

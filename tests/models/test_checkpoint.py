@@ -47,7 +47,7 @@ def test_round_trip(weights: Path) -> None:
 
 
 def test_the_model_ignores_the_label_that_its_spec_names() -> None:
-    model = make_spec(ignore_index=7).create_model()
+    model = create_model(make_spec(ignore_index=7))
     assert model.head.ignore_index == 7 and model.memory.ignore_index == 7
 
 

@@ -114,7 +114,7 @@ def test_further_stages_keep_the_past_of_the_first(generator):
     model, images = small(generator, form="paper"), clips(generator)
     first = model(images, stages=1)
     head = model.head
-    W = head._mix(first.weight_logits, first.logits)  # Eq. 17
+    W = head.next_weights(first.weight_logits, first.logits)  # Eq. 17
     features = [m[-B:] for m in model.backbone(images.transpose(0, 1).flatten(0, 1))]
     R = [head.bottleneck(model.backbone(frame)[-1]) for frame in images.unbind(1)]
     past = [head.context.aggregate(r, head.context.weight_head(r)) for r in R[:-1]]

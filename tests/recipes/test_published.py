@@ -118,7 +118,7 @@ def test_the_model_of_a_recipe(backbone: str, expected: dict, memory: bool) -> N
     model = recipes.voc("deeplabv3", backbone, memory=memory).model
     if memory and backbone == HRNET:
         expected = expected | {"downsample": True}
-    assert model == ModelConfig("deeplabv3" + "_mcibipp" * memory, backbone, expected)
+    assert model == ModelConfig.named("deeplabv3" + "_mcibipp" * memory, backbone, expected)
 
 
 @pytest.mark.parametrize("backbone", ["hrnet_w18_small", "swin_tiny_patch4_window7_224"])
