@@ -102,9 +102,10 @@ def parse(name: str, memory: str | None = None, history: int | None = None) -> M
     known, *rest = name.split("_")
     video = rest[:1] == ["video"]
     if known not in _FRAMEWORKS or rest[video:] not in ([], *([m] for m in _MEMORIES)):
+        combined = ", ".join(other for other in names() if other.startswith("fcn"))
         raise ValueError(
-            f"name: no model {name!r}; there are {', '.join(frameworks())}, each also with a memory: "
-            f"{', '.join(n for n in names() if n.startswith('fcn'))}"
+            f"name: no model {name!r}; there are {', '.join(frameworks())}, each also with a "
+            f"memory: {combined}"
         )
     if memory is not None and memory not in _MEMORIES:
         raise ValueError(
