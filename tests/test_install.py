@@ -62,6 +62,7 @@ def source_tree(root: Path, kernel: str = "") -> Path:
     (root / "csrc" / "op" / "op_cuda.cu").write_text(kernel)
     (root / "mcibi_fast").mkdir()
     (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.0"\n')
+    shutil.copy(ROOT / "mcibi_fast" / "_schemas.py", root / "mcibi_fast")
     return root
 
 

@@ -7,7 +7,10 @@ import sys
 
 import torch
 
+from mcibi_fast._schemas import OPS_WITH_LABELS
 from mcibi_fast.ops.memory_update import reference
+
+LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
@@ -26,7 +29,7 @@ def main(library: str) -> None:
     exact, exact_counts = reference.class_feature_sums(features, known, K, align_corners)
     torch.testing.assert_close(sums, exact, rtol=1e-12, atol=1e-12)
     assert torch.equal(counts, exact_counts)
-    assert flag.tolist() == [int((labels == K).sum()), K, 0]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("class_feature_sums")]
 
     grad_sums = torch.randn(K, Z, generator=generator, dtype=torch.float64)
     grad = ops.class_feature_sums_backward(
@@ -39,7 +42,7 @@ def main(library: str) -> None:
     found = ops.memory_update(memory, features, labels, 0.25, False, ignore, align_corners, flag)
     expected = reference.moving_average(memory, exact, exact_counts, 0.25, False)
     torch.testing.assert_close(found, expected)
-    assert flag.tolist() == [int((labels == K).sum()), K, 2]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("memory_update")]
 
     for bad in [
         lambda: ops.class_feature_sums(features[0], labels, K, ignore, False, flag),

@@ -8,6 +8,10 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from mcibi_fast._schemas import OPS_WITH_LABELS
+
+LABEL_OPS = OPS_WITH_LABELS["cuda"]
+
 
 def main(library: str) -> None:
     torch.ops.load_library(library)
@@ -26,7 +30,7 @@ def main(library: str) -> None:
     known = labels < K
     pairs = labels[known] * K + right[known]
     assert torch.equal(confusion, torch.bincount(pairs, minlength=K * K).view(K, K))
-    assert flag.tolist() == [int((labels == K).sum()), K, 4]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("upsample_confusion")]
 
     for wrong in [
         lambda: ops.upsample_argmax(logits[0], 20, 23, False),
