@@ -1,4 +1,4 @@
-// Label maps as the kernels see them, and where they report a label that is none.
+// Label maps as the kernels see them, and where they report a label that is no class.
 #pragma once
 
 #include <cstdint>

@@ -52,7 +52,7 @@ class Op:
 
     Args:
         name: of the operator, with a schema in ``_schemas.SCHEMAS``.
-        kernels: in the order of preference.
+        kernels: in the order of preference. One of ``compiled`` is given the operator's name.
         fake: shapes and dtypes of the results, for tracing.
         public: the function for users, which has the operator's name; None for an operator that
             is not public (a backward).
@@ -62,12 +62,13 @@ class Op:
     def __init__(
         self,
         name: str,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[Kernel | Callable[[str], Kernel]],
         fake: Callable[..., Any],
         public: Callable[..., Any] | None = None,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
-        self.name, self.kernels = name, tuple(kernels)
+        self.name = name
+        self.kernels = tuple(k if isinstance(k, Kernel) else k(name) for k in kernels)
         self.public, self._prepare = public, prepare
         library.define(name + SCHEMAS[name])
         for key in ("CPU", "CUDA"):
@@ -98,7 +99,7 @@ class Op:
         return run
 
     def below_autograd(self, *args: Any) -> Any:
-        """Runs the operator inside an autograd Function, whose job the gradient is."""
+        """Runs the operator inside an autograd Function, which provides the gradient."""
         with torch._C._AutoDispatchBelowAutograd():
             return self.call(*args)
 
@@ -191,7 +192,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
-    """Says which backend would run a call, and of every other one why not.
+    """Says which backend would run a call, and why each of the others would not.
 
     Args:
         op: the public function of ``mcibi_fast.ops`` or its name, or a module of ``mcibi_fast.nn``

@@ -122,7 +122,7 @@ ATTENTION = Op(
         # Hard attention has no other kernel on a GPU. Of the soft form, Triton's reads W once for
         # keys and values, but which of it and SDPA is the faster is still to be measured.
         Kernel("triton", _triton, _triton_why_not),
-        cpu_kernel("class_rank_attention"),
+        cpu_kernel,
         Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True),
         Kernel("reference", reference.class_rank_attention, always, composite=True),
     ],
@@ -147,7 +147,7 @@ ATTENTION_BACKWARD = Op(
     "class_rank_attention_backward",
     [
         Kernel("triton", _triton_backward, _triton_why_not),
-        cpu_kernel("class_rank_attention_backward"),
+        cpu_kernel,
         Kernel("sdpa", _recomputed(_sdpa_shared), always),
         Kernel("reference", _recomputed(reference.class_rank_attention), always),
     ],

@@ -106,11 +106,7 @@ def _prepare_aggregate(
 
 TABLE = Op(
     "gaussian_table",
-    [
-        cuda_kernel("gaussian_table"),
-        cpu_kernel("gaussian_table"),
-        Kernel("reference", reference.gaussian_table, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", reference.gaussian_table, always)],
     lambda memory, channels, noise: memory.new_empty(
         (memory.shape[0], channels),
         dtype=noise.dtype if noise.is_floating_point() else torch.float32,
@@ -145,11 +141,7 @@ def _aggregate_reference(
 
 AGGREGATE = Op(
     "gaussian_aggregate",
-    [
-        cuda_kernel("gaussian_aggregate"),
-        cpu_kernel("gaussian_aggregate"),
-        Kernel("reference", _aggregate_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _aggregate_reference, always, composite=True)],
     _aggregate_fake,
     public=gaussian_aggregate,
     prepare=_prepare_aggregate,
@@ -167,11 +159,7 @@ def _backward_reference(
 
 AGGREGATE_BACKWARD = Op(
     "gaussian_aggregate_backward",
-    [
-        cuda_kernel("gaussian_aggregate_backward"),
-        cpu_kernel("gaussian_aggregate_backward"),
-        Kernel("reference", _backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad, logits, lse, memory, noise: torch.empty_like(
         logits,
         memory_format=torch.channels_last if _channels_last(logits) else torch.contiguous_format,

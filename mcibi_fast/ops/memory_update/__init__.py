@@ -102,11 +102,7 @@ def memory_update(
 
 
 def _prepare_sums(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    ignore_index: int,
-    align_corners: bool,
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> tuple[Any, ...]:
     checks.features_and_labels(features, labels)
     checks.positive("num_classes", num_classes)
@@ -155,11 +151,7 @@ def _sums_fake(
 
 SUMS = Op(
     "class_feature_sums",
-    [
-        cuda_kernel("class_feature_sums"),
-        cpu_kernel("class_feature_sums"),
-        Kernel("reference", _sums_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _sums_reference, always, composite=True)],
     _sums_fake,
     public=class_feature_sums,
     prepare=_prepare_sums,
@@ -200,11 +192,7 @@ def _sums_backward_fake(
 
 SUMS_BACKWARD = Op(
     "class_feature_sums_backward",
-    [
-        cuda_kernel("class_feature_sums_backward"),
-        cpu_kernel("class_feature_sums_backward"),
-        Kernel("reference", _sums_backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _sums_backward_reference, always)],
     _sums_backward_fake,
 )
 SUMS_BACKWARD.refuse_gradient()
@@ -278,11 +266,7 @@ def _update_with_gradient(
 
 UPDATE = Op(
     "memory_update",
-    [
-        cuda_kernel("memory_update"),
-        cpu_kernel("memory_update"),
-        Kernel("reference", _update_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _update_reference, always, composite=True)],
     _update_fake,
     public=memory_update,
     prepare=_prepare_update,

@@ -83,11 +83,7 @@ def _prepare_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool) 
 
 
 def _prepare_confusion(
-    logits: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    ignore_index: int,
-    align_corners: bool,
+    logits: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> tuple[Any, ...]:
     checks.logits_and_labels(logits, labels)
     checks.positive("num_classes", num_classes)
@@ -100,11 +96,7 @@ def _prepare_confusion(
 
 ARGMAX = Op(
     "upsample_argmax",
-    [
-        cuda_kernel("upsample_argmax"),
-        cpu_kernel("upsample_argmax"),
-        Kernel("reference", reference.upsample_argmax, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", reference.upsample_argmax, always)],
     lambda logits, height, width, align_corners: logits.new_empty(
         (logits.shape[0], height, width), dtype=torch.int64
     ),
@@ -122,11 +114,7 @@ def _confusion_reference(
 
 CONFUSION = Op(
     "upsample_confusion",
-    [
-        cuda_kernel("upsample_confusion"),
-        cpu_kernel("upsample_confusion"),
-        Kernel("reference", _confusion_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _confusion_reference, always)],
     lambda logits, *_: logits.new_empty((logits.shape[1],) * 2, dtype=torch.int64),
     public=upsample_confusion,
     prepare=_prepare_confusion,

@@ -127,11 +127,7 @@ def _fake(logits: Tensor, labels: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
 
 CROSS_ENTROPY = Op(
     "upsample_cross_entropy",
-    [
-        cuda_kernel("upsample_cross_entropy"),
-        cpu_kernel("upsample_cross_entropy"),
-        Kernel("reference", _reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _reference, always, composite=True)],
     _fake,
     public=upsample_cross_entropy,
     prepare=_prepare,
@@ -157,11 +153,7 @@ def _backward_reference(
 
 CROSS_ENTROPY_BACKWARD = Op(
     "upsample_cross_entropy_backward",
-    [
-        cuda_kernel("upsample_cross_entropy_backward"),
-        cpu_kernel("upsample_cross_entropy_backward"),
-        Kernel("reference", _backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad_losses, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
 )
 CROSS_ENTROPY_BACKWARD.refuse_gradient()
