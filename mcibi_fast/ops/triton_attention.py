@@ -1,4 +1,4 @@
-"""What the Triton attention kernels share: tiles of matrices on the device, their choice on the host.
+"""What the Triton attention kernels share: tiles of matrices, and on the host their sizes.
 
 The backward pass forms the softmax P again. Where scores are large, a score whose last bits differ
 between two kernels is an error of many roundings of P (PyTorch keeps P and does not make it). So
@@ -131,7 +131,7 @@ class Tile(NamedTuple):
 
 @functools.cache
 def limits(device: torch.device) -> tuple[int, int]:
-    """Shared memory of a block at most (bytes), and multiprocessors; the interpreter has no limit."""
+    """Bytes of shared memory of a block, and multiprocessors; the interpreter has no limit."""
     if device.type != "cuda":
         return 227 * 1024, 1
     properties: Any = torch.cuda.get_device_properties(device)
