@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from counted_labels import assert_counted_for_python  # this script's folder is on the path
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
 from mcibi_fast.ops.memory_update import reference
@@ -43,6 +44,15 @@ def main(library: str) -> None:
     expected = reference.moving_average(memory, exact, exact_counts, 0.25, False)
     torch.testing.assert_close(found, expected)
     assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("memory_update")]
+
+    wrong = int((labels == K).sum())
+    options = (ignore, align_corners)
+    for op, args in {
+        "class_feature_sums": (features, labels, K, *options),
+        "class_feature_sums_backward": (grad_sums, labels, 6, 7, *options, torch.float64),
+        "memory_update": (memory, features, labels, 0.25, False, *options),
+    }.items():
+        assert_counted_for_python(op, args, wrong, K)
 
     for bad in [
         lambda: ops.class_feature_sums(features[0], labels, K, ignore, False, flag),
