@@ -35,7 +35,7 @@ clean:
 	rm -rf build $(VENV)/.installed $(VENV)/.installed-dev mcibi_fast/*.so mcibi_fast/_build_record.json
 
 # The sources are compiled against the torch of the environment, so it comes first.
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml mcibi_fast/_schemas.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -161,7 +161,7 @@ def backends(case: Any, dtype: torch.dtype) -> list[str]:
     from mcibi_fast.ops.dispatch import _ops
 
     op = _ops[case.name]
-    assert op.prepare is not None
+    assert op.public is not None
     args = op.prepare(*case.args(dtype), **case.options)
     return [k.backend for k in op.kernels if k.backend != "reference" and not k.why_not(*args)]
 

@@ -13,7 +13,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from buildtools import plan, toolchain
+from buildtools import op_header, plan, toolchain
 from buildtools.toolchain import Cxx, Torch, Unavailable
 
 RECORD = "_build_record.json"
@@ -27,6 +27,7 @@ def build(root: Path, out: Path, temp: Path) -> dict[str, Any]:
     torch = toolchain.find_torch()
     record: dict[str, Any] = {"version": version, "torch": torch.version}
     record["torch_target"] = toolchain.TORCH_TARGET
+    record["schemas"] = op_header.table(root)["DIGEST"]
     try:
         cxx = toolchain.find_cxx(toolchain.include_dirs(torch))
     except Unavailable as error:

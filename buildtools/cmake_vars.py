@@ -1,6 +1,7 @@
 """Prints what CMakeLists.txt needs to know, as CMake set() commands: paths, flags and sources.
 
-Run by CMake with the project's Python, so that both builds share one description.
+Run by CMake with the project's Python, so that both builds share one description, and with the
+build folder as argument, which gets the generated header.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from buildtools import plan, toolchain  # noqa: E402
+from buildtools import op_header, plan, toolchain  # noqa: E402
 
 
-def cmake_vars() -> dict[str, list[str]]:
+def cmake_vars(build: Path) -> dict[str, list[str]]:
     torch = toolchain.find_torch()
     csrc = ROOT / "csrc"
     version = runpy.run_path(str(ROOT / "mcibi_fast" / "version.py"))["__version__"]
     flavours = toolchain.cpu_flavours()
     values = {
-        "MCIBI_INCLUDES": toolchain.include_dirs(torch),
+        "MCIBI_INCLUDES": [str(op_header.write(ROOT, build)), *toolchain.include_dirs(torch)],
         "MCIBI_TORCH_LIB": [str(torch.lib)],
         "MCIBI_EXT_SUFFIX": [str(sysconfig.get_config_var("EXT_SUFFIX"))],
         "MCIBI_CXX_FLAGS": [*plan.CXX_FLAGS, *plan.common_defines(version)],
@@ -37,5 +38,5 @@ def cmake_vars() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    for name, items in cmake_vars().items():
+    for name, items in cmake_vars(Path(sys.argv[1])).items():
         print(f"set({name} {' '.join(f'[==[{item}]==]' for item in items)})")

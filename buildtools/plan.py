@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from buildtools import toolchain
+from buildtools import op_header, toolchain
 from buildtools.toolchain import Cuda, Cxx, Torch
 
 # -fno-math-errno and -fno-trapping-math change no result; without them no loop with sqrt or a
@@ -87,7 +87,8 @@ def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version:
     that several objects carry the linker keeps the first, so none keeps one with instructions that
     a plainer CPU lacks."""
     csrc = root / "csrc"
-    includes = [f"-I{i}" for i in [str(csrc), *toolchain.include_dirs(torch)]]
+    folders = [csrc, op_header.write(root, temp), *toolchain.include_dirs(torch)]
+    includes = [f"-I{folder}" for folder in folders]
     flags = [*CXX_FLAGS, *common_defines(version), *includes]
     plan = Plan()
     objects = []
@@ -118,7 +119,8 @@ def cuda_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, cuda: C
     """
     csrc = root / "csrc"
     nvcc = [cuda.nvcc, "-ccbin", cxx.command[-1]]
-    flags = [*NVCC_FLAGS, *gencode_flags(cuda.archs), f"-I{csrc}", f"-I{torch.include}"]
+    includes = [f"-I{folder}" for folder in (csrc, op_header.write(root, temp), torch.include)]
+    flags = [*NVCC_FLAGS, *gencode_flags(cuda.archs), *includes]
     plan = Plan()
     objects = []
     for source in cuda_sources(csrc):

@@ -9,8 +9,10 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +64,7 @@ def source_tree(root: Path, kernel: str = "") -> Path:
     (root / "csrc" / "op" / "op_cuda.cu").write_text(kernel)
     (root / "mcibi_fast").mkdir()
     (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.0"\n')
+    shutil.copy(ROOT / "mcibi_fast" / "_schemas.py", root / "mcibi_fast")
     return root
 
 
@@ -302,6 +305,20 @@ def test_a_module_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "mcibi_fast._C", None)  # makes the import fail
     record = {"version": mcibi_fast.__version__, "cpu": {"built": True}}
     assert "mcibi_fast._C does not load" in (_build._load_cpu(record) or "")
+
+
+@needs_record
+@pytest.mark.parametrize("load", [_build._load_cpu, _build._load_cuda])
+def test_libraries_of_older_sources_are_a_reason(
+    load: Callable[[dict[str, Any]], str | None],
+) -> None:
+    """Their operators may take other arguments."""
+    record = _build._record()
+    if reason := load(record):
+        pytest.skip(f"needs the compiled part: {reason}")
+    assert "built from older sources" in (load({**record, "schemas": "others"}) or "")
+    del record["schemas"]
+    assert "built from older sources" in (load(record) or "")
 
 
 @needs_record

@@ -84,12 +84,8 @@ std::tuple<Tensor, Tensor> class_rank_attention_backward(const Tensor& grad, con
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
-  m.def(
-      "class_rank_attention(Tensor query, Tensor weights, float scale, bool hard) "
-      "-> (Tensor out, Tensor lse)");
-  m.def(
-      "class_rank_attention_backward(Tensor grad, Tensor query, Tensor weights, Tensor out, "
-      "Tensor lse, float scale) -> (Tensor grad_query, Tensor grad_weights)");
+  m.def(cpu_schemas::class_rank_attention);
+  m.def(cpu_schemas::class_rank_attention_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {

@@ -6,12 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <sstream>
-#include <stdexcept>
-
 #include "common/dtypes.h"
 #include "common/labels.h"
 #include "common/map_strides.h"
+#include "op_schemas.h"  // the build writes it: buildtools/op_header.py
 
 namespace mcibi_fast {
 
@@ -78,17 +76,21 @@ inline LabelMap label_map(const torch::stable::Tensor& labels, int64_t num_class
           labels.stride(2),        num_classes,        ignore_index};
 }
 
-// For CPU ops, whose labels are looked at before anything is returned.
-inline void raise_if_bad(const BadLabel& bad, const LabelMap& labels) {
+// For CPU ops: the numbers with which mcibi_fast/ops/labels.py raises an error. The report has
+// those of the first bad label; it is left alone (zeros) where all labels are good.
+inline void report_bad_label(const torch::stable::Tensor& report, const BadLabel& bad,
+                             const LabelMap& labels) {
+  STD_TORCH_CHECK(report.is_cpu() && report.numel() == 6 && report.is_contiguous() &&
+                      report.scalar_type() == torch::headeronly::ScalarType::Long,
+                  "report: expected int64 (6,) on the CPU");
   if (!bad.found) return;
-  std::ostringstream message;
-  message << "labels: value " << bad.value << " at (b=" << bad.b << ", y=" << bad.y
-          << ", x=" << bad.x << ") is outside [0, " << labels.num_classes
-          << ") and is not ignore_index (" << labels.ignore_index << ")";
-  throw std::runtime_error(message.str());
+  int64_t* numbers = static_cast<int64_t*>(report.data_ptr());
+  for (const int64_t number :
+       {labels.num_classes, labels.ignore_index, bad.value, bad.b, bad.y, bad.x})
+    *numbers++ = number;
 }
 
-// For CUDA ops, which nothing waits for.
+// For CUDA ops, which nothing waits for: counts over many calls, which labels.py reads later.
 inline LabelFlag label_flag(const torch::stable::Tensor& flag, const torch::stable::Tensor& labels,
                             int64_t op) {
   STD_TORCH_CHECK(flag.scalar_type() == torch::headeronly::ScalarType::Long && flag.numel() == 3 &&

@@ -1,4 +1,4 @@
-// Label maps as the kernels see them, and where they report a label that is none.
+// Label maps as the kernels see them, and where they report a label that is no class.
 #pragma once
 
 #include <cstdint>
@@ -40,17 +40,11 @@ struct BadLabel {
   int64_t b, y, x, value;
 };
 
-// Where CUDA kernels count bad labels: int64 (count, first value, op). A null flag counts nothing.
+// Where CUDA kernels count bad labels: int64 (count, first value, op); op is the number of the op
+// in mcibi_fast/_schemas.py. A null flag counts nothing.
 struct LabelFlag {
   int64_t* flag;
   int64_t op;
 };
-
-// The ops by number, as in mcibi_fast/ops/labels.py.
-inline constexpr int64_t kOpClassFeatureSums = 0;
-inline constexpr int64_t kOpClassFeatureSumsBackward = 1;
-inline constexpr int64_t kOpMemoryUpdate = 2;
-inline constexpr int64_t kOpUpsampleCrossEntropy = 3;
-inline constexpr int64_t kOpUpsampleConfusion = 4;
 
 }  // namespace mcibi_fast

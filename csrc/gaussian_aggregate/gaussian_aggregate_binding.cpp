@@ -139,13 +139,9 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
-  m.def("gaussian_table(Tensor memory, int channels, Tensor noise) -> Tensor");
-  m.def(
-      "gaussian_aggregate(Tensor logits, Tensor memory, int channels, Tensor noise, bool hard) "
-      "-> (Tensor out, Tensor lse)");
-  m.def(
-      "gaussian_aggregate_backward(Tensor grad, Tensor logits, Tensor lse, Tensor memory, "
-      "Tensor noise) -> Tensor");
+  m.def(cpu_schemas::gaussian_table);
+  m.def(cpu_schemas::gaussian_aggregate);
+  m.def(cpu_schemas::gaussian_aggregate_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {

@@ -1,6 +1,6 @@
 // gaussian_table, gaussian_aggregate and gaussian_aggregate_backward for CUDA, as plain kernels (no
 // autograd) in torch.ops.mcibi_fast_cuda: cheap checks, allocation, registration. Python checks
-// what a user can get wrong (mcibi_fast/ops/gaussian_aggregate.py). Nothing here waits for the
+// what a user can get wrong (mcibi_fast/ops/gaussian_aggregate/). Nothing here waits for the
 // device.
 #include <torch/csrc/stable/library.h>
 
@@ -141,13 +141,9 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
-  m.def("gaussian_table(Tensor memory, int channels, Tensor noise) -> Tensor");
-  m.def(
-      "gaussian_aggregate(Tensor logits, Tensor memory, int channels, Tensor noise, bool hard) "
-      "-> (Tensor out, Tensor lse)");
-  m.def(
-      "gaussian_aggregate_backward(Tensor grad, Tensor logits, Tensor lse, Tensor memory, "
-      "Tensor noise) -> Tensor");
+  m.def(cuda_schemas::gaussian_table);
+  m.def(cuda_schemas::gaussian_aggregate);
+  m.def(cuda_schemas::gaussian_aggregate_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {

@@ -1,5 +1,5 @@
 // CPU operators of the memory update: cheap checks, allocation, registration. Python checks what a
-// user can get wrong (mcibi_fast/ops/memory_update.py).
+// user can get wrong (mcibi_fast/ops/memory_update/).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -42,7 +42,7 @@ struct Sums {
 };
 
 Sums compute_sums(const Tensor& features, const Tensor& labels, int64_t num_classes,
-                  int64_t ignore_index, bool align_corners) {
+                  int64_t ignore_index, bool align_corners, const Tensor& report) {
   const FeatureMap map = feature_map(features);
   const LabelMap label = label_map(labels, num_classes, ignore_index);
   check_shapes(map, labels);
@@ -51,14 +51,15 @@ Sums compute_sums(const Tensor& features, const Tensor& labels, int64_t num_clas
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(class_feature_sums_cpu)
   (map, label, align_corners, result.sums.data(), result.counts.data(), &bad);
-  raise_if_bad(bad, label);
+  report_bad_label(report, bad, label);
   return result;
 }
 
 std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tensor& labels,
                                               int64_t num_classes, int64_t ignore_index,
-                                              bool align_corners) {
-  const Sums result = compute_sums(features, labels, num_classes, ignore_index, align_corners);
+                                              bool align_corners, const Tensor& report) {
+  const Sums result =
+      compute_sums(features, labels, num_classes, ignore_index, align_corners, report);
   const bool wide = features.scalar_type() == ScalarType::Double;
   Tensor sums =
       empty({num_classes, features.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
@@ -92,7 +93,7 @@ std::vector<double> to_doubles(const Tensor& t, const char* name) {
 
 Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels, int64_t height,
                                    int64_t width, int64_t ignore_index, bool align_corners,
-                                   ScalarType dtype) {
+                                   ScalarType dtype, const Tensor& report) {
   const std::vector<double> grad = to_doubles(grad_sums, "grad_sums");
   const Tensor grad_features = empty({labels.size(0), grad_sums.size(1), height, width}, dtype);
   const FeatureMap map = feature_map(grad_features);
@@ -100,15 +101,17 @@ Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels
   check_shapes(map, labels);
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(class_feature_sums_backward_cpu)(grad.data(), label, align_corners, map, &bad);
-  raise_if_bad(bad, label);
+  report_bad_label(report, bad, label);
   return grad_features;
 }
 
 Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor& labels,
-                     double momentum, bool unbiased, int64_t ignore_index, bool align_corners) {
+                     double momentum, bool unbiased, int64_t ignore_index, bool align_corners,
+                     const Tensor& report) {
   STD_TORCH_CHECK(memory.dim() == 2 && memory.size(1) == 2, "memory: expected (K, 2)");
   const int64_t num_classes = memory.size(0);
-  const Sums sums = compute_sums(features, labels, num_classes, ignore_index, align_corners);
+  const Sums sums =
+      compute_sums(features, labels, num_classes, ignore_index, align_corners, report);
   std::vector<double> next = to_doubles(memory, "memory");
   MCIBI_CPU_KERNEL(moving_average_cpu)
   (sums.sums.data(), sums.counts.data(), num_classes, features.size(1), momentum, unbiased,
@@ -125,15 +128,9 @@ Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor&
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
-  m.def(
-      "class_feature_sums(Tensor features, Tensor labels, int num_classes, int ignore_index, "
-      "bool align_corners) -> (Tensor, Tensor)");
-  m.def(
-      "class_feature_sums_backward(Tensor grad_sums, Tensor labels, int height, int width, "
-      "int ignore_index, bool align_corners, ScalarType dtype) -> Tensor");
-  m.def(
-      "memory_update(Tensor memory, Tensor features, Tensor labels, float momentum, "
-      "bool unbiased, int ignore_index, bool align_corners) -> Tensor");
+  m.def(cpu_schemas::class_feature_sums);
+  m.def(cpu_schemas::class_feature_sums_backward);
+  m.def(cpu_schemas::memory_update);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {

@@ -1,5 +1,5 @@
 // CUDA operators of the memory update: cheap checks, allocation, registration. Python checks what a
-// user can get wrong (mcibi_fast/ops/memory_update.py). Nothing here waits for the device.
+// user can get wrong (mcibi_fast/ops/memory_update/). Nothing here waits for the device.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tens
   check_launch("class_feature_sums",
                class_feature_sums_cuda(map, label, align_corners, sums.data_ptr(),
                                        static_cast<int64_t*>(counts.data_ptr()),
-                                       label_flag(flag, labels, kOpClassFeatureSums),
+                                       label_flag(flag, labels, label_ops::class_feature_sums),
                                        work.data_ptr(), device.stream()));
   return {sums, counts};
 }
@@ -74,11 +74,11 @@ Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels
   const LabelMap label = label_map(labels, grad_sums.size(0), ignore_index);
   check_sizes(map, labels, label.num_classes, grad_sums);
   const Tensor work = scratch(device, class_feature_sums_backward_cuda_scratch(map, label));
-  check_launch(
-      "class_feature_sums_backward",
-      class_feature_sums_backward_cuda(grad.const_data_ptr(), label, align_corners, map,
-                                       label_flag(flag, labels, kOpClassFeatureSumsBackward),
-                                       work.data_ptr(), device.stream()));
+  check_launch("class_feature_sums_backward",
+               class_feature_sums_backward_cuda(
+                   grad.const_data_ptr(), label, align_corners, map,
+                   label_flag(flag, labels, label_ops::class_feature_sums_backward),
+                   work.data_ptr(), device.stream()));
   return grad_features;
 }
 
@@ -104,24 +104,19 @@ Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor&
                                memory.stride(1),
                                momentum,
                                unbiased};
-  check_launch("memory_update", memory_update_cuda(map, label, align_corners, update,
-                                                   label_flag(flag, labels, kOpMemoryUpdate),
-                                                   work.data_ptr(), device.stream()));
+  check_launch("memory_update",
+               memory_update_cuda(map, label, align_corners, update,
+                                  label_flag(flag, labels, label_ops::memory_update),
+                                  work.data_ptr(), device.stream()));
   return next;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
-  m.def(
-      "class_feature_sums(Tensor features, Tensor labels, int num_classes, int ignore_index, "
-      "bool align_corners, Tensor(a!) flag) -> (Tensor, Tensor)");
-  m.def(
-      "class_feature_sums_backward(Tensor grad_sums, Tensor labels, int height, int width, "
-      "int ignore_index, bool align_corners, ScalarType dtype, Tensor(a!) flag) -> Tensor");
-  m.def(
-      "memory_update(Tensor memory, Tensor features, Tensor labels, float momentum, "
-      "bool unbiased, int ignore_index, bool align_corners, Tensor(a!) flag) -> Tensor");
+  m.def(cuda_schemas::class_feature_sums);
+  m.def(cuda_schemas::class_feature_sums_backward);
+  m.def(cuda_schemas::memory_update);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {

@@ -21,24 +21,22 @@ Tensor upsample_argmax(const Tensor& logits, int64_t height, int64_t width, bool
 }
 
 Tensor upsample_confusion(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
-                          bool align_corners) {
+                          bool align_corners, const Tensor& report) {
   const LogitMap map = logit_map(logits, "logits");
   const LabelMap label = label_map_of(labels, map, ignore_index);
   Tensor counts = empty_cpu({map.classes, map.classes}, ScalarType::Long);
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(upsample_confusion_cpu)
   (map, label, align_corners, static_cast<int64_t*>(counts.mutable_data_ptr()), &bad);
-  raise_if_bad(bad, label);
+  report_bad_label(report, bad, label);
   return counts;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
-  m.def("upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> Tensor");
-  m.def(
-      "upsample_confusion(Tensor logits, Tensor labels, int ignore_index, bool align_corners) "
-      "-> Tensor");
+  m.def(cpu_schemas::upsample_argmax);
+  m.def(cpu_schemas::upsample_confusion);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {

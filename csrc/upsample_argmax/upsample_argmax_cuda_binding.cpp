@@ -1,5 +1,5 @@
 // CUDA operators of upsample_argmax and upsample_confusion: cheap checks, allocation, registration.
-// Python checks what a user can get wrong (mcibi_fast/ops/upsample_argmax.py). Nothing here waits
+// Python checks what a user can get wrong (mcibi_fast/ops/upsample_argmax/). Nothing here waits
 // for the device.
 #include <torch/csrc/stable/library.h>
 
@@ -33,17 +33,15 @@ Tensor upsample_confusion(const Tensor& logits, const Tensor& labels, int64_t ig
   check_launch("upsample_confusion",
                upsample_confusion_cuda(
                    map, label, align_corners, static_cast<int64_t*>(confusion.data_ptr()),
-                   label_flag(flag, labels, kOpUpsampleConfusion), device.stream()));
+                   label_flag(flag, labels, label_ops::upsample_confusion), device.stream()));
   return confusion;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
-  m.def("upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> Tensor");
-  m.def(
-      "upsample_confusion(Tensor logits, Tensor labels, int ignore_index, bool align_corners, "
-      "Tensor(a!) flag) -> Tensor");
+  m.def(cuda_schemas::upsample_argmax);
+  m.def(cuda_schemas::upsample_confusion);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {

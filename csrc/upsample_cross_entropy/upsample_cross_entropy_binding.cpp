@@ -28,7 +28,7 @@ CrossEntropyOptions options_of(const Tensor& logits, const std::optional<Tensor>
 std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                   const std::optional<Tensor>& weight,
                                                   int64_t ignore_index, double label_smoothing,
-                                                  bool align_corners) {
+                                                  bool align_corners, const Tensor& report) {
   const LogitMap map = logit_map(logits, "logits");
   const LabelMap label = label_map_of(labels, map, ignore_index);
   const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
@@ -38,14 +38,15 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Te
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(upsample_cross_entropy_cpu)
   (map, label, options, losses.mutable_data_ptr(), lse.mutable_data_ptr(), &bad);
-  raise_if_bad(bad, label);
+  report_bad_label(report, bad, label);
   return {losses, lse};
 }
 
 Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
                                        const Tensor& labels, const Tensor& lse,
                                        const std::optional<Tensor>& weight, int64_t ignore_index,
-                                       double label_smoothing, bool align_corners) {
+                                       double label_smoothing, bool align_corners,
+                                       const Tensor& report) {
   const LogitMap map = logit_map(logits, "logits");
   const LabelMap label = label_map_of(labels, map, ignore_index);
   const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
@@ -64,20 +65,15 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(upsample_cross_entropy_backward_cpu)
   (cotangent, map, label, options, logit_map(grad, "grad_logits"), &bad);
-  raise_if_bad(bad, label);
+  report_bad_label(report, bad, label);
   return grad;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
-  m.def(
-      "upsample_cross_entropy(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, "
-      "float label_smoothing, bool align_corners) -> (Tensor losses, Tensor lse)");
-  m.def(
-      "upsample_cross_entropy_backward(Tensor grad_losses, Tensor logits, Tensor labels, "
-      "Tensor lse, Tensor? weight, int ignore_index, float label_smoothing, bool align_corners) "
-      "-> Tensor");
+  m.def(cpu_schemas::upsample_cross_entropy);
+  m.def(cpu_schemas::upsample_cross_entropy_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {

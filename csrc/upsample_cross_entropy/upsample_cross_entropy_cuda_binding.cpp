@@ -1,5 +1,5 @@
 // CUDA operators of upsample_cross_entropy: cheap checks, allocation, registration. Python checks
-// what a user can get wrong (mcibi_fast/ops/upsample_cross_entropy.py). Nothing here waits for the
+// what a user can get wrong (mcibi_fast/ops/upsample_cross_entropy/). Nothing here waits for the
 // device.
 #include <torch/csrc/stable/library.h>
 
@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Te
   const ScalarType wide = wide_type(logits.scalar_type());
   Tensor losses = device.empty(size, wide), lse = device.empty(size, wide);
   check_launch("upsample_cross_entropy",
-               upsample_cross_entropy_cuda(map, label, options, losses.data_ptr(), lse.data_ptr(),
-                                           label_flag(flag, labels, kOpUpsampleCrossEntropy),
-                                           device.stream()));
+               upsample_cross_entropy_cuda(
+                   map, label, options, losses.data_ptr(), lse.data_ptr(),
+                   label_flag(flag, labels, label_ops::upsample_cross_entropy), device.stream()));
   return {losses, lse};
 }
 
@@ -70,25 +70,19 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
   const Tensor scratch =
       device.empty({static_cast<int64_t>(upsample_cross_entropy_backward_cuda_scratch(map, label))},
                    ScalarType::Byte);
-  check_launch(
-      "upsample_cross_entropy_backward",
-      upsample_cross_entropy_backward_cuda(
-          cotangent, map, label, options, logit_map(grad, "grad_logits"),
-          LabelFlag{nullptr, kOpUpsampleCrossEntropy},  // the forward has counted the bad labels
-          scratch.data_ptr(), device.stream()));
+  check_launch("upsample_cross_entropy_backward",
+               upsample_cross_entropy_backward_cuda(
+                   cotangent, map, label, options, logit_map(grad, "grad_logits"),
+                   LabelFlag{},  // the forward has counted the bad labels
+                   scratch.data_ptr(), device.stream()));
   return grad;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
-  m.def(
-      "upsample_cross_entropy(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, "
-      "float label_smoothing, bool align_corners, Tensor(a!) flag) -> (Tensor losses, Tensor lse)");
-  m.def(
-      "upsample_cross_entropy_backward(Tensor grad_losses, Tensor logits, Tensor labels, "
-      "Tensor lse, Tensor? weight, int ignore_index, float label_smoothing, bool align_corners) "
-      "-> Tensor");
+  m.def(cuda_schemas::upsample_cross_entropy);
+  m.def(cuda_schemas::upsample_cross_entropy_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {

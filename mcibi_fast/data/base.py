@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-IGNORE_INDEX = 255
+from mcibi_fast.defaults import IGNORE_INDEX
 
 
 class Sample(TypedDict):

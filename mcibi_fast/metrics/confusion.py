@@ -11,6 +11,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -121,7 +123,7 @@ class ConfusionMatrix:
         matrix: (K, K) int64; row = ground truth, column = prediction.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         self.num_classes = num_classes

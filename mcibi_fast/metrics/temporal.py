@@ -25,6 +25,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.metrics.confusion import ConfusionMatrix
 from mcibi_fast.metrics.flow import FlowFunction, check_protocol, warp_backward
 
@@ -184,7 +185,9 @@ class VideoConsistency:
     last video.
     """
 
-    def __init__(self, window: int, *, protocol: str = "vspw2021", ignore_index: int = 255) -> None:
+    def __init__(
+        self, window: int, *, protocol: str = "vspw2021", ignore_index: int = IGNORE_INDEX
+    ) -> None:
         check_protocol(protocol)
         if window < 1:
             raise ValueError(f"window: {window} frames, expected at least 1")

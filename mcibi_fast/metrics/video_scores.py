@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.metrics.confusion import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.metrics.flow import FlowFunction, check_protocol
 from mcibi_fast.metrics.temporal import (
@@ -98,7 +99,7 @@ class VideoMetrics:
         windows: Sequence[int] = (8, 16),
         flow: FlowFunction | Literal["given"] | None = None,
         max_videos: int | None = TC_VIDEOS,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         check_protocol(protocol)
         self.protocol = protocol

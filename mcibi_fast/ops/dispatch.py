@@ -7,6 +7,7 @@ each time the node *runs*: the first kernel of the op's list that has no reason 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcibi_fast import _build
+from mcibi_fast._schemas import SCHEMAS
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa")
 
@@ -50,24 +51,26 @@ class Op:
     """A dispatcher operator and the kernels behind it.
 
     Args:
-        name: of the operator, and of the public function.
-        schema: arguments and results in the dispatcher's notation.
-        kernels: in the order of preference.
+        name: of the operator, with a schema in ``_schemas.SCHEMAS``.
+        kernels: in the order of preference. One of ``compiled`` is given the operator's name.
         fake: shapes and dtypes of the results, for tracing.
-        prepare: turns the public function's arguments into the dispatcher's, checking them;
-            None for an operator that is not public (a backward).
+        public: the function for users, which has the operator's name; None for an operator that
+            is not public (a backward).
+        prepare: given all arguments of the public function, checks them and gives the operator's.
     """
 
     def __init__(
         self,
         name: str,
-        schema: str,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[Kernel | Callable[[str], Kernel]],
         fake: Callable[..., Any],
+        public: Callable[..., Any] | None = None,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
-        self.name, self.kernels, self.prepare = name, tuple(kernels), prepare
-        library.define(name + schema)
+        self.name = name
+        self.kernels = tuple(k if isinstance(k, Kernel) else k(name) for k in kernels)
+        self.public, self._prepare = public, prepare
+        library.define(name + SCHEMAS[name])
         for key in ("CPU", "CUDA"):
             library.impl(name, lambda *args: self.select(*args).run(*args), key)
             library.impl(name, self._without_autocast(f"Autocast{key}"), f"Autocast{key}")
@@ -77,6 +80,13 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         return self.call(*args)
+
+    def prepare(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
+        """The operator's arguments for a call of the public function, whose defaults it uses."""
+        assert self.public is not None and self._prepare is not None
+        call = inspect.signature(self.public).bind(*inputs, **options)
+        call.apply_defaults()
+        return self._prepare(**call.arguments)
 
     def _without_autocast(self, key: str) -> Callable[..., Any]:
         """The operator with autocast off inside: its inputs are in the dtype it should use."""
@@ -89,7 +99,7 @@ class Op:
         return run
 
     def below_autograd(self, *args: Any) -> Any:
-        """Runs the operator inside an autograd Function, whose job the gradient is."""
+        """Runs the operator inside an autograd Function, which provides the gradient."""
         with torch._C._AutoDispatchBelowAutograd():
             return self.call(*args)
 
@@ -182,7 +192,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
-    """Says which backend would run a call, and of every other one why not.
+    """Says which backend would run a call, and why each of the others would not.
 
     Args:
         op: the public function of ``mcibi_fast.ops`` or its name, or a module of ``mcibi_fast.nn``
@@ -199,8 +209,8 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
         return op.explain(*inputs, **options)
     name = op if isinstance(op, str) else getattr(op, "__name__", type(op).__name__)
     found = _ops.get(name)
-    if found is None or found.prepare is None:
-        public = sorted(n for n, o in _ops.items() if o.prepare is not None)
+    if found is None or found.public is None:
+        public = sorted(n for n, o in _ops.items() if o.public is not None)
         raise ValueError(f"explain: no op {name!r}; the ops are {', '.join(public)}")
     args = found.prepare(*inputs, **options)
     try:
@@ -240,25 +250,6 @@ def reference_decompositions() -> dict[Any, Callable[..., Any]]:
 def always(*_args: Any) -> str | None:
     """``why_not`` of a kernel that runs everywhere."""
     return None
-
-
-def compiled_for(backend_name: str, device: str) -> Callable[..., str | None]:
-    """``why_not`` of compiled kernels: the extension must be there, the tensors on its device."""
-
-    def why_not(*args: Any) -> str | None:
-        reason = _build.load_extensions()[backend_name]
-        if reason is not None:
-            return reason
-        for arg in args:
-            if isinstance(arg, Tensor) and arg.device.type != device:
-                return f"a tensor is on {arg.device.type}, not on {device}"
-        return None
-
-    return why_not
-
-
-cpu_only = compiled_for("cpu", "cpu")
-cuda_only = compiled_for("cuda", "cuda")
 
 
 def recompute_gradients(

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# What the flag's third entry means. The order is also in csrc/common/labels.h.
-OPS_WITH_LABELS = (
-    "class_feature_sums",
-    "class_feature_sums_backward",
-    "memory_update",
-    "upsample_cross_entropy",
-    "upsample_confusion",
-)
+from mcibi_fast._schemas import OPS_WITH_LABELS
 
 _flags: dict[torch.device, Tensor] = {}
 
 
 def flag(device: torch.device) -> Tensor:
-    """The device's flag: int64 (number of bad labels, first bad value, index of the op)."""
+    """The device's flag: int64 (number of bad labels, first bad value, number of the op)."""
     if device not in _flags:
         with torch.inference_mode(False):  # it is read and cleared outside, too
             _flags[device] = torch.zeros(3, dtype=torch.int64, device=device)
@@ -43,8 +34,9 @@ def check_labels() -> None:
         count, value, op = tensor.tolist()
         if count:
             tensor.zero_()
+            name = OPS_WITH_LABELS["cuda"][op]
             raise ValueError(
-                f"labels: {OPS_WITH_LABELS[op]} on {device} met {count} labels outside "
+                f"labels: {name} on {device} met {count} labels outside "
                 f"[0, num_classes) that are not ignore_index; the first is {value}"
             )
 
@@ -55,19 +47,14 @@ def check_now() -> None:
         check_labels()
 
 
-def cpu_kernel(name: str) -> Callable[..., Any]:
-    """The compiled kernel, whose complaint about a label is a ValueError as everywhere else."""
-
-    def run(*args: Any) -> Any:
-        try:
-            return getattr(torch.ops.mcibi_fast_cpu, name)(*args)
-        except RuntimeError as error:
-            _, found, complaint = str(error).partition("labels: value ")
-            if not found:
-                raise
-            raise ValueError(found + complaint.splitlines()[0]) from None
-
-    return run
+def bad_label(
+    num_classes: int, ignore_index: int, value: int, b: int, y: int, x: int
+) -> ValueError:
+    """The error about ``labels[b, y, x]``. CPU kernels report the six numbers in this order."""
+    return ValueError(
+        f"labels: value {value} at (b={b}, y={y}, x={x}) is outside [0, {num_classes}) and is not "
+        f"ignore_index ({ignore_index})"
+    )
 
 
 def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: str) -> Tensor:
@@ -84,11 +71,8 @@ def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: 
         found, first = flag(labels.device), labels[bad.nonzero(as_tuple=True)]
         if first.numel():
             found += torch.tensor([first.numel(), 0, 0], device=labels.device)
-            found[1], found[2] = first[0], OPS_WITH_LABELS.index(op)
+            found[1], found[2] = first[0], OPS_WITH_LABELS["cuda"].index(op)
     elif bad.any():
         b, y, x = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"labels: value {int(labels[b, y, x])} at (b={b}, y={y}, x={x}) is outside "
-            f"[0, {num_classes}) and is not ignore_index ({ignore_index})"
-        )
+        raise bad_label(num_classes, ignore_index, int(labels[b, y, x]), b, y, x)
     return labels.masked_fill(~valid, -1)

@@ -21,9 +21,4 @@ def snapshot(state: Tensor) -> Tensor:
     return SNAPSHOT(state)
 
 
-SNAPSHOT = Op(
-    "snapshot",
-    "(Tensor state) -> Tensor",
-    [Kernel("reference", torch.clone, always)],
-    torch.empty_like,
-)
+SNAPSHOT = Op("snapshot", [Kernel("reference", torch.clone, always)], torch.empty_like)

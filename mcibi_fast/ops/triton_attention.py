@@ -1,9 +1,9 @@
-"""What the attention kernels share: tiles of matrices on the device, and how the host cuts them.
+"""What the Triton attention kernels share: tiles of matrices, and on the host their sizes.
 
-The backward pass forms the softmax P again. Where scores are large, a score whose bits differ from
-kernel to kernel is an error of many roundings of P, which PyTorch, keeping P, does not make. So
-each score is the same chain of sums over the channels in every kernel, whichever side comes first,
-and P is normalised by the sum of the very terms that the backward pass forms.
+The backward pass forms the softmax P again. Where scores are large, a score whose last bits differ
+between two kernels is an error of many roundings of P (PyTorch keeps P and does not make it). So
+every kernel forms a score by the same chain of sums over the channels, whichever side it takes
+first, and P is normalised by the sum of the terms that the backward pass itself forms.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load(
 
 @triton.jit
 def store(ptr, tile, rows, columns, num_rows, NUM_COLUMNS: tl.constexpr):
-    """Writes what of a tile lies inside a row-major matrix, in the matrix's dtype."""
+    """Writes the part of a tile that lies inside a row-major matrix, in the matrix's dtype."""
     ptrs = ptr + rows[:, None] * NUM_COLUMNS + columns[None, :]
     mask = (rows[:, None] < num_rows) & (columns[None, :] < NUM_COLUMNS)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
@@ -115,10 +115,11 @@ def _delta_kernel(
 
 
 class Tile(NamedTuple):
-    """What one program takes: rows of its result, and so many rows of the other side at a time.
+    """What one program computes: ``rows`` rows of its result, ``columns`` rows of the other side at
+    a time.
 
-    ``chunk`` is the number of channels a product of scores takes at a time; 0 for all, kept in
-    shared memory.
+    ``chunk`` is the number of channels that a product of scores takes at a time; 0 for all, which
+    are then kept in shared memory.
     """
 
     rows: int
@@ -130,7 +131,7 @@ class Tile(NamedTuple):
 
 @functools.cache
 def limits(device: torch.device) -> tuple[int, int]:
-    """Shared memory a block may have, bytes, and multiprocessors; the interpreter has no limit."""
+    """Bytes of shared memory of a block, and multiprocessors; the interpreter has no limit."""
     if device.type != "cuda":
         return 227 * 1024, 1
     properties: Any = torch.cuda.get_device_properties(device)
@@ -158,8 +159,8 @@ def in_place(tensor: Tensor) -> bool:
 def readable(tensor: Tensor) -> Tensor:
     """The tensor, or a row-major copy where its memory cannot be read 16 elements at a time.
 
-    Read element by element, the pointers alone would spill a kilobyte of registers a thread; a
-    copy of B N D elements is little beside the attention.
+    Read element by element, the pointers alone would spill a kilobyte of registers per thread; a
+    copy of B N D elements costs little compared with the attention.
     """
     if in_place(tensor) or tensor.shape[2] % 16:  # a copy of the latter would be no better
         return tensor
@@ -190,7 +191,7 @@ def constants(tile: Tile, columns: int, wide: bool) -> dict[str, Any]:
     }
 
 
-DELTA_ROWS = 16  # the fewest that a product of matrices takes
+DELTA_ROWS = 16  # the fewest that tl.dot takes
 
 
 def row_products(grad: Tensor, out: Tensor, chunk: int) -> Tensor:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from buildtools import toolchain
+from buildtools import op_header, toolchain
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 TESTING = CSRC / "testing"
@@ -155,7 +155,9 @@ def build_binding(cache: Path, op: str) -> Path:
     """The op's CUDA binding with its kernels on the executor: a library for
     torch.ops.load_library whose operators, in namespace mcibi_fast_cuda, take CPU tensors."""
     found = toolchain.find_torch()
-    extra = ["-DMCIBI_HOST_EXECUTOR", toolchain.TORCH_TARGET_DEFINE, "-isystem", str(found.include)]
+    schemas = op_header.write(CSRC.parent, cache)
+    extra = ["-DMCIBI_HOST_EXECUTOR", toolchain.TORCH_TARGET_DEFINE]
+    extra += [f"-I{schemas}", "-isystem", str(found.include)]
     objects = [_compile(cache, source, ["-O2"]) for source in EXECUTOR]
     objects.append(_compile(cache, CSRC / op / f"{op}_cuda.cu", KERNEL_FLAGS))
     objects.append(_compile(cache, CSRC / op / f"{op}_cuda_binding.cpp", extra))

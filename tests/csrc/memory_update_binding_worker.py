@@ -6,8 +6,12 @@ from __future__ import annotations
 import sys
 
 import torch
+from counted_labels import assert_counted_for_python  # this script's folder is on the path
 
+from mcibi_fast._schemas import OPS_WITH_LABELS
 from mcibi_fast.ops.memory_update import reference
+
+LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
@@ -26,7 +30,7 @@ def main(library: str) -> None:
     exact, exact_counts = reference.class_feature_sums(features, known, K, align_corners)
     torch.testing.assert_close(sums, exact, rtol=1e-12, atol=1e-12)
     assert torch.equal(counts, exact_counts)
-    assert flag.tolist() == [int((labels == K).sum()), K, 0]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("class_feature_sums")]
 
     grad_sums = torch.randn(K, Z, generator=generator, dtype=torch.float64)
     grad = ops.class_feature_sums_backward(
@@ -39,7 +43,16 @@ def main(library: str) -> None:
     found = ops.memory_update(memory, features, labels, 0.25, False, ignore, align_corners, flag)
     expected = reference.moving_average(memory, exact, exact_counts, 0.25, False)
     torch.testing.assert_close(found, expected)
-    assert flag.tolist() == [int((labels == K).sum()), K, 2]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("memory_update")]
+
+    wrong = int((labels == K).sum())
+    options = (ignore, align_corners)
+    for op, args in {
+        "class_feature_sums": (features, labels, K, *options),
+        "class_feature_sums_backward": (grad_sums, labels, 6, 7, *options, torch.float64),
+        "memory_update": (memory, features, labels, 0.25, False, *options),
+    }.items():
+        assert_counted_for_python(op, args, wrong, K)
 
     for bad in [
         lambda: ops.class_feature_sums(features[0], labels, K, ignore, False, flag),

@@ -8,9 +8,11 @@ from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from mcibi_fast._schemas import OPS_WITH_LABELS
 from tests.csrc.host_kernels import HostKernels
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # FloatKind
+LABEL_OPS = OPS_WITH_LABELS["cuda"]  # a flag's third number is the place of an op here
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]  # LabelKind
 
 
@@ -71,7 +73,7 @@ class MemoryUpdateHost:
             c_bool(align_corners),
             c_void_p(sums.data_ptr()),
             c_void_p(counts.data_ptr()),
-            _flag(flag, 0),
+            ctypes.byref(label_flag(flag, "class_feature_sums")),
         )
         return sums, counts
 
@@ -101,7 +103,7 @@ class MemoryUpdateHost:
             _labels(labels, len(memory), ignore_index),
             c_bool(align_corners),
             ctypes.byref(update),
-            _flag(flag, 2),
+            ctypes.byref(label_flag(flag, "memory_update")),
         )
         return result
 
@@ -124,7 +126,7 @@ class MemoryUpdateHost:
             _labels(labels, classes, ignore_index),
             c_bool(align_corners),
             _features(result),
-            _flag(flag, 1),
+            ctypes.byref(label_flag(flag, "class_feature_sums_backward")),
         )
         return result
 
@@ -147,5 +149,5 @@ def _labels(t: Tensor, num_classes: int, ignore_index: int) -> object:
     )
 
 
-def _flag(flag: Tensor | None, op: int) -> object:
-    return ctypes.byref(LabelFlag(None if flag is None else flag.data_ptr(), op))
+def label_flag(flag: Tensor | None, op: str) -> LabelFlag:
+    return LabelFlag(None if flag is None else flag.data_ptr(), LABEL_OPS.index(op))

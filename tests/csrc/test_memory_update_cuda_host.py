@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from mcibi_fast.ops.memory_update import reference
 from tests.csrc import host_kernels
-from tests.csrc.memory_update_host import INTEGERS, MemoryUpdateHost
+from tests.csrc.memory_update_host import INTEGERS, LABEL_OPS, MemoryUpdateHost
 
 SHAPES = {  # B, Z, h, w, H, W, K
     "8x": (2, 70, 8, 8, 64, 64, 7),
@@ -165,9 +165,17 @@ def test_bad_labels_are_flagged_and_contribute_nothing(
         flag = torch.zeros(3, dtype=torch.int64)
         found = ops.class_feature_sums(features, broken, 19, -1, flag=flag)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert flag.tolist() == [int((broken == bad).sum()), bad, 0]
+        assert flag.tolist() == [
+            int((broken == bad).sum()),
+            bad,
+            LABEL_OPS.index("class_feature_sums"),
+        ]
         ops.memory_update(torch.zeros(19, 2), features, broken, ignore_index=-1, flag=flag)
-        assert flag.tolist() == [2 * int((broken == bad).sum()), bad, 0]  # the first stays
+        assert flag.tolist() == [
+            2 * int((broken == bad).sum()),
+            bad,
+            LABEL_OPS.index("class_feature_sums"),
+        ]  # the first stays
 
 
 def test_ignore_index_may_be_a_class(ops: MemoryUpdateHost, generator: Generator) -> None:

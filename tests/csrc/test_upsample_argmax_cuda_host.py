@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tests.csrc import host_kernels
-from tests.csrc.memory_update_host import INTEGERS
+from tests.csrc.memory_update_host import INTEGERS, LABEL_OPS
 from tests.csrc.upsample_argmax_host import UpsampleArgmaxHost
 
 OP = "upsample_argmax"
@@ -180,7 +180,11 @@ def test_bad_labels_are_flagged_and_do_not_count(
         broken = labels.masked_fill(labels < 0, bad)
         flag = torch.zeros(3, dtype=torch.int64)
         assert torch.equal(ops.upsample_confusion(logits, broken, -1, flag=flag), expected)
-        assert flag.tolist() == [int((broken == bad).sum()), bad, 4]
+        assert flag.tolist() == [
+            int((broken == bad).sum()),
+            bad,
+            LABEL_OPS.index("upsample_confusion"),
+        ]
     flag.zero_()
     ignored = ops.upsample_confusion(logits, labels.clamp(min=0), 0, flag=flag)
     assert torch.equal(ignored[1:], expected[1:])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tests.csrc import host_kernels
-from tests.csrc.memory_update_host import INTEGERS
+from tests.csrc.memory_update_host import INTEGERS, LABEL_OPS
 from tests.csrc.upsample_cross_entropy_host import UpsampleCrossEntropyHost, wide
 
 OP = "upsample_cross_entropy"
@@ -243,10 +243,14 @@ def test_bad_labels_are_flagged_and_contribute_nothing(
         assert torch.equal(found[0], losses)
         assert torch.equal(found[1], lse)
         count = int((broken == bad).sum())
-        assert flag.tolist() == [count, bad, 3]
+        assert flag.tolist() == [count, bad, LABEL_OPS.index("upsample_cross_entropy")]
         found = ops.upsample_cross_entropy_backward(cotangent, logits, broken, lse, *options, flag)
         assert torch.equal(found, grad)
-        assert flag.tolist() == [2 * count, bad, 3]  # once more; the first stays
+        assert flag.tolist() == [
+            2 * count,
+            bad,
+            LABEL_OPS.index("upsample_cross_entropy"),
+        ]  # once more; the first stays
 
 
 def test_nothing_but_ignored_pixels(ops: UpsampleCrossEntropyHost, generator: Generator) -> None:

@@ -7,6 +7,11 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from counted_labels import assert_counted_for_python  # this script's folder is on the path
+
+from mcibi_fast._schemas import OPS_WITH_LABELS
+
+LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
@@ -26,7 +31,10 @@ def main(library: str) -> None:
     known = labels < K
     pairs = labels[known] * K + right[known]
     assert torch.equal(confusion, torch.bincount(pairs, minlength=K * K).view(K, K))
-    assert flag.tolist() == [int((labels == K).sum()), K, 4]
+    assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("upsample_confusion")]
+
+    args = (logits, labels, ignore, align_corners)
+    assert_counted_for_python("upsample_confusion", args, int((labels == K).sum()), K)
 
     for wrong in [
         lambda: ops.upsample_argmax(logits[0], 20, 23, False),

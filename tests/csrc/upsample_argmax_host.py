@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.csrc.host_kernels import HostKernels
-from tests.csrc.upsample_cross_entropy_host import label_flag, label_map, logit_map
+from tests.csrc.memory_update_host import label_flag
+from tests.csrc.upsample_cross_entropy_host import label_map, logit_map
 
 DEVICE_SHARED_BYTES = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 
@@ -53,7 +54,7 @@ class UpsampleArgmaxHost:
             ctypes.byref(label_map(labels, K, ignore_index)),
             c_bool(align_corners),
             c_void_p(confusion.data_ptr()),
-            ctypes.byref(label_flag(flag, 4)),
+            ctypes.byref(label_flag(flag, "upsample_confusion")),
         )
         return confusion
 

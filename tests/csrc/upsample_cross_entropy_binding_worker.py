@@ -7,6 +7,11 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from counted_labels import assert_counted_for_python  # this script's folder is on the path
+
+from mcibi_fast._schemas import OPS_WITH_LABELS
+
+LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
@@ -38,7 +43,10 @@ def main(library: str) -> None:
         grad = ops.upsample_cross_entropy_backward(cotangent, given, labels, lse, *options)
         assert grad.stride() == given.stride()
         torch.testing.assert_close(grad, right_grad)
-        assert flag.tolist() == [bad, K, 3]
+        assert flag.tolist() == [bad, K, LABEL_OPS.index("upsample_cross_entropy")]
+
+    args = (logits, labels, weight, ignore, smoothing, align_corners)
+    assert_counted_for_python("upsample_cross_entropy", args, bad, K)
 
     losses, lse = ops.upsample_cross_entropy(
         logits.half(), labels.byte(), None, ignore, 0.0, False, flag

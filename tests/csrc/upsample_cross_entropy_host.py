@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.csrc.host_kernels import HostKernels
-from tests.csrc.memory_update_host import FLOATS, INTEGERS, LabelFlag, LabelMap
+from tests.csrc.memory_update_host import FLOATS, INTEGERS, LabelMap, label_flag
 
 
 class LogitMap(ctypes.Structure):
@@ -37,10 +37,6 @@ def label_map(t: Tensor, num_classes: int, ignore_index: int) -> LabelMap:
     _, height, width = t.shape
     kind = INTEGERS.index(t.dtype)
     return LabelMap(t.data_ptr(), kind, height, width, *t.stride(), num_classes, ignore_index)
-
-
-def label_flag(flag: Tensor | None, op: int) -> LabelFlag:
-    return LabelFlag(None if flag is None else flag.data_ptr(), op)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -75,7 +71,7 @@ class UpsampleCrossEntropyHost:
             _options(weight, label_smoothing, align_corners),
             c_void_p(losses.data_ptr()),
             c_void_p(lse.data_ptr()),
-            label_flag(flag, 3),
+            label_flag(flag, "upsample_cross_entropy"),
         )
         return losses, lse
 
@@ -104,7 +100,7 @@ class UpsampleCrossEntropyHost:
             label_map(labels, logits.shape[1], ignore_index),
             _options(weight, label_smoothing, align_corners),
             logit_map(grad),
-            label_flag(flag, 3),
+            label_flag(flag, "upsample_cross_entropy"),
         )
         return grad
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mcibi_fast.ops.triton_launch import triton_missing
+from mcibi_fast.ops.triton_support import triton_missing
 
 pytest.importorskip("triton", reason="needs Triton")
 
@@ -24,7 +24,7 @@ def test_interpreted() -> None:
 
 
 def test_the_package_does_not_import_triton() -> None:
-    code = "import sys, mcibi_fast.ops.triton_launch; print('triton' in sys.modules)"
+    code = "import sys, mcibi_fast.ops.triton_support; print('triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -73,7 +73,7 @@ class Case:
     def backends(self, dtype: torch.dtype = torch.float64) -> list[str]:
         """The backends that can run this case on this machine, without the reference."""
         op = _ops[self.name]
-        assert op.prepare is not None
+        assert op.public is not None
         args = op.prepare(*self.args(dtype), **self.options)
         return [
             k.backend for k in op.kernels if k.backend != "reference" and k.why_not(*args) is None

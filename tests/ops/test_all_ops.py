@@ -151,7 +151,7 @@ def test_double_backward_is_right_or_refused(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("case", [*SMALL, HARD], ids=str)
 def test_opcheck(case: Case) -> None:
     op = _ops[case.name]
-    assert op.prepare is not None
+    assert op.public is not None
     args = list(op.prepare(*case.args(), **case.options))
     for i in case.differentiable:
         args[i] = args[i].clone().requires_grad_()

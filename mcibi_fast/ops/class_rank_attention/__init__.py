@@ -17,9 +17,12 @@ from torch import Tensor
 
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.class_rank_attention import reference
+from mcibi_fast.ops.compiled import cpu_kernel
 from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
-from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, recompute_gradients
-from mcibi_fast.ops.triton_launch import MAX_CLASSES, triton_missing
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.triton_support import triton_missing
+
+MAX_CLASSES = 256  # of the Triton kernels, which hold a row of W on the chip
 
 
 def class_rank_attention(
@@ -45,12 +48,10 @@ def class_rank_attention(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return ATTENTION(*_prepare(query, weights, scale=scale, hard=hard))[0]
+    return ATTENTION(*_prepare(query, weights, scale, hard))[0]
 
 
-def _prepare(
-    query: Tensor, weights: Tensor, *, scale: float, hard: bool = False
-) -> tuple[Any, ...]:
+def _prepare(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Any, ...]:
     for name, t in (("query", query), ("weights", weights)):
         checks.tensor(name, t, "B, N, K", checks.FLOATS)
         if any(size == 0 for size in t.shape):
@@ -117,17 +118,17 @@ def _fake(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Ten
 
 ATTENTION = Op(
     "class_rank_attention",
-    "(Tensor query, Tensor weights, float scale, bool hard) -> (Tensor, Tensor)",
     [
         # Hard attention has no other kernel on a GPU. Of the soft form, Triton's reads W once for
         # keys and values, but which of it and SDPA is the faster is still to be measured.
         Kernel("triton", _triton, _triton_why_not),
-        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention(*a), cpu_only),
+        cpu_kernel,
         Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True),
         Kernel("reference", reference.class_rank_attention, always, composite=True),
     ],
     _fake,
-    _prepare,
+    public=class_rank_attention,
+    prepare=_prepare,
 )
 
 
@@ -144,15 +145,9 @@ def _recomputed(run: Any) -> Any:
 
 ATTENTION_BACKWARD = Op(
     "class_rank_attention_backward",
-    "(Tensor grad, Tensor query, Tensor weights, Tensor out, Tensor lse, float scale)"
-    " -> (Tensor, Tensor)",
     [
         Kernel("triton", _triton_backward, _triton_why_not),
-        Kernel(
-            "cpu",
-            lambda *a: torch.ops.mcibi_fast_cpu.class_rank_attention_backward(*a),
-            cpu_only,
-        ),
+        cpu_kernel,
         Kernel("sdpa", _recomputed(_sdpa_shared), always),
         Kernel("reference", _recomputed(reference.class_rank_attention), always),
     ],

@@ -18,7 +18,7 @@ class Tiles(NamedTuple):
 
 
 # bfloat16 and float16, by classes and shared memory a block may have (KiB), as in
-# ``confidence_attention_tiles``. Each fits and compiles without spilling registers.
+# ``confidence_attention/tiles.py``. Each fits and compiles without spilling registers.
 SIXTEEN_BITS: dict[int, dict[int, Tiles]] = {
     64: {
         99: Tiles(

@@ -2,17 +2,18 @@
 
     S = scale Q W^T        P = softmax(S) over the keys        O = P W
 
-One tile of W in shared memory is keys and values. The backward pass, with P formed as in
-``confidence_attention``:
+One tile of W in shared memory serves as keys and as values. The backward pass forms P again as
+``confidence_attention/triton.py`` does:
 
     dS = P * (dO W^T - delta)      dQ = scale dS W      dW = P^T dO + scale dS^T Q
 
-dW is the sum of what W gets as values and as keys, in one accumulator. The rows of dS sum to zero
-but for the rounding of delta = rowsum(dO * O): a row's excess is known when dQ is, and of dQ takes
-excess O. Every program owns a block
-of rows of its result and goes through the other side in order: the same bits every run. Nothing
-of size N x N is written. Sums, P and dS are float32; P and dS are rounded to the inputs' dtype for
-their products.
+dW is the sum of what W gets as values and as keys, in one accumulator. Exactly, the rows of dS sum
+to zero; delta = rowsum(dO * O) is rounded, so they do not. The excess of a row is known once dQ has
+been summed up, and excess * O is subtracted from dQ.
+
+Every program owns a block of rows of its result and goes through the other side in order: the same
+bits in every run. Nothing of size N x N is written. Sums, P and dS are float32; P and dS are
+rounded to the inputs' dtype for their products.
 """
 
 from __future__ import annotations

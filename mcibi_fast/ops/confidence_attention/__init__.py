@@ -17,7 +17,9 @@ from mcibi_fast.ops import checks
 from mcibi_fast.ops.confidence_attention import reference
 from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
-from mcibi_fast.ops.triton_launch import MAX_CHANNELS, triton_missing
+from mcibi_fast.ops.triton_support import triton_missing
+
+MAX_CHANNELS = 512  # of the Triton kernels, which hold a row of Q, K or V on the chip
 
 
 def confidence_attention(
@@ -41,12 +43,10 @@ def confidence_attention(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return ATTENTION(*_prepare(query, key, value, scale=scale))[0]
+    return ATTENTION(*_prepare(query, key, value, scale))[0]
 
 
-def _prepare(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
-) -> tuple[Any, ...]:
+def _prepare(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Any, ...]:
     named = {"query": query, "key": key, "value": value}
     for name, t in named.items():
         checks.tensor(name, t, "B, N, D", checks.FLOATS)
@@ -128,20 +128,18 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
 
 ATTENTION = Op(
     "confidence_attention",
-    "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)",
     [
         Kernel("triton", _triton, _triton_why_not),
         Kernel("sdpa", contiguous(sdpa), always, composite=True),
         Kernel("reference", reference.confidence_attention, always, composite=True),
     ],
     _fake,
-    _prepare,
+    public=confidence_attention,
+    prepare=_prepare,
 )
 
 ATTENTION_BACKWARD = Op(
     "confidence_attention_backward",
-    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale)"
-    " -> (Tensor, Tensor, Tensor)",
     [
         Kernel("triton", _triton_backward, _triton_backward_why_not),
         Kernel("sdpa", contiguous(_sdpa_backward), always),

@@ -8,16 +8,16 @@ The backward pass forms P again from the log-sum-exp of the scores:
     delta = rowsum(dO * O)      dV = P^T dO      dS = P * (dO V^T - delta)
     dQ = scale dS K             dK = scale dS^T Q
 
-Z is 1 but for the rounding of lse, which where scores are large is many roundings of P. Summed
-on the way to dQ it costs nothing, and lse may come from any backend.
+Z would be 1 if lse were exact; where scores are large, the rounding of lse is many roundings of P.
+Z is summed up on the way to dQ at no cost, and lse may come from any backend.
 
-This is FlashAttention-2 (Dao 2023, arXiv:2307.08691) but for one thing: dK and dV come from two
-kernels. At 256 channels their accumulators together leave room for 64 keys, which a Hopper GPU's
-eight warps compute twice over; apart, each takes 128. That is 8 products of matrices for 7, and
-no spilled registers.
+This is FlashAttention-2 (Dao 2023, arXiv:2307.08691) with one difference: dK and dV come from two
+kernels. At 256 channels the accumulators of both leave room for 64 keys, which the eight warps of a
+Hopper GPU would compute twice; in separate kernels each takes 128. That costs 8 products of
+matrices instead of 7, and spills no registers.
 
 Every program owns a block of rows of its result and goes through the other side in order: no
-atomics, the same bits every run. Nothing of size Nq x Nk is written. Sums, P and dS are float32;
+atomics, the same bits in every run. Nothing of size Nq x Nk is written. Sums, P and dS are float32;
 P and dS are rounded to the inputs' dtype for their products.
 """
 

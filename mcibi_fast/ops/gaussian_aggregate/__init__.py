@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
+from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.gaussian_aggregate import reference
 from mcibi_fast.ops.philox import Philox
 from mcibi_fast.ops.snapshot import snapshot
@@ -50,7 +51,7 @@ def gaussian_aggregate(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return AGGREGATE(*_prepare_aggregate(logits, memory, channels, noise=noise, hard=hard))[0]
+    return AGGREGATE(*_prepare_aggregate(logits, memory, channels, noise, hard))[0]
 
 
 def gaussian_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> Tensor:
@@ -67,10 +68,10 @@ def gaussian_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return TABLE(*_prepare_table(memory, channels, noise=noise))
+    return TABLE(*_prepare_table(memory, channels, noise))
 
 
-def _prepare_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> tuple[Any, ...]:
+def _prepare_table(memory: Tensor, channels: int, noise: Tensor | Philox) -> tuple[Any, ...]:
     checks.memory(memory)
     checks.positive("channels", channels)
     if isinstance(noise, Philox):
@@ -88,10 +89,10 @@ def _prepare_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> 
 
 
 def _prepare_aggregate(
-    logits: Tensor, memory: Tensor, channels: int, *, noise: Tensor | Philox, hard: bool = False
+    logits: Tensor, memory: Tensor, channels: int, noise: Tensor | Philox, hard: bool
 ) -> tuple[Any, ...]:
     checks.tensor("logits", logits, "B, K, h, w", checks.FLOATS)
-    memory, channels, eps = _prepare_table(memory, channels, noise=noise)
+    memory, channels, eps = _prepare_table(memory, channels, noise)
     if logits.shape[1] != memory.shape[0]:
         raise ValueError(
             f"logits: {logits.shape[1]} classes, but the memory has {memory.shape[0]} rows"
@@ -105,17 +106,13 @@ def _prepare_aggregate(
 
 TABLE = Op(
     "gaussian_table",
-    "(Tensor memory, int channels, Tensor noise) -> Tensor",
-    [
-        Kernel("cuda", lambda *a: torch.ops.mcibi_fast_cuda.gaussian_table(*a), cuda_only),
-        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_table(*a), cpu_only),
-        Kernel("reference", reference.gaussian_table, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", reference.gaussian_table, always)],
     lambda memory, channels, noise: memory.new_empty(
         (memory.shape[0], channels),
         dtype=noise.dtype if noise.is_floating_point() else torch.float32,
     ),
-    _prepare_table,
+    public=gaussian_table,
+    prepare=_prepare_table,
 )
 
 
@@ -144,14 +141,10 @@ def _aggregate_reference(
 
 AGGREGATE = Op(
     "gaussian_aggregate",
-    "(Tensor logits, Tensor memory, int channels, Tensor noise, bool hard) -> (Tensor, Tensor)",
-    [
-        Kernel("cuda", lambda *a: torch.ops.mcibi_fast_cuda.gaussian_aggregate(*a), cuda_only),
-        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_aggregate(*a), cpu_only),
-        Kernel("reference", _aggregate_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _aggregate_reference, always, composite=True)],
     _aggregate_fake,
-    _prepare_aggregate,
+    public=gaussian_aggregate,
+    prepare=_prepare_aggregate,
 )
 
 
@@ -166,18 +159,7 @@ def _backward_reference(
 
 AGGREGATE_BACKWARD = Op(
     "gaussian_aggregate_backward",
-    "(Tensor grad, Tensor logits, Tensor lse, Tensor memory, Tensor noise) -> Tensor",
-    [
-        Kernel(
-            "cuda",
-            lambda *a: torch.ops.mcibi_fast_cuda.gaussian_aggregate_backward(*a),
-            cuda_only,
-        ),
-        Kernel(
-            "cpu", lambda *a: torch.ops.mcibi_fast_cpu.gaussian_aggregate_backward(*a), cpu_only
-        ),
-        Kernel("reference", _backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad, logits, lse, memory, noise: torch.empty_like(
         logits,
         memory_format=torch.channels_last if _channels_last(logits) else torch.contiguous_format,

@@ -15,9 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
-from mcibi_fast.ops.labels import check_now, cpu_kernel, flag, without_bad_labels
+from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.memory_update import reference
 
 
@@ -26,7 +28,7 @@ def class_feature_sums(
     labels: Tensor,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sums of the bilinearly upsampled features over the pixels of each class (Eqs. 7-8).
@@ -58,9 +60,9 @@ def memory_update(
     features: Tensor,
     labels: Tensor,
     *,
-    momentum: float = 0.1,
+    momentum: float = MOMENTUM,
     unbiased: bool = False,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
@@ -89,13 +91,7 @@ def memory_update(
         TypeError, ValueError: as ``class_feature_sums``, or the momentum is not in [0, 1].
     """
     args = _prepare_update(
-        memory,
-        features,
-        labels,
-        momentum=momentum,
-        unbiased=unbiased,
-        ignore_index=ignore_index,
-        align_corners=align_corners,
+        memory, features, labels, momentum, unbiased, ignore_index, align_corners, group
     )
     if group is None:
         return UPDATE(*args)
@@ -106,11 +102,7 @@ def memory_update(
 
 
 def _prepare_sums(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> tuple[Any, ...]:
     checks.features_and_labels(features, labels)
     checks.positive("num_classes", num_classes)
@@ -121,12 +113,11 @@ def _prepare_update(
     memory: Tensor,
     features: Tensor,
     labels: Tensor,
-    *,
-    momentum: float = 0.1,
-    unbiased: bool = False,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-    group: dist.ProcessGroup | None = None,
+    momentum: float,
+    unbiased: bool,
+    ignore_index: int,
+    align_corners: bool,
+    group: dist.ProcessGroup | None,
 ) -> tuple[Any, ...]:
     checks.memory(memory)
     checks.features_and_labels(features, labels)
@@ -150,16 +141,6 @@ def _sums_reference(
     return reference.class_feature_sums(features, known, num_classes, align_corners)
 
 
-def _sums_cuda(
-    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
-) -> tuple[Tensor, Tensor]:
-    results = torch.ops.mcibi_fast_cuda.class_feature_sums(
-        features, labels, num_classes, ignore_index, align_corners, flag(features.device)
-    )
-    check_now()
-    return results
-
-
 def _sums_fake(
     features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
@@ -170,15 +151,10 @@ def _sums_fake(
 
 SUMS = Op(
     "class_feature_sums",
-    "(Tensor features, Tensor labels, int num_classes, int ignore_index, bool align_corners)"
-    " -> (Tensor, Tensor)",
-    [
-        Kernel("cuda", _sums_cuda, cuda_only),
-        Kernel("cpu", cpu_kernel("class_feature_sums"), cpu_only),
-        Kernel("reference", _sums_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _sums_reference, always, composite=True)],
     _sums_fake,
-    _prepare_sums,
+    public=class_feature_sums,
+    prepare=_prepare_sums,
 )
 
 
@@ -201,14 +177,6 @@ def _sums_backward_reference(
     return recompute_gradients(sums, [features], grad_sums)[0]
 
 
-def _sums_backward_cuda(grad_sums: Tensor, *args: Any) -> Tensor:
-    result = torch.ops.mcibi_fast_cuda.class_feature_sums_backward(
-        grad_sums, *args, flag(grad_sums.device)
-    )
-    check_now()
-    return result
-
-
 def _sums_backward_fake(
     grad_sums: Tensor,
     labels: Tensor,
@@ -224,13 +192,7 @@ def _sums_backward_fake(
 
 SUMS_BACKWARD = Op(
     "class_feature_sums_backward",
-    "(Tensor grad_sums, Tensor labels, SymInt height, SymInt width, int ignore_index, "
-    "bool align_corners, ScalarType dtype) -> Tensor",
-    [
-        Kernel("cuda", _sums_backward_cuda, cuda_only),
-        Kernel("cpu", cpu_kernel("class_feature_sums_backward"), cpu_only),
-        Kernel("reference", _sums_backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _sums_backward_reference, always)],
     _sums_backward_fake,
 )
 SUMS_BACKWARD.refuse_gradient()
@@ -284,12 +246,6 @@ def _update_reference(
     return reference.moving_average(memory, sums, counts, momentum, unbiased)
 
 
-def _update_cuda(memory: Tensor, *args: Any) -> Tensor:
-    result = torch.ops.mcibi_fast_cuda.memory_update(memory, *args, flag(memory.device))
-    check_now()
-    return result
-
-
 def _update_fake(memory: Tensor, *_args: Any) -> Tensor:
     return torch.empty_like(memory, memory_format=torch.contiguous_format)
 
@@ -310,15 +266,10 @@ def _update_with_gradient(
 
 UPDATE = Op(
     "memory_update",
-    "(Tensor memory, Tensor features, Tensor labels, float momentum, bool unbiased, "
-    "int ignore_index, bool align_corners) -> Tensor",
-    [
-        Kernel("cuda", _update_cuda, cuda_only),
-        Kernel("cpu", cpu_kernel("memory_update"), cpu_only),
-        Kernel("reference", _update_reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _update_reference, always, composite=True)],
     _update_fake,
-    _prepare_update,
+    public=memory_update,
+    prepare=_prepare_update,
 )
 UPDATE.differentiable(
     _update_with_gradient,

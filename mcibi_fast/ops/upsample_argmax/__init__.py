@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only
-from mcibi_fast.ops.labels import check_now, cpu_kernel, flag, without_bad_labels
+from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
+from mcibi_fast.ops.dispatch import Kernel, Op, always
+from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.upsample_argmax import reference
 
 
@@ -38,7 +40,7 @@ def upsample_argmax(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or dtype.
     """
-    return ARGMAX(*_prepare_argmax(logits, size, align_corners=align_corners))
+    return ARGMAX(*_prepare_argmax(logits, size, align_corners))
 
 
 def upsample_confusion(
@@ -46,7 +48,7 @@ def upsample_confusion(
     labels: Tensor,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
 ) -> Tensor:
     """Counts of (label, prediction) pairs over the pixels, the prediction by ``upsample_argmax``.
@@ -68,16 +70,10 @@ def upsample_confusion(
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device, or (at once
             on the CPU; on CUDA see ``check_labels``) a label is outside [0, K).
     """
-    return CONFUSION(
-        *_prepare_confusion(
-            logits, labels, num_classes, ignore_index=ignore_index, align_corners=align_corners
-        )
-    )
+    return CONFUSION(*_prepare_confusion(logits, labels, num_classes, ignore_index, align_corners))
 
 
-def _prepare_argmax(
-    logits: Tensor, size: tuple[int, int], *, align_corners: bool = False
-) -> tuple[Any, ...]:
+def _prepare_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> tuple[Any, ...]:
     checks.logits(logits)
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise TypeError(f"size: expected (H, W), got {size!r}")
@@ -87,12 +83,7 @@ def _prepare_argmax(
 
 
 def _prepare_confusion(
-    logits: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
+    logits: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> tuple[Any, ...]:
     checks.logits_and_labels(logits, labels)
     checks.positive("num_classes", num_classes)
@@ -105,16 +96,12 @@ def _prepare_confusion(
 
 ARGMAX = Op(
     "upsample_argmax",
-    "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor",
-    [
-        Kernel("cuda", lambda *a: torch.ops.mcibi_fast_cuda.upsample_argmax(*a), cuda_only),
-        Kernel("cpu", lambda *a: torch.ops.mcibi_fast_cpu.upsample_argmax(*a), cpu_only),
-        Kernel("reference", reference.upsample_argmax, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", reference.upsample_argmax, always)],
     lambda logits, height, width, align_corners: logits.new_empty(
         (logits.shape[0], height, width), dtype=torch.int64
     ),
-    _prepare_argmax,
+    public=upsample_argmax,
+    prepare=_prepare_argmax,
 )
 
 
@@ -125,20 +112,10 @@ def _confusion_reference(
     return reference.upsample_confusion(logits, known, align_corners)
 
 
-def _confusion_cuda(logits: Tensor, *args: Any) -> Tensor:
-    result = torch.ops.mcibi_fast_cuda.upsample_confusion(logits, *args, flag(logits.device))
-    check_now()
-    return result
-
-
 CONFUSION = Op(
     "upsample_confusion",
-    "(Tensor logits, Tensor labels, int ignore_index, bool align_corners) -> Tensor",
-    [
-        Kernel("cuda", _confusion_cuda, cuda_only),
-        Kernel("cpu", cpu_kernel("upsample_confusion"), cpu_only),
-        Kernel("reference", _confusion_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _confusion_reference, always)],
     lambda logits, *_: logits.new_empty((logits.shape[1],) * 2, dtype=torch.int64),
-    _prepare_confusion,
+    public=upsample_confusion,
+    prepare=_prepare_confusion,
 )

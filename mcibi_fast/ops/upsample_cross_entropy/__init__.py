@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.dispatch import Kernel, Op, always, cpu_only, cuda_only, recompute_gradients
-from mcibi_fast.ops.labels import check_now, cpu_kernel, flag, without_bad_labels
+from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -26,7 +28,7 @@ def upsample_cross_entropy(
     labels: Tensor,
     *,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     align_corners: bool = False,
@@ -55,16 +57,7 @@ def upsample_cross_entropy(
         TypeError, ValueError: an argument has the wrong type, value, shape, dtype or device, or (at
             once on the CPU; on CUDA see ``check_labels``) a label is outside [0, K).
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: {reduction!r} is none of {', '.join(REDUCTIONS)}")
-    args = _prepare(
-        logits,
-        labels,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        align_corners=align_corners,
-    )
+    args = _prepare(logits, labels, weight, ignore_index, label_smoothing, reduction, align_corners)
     losses = CROSS_ENTROPY(*args)[0]
     if reduction == "none":
         return losses
@@ -87,13 +80,14 @@ def _mean(
 def _prepare(
     logits: Tensor,
     labels: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    align_corners: bool = False,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    align_corners: bool,
 ) -> tuple[Any, ...]:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: {reduction!r} is none of {', '.join(REDUCTIONS)}")
     checks.logits_and_labels(logits, labels)
     if not isinstance(label_smoothing, (int, float)):
         raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
@@ -126,12 +120,6 @@ def _reference(
     return reference.upsample_cross_entropy(logits, known, weight, label_smoothing, align_corners)
 
 
-def _cuda(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    results = torch.ops.mcibi_fast_cuda.upsample_cross_entropy(logits, *args, flag(logits.device))
-    check_now()
-    return results
-
-
 def _fake(logits: Tensor, labels: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
     losses = logits.new_empty(labels.shape, dtype=checks.wide(logits.dtype))
     return losses, torch.empty_like(losses)
@@ -139,15 +127,10 @@ def _fake(logits: Tensor, labels: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
 
 CROSS_ENTROPY = Op(
     "upsample_cross_entropy",
-    "(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, float label_smoothing, "
-    "bool align_corners) -> (Tensor losses, Tensor lse)",
-    [
-        Kernel("cuda", _cuda, cuda_only),
-        Kernel("cpu", cpu_kernel("upsample_cross_entropy"), cpu_only),
-        Kernel("reference", _reference, always, composite=True),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _reference, always, composite=True)],
     _fake,
-    _prepare,
+    public=upsample_cross_entropy,
+    prepare=_prepare,
 )
 
 
@@ -170,17 +153,7 @@ def _backward_reference(
 
 CROSS_ENTROPY_BACKWARD = Op(
     "upsample_cross_entropy_backward",
-    "(Tensor grad_losses, Tensor logits, Tensor labels, Tensor lse, Tensor? weight, "
-    "int ignore_index, float label_smoothing, bool align_corners) -> Tensor",
-    [
-        Kernel(
-            "cuda",
-            lambda *a: torch.ops.mcibi_fast_cuda.upsample_cross_entropy_backward(*a),
-            cuda_only,
-        ),
-        Kernel("cpu", cpu_kernel("upsample_cross_entropy_backward"), cpu_only),
-        Kernel("reference", _backward_reference, always),
-    ],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad_losses, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
 )
 CROSS_ENTROPY_BACKWARD.refuse_gradient()

@@ -1,4 +1,4 @@
-"""Triton kernels, one module per op. The modules import Triton; this package does not."""
+"""Whether the Triton kernels of an op can run; imports no Triton itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import os
 
 import torch
 from torch import Tensor
-
-MAX_CHANNELS = 512  # of confidence_attention
-MAX_CLASSES = 256  # of class_rank_attention
 
 
 @functools.cache

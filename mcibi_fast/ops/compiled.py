@@ -1,0 +1,66 @@
+"""The kernels compiled from ``csrc/<op>/``, as backends "cpu" and "cuda" of their ops.
+
+Each library has operators of its own, ``torch.ops.mcibi_fast_cpu.<op>`` and
+``torch.ops.mcibi_fast_cuda.<op>``. They take the op's arguments and, where they report wrong
+labels, a tensor for the report (see ``labels``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcibi_fast import _build
+from mcibi_fast._schemas import OPS_WITH_LABELS
+from mcibi_fast.ops import labels
+from mcibi_fast.ops.dispatch import Kernel
+
+
+def cpu_kernel(name: str) -> Kernel:
+    """The kernel of the op ``name`` in ``_C``. A wrong label is a ValueError at once."""
+
+    def run(*args: Any) -> Any:
+        return getattr(torch.ops.mcibi_fast_cpu, name)(*args)
+
+    def run_and_check(*args: Any) -> Any:
+        report = torch.zeros(6, dtype=torch.int64, device="cpu")
+        result = run(*args, report)
+        if any(numbers := report.tolist()):
+            raise labels.bad_label(*numbers)
+        return result
+
+    has_labels = name in OPS_WITH_LABELS["cpu"]
+    return Kernel("cpu", run_and_check if has_labels else run, _why_not("cpu"))
+
+
+def cuda_kernel(name: str) -> Kernel:
+    """The kernel of the op ``name`` in ``_cuda``. Wrong labels are counted for ``check_labels``."""
+
+    def run(*args: Any) -> Any:
+        return getattr(torch.ops.mcibi_fast_cuda, name)(*args)
+
+    def run_and_count(*args: Any) -> Any:
+        result = run(*args, labels.flag(args[0].device))
+        labels.check_now()
+        return result
+
+    has_labels = name in OPS_WITH_LABELS["cuda"]
+    return Kernel("cuda", run_and_count if has_labels else run, _why_not("cuda"))
+
+
+def _why_not(backend: str) -> Callable[..., str | None]:
+    """The library must be there, and the tensors on the device of the same name."""
+
+    def why_not(*args: Any) -> str | None:
+        reason = _build.load_extensions()[backend]
+        if reason is not None:
+            return reason
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.device.type != backend:
+                return f"a tensor is on {arg.device.type}, not on {backend}"
+        return None
+
+    return why_not
