@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "class_rank_attention/class_rank_attention.h"
+#include "class_rank_attention/api.h"
 #include "common/binding.h"
 #include "common/cpu_dispatch.h"
 

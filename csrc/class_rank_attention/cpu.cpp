@@ -6,10 +6,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "class_rank_attention/class_rank_attention.h"
-#include "class_rank_attention/class_rank_attention_hard.h"
-#include "class_rank_attention/class_rank_attention_pixels.h"
-#include "class_rank_attention/class_rank_attention_product.h"
+#include "class_rank_attention/api.h"
+#include "class_rank_attention/cpu_hard.h"
+#include "class_rank_attention/cpu_pixels.h"
+#include "class_rank_attention/cpu_product.h"
 #include "common/parallel.h"
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"

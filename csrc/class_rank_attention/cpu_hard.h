@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "class_rank_attention/class_rank_attention_hard_rows.h"
-#include "class_rank_attention/class_rank_attention_pixels.h"
+#include "class_rank_attention/cpu_hard_rows.h"
+#include "class_rank_attention/cpu_pixels.h"
 #include "common/simd.h"
 
 namespace mcibi_fast {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "class_rank_attention/class_rank_attention.h"
+#include "class_rank_attention/api.h"
 #include "common/parallel.h"
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "class_rank_attention/class_rank_attention.h"
+#include "class_rank_attention/api.h"
 #include "common/parallel.h"
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"

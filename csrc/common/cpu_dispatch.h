@@ -1,4 +1,4 @@
-// Which flavour of a CPU kernel runs. Each csrc/<op>/<op>_cpu.cpp is compiled once per flavour,
+// Which flavour of a CPU kernel runs. Each csrc/<op>/cpu.cpp is compiled once per flavour,
 // with MCIBI_CPU_ARCH naming the namespace its kernels live in:
 //
 //   baseline   the compiler's default for the machine (SSE2 on x86-64)

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #ifdef MCIBI_HOST_EXECUTOR
-#include "testing/host_mma.h"
+#include "testing/mma.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

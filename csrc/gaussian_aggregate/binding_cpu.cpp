@@ -7,7 +7,7 @@
 
 #include "common/binding.h"
 #include "common/cpu_dispatch.h"
-#include "gaussian_aggregate/gaussian_aggregate.h"
+#include "gaussian_aggregate/api.h"
 
 namespace mcibi_fast {
 namespace {

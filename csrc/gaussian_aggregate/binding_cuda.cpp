@@ -9,7 +9,7 @@
 
 #include "common/binding.h"
 #include "common/cuda_binding.h"
-#include "gaussian_aggregate/gaussian_aggregate.h"
+#include "gaussian_aggregate/api.h"
 
 namespace mcibi_fast {
 namespace {

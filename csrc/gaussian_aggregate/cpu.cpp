@@ -9,8 +9,8 @@
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"
 #include "common/simd.h"
-#include "gaussian_aggregate/gaussian_aggregate.h"
-#include "gaussian_aggregate/gaussian_aggregate_math.h"
+#include "gaussian_aggregate/api.h"
+#include "gaussian_aggregate/math.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

@@ -10,14 +10,14 @@
 // the memory and the noise, once for all the tiles of a block that stays (where it fits in shared
 // memory), and nothing of size K x N but the logits and their gradient touches device memory.
 //
-// gaussian_aggregate_mma_*.cuh: bfloat16 and float16; gaussian_aggregate_simt_*.cuh: the others.
+// cuda_mma_*.cuh are for bfloat16 and float16, cuda_simt_*.cuh for float32 and float64.
 #include <algorithm>
 #include <cmath>
 
-#include "gaussian_aggregate/gaussian_aggregate_mma_backward.cuh"
-#include "gaussian_aggregate/gaussian_aggregate_mma_forward.cuh"
-#include "gaussian_aggregate/gaussian_aggregate_simt_backward.cuh"
-#include "gaussian_aggregate/gaussian_aggregate_simt_forward.cuh"
+#include "gaussian_aggregate/cuda_mma_backward.cuh"
+#include "gaussian_aggregate/cuda_mma_forward.cuh"
+#include "gaussian_aggregate/cuda_simt_backward.cuh"
+#include "gaussian_aggregate/cuda_simt_forward.cuh"
 
 namespace mcibi_fast {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/device_intrinsics.cuh"
-#include "gaussian_aggregate/gaussian_aggregate.h"
-#include "gaussian_aggregate/gaussian_aggregate_math.h"
+#include "gaussian_aggregate/api.h"
+#include "gaussian_aggregate/math.h"
 
 namespace mcibi_fast {
 

@@ -12,7 +12,7 @@
 // table goes through shared memory.
 #pragma once
 
-#include "gaussian_aggregate/gaussian_aggregate_device.cuh"
+#include "gaussian_aggregate/cuda_common.cuh"
 
 namespace mcibi_fast {
 

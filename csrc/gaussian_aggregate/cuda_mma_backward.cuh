@@ -7,7 +7,7 @@
 // the accumulators until the softmax's adjoint is done.
 #pragma once
 
-#include "gaussian_aggregate/gaussian_aggregate_mma.cuh"
+#include "gaussian_aggregate/cuda_mma.cuh"
 
 namespace mcibi_fast {
 

@@ -9,7 +9,7 @@
 
 #include <climits>
 
-#include "gaussian_aggregate/gaussian_aggregate_mma.cuh"
+#include "gaussian_aggregate/cuda_mma.cuh"
 
 namespace mcibi_fast {
 

@@ -7,7 +7,7 @@
 // g and of the table in shared memory.
 #pragma once
 
-#include "gaussian_aggregate/gaussian_aggregate_simt_forward.cuh"
+#include "gaussian_aggregate/cuda_simt_forward.cuh"
 
 namespace mcibi_fast {
 

@@ -6,7 +6,7 @@
 // weights and table in shared memory.
 #pragma once
 
-#include "gaussian_aggregate/gaussian_aggregate_device.cuh"
+#include "gaussian_aggregate/cuda_common.cuh"
 
 namespace mcibi_fast {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/binding.h"
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
 
 namespace mcibi_fast {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "common/binding.h"
 #include "common/cuda_binding.h"
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
 
 namespace mcibi_fast {
 namespace {

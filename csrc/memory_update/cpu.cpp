@@ -1,6 +1,6 @@
 // CPU kernels of the memory update (Eqs. 6-9), one copy per flavour (see common/cpu_dispatch.h).
 //
-// The labels become the sparse matrix A (class_weights_cpu.h). Sixteen channels at a time, each row
+// The labels become the sparse matrix A (cpu_class_weights.h). Sixteen channels at a time, each row
 // of the features is then turned into a tile [pixel][channel] in the first-level cache, and every
 // run of a class's weights adds its weighted pixels to that class's sums in double precision. A
 // block of channels is one thread's, and goes through A in order: the bits do not depend on the
@@ -12,8 +12,8 @@
 
 #include "common/parallel.h"
 #include "common/simd.h"
-#include "memory_update/class_weights_cpu.h"
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
+#include "memory_update/cpu_class_weights.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

@@ -14,7 +14,7 @@
 #include "common/bilinear.h"
 #include "common/label_rows.h"
 #include "common/parallel.h"
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

@@ -18,8 +18,8 @@
 // Every sum has a fixed order, which depends on the sizes alone; atomics are on integers only.
 #include <initializer_list>
 
-#include "memory_update/class_sums.cuh"
-#include "memory_update/class_weights.cuh"
+#include "memory_update/cuda_class_sums.cuh"
+#include "memory_update/cuda_class_weights.cuh"
 
 namespace mcibi_fast {
 namespace {

@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "memory_update/memory_update_device.cuh"
+#include "memory_update/cuda_common.cuh"
 
 namespace mcibi_fast {
 

@@ -8,7 +8,7 @@
 // one of the others is looked up: exact, only slower.
 #pragma once
 
-#include "memory_update/memory_update_device.cuh"
+#include "memory_update/cuda_common.cuh"
 
 namespace mcibi_fast {
 

@@ -8,7 +8,7 @@
 
 #include "common/bilinear.h"
 #include "common/device_intrinsics.cuh"
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
 
 namespace mcibi_fast {
 
@@ -20,8 +20,8 @@ inline constexpr int kMaxSlices = 384;  // of the tiles; about three blocks on e
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct alignas(16) Slot {
-  int label;       // the class
-  int count;       // full-resolution pixels of the class in the tile's cells (class_weights.cuh)
+  int label;  // the class
+  int count;  // full-resolution pixels of the class in the tile's cells (cuda_class_weights.cuh)
   int begin, end;  // its weights are zero outside [begin, end)
 };
 

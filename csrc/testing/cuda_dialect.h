@@ -1,6 +1,6 @@
 // The CUDA C++ dialect for a plain C++ compiler: force-include this header (-include) and compile a
 // .cu file with `g++ -x c++ -std=c++20`. Kernels then run on the CPU, thread by thread, under the
-// host executor (host_executor.cpp). No CUDA toolkit is needed and none of its headers is used.
+// host executor (executor.cpp). No CUDA toolkit is needed and none of its headers is used.
 //
 // Kernels stay ordinary CUDA C++, apart from three things found in common/device_intrinsics.cuh:
 // mcibi_fast::launch() instead of <<<>>>, MCIBI_SHARED and MCIBI_DYNAMIC_SHARED instead of
@@ -18,8 +18,8 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 
-#include "host_half.h"
-#include "host_math.h"
-#include "host_runtime.h"
-#include "host_threads.h"
-#include "host_types.h"
+#include "testing/half.h"
+#include "testing/math.h"
+#include "testing/runtime.h"
+#include "testing/threads.h"
+#include "testing/types.h"

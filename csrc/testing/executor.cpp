@@ -1,5 +1,5 @@
 // The host executor: runs a launch block by block, each block's threads as fibers.
-#include "host_executor.h"
+#include "testing/executor.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@
 #include <numeric>
 #include <random>
 
-#include "host_runtime.h"
+#include "testing/runtime.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;

@@ -1,4 +1,4 @@
-// The executor's state, shared by host_executor.cpp (threads, barriers, launches), host_state.cpp
+// The executor's state, shared by executor.cpp (threads, barriers, launches), state.cpp
 // (shared memory, errors, controls) and race_checker.cpp.
 #pragma once
 
@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "fiber.h"
-#include "host_threads.h"
+#include "testing/fiber.h"
+#include "testing/threads.h"
 
 namespace mcibi_host {
 
@@ -40,7 +40,7 @@ std::string thread_name(const Thread& thread);
 // fail() for where no exception may pass: calls that the compiler believes not to throw.
 [[noreturn]] void fail_without_unwinding(const std::string& message);
 
-// ---- host_state.cpp ---------------------------------------------------------------------------
+// ---- state.cpp --------------------------------------------------------------------------------
 extern uint64_t seed;
 extern int skipped_site;
 std::string site_name(int site);

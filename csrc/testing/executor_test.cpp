@@ -1,6 +1,6 @@
 // The host executor itself: what it computes and what it refuses. Exit status 1 on failure.
 // With an argument it does one forbidden thing, which AddressSanitizer must end.
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 
 // after the dialect
 #include <cmath>
@@ -79,7 +79,7 @@ void test_synchronisation() {
     for (int i = 0; i < 256; ++i) right &= out[size_t(i)] == i / 64 * 64 + 63 - i % 64;
     expect(right, "blocks reverse their part");
     expect_error(run(divergent_kernel, 64, 0), "is at the barrier");
-    expect_error(run(unreached_kernel, 64, 0), "host_executor_test.cpp");
+    expect_error(run(unreached_kernel, 64, 0), "executor_test.cpp");
     expect_error(run(missing_lane_kernel, 64, 0), "waits");
     expect_error(run(two_masks_kernel, 32, 0), "mask");
     expect_error(run(not_in_mask_kernel, 32, 0), "not in its own mask");

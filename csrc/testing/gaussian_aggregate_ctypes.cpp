@@ -1,5 +1,5 @@
 // The aggregation's CUDA launchers for ctypes (tests/csrc/test_gaussian_aggregate_cuda_host.py).
-#include "gaussian_aggregate/gaussian_aggregate.h"
+#include "gaussian_aggregate/api.h"
 
 using namespace mcibi_fast;
 

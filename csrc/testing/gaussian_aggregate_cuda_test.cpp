@@ -1,7 +1,7 @@
 // The aggregation's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
 // needed, every type, both layouts, sizes with tails, tables that fit in shared memory and that do
 // not, against sums in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 
 // after the dialect
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "gaussian_aggregate/gaussian_aggregate_cuda.cu"
+#include "gaussian_aggregate/cuda.cu"
 #include "testing/expect.h"
 
 extern "C" void host_set_seed(uint64_t seed);

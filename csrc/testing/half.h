@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "host_types.h"
+#include "testing/types.h"
 
 namespace mcibi_host {
 

@@ -2,7 +2,7 @@
 // host executor and for a GPU (nvcc -x cu -std=c++17 -arch=native -Icsrc), where it shows that the
 // executor's fragment layouts are the hardware's. Exit status 1 on failure.
 #ifndef __CUDACC__
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 #endif
 
 // after the dialect

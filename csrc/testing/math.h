@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "host_half.h"
+#include "testing/half.h"
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <memory>
 
-#include "memory_update/memory_update.h"
+#include "memory_update/api.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The memory update's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
 // needed, every label and feature type, both layouts, sizes with tails, against sums taken label by
 // label in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 
 // after the dialect
 #include <cmath>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "memory_update/memory_update_cuda.cu"
+#include "memory_update/cuda.cu"
 #include "testing/expect.h"
 
 extern "C" void host_set_seed(uint64_t seed);

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "host_half.h"
-#include "host_threads.h"
+#include "testing/half.h"
+#include "testing/threads.h"
 
 namespace mcibi_host {
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "gaussian_aggregate/gaussian_aggregate_math.h"
+#include "gaussian_aggregate/math.h"
 
 namespace {
 

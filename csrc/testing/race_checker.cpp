@@ -12,7 +12,7 @@
 #include <memory>
 #include <unordered_map>
 
-#include "host_executor.h"
+#include "testing/executor.h"
 
 namespace mcibi_host {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 
-#include "host_threads.h"
+#include "testing/threads.h"
 
 using cudaStream_t = struct CUstream_st*;
 

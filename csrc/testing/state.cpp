@@ -6,8 +6,8 @@
 #include <memory>
 #include <utility>
 
-#include "host_executor.h"
-#include "host_runtime.h"
+#include "testing/executor.h"
+#include "testing/runtime.h"
 
 namespace mcibi_host {
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <tuple>
 
-#include "host_types.h"
+#include "testing/types.h"
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;

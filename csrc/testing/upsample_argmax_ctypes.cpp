@@ -1,6 +1,6 @@
 // The launchers of upsample_argmax and upsample_confusion for ctypes
 // (tests/csrc/test_upsample_argmax_cuda_host.py).
-#include "upsample_argmax/upsample_argmax.h"
+#include "upsample_argmax/api.h"
 
 using namespace mcibi_fast;
 

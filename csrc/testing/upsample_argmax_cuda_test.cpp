@@ -1,7 +1,7 @@
 // The CUDA kernels of upsample_argmax and upsample_confusion under AddressSanitizer and UBSan:
 // buffers of exactly the size needed, every element type, both layouts, sizes with tails, against
 // logits interpolated pixel by pixel. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 
 // after the dialect
 #include <cmath>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "testing/expect.h"
-#include "upsample_argmax/upsample_argmax_cuda.cu"
+#include "upsample_argmax/cuda.cu"
 
 extern "C" void host_set_seed(uint64_t seed);
 

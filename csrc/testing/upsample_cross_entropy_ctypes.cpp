@@ -4,7 +4,7 @@
 #include <cstring>
 #include <memory>
 
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
+#include "upsample_cross_entropy/api.h"
 
 using namespace mcibi_fast;
 

@@ -1,7 +1,7 @@
 // The cross entropy's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
 // needed, every element type, both layouts, sizes with tails, against losses and gradients taken
 // pixel by pixel in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 
 // after the dialect
 #include <cmath>
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "testing/expect.h"
-#include "upsample_cross_entropy/upsample_cross_entropy_cuda.cu"
+#include "upsample_cross_entropy/cuda.cu"
 
 extern "C" void host_set_seed(uint64_t seed);
 

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/upsample_binding.h"
-#include "upsample_argmax/upsample_argmax.h"
+#include "upsample_argmax/api.h"
 
 namespace mcibi_fast {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "common/cuda_binding.h"
 #include "common/upsample_cuda_binding.h"
-#include "upsample_argmax/upsample_argmax.h"
+#include "upsample_argmax/api.h"
 
 namespace mcibi_fast {
 namespace {

@@ -14,7 +14,7 @@
 #include "common/checked_label_rows.h"
 #include "common/class_rows.h"
 #include "common/parallel.h"
-#include "upsample_argmax/upsample_argmax.h"
+#include "upsample_argmax/api.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

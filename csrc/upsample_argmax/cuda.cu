@@ -5,7 +5,7 @@
 // pixels, and 7 more for each pixel where the class may win.
 //
 // Counts are integers: whatever the order in which they are added, the result is the same.
-#include "upsample_argmax/upsample_argmax_predict.cuh"
+#include "upsample_argmax/cuda_predict.cuh"
 
 namespace mcibi_fast {
 namespace {

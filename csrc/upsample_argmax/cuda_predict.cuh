@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "common/upsample_tile.cuh"
-#include "upsample_argmax/upsample_argmax.h"
+#include "upsample_argmax/api.h"
 
 namespace mcibi_fast {
 

@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "common/upsample_binding.h"
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
+#include "upsample_cross_entropy/api.h"
 
 namespace mcibi_fast {
 namespace {

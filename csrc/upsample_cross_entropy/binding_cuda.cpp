@@ -8,7 +8,7 @@
 
 #include "common/cuda_binding.h"
 #include "common/upsample_cuda_binding.h"
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
+#include "upsample_cross_entropy/api.h"
 
 namespace mcibi_fast {
 namespace {

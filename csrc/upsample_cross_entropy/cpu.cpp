@@ -8,9 +8,9 @@
 
 #include "common/checked_label_rows.h"
 #include "common/parallel.h"
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
-#include "upsample_cross_entropy/upsample_cross_entropy_backward.h"
-#include "upsample_cross_entropy/upsample_cross_entropy_block.h"
+#include "upsample_cross_entropy/api.h"
+#include "upsample_cross_entropy/cpu_backward.h"
+#include "upsample_cross_entropy/cpu_block.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

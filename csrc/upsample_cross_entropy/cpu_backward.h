@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/checked_label_rows.h"
-#include "upsample_cross_entropy/upsample_cross_entropy_block.h"
+#include "upsample_cross_entropy/cpu_block.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

@@ -7,7 +7,7 @@
 
 #include "common/class_rows.h"
 #include "common/simd.h"
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
+#include "upsample_cross_entropy/api.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {

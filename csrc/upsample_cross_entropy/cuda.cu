@@ -3,9 +3,9 @@
 // The floor is bytes (the labels once, losses and lse once, the small logits) or the exponentials,
 // of which both directions take one for each pixel and class. As compiled for sm_90, 9 other
 // instructions come with each of them forward and 10 backward.
-#include "upsample_cross_entropy/upsample_cross_entropy_backward.cuh"
-#include "upsample_cross_entropy/upsample_cross_entropy_forward.cuh"
-#include "upsample_cross_entropy/upsample_cross_entropy_gather.cuh"
+#include "upsample_cross_entropy/cuda_backward.cuh"
+#include "upsample_cross_entropy/cuda_forward.cuh"
+#include "upsample_cross_entropy/cuda_gather.cuh"
 
 namespace mcibi_fast {
 namespace {

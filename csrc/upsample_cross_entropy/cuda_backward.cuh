@@ -12,7 +12,7 @@
 
 #include <type_traits>
 
-#include "upsample_cross_entropy/upsample_cross_entropy_forward.cuh"
+#include "upsample_cross_entropy/cuda_forward.cuh"
 
 namespace mcibi_fast {
 

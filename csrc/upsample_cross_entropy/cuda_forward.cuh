@@ -6,7 +6,7 @@
 #pragma once
 
 #include "common/upsample_tile.cuh"
-#include "upsample_cross_entropy/upsample_cross_entropy.h"
+#include "upsample_cross_entropy/api.h"
 
 namespace mcibi_fast {
 

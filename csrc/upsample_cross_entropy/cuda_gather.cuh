@@ -1,7 +1,7 @@
 // The backward's second launch: the sums of the tiles together, in the logits' dtype and layout.
 #pragma once
 
-#include "upsample_cross_entropy/upsample_cross_entropy_backward.cuh"
+#include "upsample_cross_entropy/cuda_backward.cuh"
 
 namespace mcibi_fast {
 
