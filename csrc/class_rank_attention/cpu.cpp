@@ -1,8 +1,8 @@
 // CPU kernels of class_rank_attention, one copy per instruction set (see common/cpu_dispatch.h).
 //
-// A thread takes the queries of a tile (the backward also: the keys) a register's width at a time,
-// and runs over all the keys in groups, whose scores never leave the first-level cache. Every sum
-// is made by one thread in a fixed order, so that the bits do not depend on the number of threads.
+// A thread takes a few vectors of a tile's queries at a time (the backward also keys) and goes over
+// all keys in groups, whose scores never leave the first-level cache. One thread computes each sum,
+// in a fixed order, so that the bits do not depend on the number of threads.
 #include <cmath>
 #include <cstring>
 
@@ -19,8 +19,6 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
 template <typename C>
 void scale_tile(C* tile, int64_t classes, C factor) {
   for (int64_t i = 0; i < classes * kTile; ++i) tile[i] *= factor;
@@ -33,8 +31,8 @@ Panels<Compute<S>> pack(const ClassRankInput& in, const void* source, const MapS
                             static_cast<Compute<S>>(factor));
 }
 
-// The rows of a group; behind the last, up to a whole panel, scores are 0 and weigh a panel's
-// zeros.
+// The number of rows in a group. Up to a whole panel, the scores after the last row are 0 and are
+// multiplied with the panel's zeros.
 int64_t rows_of_group(const ClassRankInput& in, int64_t group) {
   const int64_t left = in.pixels - group * kGroupRows;
   return left < kGroupRows ? left : kGroupRows;
@@ -42,20 +40,19 @@ int64_t rows_of_group(const ClassRankInput& in, int64_t group) {
 
 // ---- forward ----------------------------------------------------------------
 
-// exp(score) / 2^shift. The multiplication by log2(e) and the subtraction are one rounding.
+// exp(score) / 2^shift. The multiplication by log2(e) and the subtraction round once.
 template <typename C>
 MCIBI_SIMD Vector<C> exponential_of(const C* score, Vector<C> shift) {
-  return exponential2(load(score) * static_cast<C>(kLog2E) - shift);
+  return exponential2(load(score) * kLog2E<C> - shift);
 }
 
-// The softmax over the keys so far, for one block of queries: the base-2 exponent of the largest
-// term and the sum of all terms without it.
+// The softmax over the keys so far, for one block of queries: a base-2 exponent, that of the
+// largest term, and the sum of all terms divided by 2 to that power.
 template <typename C>
 struct Softmax {
   Vector<C> shift[kBlockVectors], sum[kBlockVectors];
 
-  // Replaces scores by exp(score) / 2^shift. Returns in decay what earlier sums are to be scaled
-  // by.
+  // Replaces the scores by exp(score) / 2^shift. Sets decay to the factor for earlier sums.
   void add(C* scores, int64_t rows, Vector<C> (&decay)[kBlockVectors]) {
     Vector<C> largest[kBlockVectors];
     for (int j = 0; j < kBlockVectors; ++j) largest[j] = load(scores + j * kLanes<C>);
@@ -66,7 +63,7 @@ struct Softmax {
       }
     }
     for (int j = 0; j < kBlockVectors; ++j) {
-      const Vector<C> next = maximum(largest[j] * static_cast<C>(kLog2E), shift[j]);
+      const Vector<C> next = maximum(largest[j] * kLog2E<C>, shift[j]);
       decay[j] = exponential2(shift[j] - next);
       shift[j] = next;
     }
@@ -83,7 +80,7 @@ struct Softmax {
   }
 };
 
-// One block of queries against all keys; sum is zero at first.
+// One block of queries against all keys; the caller has set sum to zero.
 template <typename C>
 void attend_columns(const ClassRankInput& in, const Panels<C>& weights, int64_t image,
                     const C* query, C* scores, C* sum, C* lse) {
@@ -108,7 +105,7 @@ void attend_columns(const ClassRankInput& in, const Panels<C>& weights, int64_t 
     }
     for (int64_t i = 0; i < kLanes<C>; ++i) {
       const C log_sum = std::log(softmax.sum[j][i]);
-      lse[j * kLanes<C> + i] = softmax.shift[j][i] * static_cast<C>(kLn2) + log_sum;
+      lse[j * kLanes<C> + i] = softmax.shift[j][i] * kLn2<C> + log_sum;
     }
   }
 }
@@ -140,11 +137,12 @@ void attend(const ClassRankInput& in, void* out, void* lse) {
 }
 
 // ---- backward ---------------------------------------------------------------
-// With P the softmax, D = grad W^T and delta the row sums of grad * out: the gradient of the scores
-// is dS = P (D - delta), that of the query scale dS W, that of W scale dS^T Q + P^T grad.
+// Let P be the softmax, D = grad W^T and delta the row sums of grad * out. The gradient of the
+// scores is dS = P (D - delta), that of the query is scale dS W, and that of W is scale dS^T Q +
+// P^T grad.
 
-// Per query: log-sum-exp in base 2, infinite behind the last; delta; and the inverse sum of the P
-// that are formed with this lse, which is rounded, coarsely where scores are large.
+// For each query: the log-sum-exp in base 2, infinite after the last query; delta; and the inverse
+// sum of P as computed with this lse, which is rounded, and coarsely so where scores are large.
 template <typename C>
 struct Statistics {
   explicit Statistics(const ClassRankInput& in)
@@ -166,8 +164,7 @@ void make_statistics(const ClassRankInput& in, const ClassRankResult& result,
   for (int64_t b = 0; b < in.batch; ++b) {
     const C* lse = static_cast<const C*>(result.lse) + b * in.pixels;
     for (int64_t n = 0; n < statistics.stride; ++n) {
-      statistics.lse(b)[n] =
-          n < in.pixels ? lse[n] * static_cast<C>(kLog2E) : static_cast<C>(INFINITY);
+      statistics.lse(b)[n] = n < in.pixels ? lse[n] * kLog2E<C> : static_cast<C>(INFINITY);
       statistics.delta(b)[n] = statistics.inverse(b)[n] = C(0);
     }
   }
@@ -189,8 +186,8 @@ struct Pair {
   C *scores, *dots;
 };
 
-// The gradient of the query but for the scale, for one block of queries at `first`; sum is zero at
-// first. Writes the inverse sums of the statistics.
+// The gradient of the query without the factor scale, for one block of queries from `first` on; the
+// caller has set sum to zero. Writes the inverse sums of the statistics.
 template <typename C>
 void query_gradient(const ClassRankInput& in, const Panels<C>& weights,
                     const Statistics<C>& statistics, int64_t image, int64_t first, const C* query,
@@ -228,8 +225,8 @@ void query_gradient(const ClassRankInput& in, const Panels<C>& weights,
   }
 }
 
-// The gradient of W, for one block of keys; sum is zero at first. The packed query carries the
-// scale.
+// The gradient of W, for one block of keys; the caller has set sum to zero. The packed query is
+// already multiplied by the scale.
 template <typename C>
 void weights_gradient(const ClassRankInput& in, const Panels<C>& query, const Panels<C>& grad,
                       const Statistics<C>& statistics, int64_t image, const C* weights,

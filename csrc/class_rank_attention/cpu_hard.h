@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "class_rank_attention/cpu_hard_rows.h"
-#include "class_rank_attention/cpu_pixels.h"
 #include "common/simd.h"
 
 namespace mcibi_fast {
@@ -18,10 +17,10 @@ template <typename S>
 void first_argmax(const ClassRankInput& in, int32_t* labels) {
   using C = Compute<S>;
   if (classes_side_by_side<S>(in, in.weights_strides)) {
-    for_row_groups<S>(in, in.classes, [&](int64_t image, int64_t first, int64_t count) {
-      argmax_rows<S>(in, image, first, count, labels + image * in.pixels + first);
-    });
-    return;
+    const auto argmax = [&](const Tile& tile) {
+      argmax_rows<S>(in, tile, labels + tile.image * in.pixels + tile.first);
+    };
+    return for_tiles(in, in.classes, argmax, kLanes<C>);
   }
   for_tiles(in, in.classes, [&](const Tile& tile) {
     Scratch scratch(in.classes * kTile * static_cast<int64_t>(sizeof(C)));
@@ -57,11 +56,11 @@ void attend_hard(const ClassRankInput& in, void* out, void* lse) {
   Scratch memory(in.batch * in.classes * static_cast<int64_t>(sizeof(C)));
   log_counts<S>(in, memory.as<C>());
   if (classes_side_by_side<S>(in, in.query_strides)) {
-    for_row_groups<S>(in, 16 * in.classes, [&](int64_t image, int64_t first, int64_t count) {
-      softmax_rows<S>(in, image, first, count, memory.as<C>() + image * in.classes, out,
+    const auto softmax = [&](const Tile& tile) {
+      softmax_rows<S>(in, tile, memory.as<C>() + tile.image * in.classes, out,
                       static_cast<C*>(lse));
-    });
-    return;
+    };
+    return for_tiles(in, 16 * in.classes, softmax, kLanes<C>);
   }
   for_tiles(in, 16 * in.classes, [&](const Tile& tile) {
     Scratch scratch(in.classes * kTile * static_cast<int64_t>(sizeof(C)));

@@ -1,6 +1,6 @@
-// The hard form where the classes of a pixel lie side by side: whole vectors of classes, no
-// transposition of the maps. A group of rows, as many as a vector has lanes, is reduced at once:
-// one small transposition turns the rows' partial results into a vector of results.
+// The hard form for maps in which the classes of a pixel are neighbours in memory: it reads whole
+// vectors of classes and does not transpose the maps. As many rows as a vector has lanes are
+// reduced together: one small transposition turns their partial results into a vector of results.
 //
 // The last vector of a row ends with the row and overlaps the one before it.
 #pragma once
@@ -9,8 +9,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "class_rank_attention/api.h"
-#include "common/parallel.h"
+#include "class_rank_attention/cpu_pixels.h"
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"
 #include "common/simd.h"
@@ -19,28 +18,14 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-// Whether rows are the faster way: with few classes the reductions across lanes weigh more than
+// Whether this form is the faster one: with few classes, the reductions across lanes cost more than
 // transposing the map.
 template <typename S>
 bool classes_side_by_side(const ClassRankInput& in, const MapStrides& strides) {
   return strides.channel == 1 && in.classes >= 3 * kLanes<Compute<S>>;
 }
 
-// Calls f(image, first row, rows) for groups of at most kLanes rows; `row_work` as in for_tiles.
-template <typename S, typename F>
-void for_row_groups(const ClassRankInput& in, int64_t row_work, const F& f) {
-  constexpr int64_t kRows = kLanes<Compute<S>>;
-  const int64_t groups = ceil_div(in.pixels, kRows);
-  parallel_for(in.batch * groups, 1 + (1 << 20) / (row_work * kRows),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t index = begin; index < end; ++index) {
-                   const int64_t first = index % groups * kRows, left = in.pixels - first;
-                   f(index / groups, first, left < kRows ? left : kRows);
-                 }
-               });
-}
-
-// 0, 1, ...: the lanes' own numbers.
+// 0, 1, 2, ... in the lanes.
 template <typename C>
 MCIBI_SIMD Vector<C> lane_numbers() {
   C lanes[kLanes<C>];
@@ -48,17 +33,16 @@ MCIBI_SIMD Vector<C> lane_numbers() {
   return load(lanes);
 }
 
-// The first argmax of each row of W, NaN counting as largest (torch.argmax).
+// The first argmax of each row of W. NaN counts as the largest, as in torch.argmax.
 template <typename S>
-void argmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_t count,
-                 int32_t* labels) {
+void argmax_rows(const ClassRankInput& in, const Tile& tile, int32_t* labels) {
   using C = Compute<S>;
   using V = Vector<C>;
   const MapStrides& s = in.weights_strides;
-  const S* rows = static_cast<const S*>(in.weights) + image * s.batch + first * s.column;
+  const S* rows = static_cast<const S*>(in.weights) + tile.image * s.batch + tile.first * s.column;
   V value[kLanes<C>] = {}, winner[kLanes<C>] = {};  // a class as C: float holds those below 2^24
   const V lanes = lane_numbers<C>();
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < tile.count; ++r) {
     const S* row = rows + r * s.column;
     V best = load(row), at{};
     for_channel_blocks<C>(in.classes, [&](int64_t k) {
@@ -80,24 +64,24 @@ void argmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_t
     at = better ? winner[i] : at;
     best = better ? next : best;
   }
-  for (int64_t r = 0; r < count; ++r) labels[r] = static_cast<int32_t>(at[r]);
+  for (int64_t r = 0; r < tile.count; ++r) labels[r] = static_cast<int32_t>(at[r]);
 }
 
 // out [B][N][K] = softmax over classes of scale Q + logs, with the log-sum-exp of each row.
 template <typename S>
-void softmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_t count,
-                  const Compute<S>* logs, void* out, Compute<S>* lse) {
+void softmax_rows(const ClassRankInput& in, const Tile& tile, const Compute<S>* logs, void* out,
+                  Compute<S>* lse) {
   using C = Compute<S>;
   using V = Vector<C>;
   const MapStrides& s = in.query_strides;
-  const S* rows = static_cast<const S*>(in.query) + image * s.batch + first * s.column;
-  const int64_t at = image * in.pixels + first, K = in.classes;
+  const S* rows = static_cast<const S*>(in.query) + tile.image * s.batch + tile.first * s.column;
+  const int64_t at = tile.image * in.pixels + tile.first, K = in.classes;
   const C scale = static_cast<C>(in.scale);
   Scratch scratch(kLanes<C> * K * static_cast<int64_t>(sizeof(C)));
   C* scores = scratch.as<C>();
 
   V largest[kLanes<C>] = {};
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < tile.count; ++r) {
     V m = V{} - std::numeric_limits<C>::infinity();
     for_channel_blocks<C>(K, [&](int64_t k) {
       const V score = scale * load(rows + r * s.column + k) + load(logs + k);
@@ -109,11 +93,11 @@ void softmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_
   transpose<C>(largest);
   for (int64_t i = 1; i < kLanes<C>; ++i) largest[0] = maximum(largest[i], largest[0]);
 
-  // Of the last vector only those lanes count that the one before it has not.
+  // In the last vector, the lanes that the one before it already has do not count.
   const C overlap = static_cast<C>((kLanes<C> - K % kLanes<C>) % kLanes<C>);
   const auto counts = lane_numbers<C>() >= V{} + overlap;
   V sum[kLanes<C>] = {};
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < tile.count; ++r) {
     C* row = scores + r * K;
     const C m = largest[0][r];
     V total{};
@@ -123,7 +107,7 @@ void softmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_
       total += e;
       store(row + k, e);
     }
-    if (k < K) {  // whose first lanes are exponentials already
+    if (k < K) {  // the first lanes of this vector are exponentials already
       const V e = exponential(load(row + K - kLanes<C>) - m);
       total += counts ? e : V{};
       store(row + K - kLanes<C>, counts ? e : load(row + K - kLanes<C>));
@@ -134,7 +118,7 @@ void softmax_rows(const ClassRankInput& in, int64_t image, int64_t first, int64_
   for (int64_t i = 1; i < kLanes<C>; ++i) sum[0] += sum[i];
 
   const V inverse = C(1) / sum[0];
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < tile.count; ++r) {
     S* to = static_cast<S*>(out) + (at + r) * K;
     for_channel_blocks<C>(K,
                           [&](int64_t k) { store(to + k, load(scores + r * K + k) * inverse[r]); });

@@ -12,21 +12,13 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-struct Tile {
-  int64_t image, first, count;
-};
-
-// Calls f(tile) for all tiles of pixels; `row_work` is what one pixel costs, in operations.
+// Calls f(tile) for all tiles of `size` pixels; `row_work` is the cost of one pixel in operations.
 template <typename F>
-void for_tiles(const ClassRankInput& in, int64_t row_work, const F& f) {
-  const int64_t tiles = ceil_div(in.pixels, kTile);
-  parallel_for(in.batch * tiles, 1 + (1 << 20) / (row_work * kTile),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t index = begin; index < end; ++index) {
-                   const int64_t first = index % tiles * kTile, left = in.pixels - first;
-                   f(Tile{index / tiles, first, left < kTile ? left : kTile});
-                 }
-               });
+void for_tiles(const ClassRankInput& in, int64_t row_work, const F& f, int64_t size = kTile) {
+  const int64_t tiles = in.batch * ceil_div(in.pixels, size);
+  parallel_for(tiles, 1 + (1 << 20) / (row_work * size), [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) f(tile_at(index, in.pixels, size));
+  });
 }
 
 template <typename S>

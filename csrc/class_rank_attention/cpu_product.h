@@ -1,9 +1,9 @@
 // The two matrix products of class_rank_attention, on one packed copy of each operand.
 //
-// Pixels are the lanes of the vectors on one side, columns [class][kBlockColumns], and rows of
-// packed panels on the other, whose elements are broadcast. The same panel serves both products,
-// over its classes (scores) and over its pixels (the sum that the scores weigh): K = V is loaded
-// once.
+// One operand is read as vectors along its pixels, columns [class][kBlockColumns]. The elements of
+// the other one, packed in panels, are broadcast. The same panel serves both products, the scores
+// (a sum over classes) and the weighted sum (over pixels): keys and values, which are the same
+// matrix, are loaded once.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,11 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-// Rows that are taken before the softmax moves on: their scores stay in the first-level cache.
+// The softmax proceeds by groups of this many rows, whose scores stay in the first-level cache.
 constexpr int64_t kGroupPanels = 56 / kBlockRows;
 constexpr int64_t kGroupRows = kGroupPanels * kBlockRows;
 
-// Classes per block of the weighted sum: of the sizes there are, the one that pads K least.
+// Classes per block of the weighted sum: the available size that pads K least.
 inline int64_t class_block(int64_t classes) {
 #if defined(__AVX512F__)
   constexpr int64_t kSizes[] = {14, 12, 10, 8};
@@ -37,8 +37,8 @@ inline int64_t class_block(int64_t classes) {
   return best;
 }
 
-// A (B, N, K) operand in float32 (float64), [B][group][panel][class][kBlockRows], with zeros behind
-// the last pixel and the last class.
+// A (B, N, K) operand in float32 (float64 for float64), as [B][group][panel][class][kBlockRows],
+// with zeros after the last pixel and the last class.
 template <typename C>
 class Panels {
  public:
@@ -69,7 +69,7 @@ class Panels {
   int64_t block() const { return block_; }
   int64_t padded_classes() const { return classes_; }
   int64_t panel_size() const { return classes_ * kBlockRows; }
-  // The panels of one group, one behind the other.
+  // The panels of one group, one after the other.
   const C* group(int64_t image, int64_t index) const {
     return memory_.as<C>() + (image * groups_ + index) * kGroupPanels * panel_size();
   }
@@ -87,8 +87,8 @@ class Panels {
   Scratch memory_;
 };
 
-// Columns from a tile and back: with the rows of a tile further apart they would share few of the
-// cache's sets.
+// Columns from a tile and back. In the tile itself, whose rows are further apart, they would
+// compete for a few sets of the cache.
 template <typename C>
 void load_columns(const C* tile, int64_t classes, C* columns) {
   for (int64_t k = 0; k < classes; ++k) {

@@ -1,9 +1,9 @@
 // CPU kernels of gaussian_aggregate, one copy per instruction set (see common/cpu_dispatch.h).
 //
-// Pixels are taken 64 at a time. The softmax of a tile of pixels, [K][64], is made once in the
-// first-level cache; a register-blocked product with the table then writes the output, without the
-// softmax ever reaching memory. One operand of the product is broadcast, the other one read as
-// vectors along whatever is contiguous in the output: pixels, or channels for channels_last.
+// Pixels are taken 64 at a time. The softmax of a tile of pixels, [K][64], is computed once, in the
+// first-level cache. A register-blocked product with the table then writes the output, so that the
+// softmax never reaches memory. One operand of the product is broadcast; the other one is read as
+// vectors along what is contiguous in the output: pixels, or channels for channels_last.
 #include "common/block_product.h"
 #include "common/parallel.h"
 #include "common/pixel_tiles.h"
@@ -21,8 +21,8 @@ constexpr int64_t kTileOfRows = kTile / kBlockRows * kBlockRows;
 
 // ---- table ------------------------------------------------------------------
 
-// Two functions that are never inlined: the product is rounded before the sum (no fused
-// multiply-add), which is what makes the released table's bits.
+// Two functions that are never inlined, so that the product is rounded before the sum and not fused
+// with it: these are the bits of the released table.
 template <typename T>
 __attribute__((noinline)) void scale_row(T* row, T factor, int64_t count) {
   for (int64_t z = 0; z < count; ++z) row[z] *= factor;
@@ -70,7 +70,7 @@ void make_table(const GaussianTableInput& in, T* table) {
   });
 }
 
-// Packs a matrix (outer, depth) as [outer / width][depth][width], with zeros behind the last outer
+// Packs a matrix (outer, depth) as [outer / width][depth][width], with zeros after the last outer
 // element. Element (o, d) is read from source[o * outer_stride + d * depth_stride].
 template <typename T, typename C>
 void pack_panels(const T* source, int64_t outer, int64_t outer_stride, int64_t depth,
@@ -116,17 +116,7 @@ void pack_table(const GaussianTableInput& in, Panels by, int64_t width, C* panel
 
 // ---- tiles of the three ops -------------------------------------------------
 
-struct Tile {
-  int64_t image, first, count;
-};
-
-Tile tile_at(int64_t index, int64_t pixels, int64_t size) {
-  const int64_t tiles = ceil_div(pixels, size);
-  const int64_t first = index % tiles * size;
-  return {index / tiles, first, pixels - first < size ? pixels - first : size};
-}
-
-// Calls f(begin, end) on ranges of tiles, each range of a size worth a thread.
+// Calls f(begin, end) on ranges of tiles that are each large enough for a thread.
 template <typename F>
 void for_tiles(const GaussianAggregateInput& in, int64_t size, const F& f) {
   const int64_t tiles = in.batch * ceil_div(in.height * in.width, size);
@@ -162,8 +152,8 @@ void product_channels_last(const Compute<S>* softmax, const Compute<S>* panels, 
   }
 }
 
-// dot[k][n] = sum_z table[k][z] * grad[z][n]. Long sums are made of shorter ones, which keeps the
-// rounding errors of float32 down.
+// dot[k][n] = sum_z table[k][z] * grad[z][n]. Long sums are sums of shorter ones, which keeps the
+// rounding errors of float32 small.
 template <typename C>
 void product_of_channels(const C* panels, const C* grad, int64_t classes, int64_t channels,
                          int64_t count, C* dot) {

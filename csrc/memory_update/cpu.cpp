@@ -1,13 +1,12 @@
 // CPU kernels of the memory update (Eqs. 6-9), one copy per flavour (see common/cpu_dispatch.h).
 //
-// The labels become the sparse matrix A (cpu_class_weights.h). Sixteen channels at a time, each row
-// of the features is then turned into a tile [pixel][channel] in the first-level cache, and every
-// run of a class's weights adds its weighted pixels to that class's sums in double precision. A
-// block of channels is one thread's, and goes through A in order: the bits do not depend on the
-// number of threads.
+// The labels become the sparse matrix A (cpu_class_weights.h). Each row of the features is then
+// transposed, sixteen channels at a time, into a tile [pixel][channel] in the first-level cache,
+// and every run of a class's weights adds its weighted pixels to that class's sums in double
+// precision. One thread takes a block of channels through A in order, so that the bits do not
+// depend on the number of threads.
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
@@ -20,38 +19,11 @@ namespace MCIBI_CPU_ARCH {
 namespace {
 
 constexpr int kBlock = 16;  // channels
-constexpr int kLanesD = VectorOf<double>::kLanes;
-constexpr int kVectors = kBlock / kLanesD;
+constexpr int kVectors = kBlock / kLanes<double>;
 
 // ---- tiles ------------------------------------------------------------------------------------
 
-// Transposes the N vectors of N lanes in place, by swapping the off-diagonal halves of blocks of
-// size 2 D, D = N/2 .. 1.
-template <int D, typename V, int... P>
-MCIBI_SIMD void swap_halves(V& a, V& b, std::integer_sequence<int, P...>) {
-  constexpr int kLanes = sizeof...(P);
-#if defined(__clang__)
-  const V low = __builtin_shufflevector(a, b, (P & D ? P - D + kLanes : P)...);
-  b = __builtin_shufflevector(a, b, (P & D ? P + kLanes : P + D)...);
-#else
-  using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
-  const V low = __builtin_shuffle(a, b, Vector<Index>{(P & D ? P - D + kLanes : P)...});
-  b = __builtin_shuffle(a, b, Vector<Index>{(P & D ? P + kLanes : P + D)...});
-#endif
-  a = low;
-}
-
-template <int D, int N, typename V>
-MCIBI_SIMD void transpose(V (&rows)[N]) {
-  if constexpr (D > 0) {
-    for (int i = 0; i < N; ++i) {
-      if (!(i & D)) swap_halves<D>(rows[i], rows[i + D], std::make_integer_sequence<int, N>{});
-    }
-    transpose<D / 2>(rows);
-  }
-}
-
-// R[z0 .. z0 + 16) of one row of pixels, as [pixel][channel]; missing channels are zero.
+// Channels z0 .. z0 + 15 of one row of R, as [pixel][channel]; channels after the last are zero.
 template <typename S>
 class Tile {
  public:
@@ -67,7 +39,7 @@ class Tile {
         static_cast<const S*>(f.data) + b * f.stride_b + y * f.stride_y + z0 * f.stride_z;
     const int64_t channels = f.channels - z0 < kBlock ? f.channels - z0 : kBlock;
     if (f.stride_x == 1) {
-      for (int z = 0; z < kBlock; z += kLanes) load_columns(row, channels - z, z);
+      for (int z = 0; z < kBlock; z += kLanes<C>) load_columns(row, channels - z, z);
     } else if (f.stride_z == 1) {
       for (int64_t x = 0; x < f.width; ++x) load_pixel(row + x * f.stride_x, channels, x);
     } else {
@@ -76,36 +48,34 @@ class Tile {
   }
 
  private:
-  static constexpr int kLanes = VectorOf<C>::kLanes;
-
   // kLanes channels from z on, of which `channels` exist, each contiguous along the row.
   void load_columns(const S* row, int64_t channels, int z) {
     const int64_t width = features_.width;
-    const S* sources[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
+    const S* sources[kLanes<C>];
+    for (int i = 0; i < kLanes<C>; ++i) {
       sources[i] = i < channels ? row + (z + i) * features_.stride_z : nullptr;
     }
-    for (int64_t x = 0; x < width; x += kLanes) {
-      const int64_t count = width - x < kLanes ? width - x : kLanes;
-      Vector<C> block[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
+    for (int64_t x = 0; x < width; x += kLanes<C>) {
+      const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+      Vector<C> block[kLanes<C>];
+      for (int i = 0; i < kLanes<C>; ++i) {
         if (sources[i] == nullptr) {
           block[i] = Vector<C>{};
         } else {
-          block[i] = count == kLanes ? load(sources[i] + x) : load_first(sources[i] + x, count);
+          block[i] = count == kLanes<C> ? load(sources[i] + x) : load_first(sources[i] + x, count);
         }
       }
-      transpose<kLanes / 2>(block);
+      transpose<C>(block);
       for (int i = 0; i < count; ++i) store(&data_[(x + i) * kBlock + z], block[i]);
     }
   }
 
   void load_pixel(const S* pixel, int64_t channels, int64_t x) {
-    for (int z = 0; z < kBlock; z += kLanes) {
+    for (int z = 0; z < kBlock; z += kLanes<C>) {
       const int64_t left = channels - z;
-      const Vector<C> v = left >= kLanes ? load(pixel + z)
-                          : left > 0     ? load_first(pixel + z, left)
-                                         : Vector<C>{};
+      const Vector<C> v = left >= kLanes<C> ? load(pixel + z)
+                          : left > 0        ? load_first(pixel + z, left)
+                                            : Vector<C>{};
       store(&data_[x * kBlock + z], v);
     }
   }
@@ -136,20 +106,20 @@ MCIBI_SIMD VectorD load_double(const float* p) {
 template <typename C>
 void add_weighted(const double* weights, const C* tile, int count, double* sums) {
   VectorD acc[kVectors];
-  for (int v = 0; v < kVectors; ++v) acc[v] = load(sums + v * kLanesD);
+  for (int v = 0; v < kVectors; ++v) acc[v] = load(sums + v * kLanes<double>);
   for (int i = 0; i < count; ++i) {
     for (int v = 0; v < kVectors; ++v) {
-      acc[v] += weights[i] * load_double(tile + i * kBlock + v * kLanesD);
+      acc[v] += weights[i] * load_double(tile + i * kBlock + v * kLanes<double>);
     }
   }
-  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanesD, acc[v]);
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes<double>, acc[v]);
 }
 
 template <typename S>
 void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows,
                   int64_t num_classes, double* sums) {
   const int64_t channels = features.channels, height = features.height;
-  parallel_for((channels + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(ceil_div(channels, kBlock), 1, [&](int64_t begin, int64_t end) {
     Tile<S> tile(features);
     for (int64_t z0 = begin * kBlock; z0 < end * kBlock; z0 += kBlock) {
       std::vector<double> block(num_classes * kBlock);
@@ -177,12 +147,12 @@ void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows
 // Writes one row of one channel from the tile [pixel][channel] of doubles.
 template <typename S>
 void store_channel(const double* tile, int64_t width, S* out) {
-  constexpr int kLanes = VectorOf<Compute<S>>::kLanes;
-  for (int64_t x = 0; x < width; x += kLanes) {
-    const int64_t count = width - x < kLanes ? width - x : kLanes;
-    Vector<Compute<S>> v = {};
-    for (int i = 0; i < count; ++i) v[i] = static_cast<Compute<S>>(tile[(x + i) * kBlock]);
-    if (count == kLanes) {
+  using C = Compute<S>;
+  for (int64_t x = 0; x < width; x += kLanes<C>) {
+    const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+    Vector<C> v = {};
+    for (int i = 0; i < count; ++i) v[i] = static_cast<C>(tile[(x + i) * kBlock]);
+    if (count == kLanes<C>) {
       store(out + x, v);
     } else {
       store_first(out + x, v, count);
@@ -218,7 +188,7 @@ void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
   });
 }
 
-// The sum of f(i) in an order that vectorises: eight interleaved partial sums.
+// The sum of f(i) as eight interleaved partial sums, which the compiler can vectorise.
 template <typename F>
 double sum_over(int64_t count, const F& f) {
   double partial[8] = {};

@@ -1,9 +1,9 @@
 // The sparse matrix A = U^T onehot(GT) of the memory update, by rows of low-resolution pixels.
 //
-// Row r of the features is touched by the label rows whose bilinear source lies in (r - 1, r + 1).
-// Label rows are read as runs of equal labels; a run gives each column the sum of its horizontal
-// weights there, times the row's vertical weight. Every row of A is made by one thread, from its
-// label rows in order, so that its bits do not depend on the number of threads.
+// Row r of the features gets weight from the label rows whose bilinear source is in (r - 1, r + 1).
+// A label row is read as runs of equal labels. A run adds to each column the sum of its horizontal
+// weights there, times the row's vertical weight. One thread computes each row of A, from its label
+// rows in order, so that the bits do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 
-// Weights of one class on neighbouring pixels of a row: weights[offset + i] is for begin + i.
+// Weights of one class on neighbouring pixels of a row: weights[offset + i] is that of begin + i.
 struct ClassRun {
   int32_t label;
   int32_t begin;
@@ -34,8 +34,8 @@ struct WeightRow {
   BadLabel bad = {};
 };
 
-// One axis of U. Output positions start[i] <= p < start[i + 1] read the inputs i and i + 1; at the
-// last input, where those are one, weight1 is zero.
+// One axis of U. Output positions start[i] <= p < start[i + 1] read the inputs i and i + 1. Those
+// that read the last input alone have weight1 = 0.
 struct AxisTaps {
   template <typename T>
   explicit AxisTaps(const BilinearAxis<T>& axis)
@@ -55,7 +55,7 @@ struct AxisTaps {
   std::vector<double> weight0, weight1;
 };
 
-// One row of A while it is summed up: dense (K, w + 1), of which few classes are touched.
+// One row of A while it is summed up: dense (K, w + 1), of which few classes are used.
 class DenseRow {
  public:
   DenseRow(int64_t num_classes, int64_t width)
@@ -70,7 +70,8 @@ class DenseRow {
     if (last > span.last) span.last = last;
   }
 
-  // Moves what is not zero into `row` and leaves this one empty. The vectors are scratch.
+  // Moves the values that are not zero to `row` and clears this one. The vectors are scratch
+  // memory.
   void move_to(WeightRow& row, std::vector<ClassRun>& runs, std::vector<double>& weights) {
     runs.clear();
     weights.clear();
@@ -108,7 +109,7 @@ class DenseRow {
   std::vector<int32_t> touched_;
 };
 
-// Makes consecutive rows of A on one thread.
+// Computes consecutive rows of A on one thread.
 class WeightRowBuilder {
  public:
   WeightRowBuilder(const LabelMap& labels, const AxisTaps& vertical, const AxisTaps& horizontal)
@@ -125,7 +126,7 @@ class WeightRowBuilder {
     }
   }
 
-  // Starts at row r of image b: what the label rows between r - 1 and r give to it.
+  // Starts at row r of image b with the weights from the label rows between r - 1 and r.
   void start(int64_t b, int64_t r) {
     if (r == 0) return;
     WeightRow unused;
@@ -135,7 +136,7 @@ class WeightRowBuilder {
     }
   }
 
-  // Finishes row r, whose label rows above start() or the call for r - 1 has added.
+  // Finishes row r. start(), or the call for r - 1, has added the label rows above it.
   void finish(int64_t b, int64_t r, WeightRow& row) {
     for (int32_t y = vertical_.start[r]; y < vertical_.start[r + 1]; ++y) {
       read_pieces(b, y, row, /*count=*/true);
@@ -149,7 +150,7 @@ class WeightRowBuilder {
   const std::vector<int64_t>& counts() const { return counts_; }
 
  private:
-  // What a run of labels gives to the columns i and i + 1, before the vertical weight.
+  // The weights that a run of labels adds to columns i and i + 1, before the vertical weight.
   struct Piece {
     double sum0, sum1;
     int32_t label, column;

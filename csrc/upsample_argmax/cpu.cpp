@@ -1,11 +1,11 @@
 // CPU kernels of upsample_argmax and upsample_confusion, one copy per instruction set (see
 // common/cpu_dispatch.h).
 //
-// A cell is what lies between four neighbours of the low-resolution map: 8 x 8 output pixels when
-// upsampling by 8. Interpolation gives values between the smallest and the largest of a class's
-// four corners, so that a class whose largest is below another's smallest wins nowhere in the cell.
-// The classes are gone through once per cell; the few that are left are interpolated, with one
-// vector of pixels at a time.
+// A cell is the area between four neighbours of the low-resolution map: 8 x 8 output pixels when
+// upsampling by 8. Interpolated values are between the smallest and the largest of a class's four
+// corners, so a class whose largest corner is below another's smallest corner wins nowhere in the
+// cell. The kernel looks at all classes once per cell and interpolates only the few that are left,
+// for one vector of pixels at a time.
 #include <algorithm>
 #include <limits>
 #include <mutex>
@@ -25,12 +25,12 @@ MCIBI_SIMD V minimum(V a, V b) {
   return a < b ? a : b;
 }
 
-// Output positions [begin, end) that lie between the same two inputs.
+// Output positions [begin, end) between the same two inputs.
 struct Group {
   int64_t begin, end;
 };
 
-// Consecutive positions by group; none has more than `most`.
+// All positions in groups of at most `most`.
 template <typename C>
 std::vector<Group> groups_of(const std::vector<BilinearTap<C>>& taps, int64_t most) {
   std::vector<Group> groups;
@@ -46,7 +46,7 @@ std::vector<Group> groups_of(const std::vector<BilinearTap<C>>& taps, int64_t mo
   return groups;
 }
 
-// The classes that may win in one cell, in their order, with their values at its corners.
+// The classes that may win in one cell, in ascending order, with their values at its corners.
 template <typename C>
 class Candidates {
  public:
@@ -61,7 +61,7 @@ class Candidates {
   const C* left() const { return array(6); }     // values at one height
   const C* right() const { return array(7); }
 
-  // Corners [K] of the two source rows and of the two columns.
+  // Takes the logits, [K], at the four corners.
   void choose(const C* top_left, const C* top_right, const C* bottom_left, const C* bottom_right) {
     const C* corners[4] = {top_left, top_right, bottom_left, bottom_right};
     const C bound = prune(corners);
@@ -69,7 +69,7 @@ class Candidates {
     const C* largest = array(0);
     C* classes = array(1);
     count_ = 0;
-    for (int64_t k = 0; k < classes_; ++k) {  // comparing with NaN is false: then all are left
+    for (int64_t k = 0; k < classes_; ++k) {  // a comparison with NaN is false: then all are kept
       classes[count_] = static_cast<C>(k);
       count_ += !(largest[k] < bound);
     }
@@ -81,9 +81,9 @@ class Candidates {
     }
   }
 
-  // The values of the candidates at a height between the two rows.
+  // Interpolates the candidates' values between the two rows.
   void interpolate(C weight0, C weight1) {
-    for (int64_t n = 0; n < count_; n += kVectorLanes<C>) {
+    for (int64_t n = 0; n < count_; n += kLanes<C>) {
       store(array(6) + n, weight0 * load(array(2) + n) + weight1 * load(array(4) + n));
       store(array(7) + n, weight0 * load(array(3) + n) + weight1 * load(array(5) + n));
     }
@@ -92,13 +92,12 @@ class Candidates {
  private:
   C* array(int i) const { return data_.template as<C>() + i * stride_; }
 
-  // Writes the largest corner of each class; returns what a winner's must reach: NaN, which all
-  // reach, where a value is not finite.
+  // Writes the largest corner of each class. Returns the bound that a winner's largest corner must
+  // reach, or NaN, which excludes no class, if a value is not finite.
   C prune(const C* const (&corners)[4]) {
-    constexpr int64_t kLanes = kVectorLanes<C>;
     Vector<C> reach = Vector<C>{} - std::numeric_limits<C>::infinity();
     Vector<C> magnitude = {}, not_finite = {};
-    for (int64_t k = 0; k < stride_; k += kLanes) {
+    for (int64_t k = 0; k < stride_; k += kLanes<C>) {
       const Vector<C> a = load(corners[0] + k), b = load(corners[1] + k);
       const Vector<C> c = load(corners[2] + k), d = load(corners[3] + k);
       const Vector<C> high = maximum(maximum(a, b), maximum(c, d));
@@ -106,33 +105,33 @@ class Candidates {
       not_finite += (a + b + c + d) * C(0);
       magnitude = maximum(magnitude, maximum(high, -low));
       store(array(0) + k, high);
-      if (k + kLanes <= classes_) reach = maximum(reach, low);
+      if (k + kLanes<C> <= classes_) reach = maximum(reach, low);
     }
     C best = -std::numeric_limits<C>::infinity(), largest = 0, poison = 0;
-    for (int64_t i = 0; i < kLanes; ++i) {
+    for (int64_t i = 0; i < kLanes<C>; ++i) {
       best = reach[i] > best ? reach[i] : best;
       largest = magnitude[i] > largest ? magnitude[i] : largest;
       poison += not_finite[i];
     }
-    for (int64_t k = classes_ / kLanes * kLanes; k < classes_; ++k) {
+    for (int64_t k = classes_ / kLanes<C> * kLanes<C>; k < classes_; ++k) {
       const C low =
           std::min(std::min(corners[0][k], corners[1][k]), std::min(corners[2][k], corners[3][k]));
       best = low > best ? low : best;
     }
-    // The interpolated values are rounded a few times, in either direction.
+    // Room for the roundings of the interpolated values.
     return best - 16 * std::numeric_limits<C>::epsilon() * largest + poison;
   }
 
   int64_t classes_, stride_, count_ = 0;
   bool finite_ = true;
-  Scratch data_;  // largest corner, class, four corners, left and right
+  Scratch data_;  // largest corner, class, four corners, values on the left and on the right
 };
 
 // What the threads share.
 template <typename S>
 struct Upsampling {
   using C = Compute<S>;
-  static constexpr int64_t kMostRows = 16;  // of a group, so that there are enough of them
+  static constexpr int64_t kMostRows = 16;  // in a group, so that there are enough groups
 
   Upsampling(const LogitMap& logits, int64_t out_height, int64_t out_width, bool align_corners)
       : logits(logits),
@@ -144,8 +143,8 @@ struct Upsampling {
       weight0.push_back(tap.weight0);
       weight1.push_back(tap.weight1);
     }
-    weight0.resize(out_width + kVectorLanes<C>);
-    weight1.resize(out_width + kVectorLanes<C>);
+    weight0.resize(out_width + kLanes<C>);
+    weight1.resize(out_width + kLanes<C>);
   }
 
   // Calls f(begin, end) on ranges of the groups of rows of all images.
@@ -159,10 +158,10 @@ struct Upsampling {
   const LogitMap& logits;
   std::vector<BilinearTap<C>> y, x;
   std::vector<Group> rows, columns;
-  std::vector<C> weight0, weight1;  // of x, with zeros behind
+  std::vector<C> weight0, weight1;  // of x, followed by zeros
 };
 
-// The winners among the candidates at a vector of pixels with these weights of left and right.
+// The winning candidates at a vector of pixels, given the pixels' weights of left and right.
 template <bool kFinite, typename C>
 MCIBI_SIMD Vector<C> winners(const Candidates<C>& candidates, Vector<C> weight0,
                              Vector<C> weight1) {
@@ -175,7 +174,7 @@ MCIBI_SIMD Vector<C> winners(const Candidates<C>& candidates, Vector<C> weight0,
     if constexpr (kFinite) {
       winner = value > best ? number : winner;
       best = maximum(value, best);
-    } else {  // a NaN is better than a number, and the first of them stays
+    } else {  // the first NaN wins over every number
       const auto better = ~(value <= best) & (best == best);
       winner = better ? number : winner;
       best = better ? value : best;
@@ -194,12 +193,11 @@ MCIBI_SIMD Vector<C> classes_at(const Upsampling<S>& up, const Candidates<C>& ca
                              : winners<false>(candidates, weight0, weight1);
 }
 
-// Calls emit(y, x, count, classes) for runs of `count` pixels that together are a group of rows.
+// Calls emit(y, x, count, classes) for runs of `count` pixels that together cover a group of rows.
 template <typename S, typename F>
 void predict_rows(const Upsampling<S>& up, int64_t image, const Group& rows, SourceRows<S>* source,
                   Candidates<Compute<S>>* candidates, const F& emit) {
   using C = Compute<S>;
-  constexpr int64_t kLanes = kVectorLanes<C>;
   const int64_t stride = class_stride<C>(up.logits.classes);
   const C* top = source->row(image, up.y[rows.begin].index0);
   const C* bottom = source->row(image, up.y[rows.begin].index1);
@@ -209,10 +207,10 @@ void predict_rows(const Upsampling<S>& up, int64_t image, const Group& rows, Sou
     candidates->choose(top + left, top + right, bottom + left, bottom + right);
     for (int64_t y = rows.begin; y < rows.end; ++y) {
       if (candidates->count() > 1) candidates->interpolate(up.y[y].weight0, up.y[y].weight1);
-      for (int64_t x = columns.begin; x < columns.end; x += kLanes) {
-        C classes[kLanes];
+      for (int64_t x = columns.begin; x < columns.end; x += kLanes<C>) {
+        C classes[kLanes<C>];
         store(classes, classes_at(up, *candidates, x));
-        emit(y, x, std::min(columns.end - x, kLanes), classes);
+        emit(y, x, std::min(columns.end - x, kLanes<C>), classes);
       }
     }
   }

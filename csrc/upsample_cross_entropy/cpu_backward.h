@@ -1,8 +1,8 @@
-// The backward interpolates the logits again, forms the gradient of a few pixels, [pixel][K], and
-// applies the adjoint of the interpolation in its two steps: along the row into [w][K], then onto
-// the two source rows. A unit of work is all output rows that lie below one of kUnitRows source
-// rows. Only the first of these gets something from the unit before as well; both parts are kept
-// and added at the end, so that the bits depend on no thread.
+// The backward interpolates the logits again, computes the gradient of a few pixels, [pixel][K],
+// and applies the adjoint of the interpolation in two steps: along the row into [w][K], then to the
+// two source rows. A unit of work is kUnitRows source rows with all output rows between them and
+// the next ones. The first source row of a unit also gets a part from the unit before it. Both
+// parts are kept and added at the end, so that the bits do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ class GradientRow {
     std::fill(columns_, columns_ + columns_size_, C(0));
   }
 
-  // The gradient along one row: [w][K], to be taken away by spread(); false where it is zero.
+  // Adds the gradient along one row, [w][K], which spread() then moves on. False if it is zero.
   bool run(const C* row, const int32_t* labels, const C* grad_losses, const C* lse) {
     const int64_t width = static_cast<int64_t>(taps_.size());
     NextPixels<C> next;
@@ -62,9 +62,9 @@ class GradientRow {
  private:
   static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
 
-  // Each pixel's gradient up to the factor scale_: e_k - S (t_k / sum of t), with e = exp(l - lse),
-  // S = sum e and t the smoothed target. lse is rounded, coarsely where logits are large: dividing
-  // by S makes up for it.
+  // The gradient of each pixel without the factor scale_: e_k - S (t_k / sum of t), with
+  // e = exp(l - lse), S = sum e and t the smoothed target. Dividing by S corrects for the rounding
+  // of lse, which is coarse where logits are large.
   void gradients(const C* row, const NextPixels<C>& next, const int32_t* labels,
                  const C* grad_losses, const C* lse) {
     Vector<C> rows[kPixels];
@@ -98,13 +98,13 @@ class GradientRow {
     }
   }
 
-  // The adjoint of the interpolation along the row. Pixels between the same two columns go
+  // The adjoint of the interpolation along the row. Pixels between the same two columns are added
   // together.
   void spread_along(const NextPixels<C>& next) {
     C weight0[kPixels], weight1[kPixels];
     for (int64_t first = 0, end; first < next.count; first = end) {
       const BilinearTap<C>& tap = taps_[next.x[first]];
-      const bool border = tap.index0 == tap.index1;  // both weights go to one column
+      const bool border = tap.index0 == tap.index1;  // both weights are for one column
       for (end = first; end < next.count; ++end) {
         const BilinearTap<C>& t = taps_[next.x[end]];
         if (t.index0 != tap.index0) break;
@@ -136,7 +136,7 @@ class GradientRow {
   C scale_[kPixels];
 };
 
-// Everything that the units of the backward read.
+// What all units of the backward read.
 template <typename S>
 struct Backward {
   using C = Compute<S>;
@@ -150,7 +150,7 @@ struct Backward {
   int64_t row_size() const { return logits.width * class_stride<C>(logits.classes); }
   int64_t units() const { return ceil_div(logits.height, kUnitRows); }
 
-  // The output rows whose upper source row is y or one below.
+  // The first output row whose upper source row is y or below it.
   int64_t first_from(int64_t y) const {
     const auto above = [](const BilinearTap<C>& tap, int64_t row) { return tap.index0 < row; };
     return std::lower_bound(taps.y.begin(), taps.y.end(), y, above) - taps.y.begin();

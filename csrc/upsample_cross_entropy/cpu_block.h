@@ -1,5 +1,5 @@
-// What the forward and the backward do with a few pixels of one output row at a time: their logits,
-// [pixel][class], interpolated into the first-level cache.
+// What the forward and the backward share. Both work on a few pixels of one output row at a time,
+// whose logits, [pixel][class], they interpolate into the first-level cache.
 #pragma once
 
 #include <cmath>
@@ -13,11 +13,11 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-// exp(x), x <= 0: as near to it as rounding x is.
-MCIBI_SIMD VectorF exp_of(VectorF x) { return exponential2(x * 1.44269504f); }
+// exp(x) for x <= 0; its error is that of rounding x.
+MCIBI_SIMD VectorF exp_of(VectorF x) { return exponential2(x * kLog2E<float>); }
 MCIBI_SIMD VectorD exp_of(VectorD x) { return exponential(x); }
 
-// log(x), x >= 1 or NaN, within 2 ulp (Cephes' polynomial).
+// log(x) for x >= 1 or NaN, within 2 ulp (the polynomial of Cephes).
 MCIBI_SIMD VectorF log_of(VectorF x) {
   // x = 2^n m with m in [sqrt(1/2), sqrt(2)).
   const VectorU32 bits = bit_cast<VectorU32>(x) + (0x3F800000u - 0x3F3504F3u);
@@ -38,16 +38,16 @@ MCIBI_SIMD VectorF log_of(VectorF x) {
   return x == x ? r + small + 0.693359375f * n : x;
 }
 MCIBI_SIMD VectorD log_of(VectorD x) {
-  for (int i = 0; i < VectorOf<double>::kLanes; ++i) x[i] = std::log(x[i]);
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
   return x;
 }
 
 // Lane r of the result is the reduction of rows[r].
 template <typename C, typename F>
-MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kVectorLanes<C>], const F& combine) {
-  using All = typename LanesUpTo<kVectorLanes<C>>::type;
+MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kLanes<C>], const F& combine) {
+  using All = typename LanesUpTo<kLanes<C>>::type;
 #pragma GCC unroll 4
-  for (int64_t half = kVectorLanes<C> / 2; half > 0; half /= 2) {
+  for (int64_t half = kLanes<C> / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
     for (int64_t i = 0; i < half; ++i) {
       rows[i] = combine(interleave<0>(rows[i], rows[i + half], All{}),
@@ -57,10 +57,10 @@ MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kVectorLanes<C>], const F& co
   return rows[0];
 }
 
-// The class weights of one call, with what the formula needs of them.
+// The class weights of one call, and what the formula takes from them.
 template <typename C>
 struct ClassWeights {
-  std::vector<C> of_class;  // K rounded up to whole vectors, zeros behind
+  std::vector<C> of_class;  // K rounded up to whole vectors; zero after the K weights
   C sum;                    // over the classes
   C smoothing, smoothing_per_class;
 
@@ -83,7 +83,7 @@ struct ClassWeights {
 // Room for the logits of a few pixels of one row, [kPixels][stride].
 template <typename C>
 struct PixelBlock {
-  static constexpr int64_t kPixels = kVectorLanes<C>;
+  static constexpr int64_t kPixels = kLanes<C>;
 
   explicit PixelBlock(int64_t classes)
       : classes(classes),
@@ -95,28 +95,28 @@ struct PixelBlock {
 
   int64_t classes, stride;
   Scratch data;
-  C real[kPixels];  // in the last vector of classes: 1, and 0 behind the K classes
+  C real[kPixels];  // for the last vector of classes: 1 for a class, 0 after the K classes
 };
 
-// The sum of f(k), which gives a vector of classes from k on, lane by lane.
+// The sum, lane by lane, of f(k), which returns the vector of the classes from k on.
 template <typename C, typename F>
 MCIBI_SIMD Vector<C> sum_of_vectors(const PixelBlock<C>& block, const F& f) {
-  const int64_t last = block.stride - kVectorLanes<C>;
+  const int64_t last = block.stride - kLanes<C>;
   Vector<C> sum = load(block.real) != C(0) ? f(last) : Vector<C>{};
-  for (int64_t k = 0; k < last; k += kVectorLanes<C>) sum += f(k);
+  for (int64_t k = 0; k < last; k += kLanes<C>) sum += f(k);
   return sum;
 }
 
-// Interpolates one pixel between two of a row, and stores what f makes of each vector of logits.
-// Behind the K classes the logits are -inf.
+// Interpolates one pixel between two pixels of a row and stores what f returns for each vector of
+// logits. After the K classes the logits are -inf.
 template <typename C, typename F>
 MCIBI_SIMD void interpolate(const PixelBlock<C>& block, const C* row, const BilinearTap<C>& tap,
                             C* out, const F& f) {
   const C* left = row + tap.index0 * block.stride;
   const C* right = row + tap.index1 * block.stride;
   const C weight0 = tap.weight0, weight1 = tap.weight1;
-  const int64_t last = block.stride - kVectorLanes<C>;
-  for (int64_t k = 0; k < last; k += kVectorLanes<C>) {
+  const int64_t last = block.stride - kLanes<C>;
+  for (int64_t k = 0; k < last; k += kLanes<C>) {
     store(out + k, f(weight0 * load(left + k) + weight1 * load(right + k)));
   }
   const Vector<C> logits = weight0 * load(left + last) + weight1 * load(right + last);
@@ -133,14 +133,14 @@ struct Taps {
         x(bilinear_taps<C>(logits.width, labels.width, align_corners)) {}
 };
 
-// The next pixels of a row that are not ignored, at most a block of them.
+// The next pixels of a row that are not ignored, at most one block.
 template <typename C>
 struct NextPixels {
   static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
   int64_t count = 0;
   int64_t x[kPixels];
 
-  // Zeros for the pixels that a last block lacks.
+  // Zeros for the pixels that are missing from an incomplete block.
   void clear_unused(Vector<C>* rows) const {
     for (int64_t p = count; p < kPixels; ++p) rows[p] = Vector<C>{};
   }
