@@ -10,7 +10,8 @@
 
 #include "common/bilinear.h"
 #include "common/device_intrinsics.cuh"
-#include "common/labels.h"
+#include "common/labels.cuh"
+#include "common/launch.cuh"
 #include "common/logit_map.h"
 
 namespace mcibi_fast {
@@ -21,31 +22,7 @@ inline constexpr int kTileThreads = kTileColumns * kTileBands;
 inline constexpr int kBandRows = 8;
 inline constexpr int kPatchValues = 4096;  // of the logits in shared memory
 
-// ---- numbers
-// -------------------------------------------------------------------------------------- What
-// elements are computed in.
-template <typename Element>
-struct Arithmetic {
-  using Type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using Type = double;
-};
-
-template <typename Element, typename T>
-__device__ __forceinline__ Element narrow(T value) {
-  return static_cast<Element>(value);
-}
-template <>
-__device__ __forceinline__ __half narrow<__half, float>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
-  return __float2bfloat16_rn(value);
-}
-
+// ---- numbers ----
 __device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b); }
 __device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
@@ -62,43 +39,10 @@ struct FastDivisor {
   }
 };
 
-// ---- labels
-// ---------------------------------------------------------------------------------------
-// One thread's labels, and those among them that are neither classes nor ignored.
-class LabelReader {
- public:
-  __device__ explicit LabelReader(const LabelMap& labels) : labels_(labels) {}
-
-  // The class, or -1.
-  __device__ __forceinline__ int read(int b, int y, int x) {
-    const int64_t value = label_value(labels_, b, y, x);
-    if (value == labels_.ignore_index) return -1;
-    if (value >= 0 && value < labels_.num_classes) return static_cast<int>(value);
-    ++bad_;
-    bad_value_ = value;
-    return -1;
-  }
-
-  __device__ void report(const LabelFlag& flag) const {
-    if (bad_ == 0 || flag.flag == nullptr) return;
-    auto* count = reinterpret_cast<unsigned long long*>(flag.flag);
-    if (atomicAdd(count, static_cast<unsigned long long>(bad_)) == 0) {
-      flag.flag[1] = bad_value_;
-      flag.flag[2] = flag.op;
-    }
-  }
-
- private:
-  const LabelMap& labels_;
-  int64_t bad_value_ = 0;
-  int bad_ = 0;
-};
-
-// ---- tiles
-// ----------------------------------------------------------------------------------------
+// ---- tiles ----
 template <typename Element>
 struct UpsampleInput {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   const Element* logits;
   MapStrides strides;
   int classes;
@@ -161,7 +105,7 @@ struct ThreadPixels {
   T far[kRows];    // weight of row1
 };
 
-template <int kRows, typename Element, typename T = typename Arithmetic<Element>::Type>
+template <int kRows, typename Element, typename T = Compute<Element>>
 __device__ __forceinline__ ThreadPixels<T, kRows> pixels_of_thread(
     const UpsampleInput<Element>& input, const Tile& tile) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -275,53 +219,21 @@ class Patch {
   int row_, rows_, column_, columns_;
 };
 
-// ---- host
-// -----------------------------------------------------------------------------------------
-inline const char* launch_message(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
-// A grid of one dimension: there the number of blocks is limited least.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads,
-                          size_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-                shared_bytes, stream, arguments...);
-}
-
-// Calls f(Element()) for the element type of that kind.
-template <typename F>
-const char* with_element(FloatKind kind, const F& f) {
-  switch (kind) {
-    case FloatKind::kFloat32:
-      return launch_message(f(float()));
-    case FloatKind::kFloat64:
-      return launch_message(f(double()));
-    case FloatKind::kBFloat16:
-      return launch_message(f(__nv_bfloat16()));
-    case FloatKind::kFloat16:
-      return launch_message(f(__half()));
-  }
-  return launch_message(cudaErrorInvalidValue);
-}
-
+// ---- host ----
 template <typename Element>
 UpsampleInput<Element> make_upsample_input(const LogitMap& logits, int64_t height, int64_t width,
                                            bool align_corners) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   UpsampleInput<Element> input;
   input.logits = static_cast<const Element*>(logits.data);
   input.strides = logits.strides;
   input.classes = static_cast<int>(logits.classes);
-  input.y_axis = make_bilinear_axis<T>(static_cast<int>(logits.height), static_cast<int>(height),
-                                       align_corners);
-  input.x_axis =
-      make_bilinear_axis<T>(static_cast<int>(logits.width), static_cast<int>(width), align_corners);
+  input.y_axis = make_bilinear_axis<T>(logits.height, height, align_corners);
+  input.x_axis = make_bilinear_axis<T>(logits.width, width, align_corners);
   input.classes_are_adjacent = logits.strides.channel == 1 && logits.strides.column != 1;
   input.bands_per_cell = 0;
-  input.tiles_x = static_cast<int>(ceil_divide(width, kTileColumns));
-  input.tiles_y = static_cast<int>(ceil_divide(height, kTileBands));
+  input.tiles_x = static_cast<int>(ceil_div(width, kTileColumns));
+  input.tiles_y = static_cast<int>(ceil_div(height, kTileBands));
   input.patch_classes = 0;
 
   constexpr int64_t kExactSizes = 1 << 20;  // below, rounding moves no cell's border by a pixel
@@ -331,18 +243,18 @@ UpsampleInput<Element> make_upsample_input(const LogitMap& logits, int64_t heigh
   const bool exact = tallest == static_cast<double>(static_cast<int64_t>(tallest)) &&
                      (static_cast<int64_t>(tallest) & (static_cast<int64_t>(tallest) - 1)) == 0;
   const int64_t rows = static_cast<int64_t>(tallest) + (exact ? 0 : 2);
-  const int64_t per_cell = ceil_divide(rows, kBandRows);
-  const int64_t patch_rows = ceil_divide(kTileBands - 1, per_cell) + 2;
+  const int64_t per_cell = ceil_div(rows, kBandRows);
+  const int64_t patch_rows = ceil_div(kTileBands - 1, per_cell) + 2;
   const double patch_columns =
       static_cast<double>(input.x_axis.scale) * static_cast<double>(kTileColumns - 1) + 3;
   const auto area = static_cast<int64_t>(patch_columns) *
                     (patch_rows < logits.height ? patch_rows : logits.height);
   const int64_t room = area > 0 ? kPatchValues / area / 4 * 4 : 0;
   if (room == 0) return input;
-  const int64_t chunks = ceil_divide(logits.classes, room);
-  input.patch_classes = static_cast<int>(ceil_divide(ceil_divide(logits.classes, chunks), 4) * 4);
+  const int64_t chunks = ceil_div(logits.classes, room);
+  input.patch_classes = static_cast<int>(ceil_div(ceil_div(logits.classes, chunks), 4) * 4);
   input.bands_per_cell = static_cast<int>(per_cell);
-  input.tiles_y = static_cast<int>(ceil_divide((logits.height + 1) * per_cell, kTileBands));
+  input.tiles_y = static_cast<int>(ceil_div((logits.height + 1) * per_cell, kTileBands));
   return input;
 }
 

@@ -22,21 +22,12 @@
 namespace mcibi_fast {
 namespace {
 
-const char* message(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
 // What plans depend on, of the current device.
 struct Device {
-  int processors, block_bytes, processor_bytes;
+  int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  int block_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  int processor_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 
-  Device() {
-    int device = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    cudaDeviceGetAttribute(&processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  }
   // Blocks of this size that run at once, of at most `limit` per processor.
   int blocks(int bytes, int limit) const {
     const int fitting = processor_bytes / (bytes + 1024);
@@ -54,8 +45,6 @@ MapAddress address_of(const GaussianAggregateCudaInput& input, MapStrides s) {
   return {s, static_cast<int>(input.width)};
 }
 
-bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
 // ---- table ------------------------------------------------------------------
 template <typename Scalar>
 __global__ void table_kernel(const __grid_constant__ GaussianTableCudaInput input, Scalar* out) {
@@ -70,9 +59,9 @@ __global__ void table_kernel(const __grid_constant__ GaussianTableCudaInput inpu
 
 template <typename Scalar>
 cudaError_t launch_table(const GaussianTableCudaInput& input, void* out, CudaStream stream) {
-  const int64_t items = input.classes * ceil_div<int64_t>(input.channels, 4);
-  return launch(table_kernel<Scalar>, dim3(static_cast<unsigned>(ceil_div<int64_t>(items, 256))),
-                dim3(256), 0, stream, input, static_cast<Scalar*>(out));
+  const int64_t items = input.classes * ceil_div(input.channels, 4);
+  return launch(table_kernel<Scalar>, dim3(static_cast<unsigned>(ceil_div(items, 256))), dim3(256),
+                0, stream, input, static_cast<Scalar*>(out));
 }
 
 // ---- forward ----------------------------------------------------------------
@@ -212,7 +201,7 @@ cudaError_t launch_backward_simt(const GaussianAggregateCudaInput& input,
   const MapAddress logits_map = address_of(input, input.logits_strides);
   const int tiles = static_cast<int>(input.batch) * ceil_div(pixels, kAdjointPixels);
 
-  constexpr int kSize = static_cast<int>(sizeof(Scalar)), kVector = 16 / kSize;
+  constexpr int kSize = static_cast<int>(sizeof(Scalar)), kVector = Vector<Scalar>::kSize;
   BackwardSimtPlan plan;
   const MapStrides& s = logits_map.strides;
   plan.vector = !input.channels_last && logits_map.width == pixels && s.column == 1 &&
@@ -232,31 +221,43 @@ cudaError_t launch_backward_simt(const GaussianAggregateCudaInput& input,
       static_cast<const Scalar*>(arguments.grad), static_cast<Scalar*>(arguments.grad_logits));
 }
 
+template <typename Element>
+cudaError_t backward(const GaussianAggregateCudaInput& input, const BackwardArguments& arguments,
+                     CudaStream stream) {
+  const int64_t classes = input.table.classes;
+  if constexpr (sizeof(Element) == 2)
+    return backward_mma<Element>(input, arguments, stream);
+  else if constexpr (sizeof(Element) == 8)
+    return launch_backward_simt<Element, 4>(input, arguments, stream);
+  else if (classes <= 32)
+    return launch_backward_simt<Element, 2>(input, arguments, stream);
+  else if (classes <= 64)
+    return launch_backward_simt<Element, 4>(input, arguments, stream);
+  else
+    return launch_backward_simt<Element, 10>(input, arguments, stream);
+}
+
 }  // namespace
 
 const char* gaussian_table_cuda(const GaussianTableCudaInput& input, void* table,
                                 CudaStream stream) {
-  return message(input.kind == FloatKind::kFloat64 ? launch_table<double>(input, table, stream)
-                                                   : launch_table<float>(input, table, stream));
+  return launch_message(input.kind == FloatKind::kFloat64
+                            ? launch_table<double>(input, table, stream)
+                            : launch_table<float>(input, table, stream));
 }
 
 const char* gaussian_aggregate_cuda(const GaussianAggregateCudaInput& input, bool hard, void* out,
                                     void* lse, CudaStream stream) {
-  const auto run = [&](auto contiguous, auto channels_last) {
-    return message(
-        (input.channels_last ? channels_last : contiguous)(input, hard, out, lse, stream));
-  };
-  switch (input.kind) {
-    case FloatKind::kFloat32:
-      return run(forward_simt<float, false>, forward_simt<float, true>);
-    case FloatKind::kFloat64:
-      return run(forward_simt<double, false>, forward_simt<double, true>);
-    case FloatKind::kBFloat16:
-      return run(forward_mma<__nv_bfloat16, false>, forward_mma<__nv_bfloat16, true>);
-    case FloatKind::kFloat16:
-      return run(forward_mma<__half, false>, forward_mma<__half, true>);
-  }
-  return message(cudaErrorInvalidValue);
+  return launch_for(input.kind, [&](auto element) {
+    using Element = decltype(element);
+    const auto run = [&](auto contiguous, auto channels_last) {
+      return (input.channels_last ? channels_last : contiguous)(input, hard, out, lse, stream);
+    };
+    if constexpr (sizeof(Element) == 2)
+      return run(forward_mma<Element, false>, forward_mma<Element, true>);
+    else
+      return run(forward_simt<Element, false>, forward_simt<Element, true>);
+  });
 }
 
 const char* gaussian_aggregate_backward_cuda(const GaussianAggregateCudaInput& input,
@@ -264,21 +265,9 @@ const char* gaussian_aggregate_backward_cuda(const GaussianAggregateCudaInput& i
                                              const MapStrides& grad_strides, void* grad_logits,
                                              CudaStream stream) {
   const BackwardArguments arguments = {lse, grad, grad_strides, grad_logits};
-  const auto run = [&](auto kernel) { return message(kernel(input, arguments, stream)); };
-  const int64_t classes = input.table.classes;
-  switch (input.kind) {
-    case FloatKind::kFloat32:
-      return run(classes <= 32   ? launch_backward_simt<float, 2>
-                 : classes <= 64 ? launch_backward_simt<float, 4>
-                                 : launch_backward_simt<float, 10>);
-    case FloatKind::kFloat64:
-      return run(launch_backward_simt<double, 4>);
-    case FloatKind::kBFloat16:
-      return run(backward_mma<__nv_bfloat16>);
-    case FloatKind::kFloat16:
-      return run(backward_mma<__half>);
-  }
-  return message(cudaErrorInvalidValue);
+  return launch_for(input.kind, [&](auto element) {
+    return backward<decltype(element)>(input, arguments, stream);
+  });
 }
 
 }  // namespace mcibi_fast

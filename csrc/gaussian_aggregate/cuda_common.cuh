@@ -2,17 +2,11 @@
 #pragma once
 
 #include "common/device_intrinsics.cuh"
+#include "common/launch.cuh"
 #include "gaussian_aggregate/api.h"
 #include "gaussian_aggregate/math.h"
 
 namespace mcibi_fast {
-
-inline constexpr unsigned kFullWarp = 0xffffffffu;
-
-template <typename Integer>
-MCIBI_HOST_DEVICE Integer ceil_div(Integer a, Integer b) {
-  return (a + b - 1) / b;
-}
 
 // Element (b, c, n) of a map, n = y * width + x.
 struct MapAddress {
@@ -111,7 +105,7 @@ class GaussianTable {
   __device__ bool has_vectors() const {
     return input_.eps != nullptr && input_.kind == FloatKind::kFloat32 &&
            input_.eps_channel_stride == 1 && input_.eps_class_stride % 4 == 0 &&
-           input_.channels % 4 == 0 && reinterpret_cast<uintptr_t>(input_.eps) % 16 == 0;
+           input_.channels % 4 == 0 && aligned(input_.eps);
   }
 
   template <typename Noise>

@@ -20,15 +20,6 @@ inline constexpr int kMmaWarps = 8;  // of a block
 inline constexpr int kTilePixels = 32;
 // Kernels come in two sizes, by the steps of 16 classes in registers; few classes are one chunk.
 inline constexpr int kFewSteps = 2, kForwardSteps = 12, kBackwardSteps = 10;
-inline constexpr float kLog2E = 1.44269504088896340736f;
-
-template <typename To, typename From>
-__device__ __forceinline__ To bits_as(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 // Two 16-bit floats in one 32-bit register.
 template <typename T>
@@ -37,7 +28,7 @@ template <>
 struct Pair<__nv_bfloat16> {
   static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    return bits_as<uint32_t>(__floats2bfloat162_rn(low, high));
+    return bit_cast<uint32_t>(__floats2bfloat162_rn(low, high));
   }
   static __device__ __forceinline__ float2 unpack(uint32_t bits) {
     return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
@@ -47,7 +38,7 @@ template <>
 struct Pair<__half> {
   static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    return bits_as<uint32_t>(__floats2half2_rn(low, high));
+    return bit_cast<uint32_t>(__floats2half2_rn(low, high));
   }
   static __device__ __forceinline__ float2 unpack(uint32_t bits) {
     return make_float2(__half2float(__ushort_as_half(static_cast<unsigned short>(bits))),

@@ -132,7 +132,7 @@ class Adjoint {
     const int pixel = kChannelsLast ? j / 2 : 2 * (j % 4) + i;
     const float grad_p = kChannelsLast ? acc[2 * (pixel / 2) + j % 2][2 * (pixel % 2) + i]
                                        : acc[pixel % 4][2 * (j / 4) + pixel / 4];
-    const float p = exp2_fast((logit - lse_[pixel]) * kLog2E);
+    const float p = exp2_fast((logit - lse_[pixel]) * kLog2E<float>);
     if (!write) dot_[pixel] += p * grad_p;
     return p * (grad_p - dot_[pixel]);
   }

@@ -136,7 +136,7 @@ struct Weights {
     for (int slot = 0; slot < 4; ++slot)  // all logits -inf: 0 / 0 in the end, as it should be
       shift[slot] = largest[slot] == -INFINITY ? 0.0f : largest[slot];
     update(steps, [&](int slot, int, float logit) {
-      const float weight = exp2_fast((logit - shift[slot]) * kLog2E);
+      const float weight = exp2_fast((logit - shift[slot]) * kLog2E<float>);
       sum[slot] += weight;
       return weight;
     });

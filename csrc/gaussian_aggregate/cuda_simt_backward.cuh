@@ -117,10 +117,7 @@ class SimtAdjoint {
 
  private:
   __device__ __forceinline__ void store(const Scalar (&values)[kAdjointItems], int c) {
-    constexpr int kVector = 16 / sizeof(Scalar);
-    struct alignas(16) Vector {
-      Scalar values[kVector];
-    };
+    constexpr int kVector = Vector<Scalar>::kSize;
 #pragma unroll
     for (int i = 0; i < kAdjointItems; ++i) {
       if (first_ + i >= pixels_) continue;
@@ -128,10 +125,10 @@ class SimtAdjoint {
       if (!plan_.vector) {
         *to = values[i];
       } else if (i % kVector == 0) {
-        Vector v;
+        Vector<Scalar> v;
 #pragma unroll
         for (int n = 0; n < kVector; ++n) v.values[n] = values[i + n];
-        *reinterpret_cast<Vector*>(to) = v;
+        *reinterpret_cast<Vector<Scalar>*>(to) = v;
       }
     }
   }

@@ -33,14 +33,11 @@ struct ForwardSimtPlan {
 // kCount neighbours from 16-byte aligned shared memory.
 template <int kCount, typename Scalar>
 __device__ __forceinline__ void load_row(const Scalar* from, Scalar (&to)[kCount]) {
-  constexpr int kVector = 16 / sizeof(Scalar);
+  constexpr int kVector = Vector<Scalar>::kSize;
   static_assert(kCount % kVector == 0, "whole vectors");
-  struct alignas(16) Vector {
-    Scalar values[kVector];
-  };
 #pragma unroll
   for (int i = 0; i < kCount; i += kVector) {
-    const Vector v = *reinterpret_cast<const Vector*>(from + i);
+    const auto v = *reinterpret_cast<const Vector<Scalar>*>(from + i);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) to[i + j] = v.values[j];
   }

@@ -27,24 +27,20 @@ namespace {
 constexpr size_t kListBytes = 52 * 1024;     // of the cells' lists: 20 classes in float32
 constexpr size_t kSharedTarget = 98 * 1024;  // what every GPU since sm_80 gives a block
 
-const char* message(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
 template <typename T>
 WeightsShared weights_shared(int cells, int listed, int classes) {
   WeightsShared s;
   int used = 0;
   const auto take = [&used](size_t bytes) {
     const int begin = used;
-    used += static_cast<int>((bytes + 15) / 16 * 16);
+    used += static_cast<int>(ceil_div(bytes, 16) * 16);
     return begin;
   };
   s.ranges = take(sizeof(CellRange) * cells);
   s.distinct = take(sizeof(int) * cells);
   s.labels = take(sizeof(int) * cells * listed);
   s.corners = take(sizeof(T) * 4 * cells * listed);
-  s.present = take(sizeof(unsigned) * ((classes + 31) / 32));
+  s.present = take(sizeof(unsigned) * ceil_div(classes, 32));
   s.histogram = take(sizeof(int) * classes);
   s.slot_labels = take(sizeof(int) * classes);
   s.bytes = used;
@@ -67,10 +63,8 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
   input.stride_y = labels.stride_y;
   input.stride_x = labels.stride_x;
   input.ignore_index = labels.ignore_index;
-  input.y_axis = make_bilinear_axis<T>(static_cast<int>(features.height),
-                                       static_cast<int>(labels.height), align_corners);
-  input.x_axis = make_bilinear_axis<T>(static_cast<int>(features.width),
-                                       static_cast<int>(labels.width), align_corners);
+  input.y_axis = make_bilinear_axis<T>(features.height, labels.height, align_corners);
+  input.x_axis = make_bilinear_axis<T>(features.width, labels.width, align_corners);
   input.tiles_per_image = plan.tiles_per_image;
   input.cells = cells_of_tile(static_cast<int>(features.width));
   const size_t entry = sizeof(int) + 4 * sizeof(T);
@@ -79,8 +73,7 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
   input.group = labels.width > 16 * features.width ? 32 : 8;
   input.shared = weights_shared<T>(input.cells, input.listed, a.classes);
   input.out = a;
-  input.flag = flag.flag;
-  input.op = flag.op;
+  input.flag = flag;
   switch (labels.kind) {
     case LabelKind::kUInt8:
       return launch_class_weights<uint8_t>(input, plan.tiles, stream);
@@ -101,9 +94,7 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
 template <typename Shared>
 int choose_class_chunk(int classes) {
   if (Shared::bytes(classes) <= kSharedTarget) return classes;
-  int device = 0, limit = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const size_t room = static_cast<size_t>(limit) - Shared::bytes(0);
   const size_t fitting = room / (Shared::bytes(1) - Shared::bytes(0));
   return fitting < static_cast<size_t>(classes) ? static_cast<int>(fitting) : classes;
@@ -115,7 +106,7 @@ cudaError_t launch_class_sums(SumsInput<Element, T> input, const TilePlan& plan,
   using Shared = SumsShared<Element, T, kFill>;
   input.class_chunk = choose_class_chunk<Shared>(input.a.classes);
   const dim3 grid(plan.slices, plan.channel_chunks,
-                  static_cast<unsigned>(ceil_divide(input.a.classes, input.class_chunk)));
+                  static_cast<unsigned>(ceil_div(input.a.classes, input.class_chunk)));
   return launch(class_sums_kernel<Element, T, kFill>, grid, dim3(kUpdateThreads),
                 Shared::bytes(input.class_chunk), stream, input);
 }
@@ -128,8 +119,7 @@ Fill choose_fill(const FeatureMap& f) {
       if (value % kVector != 0) return false;
     return true;
   };
-  const bool aligned = reinterpret_cast<uintptr_t>(f.data) % 16 == 0;
-  if (!aligned || (f.batch > 1 && !whole({f.stride_b}))) return Fill::kElements;
+  if (!aligned(f.data) || (f.batch > 1 && !whole({f.stride_b}))) return Fill::kElements;
   if (f.stride_y != f.width * f.stride_x && f.height > 1) return Fill::kElements;
   if (f.stride_x == 1 && whole({f.stride_z, f.height * f.width})) return Fill::kPixelVectors;
   if (f.stride_z == 1 && whole({f.stride_x, f.channels})) return Fill::kChannelVectors;
@@ -184,10 +174,11 @@ TilePlan plan_of(const FeatureMap& f) {
   return make_tile_plan(f.batch, f.channels, f.height, f.width);
 }
 
-template <typename Element, typename T>
+template <typename Element>
 cudaError_t forward(const FeatureMap& features, const LabelMap& labels, bool align_corners,
                     void* sums, int64_t* counts, const MemoryRows& memory, LabelFlag flag,
                     void* scratch_bytes, CudaStream stream) {
+  using T = Compute<Element>;
   const TilePlan plan = plan_of(features);
   const Scratch<T> scratch(scratch_bytes, plan, labels.num_classes, features.channels);
   cudaError_t status =
@@ -204,21 +195,10 @@ cudaError_t forward(const FeatureMap& features, const LabelMap& labels, bool ali
 const char* forward(const FeatureMap& features, const LabelMap& labels, bool align_corners,
                     void* sums, int64_t* counts, const MemoryRows& memory, LabelFlag flag,
                     void* scratch, CudaStream stream) {
-  const auto run = [&](auto kernel) {
-    return message(
-        kernel(features, labels, align_corners, sums, counts, memory, flag, scratch, stream));
-  };
-  switch (features.kind) {
-    case FloatKind::kFloat32:
-      return run(forward<float, float>);
-    case FloatKind::kFloat64:
-      return run(forward<double, double>);
-    case FloatKind::kBFloat16:
-      return run(forward<__nv_bfloat16, float>);
-    case FloatKind::kFloat16:
-      return run(forward<__half, float>);
-  }
-  return message(cudaErrorInvalidValue);
+  return launch_for(features.kind, [&](auto element) {
+    return forward<decltype(element)>(features, labels, align_corners, sums, counts, memory, flag,
+                                      scratch, stream);
+  });
 }
 
 size_t scratch_bytes(const FeatureMap& features, const LabelMap& labels) {
@@ -229,19 +209,6 @@ size_t scratch_bytes(const FeatureMap& features, const LabelMap& labels) {
 }
 
 // ---- backward: grad_R[j, z] = sum_c A[j, c] grad_sums[c, z] -----------------------------------
-template <typename Element, typename T>
-__device__ Element narrow(T value) {
-  return static_cast<Element>(value);
-}
-template <>
-__device__ __half narrow<__half, float>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
-  return __float2bfloat16_rn(value);
-}
-
 // Grid: (tiles, channel chunks). A thread has one pixel and every fourth channel of the chunk.
 template <typename Element, typename T>
 __global__ void __launch_bounds__(kUpdateThreads)
@@ -272,22 +239,22 @@ __global__ void __launch_bounds__(kUpdateThreads)
   }
 }
 
-template <typename Element, typename T>
-const char* backward(const void* grad_sums, const LabelMap& labels, bool align_corners,
+template <typename Element>
+cudaError_t backward(const void* grad_sums, const LabelMap& labels, bool align_corners,
                      const FeatureMap& grad_features, LabelFlag flag, void* scratch,
                      CudaStream stream) {
+  using T = Compute<Element>;
   const TilePlan plan = plan_of(grad_features);
   Arena arena(scratch);
   const auto a = take_class_weights<T>(arena, plan, labels.num_classes);
   const cudaError_t status =
       class_weights<T>(grad_features, labels, align_corners, plan, a, flag, stream);
-  if (status != cudaSuccess) return message(status);
-  return message(launch(spread_kernel<Element, T>, dim3(plan.tiles, plan.channel_chunks),
-                        dim3(kUpdateThreads), 0, stream, a, static_cast<const T*>(grad_sums),
-                        static_cast<Element*>(const_cast<void*>(grad_features.data)),
-                        static_cast<int>(grad_features.channels),
-                        static_cast<int>(grad_features.height * grad_features.width),
-                        plan.tiles_per_image));
+  if (status != cudaSuccess) return status;
+  return launch(spread_kernel<Element, T>, dim3(plan.tiles, plan.channel_chunks),
+                dim3(kUpdateThreads), 0, stream, a, static_cast<const T*>(grad_sums),
+                static_cast<Element*>(const_cast<void*>(grad_features.data)),
+                static_cast<int>(grad_features.channels),
+                static_cast<int>(grad_features.height * grad_features.width), plan.tiles_per_image);
 }
 
 }  // namespace
@@ -329,20 +296,10 @@ const char* memory_update_cuda(const FeatureMap& features, const LabelMap& label
 const char* class_feature_sums_backward_cuda(const void* grad_sums, const LabelMap& labels,
                                              bool align_corners, const FeatureMap& grad_features,
                                              LabelFlag flag, void* scratch, CudaStream stream) {
-  const auto run = [&](auto kernel) {
-    return kernel(grad_sums, labels, align_corners, grad_features, flag, scratch, stream);
-  };
-  switch (grad_features.kind) {
-    case FloatKind::kFloat32:
-      return run(backward<float, float>);
-    case FloatKind::kFloat64:
-      return run(backward<double, double>);
-    case FloatKind::kBFloat16:
-      return run(backward<__nv_bfloat16, float>);
-    case FloatKind::kFloat16:
-      return run(backward<__half, float>);
-  }
-  return message(cudaErrorInvalidValue);
+  return launch_for(grad_features.kind, [&](auto element) {
+    return backward<decltype(element)>(grad_sums, labels, align_corners, grad_features, flag,
+                                       scratch, stream);
+  });
 }
 
 }  // namespace mcibi_fast

@@ -60,12 +60,6 @@ __device__ __forceinline__ int place(int channel, int vector) {
   return vector ^ ((channel & 1) << 2) ^ (channel >> 3 & 7);
 }
 
-template <typename Element>
-struct alignas(16) Vector {
-  static constexpr int kSize = 16 / sizeof(Element);
-  Element values[kSize];
-};
-
 // One tile of features on its way to shared memory. Pixels past the tile's end and channels past
 // the last become zeros: their weight is zero, but zero times what lay there might not be.
 template <typename Element, Fill kFill>
@@ -178,8 +172,8 @@ __device__ T dot(const Element (&row)[kTile], const T (&weights)[kTile], int cha
     }
   }
   T sum = even + odd;
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  sum += __shfl_xor_sync(kFullWarp, sum, 1);
+  sum += __shfl_xor_sync(kFullWarp, sum, 2);
   return sum;
 }
 
@@ -282,7 +276,7 @@ struct MemoryRows {
 // The block's sum, in every thread.
 __device__ inline double block_sum(double value) {
   MCIBI_SHARED(warp_sums, double[kWarps]);
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
   __syncthreads();  // the sum before has been read
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();
@@ -307,14 +301,14 @@ __device__ void find_slices(const PartialSums<T>& partial, int k, int classes, C
     const int slice = first + lane;
     const int64_t here =
         slice < partial.slices ? partial.counts[static_cast<int64_t>(slice) * classes + k] : -1;
-    const unsigned lanes = __ballot_sync(kAllLanes, here >= 0);
+    const unsigned lanes = __ballot_sync(kFullWarp, here >= 0);
     if (here >= 0) {
       found.slices[touched + __popc(lanes & ((1u << lane) - 1))] = slice;
       count += here;
     }
     touched += __popc(lanes);
   }
-  for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(kAllLanes, count, offset);
+  for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(kFullWarp, count, offset);
   if (lane == 0) {
     found.touched = touched;
     found.count = count;

@@ -35,8 +35,7 @@ struct WeightsInput {
   int group;   // lanes that share a cell
   WeightsShared shared;
   ClassWeights<T> out;
-  int64_t* flag;
-  int64_t op;
+  LabelFlag flag;
 };
 
 // Pixels j-w-1.. and j-1.. of the tile's pixels j and their cells' neighbours; one run where they
@@ -137,14 +136,6 @@ __device__ __forceinline__ FirstLook look_at_cell(const LabelImage<Label>& image
   return look;
 }
 
-__device__ inline void flag_bad_labels(int64_t* flag, const FirstLook& look, int64_t op) {
-  auto* count = reinterpret_cast<unsigned long long*>(flag);
-  if (atomicAdd(count, static_cast<unsigned long long>(look.bad_count)) == 0) {
-    flag[1] = look.bad_value;
-    flag[2] = op;
-  }
-}
-
 // The tile at work: pixels [begin, begin + count) of an image, and its cells.
 struct PixelTile {
   int begin, count, width;
@@ -180,18 +171,17 @@ __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>
     const int pixel = tile.pixel_of(cell);
     const bool own = pixel >= tile.begin && pixel < tile.begin + tile.count;
     const FirstLook look = look_at_cell(image, range, first, group);
-    if (own && look.bad_count > 0 && input.flag != nullptr)
-      flag_bad_labels(input.flag, look, input.op);
+    if (own) report_bad_labels(input.flag, look.bad_count, look.bad_value);
     int label = look.smallest;
     for (int offset = group / 2; offset > 0; offset /= 2)
-      label = min(label, __shfl_xor_sync(kAllLanes, label, offset));
+      label = min(label, __shfl_xor_sync(kFullWarp, label, offset));
     int found = 0;
-    while (__any_sync(kAllLanes, label != kNoLabel)) {
+    while (__any_sync(kFullWarp, label != kNoLabel)) {
       CellSums<T> sums = sum_cell<4>(image, input, range, label, first, group);
       for (int offset = group / 2; offset > 0; offset /= 2) {
-        for (T& corner : sums.corner) corner += __shfl_xor_sync(kAllLanes, corner, offset);
-        sums.count += __shfl_xor_sync(kAllLanes, sums.count, offset);
-        sums.next = min(sums.next, __shfl_xor_sync(kAllLanes, sums.next, offset));
+        for (T& corner : sums.corner) corner += __shfl_xor_sync(kFullWarp, corner, offset);
+        sums.count += __shfl_xor_sync(kFullWarp, sums.count, offset);
+        sums.next = min(sums.next, __shfl_xor_sync(kFullWarp, sums.next, offset));
       }
       if (first == 0 && label != kNoLabel) {
         atomicOr(&present[label / 32], 1u << (label % 32));
@@ -252,7 +242,7 @@ template <typename T>
 __device__ int number_slots(const WeightsInput<T>& input, unsigned char* shared) {
   const auto* present = reinterpret_cast<const unsigned*>(shared + input.shared.present);
   auto* slot_labels = reinterpret_cast<int*>(shared + input.shared.slot_labels);
-  const int words = (input.out.classes + 31) / 32;
+  const int words = ceil_div(input.out.classes, 32);
   int slots = 0;
   for (int word = 0; word < words; ++word) {
     unsigned bits = present[word];
@@ -293,7 +283,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
           bilinear_first_output(input.y_axis, y), bilinear_first_output(input.y_axis, y + 1),
           bilinear_first_output(input.x_axis, x), bilinear_first_output(input.x_axis, x + 1)};
   }
-  for (int i = thread; i < (input.out.classes + 31) / 32; i += kUpdateThreads) present[i] = 0;
+  for (int i = thread; i < ceil_div(input.out.classes, 32); i += kUpdateThreads) present[i] = 0;
   for (int i = thread; i < input.out.classes; i += kUpdateThreads) histogram[i] = 0;
   __syncthreads();
   list_cells(image, input, tile, shared);
@@ -312,7 +302,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
           i < tile.count ? pixel_weight(image, input, tile, shared, tile.begin + i, label) : T(0);
       input.out.weight_row(tile_index, slot)[i] = weight;
       low = high;
-      high = __ballot_sync(kAllLanes, weight != T(0));
+      high = __ballot_sync(kFullWarp, weight != T(0));
     }
     if (lane == 0) {
       const auto nonzero = static_cast<uint64_t>(high) << 32 | low;

@@ -8,6 +8,8 @@
 
 #include "common/bilinear.h"
 #include "common/device_intrinsics.cuh"
+#include "common/labels.cuh"
+#include "common/launch.cuh"
 #include "memory_update/api.h"
 
 namespace mcibi_fast {
@@ -17,7 +19,6 @@ inline constexpr int kChannelChunk = 64;    // channels of one block
 inline constexpr int kUpdateThreads = 256;  // of every block
 inline constexpr int kWarps = kUpdateThreads / 32;
 inline constexpr int kMaxSlices = 384;  // of the tiles; about three blocks on each of 132 SMs
-inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct alignas(16) Slot {
   int label;  // the class
@@ -57,10 +58,10 @@ struct TilePlan {
 
 // Depends on the sizes alone, so that results do not differ between devices.
 inline TilePlan make_tile_plan(int64_t batch, int64_t channels, int64_t height, int64_t width) {
-  const int64_t per_image = ceil_divide(height * width, kTile);
+  const int64_t per_image = ceil_div(height * width, kTile);
   const int64_t tiles = batch * per_image;
-  const int64_t chunks = ceil_divide(channels, kChannelChunk);
-  const int64_t slices = ceil_divide(kMaxSlices, chunks);
+  const int64_t chunks = ceil_div(channels, kChannelChunk);
+  const int64_t slices = ceil_div(kMaxSlices, chunks);
   return {static_cast<int>(per_image), static_cast<int>(tiles), static_cast<int>(chunks),
           static_cast<int>(slices < tiles ? slices : tiles)};
 }
@@ -73,7 +74,7 @@ class Arena {
   template <typename T>
   T* take(int64_t count) {
     const size_t begin = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    used_ += ceil_div(static_cast<size_t>(count) * sizeof(T), kAlignment) * kAlignment;
     return reinterpret_cast<T*>(base_ + begin);
   }
   size_t used() const { return used_; }

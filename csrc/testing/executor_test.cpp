@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/device_intrinsics.cuh"
+#include "common/launch.cuh"
 #include "testing/expect.h"
 
 extern "C" void host_set_seed(uint64_t seed);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/device_intrinsics.cuh"
+#include "common/launch.cuh"
 #include "testing/expect.h"
 
 namespace {

@@ -34,7 +34,7 @@ constexpr FloatKind kKind<__half> = FloatKind::kFloat16;
 
 template <typename Element>
 struct Problem {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   Case c;
   std::vector<Element> logits;
   std::vector<uint8_t> labels;

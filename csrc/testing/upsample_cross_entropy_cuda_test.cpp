@@ -41,7 +41,7 @@ double as_double(__nv_bfloat16 x) { return float(x); }
 
 template <typename Element>
 struct Problem {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   Case c;
   std::vector<Element> logits;
   std::vector<int16_t> labels;

@@ -14,7 +14,7 @@ namespace {
 template <typename Element, bool kPatch>
 __global__ void __launch_bounds__(kTileThreads, sizeof(Element) == 8 ? 1 : 3)
     argmax_kernel(UpsampleInput<Element> input, int64_t* out) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   constexpr int kRows = kPatch ? kBandRows : 1;
   MCIBI_SHARED(values, T[kPatch ? kPatchValues : 1]);
   const Tile tile = tile_at(input, blockIdx.x);
@@ -68,7 +68,7 @@ struct ConfusionInput {
 template <typename Element, bool kPatch>
 __global__ void __launch_bounds__(kTileThreads, sizeof(Element) == 8 ? 1 : 3)
     confusion_kernel(ConfusionInput<Element> input) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   constexpr int kRows = kPatch ? kBandRows : 1;
   MCIBI_SHARED(values, T[kPatch ? kPatchValues : 1]);
   unsigned* block = nullptr;
@@ -120,10 +120,7 @@ struct ConfusionPlan {
 
 ConfusionPlan make_confusion_plan(int64_t classes, int64_t tiles, size_t patch_bytes) {
   const auto attribute = [](cudaDeviceAttr which) {
-    int device = 0, value = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&value, which, device);
-    return static_cast<size_t>(value);
+    return static_cast<size_t>(device_attribute(which));
   };
   const size_t bytes = static_cast<size_t>(classes) * static_cast<size_t>(classes) * sizeof(int);
   const bool fits = classes < kTileThreads &&
@@ -135,13 +132,13 @@ ConfusionPlan make_confusion_plan(int64_t classes, int64_t tiles, size_t patch_b
   const size_t most = per_multiprocessor < 3 ? per_multiprocessor : 3;
   const auto resident =
       static_cast<int64_t>((most > 0 ? most : 1) * attribute(cudaDevAttrMultiProcessorCount));
-  return {bytes, ceil_divide(tiles, ceil_divide(tiles, resident))};
+  return {bytes, ceil_div(tiles, ceil_div(tiles, resident))};
 }
 
 template <typename Element>
 cudaError_t confusion(const LogitMap& logits, const LabelMap& labels, bool align_corners,
                       int64_t* counts, LabelFlag flag, CudaStream stream) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   ConfusionInput<Element> input;
   input.map = make_upsample_input<Element>(logits, labels.height, labels.width, align_corners);
   input.labels = labels;
@@ -163,7 +160,7 @@ cudaError_t confusion(const LogitMap& logits, const LabelMap& labels, bool align
 
 const char* upsample_argmax_cuda(const LogitMap& logits, int64_t height, int64_t width,
                                  bool align_corners, int64_t* prediction, CudaStream stream) {
-  return with_element(logits.kind, [&](auto element) {
+  return launch_for(logits.kind, [&](auto element) {
     return argmax<decltype(element)>(logits, height, width, align_corners, prediction, stream);
   });
 }
@@ -171,7 +168,7 @@ const char* upsample_argmax_cuda(const LogitMap& logits, int64_t height, int64_t
 const char* upsample_confusion_cuda(const LogitMap& logits, const LabelMap& labels,
                                     bool align_corners, int64_t* confusion_counts, LabelFlag flag,
                                     CudaStream stream) {
-  return with_element(logits.kind, [&](auto element) {
+  return launch_for(logits.kind, [&](auto element) {
     return confusion<decltype(element)>(logits, labels, align_corners, confusion_counts, flag,
                                         stream);
   });

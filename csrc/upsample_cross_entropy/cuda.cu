@@ -14,7 +14,7 @@ template <typename Element>
 cudaError_t forward(const LogitMap& logits, const LabelMap& labels,
                     const CrossEntropyOptions& options, void* losses, void* lse, LabelFlag flag,
                     CudaStream stream) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   ForwardInput<Element> input;
   input.map =
       make_upsample_input<Element>(logits, labels.height, labels.width, options.align_corners);
@@ -41,9 +41,9 @@ BackwardPlan make_backward_plan(const LogitMap& logits, const LabelMap& labels) 
     return static_cast<int>(value < 1 ? 1 : value < most ? value : most);
   };
   BackwardPlan plan;
-  plan.groups = static_cast<int>(ceil_divide(logits.classes, kMostGroupClasses));
-  plan.group_classes = static_cast<int>(ceil_divide(logits.classes, plan.groups));
-  plan.lanes = static_cast<int>(ceil_divide(plan.group_classes, kThreadClasses));
+  plan.groups = static_cast<int>(ceil_div(logits.classes, kMostGroupClasses));
+  plan.group_classes = static_cast<int>(ceil_div(logits.classes, plan.groups));
+  plan.lanes = static_cast<int>(ceil_div(plan.group_classes, kThreadClasses));
   const int64_t most_walks = wide ? kMaxWalks / 2 : kMaxWalks;
   plan.walks = clamped((wide ? kMostThreads<double> : kMostThreads<float>) / plan.lanes,
                        logits.height < most_walks ? logits.height : most_walks);
@@ -53,13 +53,13 @@ BackwardPlan make_backward_plan(const LogitMap& logits, const LabelMap& labels) 
   plan.cells =
       clamped(static_cast<int64_t>(cells), logits.width < kMaxCells ? logits.width : kMaxCells);
   const auto blocks = [&] {
-    return logits.batch * ceil_divide(logits.height, plan.walks) *
-           ceil_divide(logits.width, plan.cells) * plan.groups;
+    return logits.batch * ceil_div(logits.height, plan.walks) * ceil_div(logits.width, plan.cells) *
+           plan.groups;
   };
   while (blocks() < kWantedBlocks && plan.walks > 4) plan.walks /= 2;
   while (blocks() < kWantedBlocks && plan.cells > 2) plan.cells /= 2;
-  plan.tiles_y = static_cast<int>(ceil_divide(logits.height, plan.walks));
-  plan.tiles_x = static_cast<int>(ceil_divide(logits.width, plan.cells));
+  plan.tiles_y = static_cast<int>(ceil_div(logits.height, plan.walks));
+  plan.tiles_x = static_cast<int>(ceil_div(logits.width, plan.cells));
   return plan;
 }
 
@@ -73,7 +73,7 @@ size_t shared_bytes(const BackwardPlan& plan) {
 template <typename Element>
 cudaError_t gather(const BackwardPlan& plan, const void* sums, const LogitMap& grad_logits,
                    CudaStream stream) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   GatherInput<Element> input;
   input.sums = static_cast<const T*>(sums);
   input.plan = plan;
@@ -82,8 +82,8 @@ cudaError_t gather(const BackwardPlan& plan, const void* sums, const LogitMap& g
   input.classes = static_cast<int>(grad_logits.classes);
   input.height = static_cast<int>(grad_logits.height);
   input.width = static_cast<int>(grad_logits.width);
-  input.tiles_k = static_cast<int>(ceil_divide(grad_logits.classes, kGatherSide));
-  input.tiles_x = static_cast<int>(ceil_divide(grad_logits.width, kGatherSide));
+  input.tiles_k = static_cast<int>(ceil_div(grad_logits.classes, kGatherSide));
+  input.tiles_x = static_cast<int>(ceil_div(grad_logits.width, kGatherSide));
   const int64_t blocks = grad_logits.batch * grad_logits.height * input.tiles_x * input.tiles_k;
   return launch_blocks(cross_entropy_gather_kernel<Element>, blocks, kGatherThreads, 0, stream,
                        input);
@@ -94,15 +94,13 @@ cudaError_t backward(const CrossEntropyCotangent& cotangent, const LogitMap& log
                      const LabelMap& labels, const CrossEntropyOptions& options,
                      const LogitMap& grad_logits, LabelFlag flag, void* scratch,
                      CudaStream stream) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   BackwardInput<Element> input;
   input.logits = static_cast<const Element*>(logits.data);
   input.strides = logits.strides;
   input.classes = static_cast<int>(logits.classes);
-  input.y_axis = make_bilinear_axis<T>(static_cast<int>(logits.height),
-                                       static_cast<int>(labels.height), options.align_corners);
-  input.x_axis = make_bilinear_axis<T>(static_cast<int>(logits.width),
-                                       static_cast<int>(labels.width), options.align_corners);
+  input.y_axis = make_bilinear_axis<T>(logits.height, labels.height, options.align_corners);
+  input.x_axis = make_bilinear_axis<T>(logits.width, labels.width, options.align_corners);
   input.labels = labels;
   input.flag = flag;
   input.grad_losses = static_cast<const T*>(cotangent.grad_losses);
@@ -127,7 +125,7 @@ cudaError_t backward(const CrossEntropyCotangent& cotangent, const LogitMap& log
 const char* upsample_cross_entropy_cuda(const LogitMap& logits, const LabelMap& labels,
                                         const CrossEntropyOptions& options, void* losses, void* lse,
                                         LabelFlag flag, CudaStream stream) {
-  return with_element(logits.kind, [&](auto element) {
+  return launch_for(logits.kind, [&](auto element) {
     return forward<decltype(element)>(logits, labels, options, losses, lse, flag, stream);
   });
 }
@@ -146,7 +144,7 @@ const char* upsample_cross_entropy_backward_cuda(const CrossEntropyCotangent& co
                                                  const CrossEntropyOptions& options,
                                                  const LogitMap& grad_logits, LabelFlag flag,
                                                  void* scratch, CudaStream stream) {
-  return with_element(logits.kind, [&](auto element) {
+  return launch_for(logits.kind, [&](auto element) {
     return backward<decltype(element)>(cotangent, logits, labels, options, grad_logits, flag,
                                        scratch, stream);
   });

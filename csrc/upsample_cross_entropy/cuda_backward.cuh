@@ -45,7 +45,7 @@ struct BackwardPlan {
 
 template <typename Element>
 struct BackwardInput {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   const Element* logits;
   MapStrides strides;
   int classes;
@@ -135,7 +135,7 @@ struct WalkSums {
 template <typename Element, bool kSmooth>
 class Walk {
  public:
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
 
   // Along cell row `y` from cell `x`, for classes first + lane and first + lane + lanes.
   __device__ Walk(const BackwardInput<Element>& input, int b, int y, int x, int first, int lane)
@@ -320,10 +320,10 @@ __device__ __forceinline__ void write_tile_sums(const BackwardInput<Element>& in
 
 // Grid: one block for each tile and group of classes.
 template <typename Element, bool kSmooth>
-__global__ void __launch_bounds__(kMostThreads<typename Arithmetic<Element>::Type>,
+__global__ void __launch_bounds__(kMostThreads<Compute<Element>>,
                                   std::is_same_v<Element, double> ? 1 : 2)
     cross_entropy_backward_kernel(BackwardInput<Element> input) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   const BackwardPlan& plan = input.plan;
   MCIBI_SHARED(shared, TileShared<T>);
   MCIBI_DYNAMIC_SHARED(bytes);

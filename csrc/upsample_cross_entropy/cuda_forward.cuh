@@ -16,16 +16,14 @@ inline constexpr int kUnit = 4;  // classes at a time
 template <typename T>
 inline constexpr T kNothing = T(-1e38);
 
-inline constexpr float kLog2E = 1.44269504088896341f;
-
-__device__ __forceinline__ float exponential(float x) { return exp2_fast(x * kLog2E); }
+__device__ __forceinline__ float exponential(float x) { return exp2_fast(x * kLog2E<float>); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
 template <typename Element>
 struct ForwardInput {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   UpsampleInput<Element> map;
   LabelMap labels;
   LabelFlag flag;
@@ -146,10 +144,9 @@ __device__ __forceinline__ void write_losses(const ForwardInput<Element>& input,
 
 // Grid: one block for each tile.
 template <typename Element, bool kPatch>
-__global__ void __launch_bounds__(kTileThreads,
-                                  sizeof(typename Arithmetic<Element>::Type) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(kTileThreads, sizeof(Compute<Element>) == 8 ? 1 : 3)
     cross_entropy_kernel(ForwardInput<Element> input) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   constexpr int kRows = kPatch ? kBandRows : 1;
   const Tile tile = tile_at(input.map, blockIdx.x);
   const auto pixels = pixels_of_thread<kRows>(input.map, tile);

@@ -10,7 +10,7 @@ inline constexpr int kGatherThreads = 256;
 
 template <typename Element>
 struct GatherInput {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   const T* sums;
   BackwardPlan plan;
   Element* grad;
@@ -42,7 +42,7 @@ struct GatherInput {
 template <typename Element>
 __global__ void __launch_bounds__(kGatherThreads)
     cross_entropy_gather_kernel(GatherInput<Element> input) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   MCIBI_SHARED(tile, T[kGatherSide][kGatherSide + 1]);  // [pixel][class]
   const int lane = static_cast<int>(threadIdx.x) % kGatherSide;
   const int across = static_cast<int>(threadIdx.x) / kGatherSide;
