@@ -38,7 +38,6 @@ const std::function<void()>* thread_body = nullptr;
 
 struct LaunchFailed {};  // thrown by fail(), so that the thread's frames are unwound
 
-bool in_mask(unsigned mask, int lane) { return mask >> lane & 1; }
 std::string hex(unsigned mask) {
   char text[16];
   std::snprintf(text, sizeof(text), "0x%08x", mask);

@@ -10,15 +10,14 @@
 
 #include "common/device_intrinsics.cuh"
 #include "common/launch.cuh"
+#include "testing/controls.h"
 #include "testing/expect.h"
-
-extern "C" void host_set_seed(uint64_t seed);
 
 namespace {
 
 using mcibi_fast::launch;
 
-constexpr unsigned kAll = 0xffffffffu;
+constexpr unsigned kAll = mcibi_fast::kFullWarp;
 
 template <typename Kernel, typename... Arguments>
 cudaError_t run(Kernel* kernel, int threads, size_t shared, Arguments... arguments) {
@@ -214,6 +213,5 @@ int main(int argc, char** argv) {
   test_shared_memory();
   expect_error(run(misaligned_rows_kernel, 32, 0), "16-byte aligned");
   test_halves();
-  std::puts(g_failed ? "host_executor_test: FAILED" : "host_executor_test: passed");
-  return g_failed;
+  return report("host_executor_test");
 }

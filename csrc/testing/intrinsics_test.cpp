@@ -174,6 +174,5 @@ int main() {
   test_ldmatrix<2>();
   test_ldmatrix<4>();
   test_async_copies();
-  std::puts(g_failed ? "intrinsics_test: FAILED" : "intrinsics_test: passed");
-  return g_failed;
+  return report("intrinsics_test");
 }

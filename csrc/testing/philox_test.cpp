@@ -6,18 +6,11 @@
 #include <initializer_list>
 
 #include "gaussian_aggregate/math.h"
+#include "testing/expect.h"
 
 namespace {
 
 using mcibi_fast::Philox4;
-
-bool g_failed = false;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what);
-  g_failed = true;
-}
 
 // Random123's kat_vectors, "philox4x32 10".
 void known_answers() {
@@ -88,5 +81,5 @@ void accuracy() {
 int main() {
   known_answers();
   accuracy();
-  return g_failed ? 1 : 0;
+  return report("philox_test");
 }

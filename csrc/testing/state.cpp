@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "testing/controls.h"
 #include "testing/executor.h"
 #include "testing/runtime.h"
 
@@ -183,20 +184,15 @@ void async_wait(int site, int groups_in_flight) {
 
 }  // namespace mcibi_host
 
-// ---- controls for tests (ctypes) --------------------------------------------------------------
-#define MCIBI_EXPORT extern "C" __attribute__((visibility("default")))
-
-// Order of threads and blocks; see pick_ready().
-MCIBI_EXPORT void host_set_seed(uint64_t seed) { mcibi_host::seed = seed; }
-// The barrier, fence or wait with this number does nothing; -1: none.
-MCIBI_EXPORT void host_skip_site(int site) { mcibi_host::skipped_site = site; }
-MCIBI_EXPORT void host_set_device_attribute(int attribute, int value) {
+// ---- controls.h --------------------------------------------------------------------------------
+void host_set_seed(uint64_t seed) { mcibi_host::seed = seed; }
+void host_skip_site(int site) { mcibi_host::skipped_site = site; }
+void host_set_device_attribute(int attribute, int value) {
   mcibi_host::attributes()[attribute] = value;
 }
-MCIBI_EXPORT const char* host_last_error() { return mcibi_host::last_error(); }
-// The sites met so far: those of kernels that ran.
-MCIBI_EXPORT int host_site_count() { return int(mcibi_host::sites().size()); }
-MCIBI_EXPORT int host_site(int site, const char** file, int* line) {
+const char* host_last_error() { return mcibi_host::last_error(); }
+int host_site_count() { return int(mcibi_host::sites().size()); }
+int host_site(int site, const char** file, int* line) {
   const auto& s = mcibi_host::sites()[size_t(site)];
   *file = s.file.c_str();
   *line = s.line;

@@ -62,6 +62,7 @@ void thread_fence(int site);
 using Complete = void (*)(unsigned mask, void* const* operands);
 void collective(int site, unsigned mask, Complete complete, void* operand);
 int lane_id();
+inline bool in_mask(unsigned mask, int lane) { return mask >> lane & 1; }
 
 template <typename T>
 struct Shuffle {
@@ -70,9 +71,9 @@ struct Shuffle {
   T result;
   static void complete(unsigned mask, void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
-      if (!(mask >> lane & 1)) continue;
+      if (!in_mask(mask, lane)) continue;
       auto* self = static_cast<Shuffle*>(operands[lane]);
-      if (!(mask >> self->source & 1))
+      if (!in_mask(mask, self->source))
         fail("shuffle: lane " + std::to_string(lane) + " reads lane " +
              std::to_string(self->source) + ", which is not in the mask");
       self->result = static_cast<Shuffle*>(operands[self->source])->value;
@@ -116,13 +117,13 @@ struct Reduce {
     T total{};
     bool first = true;
     for (int lane = 0; lane < 32; ++lane) {
-      if (!(mask >> lane & 1)) continue;
+      if (!in_mask(mask, lane)) continue;
       const T value = static_cast<Reduce*>(operands[lane])->value;
       total = first ? value : Fold()(total, value);
       first = false;
     }
     for (int lane = 0; lane < 32; ++lane)
-      if (mask >> lane & 1) static_cast<Reduce*>(operands[lane])->result = total;
+      if (in_mask(mask, lane)) static_cast<Reduce*>(operands[lane])->result = total;
   }
 };
 template <typename Fold, typename T>
@@ -152,11 +153,11 @@ struct MatchAny {
   unsigned result;
   static void complete(unsigned mask, void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
-      if (!(mask >> lane & 1)) continue;
+      if (!in_mask(mask, lane)) continue;
       auto* self = static_cast<MatchAny*>(operands[lane]);
       self->result = 0;
       for (int other = 0; other < 32; ++other)
-        if ((mask >> other & 1) && static_cast<MatchAny*>(operands[other])->value == self->value)
+        if (in_mask(mask, other) && static_cast<MatchAny*>(operands[other])->value == self->value)
           self->result |= 1u << other;
     }
   }
