@@ -1,5 +1,5 @@
-// class_rank_attention: attention (Eq. 13) whose keys and values are the same matrix, the weights W
-// of the classes: softmax(scale Q W^T) W. Torch-free declarations.
+// class_rank_attention: attention (Eq. 13) in which keys and values are the same matrix, the
+// weights W of the classes: softmax(scale Q W^T) W. Declarations without torch.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace mcibi_fast {
 
-// Query and weights are (B, N, K); their strides are those of the map (B, K, 1, N).
+// Query and weights are (B, N, K), with the strides of a map (B, K, 1, N).
 struct ClassRankInput {
   FloatKind kind;  // of query, weights and out (and of their gradients)
   const void* query;
@@ -21,7 +21,7 @@ struct ClassRankInput {
   double scale;
 };
 
-// Written are out (B, N, K) contiguous and lse (B, N): the log-sum-exp over the keys of the scores,
+// Writes out, (B, N, K) contiguous, and lse, (B, N): the log-sum-exp of the scores over the keys,
 // float32 (float64 for float64).
 MCIBI_DECLARE_CPU_KERNEL(class_rank_attention_cpu,
                          (const ClassRankInput& input, void* out, void* lse))
@@ -35,7 +35,7 @@ struct ClassRankResult {
   const void* out;  // (B, N, K) contiguous
   const void* lse;
   const void* grad;
-  MapStrides grad_strides;  // as those of the query
+  MapStrides grad_strides;  // like query_strides
 };
 
 // Writes the gradients of query and weights, (B, N, K) contiguous.

@@ -38,7 +38,7 @@ int64_t rows_of_group(const ClassRankInput& in, int64_t group) {
   return left < kGroupRows ? left : kGroupRows;
 }
 
-// ---- forward ----------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 // exp(score) / 2^shift. The multiplication by log2(e) and the subtraction round once.
 template <typename C>
@@ -136,7 +136,8 @@ void attend(const ClassRankInput& in, void* out, void* lse) {
   });
 }
 
-// ---- backward ---------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
+
 // Let P be the softmax, D = grad W^T and delta the row sums of grad * out. The gradient of the
 // scores is dS = P (D - delta), that of the query is scale dS W, and that of W is scale dS^T Q +
 // P^T grad.

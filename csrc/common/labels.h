@@ -1,4 +1,4 @@
-// Label maps as the kernels see them, and where they report a label that is none.
+// Label maps as the kernels see them, and how kernels report bad labels.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace mcibi_fast {
 
-// GT: (B, H, W); values in [0, num_classes) that are not ignore_index are classes. Strides in
+// GT, (B, H, W). Values in [0, num_classes) other than ignore_index are classes. Strides are in
 // elements.
 struct LabelMap {
   const void* data;

@@ -25,7 +25,7 @@ inline Tile tile_at(int64_t index, int64_t pixels, int64_t size) {
   return {index / tiles, first, pixels - first < size ? pixels - first : size};
 }
 
-// ---- reading and writing -----------------------------------------------------
+// ---- reading and writing ------------------------------------------------------------------------
 
 // Channels that are transposed at once: a cache line of float32.
 constexpr int64_t kChannelBlock = 16;
@@ -143,7 +143,7 @@ void store_tile(const Compute<S>* tile, int64_t channels, int64_t first, int64_t
   }
 }
 
-// ---- softmax ----------------------------------------------------------------
+// ---- softmax ------------------------------------------------------------------------------------
 
 constexpr int64_t kGroup = 4;  // vectors of pixels at a time: independent work for the processor
 

@@ -76,7 +76,7 @@ MCIBI_SIMD V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// ---- 16-bit floats ----------------------------------------------------------
+// ---- 16-bit floats ------------------------------------------------------------------------------
 
 MCIBI_SIMD VectorF widen_bfloat16(HalfVectorU16 bits) {
   return bit_cast<VectorF>(__builtin_convertvector(bits, VectorU32) << 16);
@@ -131,7 +131,7 @@ MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
 }
 #endif
 
-// ---- load and store with conversion -----------------------------------------
+// ---- load and store with conversion -------------------------------------------------------------
 
 MCIBI_SIMD VectorF load(const float* p) { return load_unaligned<VectorF>(p); }
 MCIBI_SIMD VectorD load(const double* p) { return load_unaligned<VectorD>(p); }
@@ -168,7 +168,7 @@ MCIBI_SIMD void store_first(S* p, Vector<Compute<S>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// ---- transposition ----------------------------------------------------------
+// ---- transposition ------------------------------------------------------------------------------
 
 template <int... kLane>
 struct Lanes {};
@@ -209,7 +209,7 @@ MCIBI_SIMD void transpose(Vector<T> (&rows)[kLanes<T>]) {
   }
 }
 
-// ---- exp --------------------------------------------------------------------
+// ---- exp ----------------------------------------------------------------------------------------
 
 // exp(x) for x <= 88 within 2 ulp, 0 where that is below the smallest normal number; NaN gives NaN.
 MCIBI_SIMD VectorF exponential(VectorF x) {

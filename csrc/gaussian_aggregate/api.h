@@ -1,5 +1,5 @@
 // gaussian_aggregate: class representations drawn from the memory's Gaussians (Eq. 11, Algorithm 1)
-// and their aggregation by the softmax over classes (Eq. 12). Torch-free declarations.
+// and their aggregation by the softmax over classes (Eq. 12). Declarations without torch.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,9 @@
 
 namespace mcibi_fast {
 
-// ---- CPU --------------------------------------------------------------------
+// ---- CPU ----------------------------------------------------------------------------------------
 
-// What the table (C_dl, Eq. 11) is made of: mean[k] + std[k] * eps[k, z], in eps's dtype.
+// The operands of the table (C_dl, Eq. 11): mean[k] + std[k] * eps[k, z] in the dtype of eps.
 struct GaussianTableInput {
   const double* memory;  // (K, 2) contiguous, on the host: mean, std
   int64_t classes;       // K
@@ -29,14 +29,14 @@ struct GaussianAggregateInput {
   const void* logits;  // (B, K, h, w)
   MapStrides logits_strides;
   int64_t batch, height, width;
-  bool channels_last;  // memory format of what is written
+  bool channels_last;  // the memory format of the output
 };
 
 // Writes the table, (K, Z) contiguous, in table.kind.
 MCIBI_DECLARE_CPU_KERNEL(gaussian_table_cpu, (const GaussianTableInput& input, void* table))
 
-// Writes out (B, Z, h, w) and lse (B, h * w): log-sum-exp of the logits, float32 (float64 for
-// float64). hard: the first argmax's row of the table instead, and the largest logit as lse.
+// Writes out (B, Z, h, w) and lse (B, h * w), the log-sum-exp of the logits, float32 (float64 for
+// float64). With `hard`, out is the first argmax's row of the table, and lse the largest logit.
 MCIBI_DECLARE_CPU_KERNEL(gaussian_aggregate_cpu,
                          (const GaussianAggregateInput& input, bool hard, void* out, void* lse))
 
@@ -45,9 +45,10 @@ MCIBI_DECLARE_CPU_KERNEL(gaussian_aggregate_backward_cpu,
                          (const GaussianAggregateInput& input, const void* lse, const void* grad,
                           const MapStrides& grad_strides, void* grad_logits))
 
-// ---- CUDA -------------------------------------------------------------------
-// Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can
-// capture them. They return null, or what the CUDA runtime said against the launch.
+// ---- CUDA ---------------------------------------------------------------------------------------
+
+// Launchers take pointers to device memory and do not wait for the device, so that a CUDA graph can
+// capture them. They return null, or the message of the CUDA runtime.
 
 struct GaussianTableCudaInput {
   const void* memory;  // (K, 2): mean, std
@@ -68,10 +69,10 @@ struct GaussianAggregateCudaInput {
   const void* logits;  // (B, K, h, w)
   MapStrides logits_strides;
   int64_t batch, height, width;
-  bool channels_last;  // memory format of what is written
+  bool channels_last;  // the memory format of the output
 };
 
-// As the CPU kernels of the same names.
+// As the CPU kernels with these names.
 const char* gaussian_table_cuda(const GaussianTableCudaInput& input, void* table,
                                 CudaStream stream);
 const char* gaussian_aggregate_cuda(const GaussianAggregateCudaInput& input, bool hard, void* out,

@@ -19,7 +19,7 @@ namespace {
 // Pixels of a tile when they are the broadcast operand (channels_last).
 constexpr int64_t kTileOfRows = kTile / kBlockRows * kBlockRows;
 
-// ---- table ------------------------------------------------------------------
+// ---- table --------------------------------------------------------------------------------------
 
 // Two functions that are never inlined, so that the product is rounded before the sum and not fused
 // with it: these are the bits of the released table.
@@ -114,7 +114,7 @@ void pack_table(const GaussianTableInput& in, Panels by, int64_t width, C* panel
   }
 }
 
-// ---- tiles of the three ops -------------------------------------------------
+// ---- tiles of the three ops ---------------------------------------------------------------------
 
 // Calls f(begin, end) on ranges of tiles that are each large enough for a thread.
 template <typename F>

@@ -1,14 +1,14 @@
 // Gaussian sampling and aggregation on CUDA (Eqs. 11-12, Algorithm 1).
 //
 // Per pixel the forward moves K + Z elements and the backward 2 K + Z, each once; both do 2 K Z
-// operations. On an H200 (4.8 TB/s, 0.99 PFLOP/s in bfloat16, 33 T FMA/s in float32) the forward's
-// floor with Z = 512 is
+// operations. On an H200 (4.8 TB/s, 0.99 PFLOP/s in bfloat16, 33 T FMA/s in float32) the least time
+// of the forward per pixel with Z = 512 is
 //             bfloat16: memory, tensor cores     float32: memory, FMA units
 //   K = 19    0.22 ns, 0.03 ns (K padded to 32)  0.44 ns, 0.29 ns
 //   K = 150   0.28 ns, 0.17 ns (160)             0.55 ns, 2.3 ns
-// so memory is the limit but for many classes in float32. The table is made inside each block from
-// the memory and the noise, once for all the tiles of a block that stays (where it fits in shared
-// memory), and nothing of size K x N but the logits and their gradient touches device memory.
+// so memory is the limit, except for many classes in float32. Each block computes the table from
+// the memory and the noise, once for all of its tiles if it fits in shared memory. The logits and
+// their gradient are the only K x N arrays in device memory.
 //
 // cuda_mma_*.cuh are for bfloat16 and float16, cuda_simt_*.cuh for float32 and float64.
 #include <algorithm>
@@ -22,20 +22,20 @@
 namespace mcibi_fast {
 namespace {
 
-// What plans depend on, of the current device.
+// The figures of the current device on which plans depend.
 struct Device {
   int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   int block_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   int processor_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 
-  // Blocks of this size that run at once, of at most `limit` per processor.
+  // The number of blocks of this size that run at the same time, at most `limit` per processor.
   int blocks(int bytes, int limit) const {
     const int fitting = processor_bytes / (bytes + 1024);
     return processors * std::max(1, std::min(fitting, limit));
   }
 };
 
-// Strides of a map of the input's size; rows of pixels that follow each other become one.
+// The strides of a map of the input's size, as one row of pixels if its rows are contiguous.
 MapAddress address_of(const GaussianAggregateCudaInput& input, MapStrides s) {
   const int pixels = static_cast<int>(input.height * input.width);
   if (input.batch == 1) s.batch = 0;
@@ -45,7 +45,8 @@ MapAddress address_of(const GaussianAggregateCudaInput& input, MapStrides s) {
   return {s, static_cast<int>(input.width)};
 }
 
-// ---- table ------------------------------------------------------------------
+// ---- table --------------------------------------------------------------------------------------
+
 template <typename Scalar>
 __global__ void table_kernel(const __grid_constant__ GaussianTableCudaInput input, Scalar* out) {
   const int channels = int(input.channels), quads = ceil_div(channels, 4);
@@ -64,7 +65,8 @@ cudaError_t launch_table(const GaussianTableCudaInput& input, void* out, CudaStr
                 0, stream, input, static_cast<Scalar*>(out));
 }
 
-// ---- forward ----------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
+
 template <typename T, bool kChannelsLast, int kSteps>
 cudaError_t launch_forward_mma(const GaussianAggregateCudaInput& input, bool hard, void* out,
                                void* lse, CudaStream stream) {
@@ -83,8 +85,8 @@ cudaError_t launch_forward_mma(const GaussianAggregateCudaInput& input, bool har
   const int fixed = kMmaWarps * kStageElements * static_cast<int>(sizeof(T));
   const int fitting = (device.block_bytes - fixed) / (1024 * plan.steps);
   plan.resident = fitting > 0;
-  // A block's table costs about as much as the weights of channels / 10 tiles, so that s slices of
-  // the channels are best at s^2 = channels / (10 tiles per processor).
+  // A block's table costs about as much as the weights of channels / 10 tiles, so the best number s
+  // of slices of the channels is given by s^2 = channels / (10 tiles per processor).
   const int groups = ceil_div(channels, 32);
   const double best = std::sqrt(0.1 * channels * device.processors / tiles);
   const int slices = std::max(plan.resident ? ceil_div(groups, fitting) : 1,
@@ -124,7 +126,7 @@ cudaError_t forward_simt(const GaussianAggregateCudaInput& input, bool hard, voi
   const int fixed = static_cast<int>(sizeof(Tile));
   const int fitting = (device.block_bytes - fixed) / (kRow * classes);
   plan.resident = fitting > 0;
-  // One chunk of weights serves many tiles of channels; several chunks only one.
+  // One chunk of weights serves all tiles of channels; several chunks are computed for each tile.
   const int slices = classes > kChunkClasses || !plan.resident
                          ? all
                          : std::max(ceil_div(all, fitting), ceil_div(2 * device.processors, tiles));
@@ -139,7 +141,8 @@ cudaError_t forward_simt(const GaussianAggregateCudaInput& input, bool hard, voi
                 static_cast<Scalar*>(lse));
 }
 
-// ---- backward ---------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
+
 struct BackwardArguments {
   const void* lse;
   const void* grad;

@@ -1,4 +1,4 @@
-// What the CUDA kernels of this op share: the table's entries and addresses of (B, C, h, w) maps.
+// What the CUDA kernels of this op share: entries of the table, and addresses in (B, C, h, w) maps.
 #pragma once
 
 #include "common/device_intrinsics.cuh"
@@ -18,7 +18,7 @@ struct MapAddress {
   }
 };
 
-// mean + std * eps, rounded after the multiplication and after the addition (Eq. 11).
+// mean + std * eps (Eq. 11), rounded after the multiplication and after the addition.
 __device__ __forceinline__ float table_entry(float mean, float std, float eps) {
   return __fadd_rn(mean, __fmul_rn(std, eps));
 }
@@ -31,7 +31,7 @@ struct Quad {
   int k, z;
 };
 
-// C_dl (Eq. 11) by quads of entries, 0 outside the table.
+// The table C_dl (Eq. 11) by quads of entries; zero outside the table.
 class GaussianTable {
  public:
   __device__ explicit GaussianTable(const GaussianTableCudaInput& input) : input_(input) {
@@ -56,8 +56,8 @@ class GaussianTable {
   }
 
   // Calls place(item, entries of quad(item)) for the items threadIdx.x + blockDim.x i below count.
-  // kMany: many are on their way at once where rows of eps can be read 16 bytes at a time; else one
-  // at a time, where registers are short.
+  // kMany: loads several at once if rows of eps can be read 16 bytes at a time. Otherwise one at a
+  // time, which takes fewer registers.
   template <bool kMany, typename Scalar, typename QuadOf, typename Place>
   __device__ __forceinline__ void for_each(int count, QuadOf quad, Place place) const {
     if (kMany && has_vectors()) return for_each_vector<Scalar>(count, quad, place);

@@ -6,19 +6,20 @@
 //   channels_last  pixel 8 slot + group: loads along the channels of a pixel
 // and of every 16 channels (classes in the forward, z in the backward) a quad, from 4 pair on.
 //
-// The order of the 16 inner indices of an mma is free as long as both operands agree, so these
-// words are operands as they stand; the order of its rows and columns is free as well, and chosen
-// so that a thread's results are runs of 8 neighbours, 16 bytes of output. Hence no operand but the
-// table goes through shared memory.
+// The 16 inner indices of an mma may have any order, as long as it is the same in both operands, so
+// these words are operands without rearrangement. The order of its rows and columns is free too,
+// and chosen such that a thread's results are runs of 8 neighbours, 16 bytes of output. So the
+// table is the only operand that goes through shared memory.
 #pragma once
 
 #include "gaussian_aggregate/cuda_common.cuh"
 
 namespace mcibi_fast {
 
-inline constexpr int kMmaWarps = 8;  // of a block
+inline constexpr int kMmaWarps = 8;  // in a block
 inline constexpr int kTilePixels = 32;
-// Kernels come in two sizes, by the steps of 16 classes in registers; few classes are one chunk.
+// Each kernel has two sizes, by the number of steps of 16 classes in registers. Few classes are one
+// chunk.
 inline constexpr int kFewSteps = 2, kForwardSteps = 12, kBackwardSteps = 10;
 
 // Two 16-bit floats in one 32-bit register.
@@ -52,7 +53,7 @@ __device__ __forceinline__ uint4 pack8(const float (&v)[8]) {
                     Pair<T>::pack(v[6], v[7]));
 }
 
-// A thread's place in its warp and its warp's 32 pixels; where no tile is left, it holds no pixel.
+// A thread's place in its warp, and the warp's 32 pixels; none if no tile is left.
 template <bool kChannelsLast>
 struct WarpTile {
   int group, pair, batch, first, pixels, end;
@@ -73,19 +74,19 @@ struct WarpTile {
   __device__ bool empty() const { return end == 0; }
 };
 
-// A warp's own 16 x 32 block in shared memory, where maps are read or written element by element.
-// Rows start at multiples of 8 bytes and spread over the banks.
+// A warp's own 16 x 32 block in shared memory, for maps that are read or written element by
+// element. Rows start at multiples of 8 bytes and are spread over the banks.
 inline constexpr int kPlaneStride = 40;  // contiguous: 16 rows of 32 pixels
 inline constexpr int kPixelStride = 20;  // channels_last: 32 rows of 16 channels
 inline constexpr int kStageElements = 16 * kPlaneStride;
 static_assert(kStageElements == 32 * kPixelStride, "one buffer for both");
 
-// Reads quads of a map: for each slot four neighbouring channels as two words.
+// Reads quads of a map: four neighbouring channels, as two words, for each slot.
 template <typename T, bool kChannelsLast>
 class QuadReader {
  public:
-  // run: how many neighbours one access may load, 4 (of a pixel's channels, or of a channel's
-  // pixels), 2 (of a pixel's channels) or 1.
+  // run: the number of neighbours in one load: 4 (channels of a pixel, or pixels of a channel), 2
+  // (channels of a pixel) or 1.
   __device__ QuadReader(const void* data, const MapAddress& map, int channels, int run,
                         const WarpTile<kChannelsLast>& tile, T* stage)
       : map_(map), tile_(tile), channels_(channels), run_(run), stage_(stage) {
@@ -93,8 +94,8 @@ class QuadReader {
     start_ = data_ + map.pixel(tile.batch, tile.first);
   }
 
-  // The quad 4 pair .. of the channels c .. c + 15. Loads only, so that many can be in flight:
-  // `arrange` then makes slots of them. All lanes of the warp call it.
+  // Loads the quad from 4 pair on of the channels c .. c + 15. Only loads, so that many can be in
+  // flight; arrange() then sorts them by slot. All lanes of the warp call it.
   template <int kInFlight = 8>
   __device__ __forceinline__ void fetch(int c, uint32_t fill, uint32_t (&words)[4][2]) const {
     if (run_ == 1) return fetch_through_stage<kInFlight>(c, fill, words);
@@ -131,15 +132,16 @@ class QuadReader {
     }
   }
 
-  // A channel at the tile's first pixel.
+  // The address of a channel at the tile's first pixel.
   __device__ __forceinline__ const T* plane(int channel) const {
     return start_ + channel * map_.strides.channel;
   }
 
-  // Channels c .. c + 15 of the tile's pixels into `stage`; the warp must agree before it reads.
+  // Loads channels c .. c + 15 of the tile's pixels into `stage`. A __syncwarp() must come before
+  // they are read.
   template <int kInFlight>
   __device__ __forceinline__ void fill_stage(int c, uint32_t fill) const {
-    // contiguous: lanes along the pixels, down the channels; else 16 lanes along the channels
+    // contiguous: the lanes are pixels of one channel; else 16 lanes are channels of one pixel
     const int lane = threadIdx.x % 32, along = kChannelsLast ? lane % 16 : lane;
     const int across = kChannelsLast ? lane / 16 : 0;
     int channel = kChannelsLast ? c + along : c;
@@ -161,7 +163,7 @@ class QuadReader {
           pixel += 2;
           x += 2;
           from += 2 * map_.strides.column;
-          if (x >= map_.width) {  // of two pixels or more
+          if (x >= map_.width) {  // a row has two pixels or more
             x -= map_.width;
             from += map_.strides.row - map_.width * map_.strides.column;
           }
@@ -200,7 +202,7 @@ class QuadReader {
   const T *data_, *start_;
 };
 
-// The longest run that loads of this map may use.
+// The longest run that one load of this map may have.
 template <bool kChannelsLast>
 inline int longest_run(const void* data, const MapAddress& map, int channels, int pixels) {
   const MapStrides& s = map.strides;

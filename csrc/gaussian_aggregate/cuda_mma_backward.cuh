@@ -1,10 +1,10 @@
 // grad_logits = p (g C_dl^T - sum_k p_k (g C_dl^T)_k), p = exp(logits - lse), on tensor cores:
 // bfloat16 and float16.
 //
-// Bytes: B N (Z + 2 K) elements of 2 bytes, each moved once (the logits' second reading finds them
-// in the cache); operations: 2 K Z per pixel. The table lies in shared memory in fragment order,
-// the words of g go from memory to the mma as they are, and g C_dl^T of a warp's 32 pixels stays in
-// the accumulators until the softmax's adjoint is done.
+// Bytes: B N (Z + 2 K) elements of 2 bytes, each moved once (the second read of the logits hits the
+// cache). Operations: 2 K Z per pixel. The table is in shared memory in fragment order, the words
+// of g go from memory to the mma without rearrangement, and g C_dl^T of a warp's 32 pixels stays in
+// the accumulators until the adjoint of the softmax is done.
 #pragma once
 
 #include "gaussian_aggregate/cuda_mma.cuh"
@@ -14,19 +14,19 @@ namespace mcibi_fast {
 struct BackwardMmaPlan {
   int steps;       // ceil(K / 16)
   int z_steps;     // ceil(Z / 16)
-  int part;        // z steps staged at a time, all where the table is resident
-  int run_grad;    // longest_run of g,
-  int run_logits;  // of the logits,
-  int run_out;     // and of grad_logits
+  int part;        // z steps staged at a time; all if the table is resident
+  int run_grad;    // longest_run of g
+  int run_logits;  // longest_run of the logits
+  int run_out;     // longest_run of grad_logits
   bool vector;     // contiguous: logits and grad_logits are moved 16 bytes at a time
   bool resident;   // the whole table is staged once
 };
 
-// Stages the table's classes from 16 step and channels from 16 z_step: block (step, z_step) holds
-// for each lane four words, each of two neighbouring channels. The word of row r and column h has
+// Stages the table from class 16 step and channel 16 z_step on. Block (step, z_step) holds four
+// words for each lane, each of two neighbouring channels. The word of row r and column h has
 //   class 16 step + 4 (lane / 8) + 2 r + lane / 4 % 2,
 //   channel 16 z_step + 4 (lane % 4) + 2 h and the next;
-// it is word 2 h + r where the table is the mma's A (contiguous), 2 r + h where it is B.
+// It is word 2 h + r where the table is the mma's A (contiguous), word 2 r + h where it is B.
 template <bool kMany, typename T, bool kChannelsLast>
 __device__ __forceinline__ void stage_backward(T* fragments, const GaussianTableCudaInput& input,
                                                int step, int steps, int z_step, int z_steps) {
@@ -71,10 +71,10 @@ __device__ __forceinline__ void multiply(float (&acc)[kSteps][4][4], const uint3
   }
 }
 
-// The softmax's adjoint on a warp's accumulators, 16 classes at a time. A thread has of these
+// The adjoint of the softmax on a warp's accumulators, 16 classes at a time. Of these a thread has
 //   contiguous     classes 4 (group / 2) + 2 r + group % 2 (r = 0, 1), pixels 8 pair .. 8 pair + 7
 //   channels_last  classes 4 pair .. 4 pair + 3, the pixels of its slots
-// as eight words of two neighbours, in the order of memory.
+// as eight words of two neighbours, in memory order.
 template <typename T, bool kChannelsLast>
 class Adjoint {
  public:
@@ -91,7 +91,8 @@ class Adjoint {
     }
   }
 
-  // dot += p grad_p, or (`write`) grad_logits = p (grad_p - dot), for `steps` steps from `step`.
+  // dot += p grad_p, or with `write` grad_logits = p (grad_p - dot), for `steps` steps from `step`
+  // on.
   template <int kSteps>
   __device__ __forceinline__ void apply(const float (&acc)[kSteps][4][4], int step, int steps,
                                         bool write) {
@@ -231,8 +232,9 @@ class Adjoint {
   float lse_[kPixels], dot_[kPixels];
 };
 
-// A block takes the tiles blockIdx.x + gridDim.x i. Where the accumulators hold all classes, one
-// sweep does; otherwise one over chunks of classes for the sums, and a second one for the results.
+// A block takes the tiles blockIdx.x + gridDim.x i. If the accumulators hold all classes, one sweep
+// is enough; otherwise there is one over chunks of classes for the sums and a second for the
+// results.
 template <typename T, bool kChannelsLast, int kSteps>
 __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
     backward_mma_kernel(const __grid_constant__ GaussianAggregateCudaInput input,
@@ -241,7 +243,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
                         const __grid_constant__ BackwardMmaPlan plan, const float* lse,
                         const T* grad, T* grad_logits) {
   constexpr int kAhead = kSteps <= kFewSteps ? 3 : 2;  // steps of g in flight
-  constexpr int kInFlight = kChannelsLast ? 4 : 8;     // elements, where they are loaded one by one
+  constexpr int kInFlight = kChannelsLast ? 4 : 8;     // elements, if they are loaded one by one
   MCIBI_DYNAMIC_SHARED(shared);
   const int warp = threadIdx.x / 32;
   T* const stage = reinterpret_cast<T*>(shared) + warp * kStageElements;
@@ -257,7 +259,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   const int tiles = batches * ceil_div(pixels, kTilePixels);
   for (int round = blockIdx.x; round < tiles; round += gridDim.x * kMmaWarps) {
     const WarpTile<kChannelsLast> tile(round + gridDim.x * warp, batches, pixels);
-    if (plan.resident && tile.empty()) break;  // else needed at the barriers
+    if (plan.resident && tile.empty()) break;  // otherwise the barriers need this warp
     const QuadReader<T, kChannelsLast> logits(input.logits, logits_map, classes, plan.run_logits,
                                               tile, stage);
     const QuadReader<T, kChannelsLast> g(grad, grad_map, channels, plan.run_grad, tile, stage);
@@ -288,7 +290,7 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
           }
         }
       }
-      // the sums, then the results: of one chunk at once, of several in two sweeps
+      // Sums first, then results: both in this visit if there is one chunk, else in two sweeps.
       const int last = chunks == 1 || visit >= chunks;
 #pragma unroll 1
       for (int write = visit >= chunks; write <= last; ++write) {

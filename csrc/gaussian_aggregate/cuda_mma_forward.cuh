@@ -1,10 +1,10 @@
 // out = W C_dl (Eq. 12) on tensor cores: bfloat16 and float16.
 //
-// Bytes: B N (K + Z) elements of 2 bytes, each moved once; operations: 2 K Z per pixel. A block
+// Bytes: B N (K + Z) elements of 2 bytes, each moved once. Operations: 2 K Z per pixel. A block
 // keeps its slice of the table in shared memory in fragment order (one 16-byte load per lane gives
-// 16 classes x 16 channels) and each warp the weights of its 32 pixels in registers: the logits'
-// loads, quad shuffles, exp, and the words are the mma's operand. The division by the softmax's
-// denominator waits for the results.
+// 16 classes x 16 channels). Each warp keeps the weights of its 32 pixels in registers: after
+// loads, shuffles within quads and exp, the words of the logits are operands of the mma. The
+// results are divided by the softmax's denominator at the end.
 #pragma once
 
 #include <climits>
@@ -15,18 +15,18 @@ namespace mcibi_fast {
 
 struct ForwardMmaPlan {
   int steps;      // ceil(K / 16)
-  int groups;     // of 32 channels, in a block's slice of Z
+  int groups;     // groups of 32 channels in a block's slice of Z
   int run;        // longest_run of the logits
-  bool vector;    // results leave in 16-byte stores
-  bool resident;  // the slice of the table is staged once; else piece by piece for each tile
+  bool vector;    // results are stored 16 bytes at a time
+  bool resident;  // the slice of the table is staged once, not piece by piece for each tile
   bool hard;
 };
 
-// Stages the table's classes from 16 step and channels from z: block (group, step, half) holds for
-// each lane four words, each of two neighbouring classes. The word of row r and column h has
+// Stages the table from class 16 step and channel z on. Block (group, step, half) holds four words
+// for each lane, each of two neighbouring classes. The word of row r and column h has
 //   channel z + 32 group + 8 (lane / 8) + 4 half + 2 r + lane / 4 % 2,
 //   class 16 step + 4 (lane % 4) + 2 h and the next;
-// it is word 2 h + r where the table is the mma's A (contiguous), 2 r + h where it is B.
+// It is word 2 h + r where the table is the mma's A (contiguous), word 2 r + h where it is B.
 template <bool kMany, typename T, bool kChannelsLast>
 __device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableCudaInput& input,
                                               int step, int steps, int z, int groups) {
@@ -49,9 +49,9 @@ __device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableC
 template <typename T, bool kChannelsLast, int kSteps>
 struct Weights {
   uint32_t words[kSteps][4][2];
-  float largest[4];  // logit, of the thread's classes; of all classes after `agree`
+  float largest[4];  // the largest logit of the thread's classes; of all classes after agree()
   int first[4];      // hard: the first class that has it, so far
-  float sum[4];      // of the thread's weights; of all after `normalise`
+  float sum[4];      // of the thread's weights; of all weights after normalise()
 
   __device__ __forceinline__ Weights() {
 #pragma unroll
@@ -84,7 +84,7 @@ struct Weights {
       }
     }
   }
-  // The same, keeping what f returns.
+  // The same, storing what f returns.
   template <typename F>
   __device__ __forceinline__ void update(int steps, F f) {
 #pragma unroll
@@ -105,7 +105,7 @@ struct Weights {
              [&](int slot, int, float logit) { largest[slot] = fmaxf(largest[slot], logit); });
   }
 
-  // Between the four lanes that share the slots.
+  // The largest logit over the four lanes that share the slots.
   __device__ __forceinline__ void agree() {
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {
@@ -115,14 +115,14 @@ struct Weights {
     }
   }
 
-  // One for the first of the largest logits, else 0. Chunks come in the order of the classes.
+  // 1 for the first of the largest logits, else 0. Chunks come in the order of the classes.
   __device__ __forceinline__ void form_hard(int k, int steps) {
     for_each(steps, [&](int slot, int i, float logit) {
       if (logit == largest[slot]) first[slot] = min(first[slot], k + i);
     });
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {
-      sum[slot] = 0.25f;  // in four lanes
+      sum[slot] = 0.25f;  // in each of four lanes
 #pragma unroll
       for (int distance = 1; distance < 4; distance *= 2)
         first[slot] = min(first[slot], __shfl_xor_sync(kFullWarp, first[slot], distance));
@@ -131,9 +131,9 @@ struct Weights {
   }
 
   __device__ __forceinline__ void form(int steps) {
-    float shift[4];
+    float shift[4];  // 0 if all logits are -inf: then the result is 0 / 0, as in torch
 #pragma unroll
-    for (int slot = 0; slot < 4; ++slot)  // all logits -inf: 0 / 0 in the end, as it should be
+    for (int slot = 0; slot < 4; ++slot)
       shift[slot] = largest[slot] == -INFINITY ? 0.0f : largest[slot];
     update(steps, [&](int slot, int, float logit) {
       const float weight = exp2_fast((logit - shift[slot]) * kLog2E<float>);
@@ -186,9 +186,9 @@ __device__ __forceinline__ void multiply(float (&acc)[8][4],
   }
 }
 
-// Contiguous: writes 32 channels of 32 pixels. A thread has, of four channels, the eight pixels
-// from 8 pair on; where these are not 16-byte aligned they go through `stage`, to leave in rows of
-// neighbouring elements.
+// Contiguous: writes 32 channels of 32 pixels. A thread has the eight pixels from 8 pair on of four
+// channels. If these are not aligned to 16 bytes, they go through `stage` and are written as rows
+// of neighbouring elements.
 template <typename T>
 __device__ __forceinline__ void store_planes(T* out, const float (&acc)[8][4],
                                              const float (&factor)[8], int z, int channels,
@@ -220,7 +220,7 @@ __device__ __forceinline__ void store_planes(T* out, const float (&acc)[8][4],
   }
 }
 
-// Channels last: a thread has, of each slot's pixel, the eight channels from z + 8 pair on.
+// channels_last: a thread has the eight channels from z + 8 pair on of each slot's pixel.
 template <typename T>
 __device__ __forceinline__ void store_pixels(T* out, const float (&acc)[8][4],
                                              const float (&factor)[4], int z, int channels,
@@ -244,9 +244,9 @@ __device__ __forceinline__ void store_pixels(T* out, const float (&acc)[8][4],
   }
 }
 
-// A block's warps take the tiles blockIdx.x + gridDim.x i and slice blockIdx.y of the channels.
-// Where registers hold all classes the weights are formed once per tile; otherwise chunk by chunk,
-// anew for every 32 channels.
+// A block's warps take the tiles blockIdx.x + gridDim.x i and slice blockIdx.y of the channels. If
+// registers hold all classes, the weights are computed once per tile; otherwise chunk by chunk, and
+// again for every 32 channels.
 template <typename T, bool kChannelsLast, int kSteps>
 __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
     forward_mma_kernel(const __grid_constant__ GaussianAggregateCudaInput input,
@@ -270,12 +270,12 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   const int tiles = batches * ceil_div(pixels, kTilePixels);
   for (int round = blockIdx.x; round < tiles; round += gridDim.x * kMmaWarps) {
     const WarpTile<kChannelsLast> tile(round + gridDim.x * warp, batches, pixels);
-    if (plan.resident && tile.empty()) break;  // else needed at the barriers
+    if (plan.resident && tile.empty()) break;  // otherwise the barriers need this warp
     const QuadReader<T, kChannelsLast> logits(input.logits, map, int(input.table.classes), plan.run,
                                               tile, stage);
     Weights<T, kChannelsLast, kSteps> weights;
     float factor[kChannelsLast ? 4 : 8];
-    for (int group = -1; group < groups; ++group) {  // -1 only looks for the largest logits
+    for (int group = -1; group < groups; ++group) {  // -1 only finds the largest logits
       const int z = first_z + 32 * max(group, 0);
       float acc[8][4] = {};
       for (int chunk = 0; chunk < chunks; ++chunk) {

@@ -1,33 +1,33 @@
 // grad_logits = p (g C_dl^T - sum_k p_k (g C_dl^T)_k), p = exp(logits - lse), without tensor cores:
 // float32 and float64.
 //
-// Bytes: B N (Z + 2 K) elements moved once (second readings find them in the cache); operations:
-// 2 K Z per pixel, in float32 the limit from K = 30 or so on. A block of 16 x 16 threads forms
-// g C_dl^T of 128 pixels, in the registers of 16 neighbouring threads for one pixel, from slices of
-// g and of the table in shared memory.
+// Bytes: B N (Z + 2 K) elements moved once (second reads hit the cache). Operations: 2 K Z per
+// pixel, the limit in float32 from about K = 30 on. A block of 16 x 16 threads computes g C_dl^T of
+// 128 pixels from slices of g and of the table in shared memory. The values of one pixel are in the
+// registers of 16 neighbouring threads.
 #pragma once
 
 #include "gaussian_aggregate/cuda_simt_forward.cuh"
 
 namespace mcibi_fast {
 
-inline constexpr int kAdjointPixels = 128;                 // of a block's tile
-inline constexpr int kAdjointItems = kAdjointPixels / 16;  // a thread's neighbouring pixels
+inline constexpr int kAdjointPixels = 128;                 // in a block's tile
+inline constexpr int kAdjointItems = kAdjointPixels / 16;  // neighbouring pixels of a thread
 inline constexpr int kSliceChannels = 32;
-inline constexpr int kSliceStride = kAdjointPixels + 4;  // of a row of g: spread over the banks
+inline constexpr int kSliceStride = kAdjointPixels + 4;  // of a row of g; spreads over the banks
 
 struct BackwardSimtPlan {
-  bool resident;  // the whole table is staged once; else with every slice of g
+  bool resident;  // the whole table is staged once, not again with every slice of g
   bool vector;    // logits and grad_logits contiguous, rows of pixels aligned to 16 bytes
 };
 
-// Where a tile's pixels lie in the logits and in g.
+// The offsets of a tile's pixels in the logits and in g.
 struct TileOffsets {
   int64_t logits[kAdjointPixels], grad[kAdjointPixels];
 };
 
-// Channels z .. z + kSliceChannels - 1 of g for the tile's pixels, 0 outside; threads along the
-// pixels, or along the channels.
+// Stages channels z .. z + kSliceChannels - 1 of g for the tile's pixels, zero outside the map.
+// Neighbouring threads are neighbouring pixels, or channels if channels_last.
 template <typename Scalar>
 __device__ void stage_grad(Scalar* to, const Scalar* grad, const TileOffsets& offsets,
                            int64_t stride, int z, int channels, int pixels, bool channels_last) {
@@ -42,7 +42,8 @@ __device__ void stage_grad(Scalar* to, const Scalar* grad, const TileOffsets& of
   }
 }
 
-// Entries of classes k .. k + classes - 1 and `count` channels from z, a row per channel.
+// Stages the table's classes k .. k + classes - 1 and `count` channels from z on, a row per
+// channel.
 template <bool kMany, typename Scalar>
 __device__ __forceinline__ void stage_columns(Scalar* to, const GaussianTableCudaInput& input,
                                               int k, int classes, int z, int count) {
@@ -54,7 +55,7 @@ __device__ __forceinline__ void stage_columns(Scalar* to, const GaussianTableCud
   GaussianTable(input).for_each<kMany, Scalar>(classes * (count / 4), quad, place);
 }
 
-// The softmax's adjoint for a thread's pixels (8 row ..) and classes (k + lane + 16 j).
+// The adjoint of the softmax for a thread's pixels (8 row ..) and classes (k + lane + 16 j).
 template <typename Scalar, int kClasses>
 class SimtAdjoint {
  public:
@@ -75,8 +76,8 @@ class SimtAdjoint {
     }
   }
 
-  // sum += p and dot += p grad_p, or (`write`) grad_logits = p / sum (grad_p - dot / sum). The sum
-  // is 1 but for the rounding of lse, which grows with the logits.
+  // sum += p and dot += p grad_p, or with `write` grad_logits = p / sum (grad_p - dot / sum). The
+  // sum differs from 1 only by the rounding of lse, which grows with the logits.
   __device__ __forceinline__ void apply(const Scalar (&acc)[kAdjointItems][kClasses], int k,
                                         const TileOffsets& offsets, bool write) {
     const int64_t* pixel = offsets.logits + kAdjointItems * (threadIdx.x / 16);
@@ -141,8 +142,8 @@ class SimtAdjoint {
   Scalar lse_[kAdjointItems], sum_[kAdjointItems], dot_[kAdjointItems];
 };
 
-// A block takes the tiles blockIdx.x + gridDim.x i; its registers hold 16 kClasses classes. Where
-// that is not all of them, one sweep over chunks finds the sums and a second one the results.
+// A block takes the tiles blockIdx.x + gridDim.x i. Its registers hold 16 kClasses classes. If
+// there are more, one sweep over chunks finds the sums and a second one the results.
 template <typename Scalar, int kClasses>
 __global__ void __launch_bounds__(kSimtThreads, kClasses <= 2 ? 2 : 1)
     backward_simt_kernel(const __grid_constant__ GaussianAggregateCudaInput input,
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kSimtThreads, kClasses <= 2 ? 2 : 1)
           load_row(g + c * kSliceStride + kAdjointItems * row, a);
 #pragma unroll
           for (int j = 0; j < kClasses; ++j) {
-            // threads without a class compute one again, to no effect
+            // Threads without a class repeat the last one; the result is not used.
             const Scalar b = t[c * chunk + min(lane + 16 * j, chunk - 1)];
 #pragma unroll
             for (int i = 0; i < kAdjointItems; ++i) acc[i][j] += a[i] * b;

@@ -1,9 +1,9 @@
-// out = W C_dl (Eq. 12) without tensor cores: float32 (whose accuracy they lack) and float64.
+// out = W C_dl (Eq. 12) without tensor cores, for float32 (they are less accurate) and float64.
 //
-// Bytes: B N (K + Z) elements moved once from memory (a second reading of the logits finds them in
-// the cache); operations: 2 K Z per pixel, in float32 the limit from K = 30 or so on. A block of
-// 16 x 16 threads forms tiles of pixels x channels, kItems x kItems results per thread, from
-// weights and table in shared memory.
+// Bytes: B N (K + Z) elements moved once (a second read of the logits hits the cache). Operations:
+// 2 K Z per pixel, the limit in float32 from about K = 30 on. A block of 16 x 16 threads computes
+// tiles of pixels x channels, kItems x kItems results per thread, from weights and table in shared
+// memory.
 #pragma once
 
 #include "gaussian_aggregate/cuda_common.cuh"
@@ -17,20 +17,20 @@ template <typename Scalar>
 struct SimtTile {
   static constexpr int kItems = sizeof(Scalar) == 4 ? 8 : 4;
   static constexpr int kSize = 16 * kItems;  // pixels, and channels
-  static constexpr int kStride = kSize + 4;  // of a row of weights: spread over the banks
+  static constexpr int kStride = kSize + 4;  // of a row of weights; spreads rows over the banks
 
   Scalar weights[kChunkClasses * kStride];
-  // of each pixel: the largest logit and 1 / sum, or (hard) the first class that has it
+  // Per pixel: the largest logit and 1 / sum; if hard, scale is the first class with that logit.
   Scalar shift[kSize], scale[kSize];
 };
 
 struct ForwardSimtPlan {
   int channel_tiles;  // in a block's slice of Z
-  bool resident;      // the slice of the table is staged once; else piece by piece for each tile
+  bool resident;      // the slice of the table is staged once, not piece by piece for each tile
   bool hard;
 };
 
-// kCount neighbours from 16-byte aligned shared memory.
+// Loads kCount neighbours from shared memory aligned to 16 bytes.
 template <int kCount, typename Scalar>
 __device__ __forceinline__ void load_row(const Scalar* from, Scalar (&to)[kCount]) {
   constexpr int kVector = Vector<Scalar>::kSize;
@@ -43,8 +43,9 @@ __device__ __forceinline__ void load_row(const Scalar* from, Scalar (&to)[kCount
   }
 }
 
-// W of a tile of pixels. A warp has an eighth of the pixels, and of each pixel's classes its lanes
-// have every kClassLanes-th: neighbouring lanes lie along the pixels, or along the classes.
+// The weights W of a tile of pixels. A warp has an eighth of the pixels, and a lane has every
+// kClassLanes-th class of a pixel. Neighbouring lanes are neighbouring pixels, or classes if
+// channels_last.
 template <typename Scalar, bool kChannelsLast>
 class SimtWeights {
  public:
@@ -64,7 +65,8 @@ class SimtWeights {
              (kChannelsLast ? lane / kClassLanes : lane % kPixelLanes);
   }
 
-  // Finds the softmax's statistics; writes them as `lse` (from the tile's first pixel) if not null.
+  // Finds the statistics of the softmax and writes them to `lse` (of the tile's first pixel) if
+  // that is not null.
   __device__ void normalise(Scalar* lse) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -84,7 +86,7 @@ class SimtWeights {
         if (other > largest || (other == largest && other_class < argmax)) argmax = other_class;
         largest = fmax(largest, other);
       }
-      const Scalar shift = largest == -INFINITY ? Scalar(0) : largest;  // all -inf: 0 / 0
+      const Scalar shift = largest == -INFINITY ? Scalar(0) : largest;  // then 0 / 0, as in torch
       for (int k = class_; k < classes_ && from != nullptr && !hard_; k += kClassLanes)
         sum += exp(from[k * stride] - shift);
 #pragma unroll
@@ -98,7 +100,7 @@ class SimtWeights {
     }
   }
 
-  // The weights of classes k .. k + kChunkClasses - 1, 0 beyond the last class.
+  // Writes the weights of classes k .. k + kChunkClasses - 1; zero after the last class.
   __device__ void form(int k) const {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -121,7 +123,7 @@ class SimtWeights {
   static constexpr int kLaneStep = kChannelsLast ? 1 : kPixelLanes;
   static constexpr int kPixels = SimtTile<Scalar>::kSize / 8 / kPixelLanes;
 
-  // Null beyond the image.
+  // Null after the image's last pixel.
   __device__ __forceinline__ const Scalar* pixel_address(int i) const {
     const int pixel = first_ + pixel_ + i * kPixelLanes;
     return pixel < pixels_ ? logits_ + map_.pixel(batch_, pixel) : nullptr;
@@ -135,7 +137,8 @@ class SimtWeights {
   int class_, pixel_;
 };
 
-// Entries of classes k .. k + classes - 1 and `channels` channels from z, a row per class.
+// Stages the table's classes k .. k + classes - 1 and `channels` channels from z on, a row per
+// class.
 template <bool kMany, typename Scalar>
 __device__ __forceinline__ void stage_rows(Scalar* to, const GaussianTableCudaInput& input, int k,
                                            int classes, int z, int channels) {
@@ -148,9 +151,9 @@ __device__ __forceinline__ void stage_rows(Scalar* to, const GaussianTableCudaIn
   GaussianTable(input).for_each<kMany, Scalar>(classes * quads, quad, place);
 }
 
-// A block takes the tiles blockIdx.x + gridDim.x i and slice blockIdx.y of the channels. A thread's
-// results: contiguous, pixels tid % 16 + 16 i and channels kItems (tid / 16) + j; channels_last the
-// other way round, so that neighbouring threads write neighbours.
+// A block takes the tiles blockIdx.x + gridDim.x i and slice blockIdx.y of the channels. If
+// contiguous, a thread's results are pixels tid % 16 + 16 i and channels kItems (tid / 16) + j; if
+// channels_last, pixels and channels change places. So neighbouring threads write neighbours.
 template <typename Scalar, bool kChannelsLast>
 __global__ void __launch_bounds__(kSimtThreads, 2)
     forward_simt_kernel(const __grid_constant__ GaussianAggregateCudaInput input,
@@ -178,7 +181,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2)
     weights.normalise(blockIdx.y == 0 ? lse + first_of_all : nullptr);
     for (int channel_tile = 0; channel_tile < channel_tiles; ++channel_tile) {
       const int z = first_z + kSize * channel_tile;
-      Scalar acc[kItems][kItems] = {};  // [lanes' index][rows' index]
+      Scalar acc[kItems][kItems] = {};  // [index along lanes][index along rows]
       for (int k = 0; k < classes; k += kChunkClasses) {
         const int chunk = min(classes - k, kChunkClasses);
         const bool form = channel_tile == 0 || classes > kChunkClasses;

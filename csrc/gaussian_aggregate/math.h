@@ -1,10 +1,8 @@
 // Philox4x32-10 noise for the class representations (Eq. 11, Algorithm 1), for the host and the
 // device.
 //
-// One call of `gaussian_noise4` gives four neighbouring channels of one class. Branch-free 32-bit
-// arithmetic, so that compilers vectorise a loop over it. Every function has internal linkage: the
-// CPU kernels are compiled several times for different instruction sets, and one linked program
-// must not share a copy between them.
+// One call of gaussian_noise4 gives four neighbouring channels of one class. It has no branches and
+// only 32-bit arithmetic, so that compilers can vectorise a loop over it.
 #pragma once
 
 #include <cmath>
@@ -48,7 +46,7 @@ MCIBI_HOST_DEVICE Philox4 philox4x32_10(Philox4 c, uint32_t key0, uint32_t key1)
   return c;
 }
 
-// float(x), rounded once: vector units convert signed integers only.
+// float(x), rounded once, from conversions of signed integers, the only ones vector units have.
 MCIBI_HOST_DEVICE float float_from_uint(uint32_t x) {
   return static_cast<float>(static_cast<int32_t>(x >> 16)) * 65536.0f +
          static_cast<float>(static_cast<int32_t>(x & 0xFFFFu));
@@ -56,8 +54,8 @@ MCIBI_HOST_DEVICE float float_from_uint(uint32_t x) {
 
 // -ln(u) for u = (x + 0.5) / 2^32, to a few ulp over the whole range.
 //
-// Near u = 1 the distance 1 - u = (~x + 0.5) / 2^32 is formed from the integer: u itself, as a
-// float, would have lost it.
+// Near u = 1 the distance 1 - u = (~x + 0.5) / 2^32 is computed from the integer, because it is
+// lost once u is rounded to float.
 MCIBI_HOST_DEVICE float minus_log_uniform(uint32_t x) {
   const float scaled = float_from_uint(x) + 0.5f;  // u * 2^32
   uint32_t bits;

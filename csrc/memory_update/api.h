@@ -1,8 +1,8 @@
 // Launch declarations of the memory update (Eqs. 6-9), free of torch: raw pointers, sizes, strides
 // in elements.
 //
-// With U the bilinear upsampling and A = U^T onehot(GT), the sum over the pixels of class c of the
-// upsampled features is sum_j A[j, c] R_j: nothing is upsampled.
+// Let U be the bilinear upsampling and A = U^T onehot(GT). The sum of the upsampled features over
+// the pixels of class c is then sum_j A[j, c] R_j, and nothing needs to be upsampled.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@
 
 namespace mcibi_fast {
 
-// --- CPU ----------------------------------------------------------------------------------------
+// ---- CPU ----------------------------------------------------------------------------------------
 
 // R, or the gradient to it: (B, Z, h, w); strides in elements.
 struct FeatureMap {
@@ -24,31 +24,32 @@ struct FeatureMap {
   int64_t stride_b, stride_z, stride_y, stride_x;
 };
 
-// sums (K, Z) and counts (K,), both contiguous and overwritten. With a bad label the sums are not
-// computed.
+// Overwrites sums (K, Z) and counts (K,), both contiguous. If there is a bad label, the sums are
+// not computed.
 MCIBI_DECLARE_CPU_KERNEL(class_feature_sums_cpu,
                          (const FeatureMap& features, const LabelMap& labels, bool align_corners,
                           double* sums, int64_t* counts, BadLabel* bad))
 
-// The adjoint: grad_features[j, z] = sum_c A[j, c] grad_sums[c, z], with grad_sums (K, Z)
-// contiguous; grad_features, whose data are written, is contiguous too.
+// The adjoint: writes grad_features[j, z] = sum_c A[j, c] grad_sums[c, z]. grad_sums, (K, Z), and
+// grad_features are contiguous.
 MCIBI_DECLARE_CPU_KERNEL(class_feature_sums_backward_cpu,
                          (const double* grad_sums, const LabelMap& labels, bool align_corners,
                           const FeatureMap& grad_features, BadLabel* bad))
 
-// Eqs. 9 and 6 on contiguous memory (K, 2), in place; classes with no pixel keep their row.
+// Eqs. 9 and 6, in place on the contiguous memory (K, 2). Classes without pixels keep their row.
 MCIBI_DECLARE_CPU_KERNEL(moving_average_cpu,
                          (const double* sums, const int64_t* counts, int64_t num_classes,
                           int64_t channels, double momentum, bool unbiased, double* memory))
 
-// --- CUDA ---------------------------------------------------------------------------------------
-// Launchers: pointers to device memory; nothing waits for the device, so that a CUDA graph can
-// capture them, and nothing is allocated. They return null, or what the CUDA runtime said.
+// ---- CUDA ---------------------------------------------------------------------------------------
+
+// Launchers take pointers to device memory. They neither wait for the device nor allocate, so that
+// a CUDA graph can capture them. They return null, or the message of the CUDA runtime.
 //
-// The scratch memory they ask for holds, for N low-resolution pixels and s <= 384 slices of them,
-// 4 N K bytes (one weight per low-resolution pixel and class, of which those of the classes that
-// are there are touched), 16 N K / 64 for indices and 4 s K Z for partial sums (s = 384 * 64 / Z
-// where there is work enough); the weights and sums of float64 features take twice that.
+// For N low-resolution pixels in s <= 384 slices, the scratch memory holds 4 N K bytes of weights
+// (one per low-resolution pixel and class; only those of the classes present are used), 16 N K / 64
+// bytes of indices and 4 s K Z bytes of partial sums (s = 384 * 64 / Z if there is enough work).
+// Weights and sums take twice that for float64 features.
 
 inline constexpr int64_t kMaxCudaClasses = 4096;  // a block numbers the classes in shared memory
 
@@ -73,8 +74,8 @@ const char* memory_update_cuda(const FeatureMap& features, const LabelMap& label
                                bool align_corners, const MemoryUpdate& update, LabelFlag flag,
                                void* scratch, CudaStream stream);
 
-// grad_sums: (K, Z) contiguous, float32 (float64 for float64 grad_features); grad_features, whose
-// data are written, is contiguous.
+// grad_sums: (K, Z) contiguous, float32 (float64 for float64 grad_features). Writes grad_features,
+// which is contiguous.
 size_t class_feature_sums_backward_cuda_scratch(const FeatureMap& grad_features,
                                                 const LabelMap& labels);
 const char* class_feature_sums_backward_cuda(const void* grad_sums, const LabelMap& labels,

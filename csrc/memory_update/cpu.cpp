@@ -21,7 +21,7 @@ namespace {
 constexpr int kBlock = 16;  // channels
 constexpr int kVectors = kBlock / kLanes<double>;
 
-// ---- tiles ------------------------------------------------------------------------------------
+// ---- tiles --------------------------------------------------------------------------------------
 
 // Channels z0 .. z0 + 15 of one row of R, as [pixel][channel]; channels after the last are zero.
 template <typename S>
@@ -94,7 +94,7 @@ class Tile {
   std::vector<C> data_;
 };
 
-// ---- sums -------------------------------------------------------------------------------------
+// ---- sums ---------------------------------------------------------------------------------------
 
 MCIBI_SIMD VectorD load_double(const double* p) { return load(p); }
 MCIBI_SIMD VectorD load_double(const float* p) {
@@ -142,7 +142,7 @@ void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows
   });
 }
 
-// ---- backward ---------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 // Writes one row of one channel from the tile [pixel][channel] of doubles.
 template <typename S>

@@ -1,19 +1,20 @@
 // Memory update (Eqs. 6-9) on CUDA, in three launches:
 //
 //   class_weights_kernel  A = U^T onehot(GT), by tiles of 64 low-resolution pixels
-//   class_sums_kernel     A^T R for slices of the tiles, R read once
-//   finish_kernel         the slices together; for memory_update Eqs. 8, 9 and 6
+//   class_sums_kernel     A^T R for slices of the tiles, reading R once
+//   finish_kernel         the sum of the slices; for memory_update also Eqs. 8, 9 and 6
 //
-// Bytes, for N = B h w low-resolution pixels of b-byte elements: R once (N Z b); the labels once
-// from DRAM (twice from L2: a tile also reads the cells of the row above); A only for the classes
-// that touch a tile (3.8 of 11 on CamVid at 45x60), 4 bytes per pixel each, written once and read
-// from L2 by each chunk of 64 channels; partial sums of at most 384 * 64 / Z slices and the classes
-// that touch them. The floor at B=8, Z=512, 64x64, labels 512x512 and 4.8 TB/s (H200): bfloat16
-// 33.6 MB and labels of 2.1 MB (uint8) to 16.8 MB (int64), 7.4 to 10.5 us; float32 14.4 to 17.5 us.
+// Bytes moved, for N = B h w low-resolution pixels with elements of b bytes: R once (N Z b); the
+// labels once from DRAM (twice from L2, because a tile also reads the cells of the row above); A
+// only for the classes in a tile (3.8 of 11 on CamVid at 45x60), 4 bytes per pixel and class,
+// written once and read from L2 by each chunk of 64 channels; and partial sums of the classes in
+// each slice, of which there are at most 384 * 64 / Z. The least possible time at B=8, Z=512,
+// 64x64, labels of 512x512 and 4.8 TB/s (H200): bfloat16, 33.6 MB and 2.1 MB (uint8) to 16.8 MB
+// (int64) of labels, 7.4 to 10.5 us; float32, 14.4 to 17.5 us.
 //
-// Operations: one FMA for each element of R and class that touches the tile around it (2.1 on
-// CamVid): 70 MFLOP there, a tenth of the FMA units' rate at that floor. With random labels every
-// class touches every tile, and K FMAs per element are the limit instead.
+// Operations: one FMA for each element of R and class in the tile around it (2.1 on CamVid), 70
+// MFLOP in the example, which is a tenth of what the FMA units do in that time. With random labels
+// every class is in every tile, and the limit is K FMAs per element instead.
 //
 // Every sum has a fixed order, which depends on the sizes alone; atomics are on integers only.
 #include <initializer_list>
@@ -24,8 +25,8 @@
 namespace mcibi_fast {
 namespace {
 
-constexpr size_t kListBytes = 52 * 1024;     // of the cells' lists: 20 classes in float32
-constexpr size_t kSharedTarget = 98 * 1024;  // what every GPU since sm_80 gives a block
+constexpr size_t kListBytes = 52 * 1024;     // for the cells' lists: 20 classes in float32
+constexpr size_t kSharedTarget = 98 * 1024;  // available to a block on every GPU since sm_80
 
 template <typename T>
 WeightsShared weights_shared(int cells, int listed, int classes) {
@@ -89,8 +90,8 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
   return cudaErrorInvalidValue;
 }
 
-// The most classes whose sums fit beside the stages: in kSharedTarget if that is all of them, else
-// in what the device has.
+// The number of classes whose sums a block holds beside the stages: all of them if they fit in
+// kSharedTarget, else as many as fit in the device's shared memory.
 template <typename Shared>
 int choose_class_chunk(int classes) {
   if (Shared::bytes(classes) <= kSharedTarget) return classes;
@@ -158,7 +159,7 @@ template <typename T>
 struct Scratch {
   ClassWeights<T> a;
   PartialSums<T> partial;
-  T* sums;  // memory_update: nobody asked for them
+  T* sums;  // for memory_update, which does not return them
   size_t bytes;
 
   Scratch(void* base, const TilePlan& plan, int64_t classes, int64_t channels) {
@@ -208,7 +209,8 @@ size_t scratch_bytes(const FeatureMap& features, const LabelMap& labels) {
              : Scratch<float>(nullptr, plan, labels.num_classes, features.channels).bytes;
 }
 
-// ---- backward: grad_R[j, z] = sum_c A[j, c] grad_sums[c, z] -----------------------------------
+// ---- backward: grad_R[j, z] = sum_c A[j, c] grad_sums[c, z] -------------------------------------
+
 // Grid: (tiles, channel chunks). A thread has one pixel and every fourth channel of the chunk.
 template <typename Element, typename T>
 __global__ void __launch_bounds__(kUpdateThreads)

@@ -1,10 +1,10 @@
 // sums[c, z] = sum_j A[j, c] R[j, z] over one slice of the tiles and 64 channels in each block.
 //
-// A tile of R lies in shared memory as 64 rows of channels, whatever its layout in global memory:
-// four threads share a channel and take its pixels by turns, 16 bytes at a time. The next tiles are
-// on their way meanwhile: by cp.async where a channel's pixels are contiguous (NCHW), through
-// registers otherwise. A thread alone adds to its channel's sums, in the order of the tiles, so
-// that no two runs differ.
+// In shared memory a tile of R is 64 rows of channels, whatever its layout in global memory. Four
+// threads share a channel and take turns at its pixels, 16 bytes at a time. Meanwhile the next
+// tiles are loaded: by cp.async where a channel's pixels are contiguous (NCHW), else through
+// registers. Only one thread adds to a channel's sums, in the order of the tiles, so that all runs
+// give the same bits.
 #pragma once
 
 #include <type_traits>
@@ -13,14 +13,14 @@
 
 namespace mcibi_fast {
 
-// How the features lie in global memory.
+// How the features are laid out in global memory.
 enum class Fill {
   kPixelVectors,    // 16-byte vectors of neighbouring pixels
   kChannelVectors,  // 16-byte vectors of neighbouring channels
-  kElements,        // anything else; fastest where neighbouring pixels are neighbours in memory
+  kElements,        // any other layout; fastest if neighbouring pixels are neighbours in memory
 };
 
-inline constexpr int kStagedSlots = 16;  // slots of a tile that are fetched ahead
+inline constexpr int kStagedSlots = 16;  // slots of a tile that are loaded in advance
 
 template <typename Element>
 struct Features {
@@ -54,14 +54,14 @@ struct SumsShared {
   }
 };
 
-// Where 16-byte vector `vector` of a channel's row lies: threads that read, or write, at once then
-// meet in different banks.
+// The position of 16-byte vector `vector` in a channel's row, such that threads that read or write
+// at the same time use different banks.
 __device__ __forceinline__ int place(int channel, int vector) {
   return vector ^ ((channel & 1) << 2) ^ (channel >> 3 & 7);
 }
 
-// One tile of features on its way to shared memory. Pixels past the tile's end and channels past
-// the last become zeros: their weight is zero, but zero times what lay there might not be.
+// Loads one tile of features into shared memory. Pixels after the tile's end and channels after the
+// last become zeros: their weight is zero, but zero times an old value could be NaN.
 template <typename Element, Fill kFill>
 class TileFill {
  public:
@@ -87,7 +87,7 @@ class TileFill {
     }
   }
 
-  // Puts what begin() loaded into registers where it belongs.
+  // Stores what begin() has loaded into registers.
   __device__ void end(Row* rows) const {
     if constexpr (kFill != Fill::kPixelVectors) {
 #pragma unroll
@@ -125,7 +125,7 @@ class TileFill {
     if constexpr (kFill == Fill::kElements)
       return (pixel / features.width) * features.stride_y +
              (pixel % features.width) * features.stride_x;
-    else  // rows follow one another
+    else  // the rows are contiguous
       return pixel * features.stride_x;
   }
   __device__ static void put(Row* rows, int channel, int pixel, Element value) {
@@ -136,7 +136,7 @@ class TileFill {
       held_[kFill == Fill::kPixelVectors ? 1 : kItems];
 };
 
-// Fetches slots first.. of a tile with their weights.
+// Loads `count` slots of a tile, from `first` on, with their weights.
 template <typename T>
 __device__ void fetch_slots(const ClassWeights<T>& a, int tile, int first, int count, Slot* slots,
                             T (*weights)[kTile]) {
@@ -149,7 +149,7 @@ __device__ void fetch_slots(const ClassWeights<T>& a, int tile, int first, int c
     if (i < count * kPerRow) cp_async_16(&weights[0][0] + i * kVector, rows + i * kVector);
 }
 
-// sum over the tile's pixels of weight * feature for one channel; all four of its threads get it.
+// The sum of weight * feature over the tile's pixels for one channel, for all four of its threads.
 template <typename Element, typename T>
 __device__ T dot(const Element (&row)[kTile], const T (&weights)[kTile], int channel,
                  const Slot& slot) {
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
     const int ahead = tile + kStages - 1;
     if (tile >= first) {
       MCIBI_CP_ASYNC_WAIT(kStages - 2);
-      __syncthreads();  // the tile has arrived, and the stage of the tile before is free
+      __syncthreads();  // the tile has arrived, and the stage of the previous tile is free
     }
     if (ahead < last) begin_fill(ahead, slots_ahead);
     cp_async_commit();
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
     for (int staged = 0; staged < slots; staged += kStagedSlots) {
       const int here = min(kStagedSlots, slots - staged);
       if (staged > 0) {
-        __syncthreads();  // the slots before have been used
+        __syncthreads();  // the previous slots have been used
         fetch_slots(input.a, tile, staged, here, stage.slots, stage.weights);
         cp_async_commit();
         MCIBI_CP_ASYNC_WAIT(0);
@@ -252,9 +252,10 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
       input.out.counts[slice * input.a.classes + class0 + i] = counts[i];
 }
 
-// ---- the slices together, and Eqs. 8, 9 and 6 -------------------------------------------------
+// ---- the sums of all slices, and Eqs. 8, 9 and 6 ------------------------------------------------
+
 struct MemoryRows {
-  const void* old;  // (K, 2); null: no update
+  const void* old;  // (K, 2); null: only sums are wanted
   void* next;       // (K, 2) contiguous
   bool wide;        // float64
   int64_t stride_k, stride_column;
@@ -277,7 +278,7 @@ struct MemoryRows {
 __device__ inline double block_sum(double value) {
   MCIBI_SHARED(warp_sums, double[kWarps]);
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
-  __syncthreads();  // the sum before has been read
+  __syncthreads();  // the previous sum has been read
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();
   double total = 0.0;
@@ -285,7 +286,7 @@ __device__ inline double block_sum(double value) {
   return total;
 }
 
-// The slices that a class touches, in order, and its pixels in all of them.
+// The slices in which a class has weight, in order, and its pixels in all of them.
 struct ClassSlices {
   int slices[kMaxSlices];
   int touched;

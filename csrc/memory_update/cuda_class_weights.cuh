@@ -1,11 +1,11 @@
 // A = U^T onehot(GT) from the labels, for one tile of 64 low-resolution pixels in each block.
 //
-// Cell (y, x) is the set of full-resolution pixels whose bilinear source lies in [y, y+1) x
-// [x, x+1) (index0 of both axes): every label is in one cell, and gives weight to its cell's four
-// corners. A pixel so gathers from four cells: its own, the left, the upper and the upper left one.
-// Groups of 8 or 32 lanes read a cell and list its classes, in ascending order, with the weight
-// that each gives to the corners. A cell with more classes than the list holds is read again where
-// one of the others is looked up: exact, only slower.
+// Cell (y, x) is the set of full-resolution pixels whose bilinear source is in [y, y+1) x [x, x+1)
+// (index0 of both axes). Every label is in one cell and gives weight to its cell's four corners, so
+// that a low-resolution pixel gets weight from four cells: its own, the left, the upper and the
+// upper left one. Groups of 8 or 32 lanes read a cell and list its classes, in ascending order,
+// with the weight of each at the corners. If a cell has more classes than the list holds, looking
+// up one of the others reads the cell again: slower, with the same result.
 #pragma once
 
 #include "memory_update/cuda_common.cuh"
@@ -30,22 +30,22 @@ struct WeightsInput {
   int64_t ignore_index;
   BilinearAxis<T> y_axis, x_axis;
   int tiles_per_image;
-  int cells;   // of a tile
-  int listed;  // classes that a cell's list holds
+  int cells;   // that a tile needs
+  int listed;  // the most classes in a cell's list
   int group;   // lanes that share a cell
   WeightsShared shared;
   ClassWeights<T> out;
   LabelFlag flag;
 };
 
-// Pixels j-w-1.. and j-1.. of the tile's pixels j and their cells' neighbours; one run where they
-// meet.
+// The cells of a tile's pixels j and of their neighbours: runs from j - w - 1 and from j - 1, which
+// are one run if they meet.
 MCIBI_HOST_DEVICE int cells_of_tile(int width) {
   return width <= kTile ? width + kTile + 1 : 2 * (kTile + 1);
 }
 
-// Weights of a full-resolution position towards index0 and index0 + 1; at the border both are
-// index0's.
+// The weights of index0 and index0 + 1 at a full-resolution position. At the border index0 gets
+// both.
 template <typename T>
 struct Sides {
   T near_side, far_side;
@@ -76,7 +76,7 @@ struct LabelImage {
   }
 };
 
-// What a class gives to a cell's corners (near near, near far, far near, far far; y first).
+// The weights of a class at a cell's corners (near near, near far, far near, far far; y first).
 template <typename T>
 struct CellSums {
   T corner[4];
@@ -84,8 +84,8 @@ struct CellSums {
   int next;  // the smallest larger class
 };
 
-// Over columns x_begin + first, + step, ... of the cell. Free of branches, so that the loads of
-// kRows rows are in flight at once.
+// The sums over columns x_begin + first, + step, ... of the cell. Without branches, so that the
+// loads of kRows rows are in flight together.
 template <int kRows, typename Label, typename T>
 __device__ __forceinline__ CellSums<T> sum_cell(const LabelImage<Label>& image,
                                                 const WeightsInput<T>& input,
@@ -112,7 +112,7 @@ __device__ __forceinline__ CellSums<T> sum_cell(const LabelImage<Label>& image,
   return sums;
 }
 
-// Of this lane's columns: the smallest class, and the labels that are neither classes nor ignored.
+// For one lane's columns: the smallest class, and the labels that are neither classes nor ignored.
 struct FirstLook {
   int smallest;
   int bad_count;
@@ -136,11 +136,11 @@ __device__ __forceinline__ FirstLook look_at_cell(const LabelImage<Label>& image
   return look;
 }
 
-// The tile at work: pixels [begin, begin + count) of an image, and its cells.
+// The block's tile: pixels [begin, begin + count) of an image, and its cells.
 struct PixelTile {
   int begin, count, width;
 
-  // Cell number -> low-resolution pixel with the same coordinates; may be negative.
+  // The low-resolution pixel with the coordinates of a cell; may be negative.
   __device__ int pixel_of(int cell) const {
     const int run = width <= kTile ? 0 : cell / (kTile + 1);
     return begin - width - 1 + cell + run * (width - kTile - 1);
@@ -151,7 +151,8 @@ struct PixelTile {
   }
 };
 
-// Reads every cell: lists of its classes and corner weights, the classes present, their counts.
+// Reads every cell. Writes the lists of its classes with their corner weights, the set of classes
+// present in the tile, and their counts.
 template <typename Label, typename T>
 __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>& input,
                            const PixelTile& tile, unsigned char* shared) {
@@ -199,7 +200,7 @@ __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>
   }
 }
 
-// What `label` gives to one corner of a cell.
+// The weight of `label` at one corner of a cell.
 template <typename Label, typename T>
 __device__ T corner_weight(const LabelImage<Label>& image, const WeightsInput<T>& input,
                            const unsigned char* shared, int cell, int corner, int label) {
@@ -214,7 +215,7 @@ __device__ T corner_weight(const LabelImage<Label>& image, const WeightsInput<T>
   if (distinct <= input.listed) return T(0);
   const auto* ranges = reinterpret_cast<const CellRange*>(shared + input.shared.ranges);
   const CellSums<T> sums = sum_cell<1>(image, input, ranges[cell], label, 0, 1);
-  return corner == 0   ? sums.corner[0]  // no dynamic index: it would live in local memory
+  return corner == 0   ? sums.corner[0]  // a dynamic index would put it into local memory
          : corner == 1 ? sums.corner[1]
          : corner == 2 ? sums.corner[2]
                        : sums.corner[3];
@@ -237,7 +238,7 @@ __device__ T pixel_weight(const LabelImage<Label>& image, const WeightsInput<T>&
   return weight;
 }
 
-// Numbers the classes present in ascending order; returns how many there are.
+// Gives the classes present their slots, in ascending order; returns the number of slots.
 template <typename T>
 __device__ int number_slots(const WeightsInput<T>& input, unsigned char* shared) {
   const auto* present = reinterpret_cast<const unsigned*>(shared + input.shared.present);

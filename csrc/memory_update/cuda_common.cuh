@@ -1,9 +1,9 @@
-// What the CUDA kernels of the memory update share: how the work is cut up, and A = U^T onehot(GT)
-// as it lies in memory.
+// What the CUDA kernels of the memory update share: how the work is divided, and how A = U^T
+// onehot(GT) is stored.
 //
-// The low-resolution pixels of each image, numbered row by row, are cut into tiles of 64. A tile's
-// part of A is stored by class: a slot for every class that touches the tile, in ascending order,
-// with its 64 weights.
+// The low-resolution pixels of each image, numbered row by row, are divided into tiles of 64. A
+// tile's part of A is stored by class: every class that gives weight to the tile has a slot with
+// its 64 weights, in ascending order of the classes.
 #pragma once
 
 #include "common/bilinear.h"
@@ -18,7 +18,7 @@ inline constexpr int kTile = 64;            // low-resolution pixels
 inline constexpr int kChannelChunk = 64;    // channels of one block
 inline constexpr int kUpdateThreads = 256;  // of every block
 inline constexpr int kWarps = kUpdateThreads / 32;
-inline constexpr int kMaxSlices = 384;  // of the tiles; about three blocks on each of 132 SMs
+inline constexpr int kMaxSlices = 384;  // of the tiles: about three blocks on each of 132 SMs
 
 struct alignas(16) Slot {
   int label;  // the class
@@ -28,7 +28,7 @@ struct alignas(16) Slot {
 
 template <typename T>
 struct ClassWeights {
-  T* weights;        // (tiles, K, 64); of each tile the first slot_counts rows are written
+  T* weights;        // (tiles, K, 64); only the first slot_counts rows of a tile are written
   Slot* slots;       // (tiles, K)
   int* slot_counts;  // (tiles,)
   int classes;       // K
@@ -41,11 +41,11 @@ struct ClassWeights {
   }
 };
 
-// Sums over one slice of the tiles, per class; rows with count -1 are not written.
+// Sums over each slice of the tiles, per class. The sums of a class with count -1 are not written.
 template <typename T>
 struct PartialSums {
   T* sums;          // (slices, K, Z)
-  int64_t* counts;  // (slices, K); -1: the class touches no tile of the slice
+  int64_t* counts;  // (slices, K); -1: the class has no weight in the slice
   int slices;
 };
 
@@ -66,7 +66,7 @@ inline TilePlan make_tile_plan(int64_t batch, int64_t channels, int64_t height, 
           static_cast<int>(slices < tiles ? slices : tiles)};
 }
 
-// Hands out pieces of one allocation; with a null base it only adds up.
+// Hands out pieces of one allocation; with a null base it only adds up their sizes.
 class Arena {
  public:
   explicit Arena(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}

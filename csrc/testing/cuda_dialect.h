@@ -1,9 +1,9 @@
-// The CUDA C++ dialect for a plain C++ compiler: force-include this header (-include) and compile a
-// .cu file with `g++ -x c++ -std=c++20`. Kernels then run on the CPU, thread by thread, under the
-// host executor (executor.cpp). No CUDA toolkit is needed and none of its headers is used.
+// The CUDA C++ dialect for a plain C++ compiler: with this header force-included (-include),
+// `g++ -x c++ -std=c++17` compiles a .cu file. Its kernels then run on the CPU, thread by thread,
+// in the host executor (executor.cpp). Neither the CUDA toolkit nor its headers are needed.
 //
-// Kernels stay ordinary CUDA C++, apart from three things found in common/device_intrinsics.cuh:
-// mcibi_fast::launch() instead of <<<>>>, MCIBI_SHARED and MCIBI_DYNAMIC_SHARED instead of
+// Kernels are ordinary CUDA C++ with three exceptions: launch() of common/launch.cuh instead of
+// <<<>>>, and from common/device_intrinsics.cuh MCIBI_SHARED and MCIBI_DYNAMIC_SHARED instead of
 // __shared__, and functions instead of inline PTX.
 #pragma once
 

@@ -36,7 +36,7 @@ std::mt19937_64 random_bits;
 Context scheduler;
 const std::function<void()>* thread_body = nullptr;
 
-struct LaunchFailed {};  // thrown by fail(), so that the thread's frames are unwound
+struct LaunchFailed {};  // thrown by fail() to unwind the thread's frames
 
 std::string hex(unsigned mask) {
   char text[16];
@@ -44,14 +44,15 @@ std::string hex(unsigned mask) {
   return text;
 }
 
-// ---- scheduling -------------------------------------------------------------------------------
+// ---- scheduling ---------------------------------------------------------------------------------
+
 void make_ready(Thread& t) {
   t.state = State::kReady;
   warps[size_t(t.linear / 32)].ready |= 1u << (t.linear % 32);
 }
 
-// Seed 0 runs the lowest ready thread, seed 1 the highest; above, even seeds draw any ready thread
-// and odd ones stay with a drawn warp for as long as it can run.
+// Seed 0 runs the lowest ready thread, seed 1 the highest. Larger even seeds draw any ready thread;
+// larger odd seeds draw a warp and stay with it as long as it can run.
 int pick_ready() {
   const int count_warps = int(threads.size() + 31) / 32;
   const int step = seed == 1 ? count_warps - 1 : 1;
@@ -73,7 +74,7 @@ int pick_ready() {
   return -1;
 }
 
-// Hands over to the scheduler; returns when the thread, ready again, is picked.
+// Switches to the scheduler; returns when this thread is ready again and picked.
 void yield() { running->context.switch_to(scheduler); }
 
 void release_barrier() {
@@ -118,14 +119,15 @@ void report_deadlock() {
                                            std::to_string(live) + " live threads");
 }
 
-// ---- launches ---------------------------------------------------------------------------------
+// ---- launches -----------------------------------------------------------------------------------
+
 unsigned char* stacks() {
   static unsigned char* const memory = [] {
     void* all = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED) std::abort();
     auto* bytes = static_cast<unsigned char*>(all);
-    for (size_t i = 0; i < kMaxThreads; ++i)  // a stack that overflows hits a wall
+    for (size_t i = 0; i < kMaxThreads; ++i)  // a stack overflow is a segmentation fault
       mprotect(bytes + i * kStackBytes, size_t(sysconf(_SC_PAGESIZE)), PROT_NONE);
     race_ignore(all, kMaxThreads * kStackBytes);
     return bytes;
@@ -202,7 +204,8 @@ void run(const void* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
   free_shared();
 }
 
-// ---- barriers and collectives -----------------------------------------------------------------
+// ---- barriers and collectives -------------------------------------------------------------------
+
 int lane_id() { return running->linear % 32; }
 
 int sync_threads(int site, Vote vote, int predicate) {
@@ -264,7 +267,7 @@ void collective(int site, unsigned mask, Complete complete, void* operand) {
 
 void sync_warp(int site, unsigned mask) {
   if (site == skipped_site) return;
-  // Only a barrier of all live lanes counts for the race checker, which is then never too lenient.
+  // The race checker counts only barriers of all live lanes, so that it never accepts too much.
   const auto complete = [](unsigned lanes, void* const*) {
     const int warp = running->linear / 32;
     if (lanes == warps[size_t(warp)].live) race_warp_sync(warp);

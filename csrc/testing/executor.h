@@ -1,5 +1,5 @@
-// The executor's state, shared by executor.cpp (threads, barriers, launches), state.cpp
-// (shared memory, errors, controls) and race_checker.cpp.
+// The executor's state, shared by executor.cpp (threads, barriers, launches), state.cpp (shared
+// memory, errors, controls) and race_checker.cpp.
 #pragma once
 
 #include <cstdint>
@@ -24,33 +24,35 @@ struct Thread {
   uint3 index;
   int linear;  // in the block; warp = linear / 32
   State state;
-  int site;    // waited at
+  int site;    // where it waits
   int result;  // of a barrier's vote
-  // the warp collective waited for
+  // The warp collective for which it waits.
   unsigned mask;
   Complete complete;
   void* operand;
-  // cp.async: copies of the open group, then of each committed one
+  // cp.async: the copies of the open group, and of each committed group.
   std::vector<AsyncCopy> open_group;
   std::vector<std::vector<AsyncCopy>> groups;
 };
 
 extern Thread* running;  // null in host code
 std::string thread_name(const Thread& thread);
-// fail() for where no exception may pass: calls that the compiler believes not to throw.
+// fail() for functions that the compiler assumes not to throw.
 [[noreturn]] void fail_without_unwinding(const std::string& message);
 
-// ---- state.cpp --------------------------------------------------------------------------------
+// ---- state.cpp ----------------------------------------------------------------------------------
+
 extern uint64_t seed;
 extern int skipped_site;
 std::string site_name(int site);
-void record_error(int code, const std::string& message);  // the first one stays
+void record_error(int code, const std::string& message);  // keeps the first one
 bool check_launch(const void* kernel, dim3 grid, dim3 block, size_t dynamic_bytes);
 void allocate_dynamic_shared(size_t bytes);
 void poison_shared();
 void free_shared();
 
-// ---- race_checker.cpp -------------------------------------------------------------------------
+// ---- race_checker.cpp ---------------------------------------------------------------------------
+
 void race_begin_launch();
 void race_begin_block();
 void race_barrier();

@@ -1,5 +1,5 @@
-// The host executor itself: what it computes and what it refuses. Exit status 1 on failure.
-// With an argument it does one forbidden thing, which AddressSanitizer must end.
+// Tests the host executor itself: what it computes and what it refuses. Exit status 1 on failure.
+// With an argument it writes outside shared memory, and AddressSanitizer must end it.
 #include "testing/cuda_dialect.h"
 
 // after the dialect
@@ -30,7 +30,8 @@ void expect_error(cudaError_t status, const char* part) {
          std::string("an error about \"") + part + "\", got: " + error);
 }
 
-// ---- synchronisation --------------------------------------------------------------------------
+// ---- synchronisation ----------------------------------------------------------------------------
+
 __global__ void reverse_kernel(const int* in, int* out) {
   MCIBI_SHARED(values, int[64]);
   values[threadIdx.x] = in[blockIdx.x * 64 + threadIdx.x];
@@ -95,7 +96,8 @@ void test_synchronisation() {
   host_set_seed(0);
 }
 
-// ---- warp collectives and atomics -------------------------------------------------------------
+// ---- warp collectives and atomics ---------------------------------------------------------------
+
 __global__ void shuffle_kernel(int* out) {
   const int x = int(threadIdx.x);
   out[x] = __shfl_sync(kAll, x, x + 1);
@@ -131,7 +133,8 @@ void test_collectives() {
   expect(sum == 288 && largest == 295 && total == 144.0f && swapped == 7, "atomics");
 }
 
-// ---- shared memory ----------------------------------------------------------------------------
+// ---- shared memory ------------------------------------------------------------------------------
+
 __global__ void poison_kernel(int* nans) {
   MCIBI_SHARED(fixed, float[4]);
   MCIBI_DYNAMIC_SHARED(bytes);
@@ -168,14 +171,16 @@ void test_shared_memory() {
   expect(run(no_dynamic_kernel, 1025, 16) == cudaErrorInvalidConfiguration, "1025 threads");
 }
 
-// ---- intrinsics; what they compute is in intrinsics_test.cpp ----------------------------------
+// ---- intrinsics; what they compute is in intrinsics_test.cpp ------------------------------------
+
 __global__ void misaligned_rows_kernel() {
   MCIBI_SHARED(rows, float4[32]);
   uint32_t out[1];
   mcibi_fast::ldmatrix(out, reinterpret_cast<char*>(&rows[threadIdx.x]) + 4);
 }
 
-// ---- 16-bit floats ----------------------------------------------------------------------------
+// ---- 16-bit floats ------------------------------------------------------------------------------
+
 void test_halves() {
   bool round_trip = true;
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {

@@ -1,4 +1,4 @@
-// The aggregation's CUDA launchers for ctypes (tests/csrc/test_gaussian_aggregate_cuda_host.py).
+// The launchers of the aggregation for ctypes (tests/csrc/test_gaussian_aggregate_cuda_host.py).
 #include "gaussian_aggregate/api.h"
 #include "testing/controls.h"
 

@@ -1,6 +1,5 @@
-// The aggregation's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every type, both layouts, sizes with tails, tables that fit in shared memory and that do
-// not, against sums in double. Exit status 1 on failure.
+// Tests the CUDA kernels of the aggregation with every type and both layouts, sizes with tails, and
+// tables that fit in shared memory or do not, against sums in double. Exit status 1 on failure.
 #include "testing/kernel_test.h"
 
 // after the dialect

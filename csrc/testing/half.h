@@ -1,5 +1,5 @@
 // __half and __nv_bfloat16 with the conversions of cuda_fp16.h and cuda_bf16.h that the kernels
-// use, rounded to nearest even. Arithmetic is done in float, as on the device for scalar code here.
+// use, rounded to nearest even. The kernels' scalar code computes in float, here as on the device.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ inline uint16_t narrow(float value) {
   if (magnitude > 0x7f800000u) return uint16_t(0x7fffu);  // the NaN that the device returns
   if (magnitude == 0x7f800000u) return uint16_t(sign | kInfinity);
   const int exponent = int(magnitude >> 23) - 127 + kBias;
-  // The 24-bit significand loses 23 - kMantissa bits, more where the result is subnormal.
+  // The 24-bit significand loses 23 - kMantissa bits, and more if the result is subnormal.
   const bool normal_float = magnitude >= 0x00800000u;
   uint64_t significand = (magnitude & 0x007fffffu) | (normal_float ? 0x00800000u : 0u);
   int shift = 23 - kMantissa;

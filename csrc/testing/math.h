@@ -1,4 +1,5 @@
-// Device math that C++ lacks. Compile with -ffp-contract=off so that the *_rn forms round as named.
+// Device functions that C++ does not have. Compile with -ffp-contract=off, so that the *_rn
+// functions round as their names say.
 #pragma once
 
 #include <cmath>
@@ -20,7 +21,7 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
-// The fast forms are exact here; kernels must leave room for the device's error in their tolerance.
+// The fast functions are exact here; tolerances must leave room for the errors of the device.
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }

@@ -1,4 +1,4 @@
-// The memory update's launchers for ctypes (tests/csrc/test_memory_update_cuda_host.py), with
+// The launchers of the memory update for ctypes (tests/csrc/test_memory_update_cuda_host.py), with
 // scratch memory full of NaN.
 #include "memory_update/api.h"
 #include "testing/controls.h"

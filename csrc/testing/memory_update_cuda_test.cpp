@@ -1,6 +1,5 @@
-// The memory update's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every label and feature type, both layouts, sizes with tails, against sums taken label by
-// label in double. Exit status 1 on failure.
+// Tests the CUDA kernels of the memory update with every feature type and both layouts, sizes with
+// tails, and bad labels, against sums taken label by label in double. Exit status 1 on failure.
 #include "testing/kernel_test.h"
 
 // after the dialect

@@ -1,6 +1,6 @@
-// mma.sync and ldmatrix for the host executor, element by element from the fragment layouts in the
+// mma.sync and ldmatrix for the host executor, element by element, with the fragment layouts of the
 // PTX ISA (sections "Matrix Fragments for mma.m16n8k16 / m16n8k8" and "ldmatrix"). Products are
-// exact and summed in double, then rounded once to float; the hardware's sum differs by roundings.
+// exact and summed in double, then rounded once to float; the hardware rounds its sums differently.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace mcibi_host {
 
-// Where register `index` of a lane holds which element (low half first for 16-bit elements).
+// The row and column of element i in the registers of a lane (low half first for 16-bit elements).
 struct Element {
   int row, column;
 };

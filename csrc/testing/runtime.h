@@ -1,5 +1,5 @@
-// The part of the CUDA runtime API that launchers use. Everything runs at once, on the caller's
-// thread; "device" pointers are ordinary host pointers.
+// The part of the CUDA runtime API that launchers use. Everything runs immediately, on the caller's
+// thread, and "device" pointers are ordinary host pointers.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// Shared memory, errors, the device's figures and the test's controls of the host executor.
+// The host executor's shared memory, errors, device attributes and controls for tests.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -49,7 +49,7 @@ std::map<int, int>& attributes() {  // a small device of compute capability 8.0
 constexpr size_t kConsentFreeBytes = 48 * 1024;
 size_t shared_limit() { return size_t(attributes()[cudaDevAttrMaxSharedMemoryPerBlockOptin]); }
 
-// Aligned as asked and no better, so that UBSan sees a vector access wider than the type allows.
+// Aligned exactly as requested, so that UBSan reports vector accesses that need a larger alignment.
 SharedObject make_shared_object(const void* key, size_t bytes, size_t alignment) {
   const size_t offset = alignment < 128 ? alignment : 0;
   void* memory = nullptr;
@@ -67,7 +67,8 @@ bool contains(const std::vector<SharedObject>& objects, const void* address, siz
 
 }  // namespace
 
-// ---- sites and errors -------------------------------------------------------------------------
+// ---- sites and errors ---------------------------------------------------------------------------
+
 int register_site(Sync kind, const char* file, int line) {
   auto& all = sites();
   const auto found = std::find_if(all.begin(), all.end(), [=](const Site& s) {
@@ -90,7 +91,8 @@ const char* last_error() { return error.c_str(); }
 int peek_status() { return status; }
 int take_status() { return std::exchange(status, int(cudaSuccess)); }
 
-// ---- launch limits ----------------------------------------------------------------------------
+// ---- launch limits ------------------------------------------------------------------------------
+
 int device_attribute(int attribute) { return attributes().at(attribute); }
 int allow_dynamic_shared(const void* kernel, int bytes) {
   if (size_t(bytes) > shared_limit()) return cudaErrorInvalidValue;
@@ -113,7 +115,8 @@ bool check_launch(const void* kernel, dim3 grid, dim3 block, size_t dynamic_byte
   return false;
 }
 
-// ---- shared memory ----------------------------------------------------------------------------
+// ---- shared memory ------------------------------------------------------------------------------
+
 void* static_shared(const void* key, size_t bytes, size_t alignment) {
   size_t total = dynamic_object.empty() ? 0 : dynamic_object[0].bytes, fixed = 0;
   for (const SharedObject& object : static_objects) {
@@ -155,7 +158,8 @@ void read_shared_row(void* destination, const void* address, int lane) {
   std::memcpy(destination, address, 16);
 }
 
-// ---- asynchronous copies ----------------------------------------------------------------------
+// ---- asynchronous copies ------------------------------------------------------------------------
+
 void async_copy(void* shared, const void* global, size_t bytes, size_t valid_bytes) {
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % bytes != 0)
     fail("cp.async: an address is not aligned to " + std::to_string(bytes) + " bytes");
@@ -184,7 +188,8 @@ void async_wait(int site, int groups_in_flight) {
 
 }  // namespace mcibi_host
 
-// ---- controls.h --------------------------------------------------------------------------------
+// ---- controls.h ---------------------------------------------------------------------------------
+
 void host_set_seed(uint64_t seed) { mcibi_host::seed = seed; }
 void host_skip_site(int site) { mcibi_host::skipped_site = site; }
 void host_set_device_attribute(int attribute, int value) {

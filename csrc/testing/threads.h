@@ -1,10 +1,10 @@
 // Threads, blocks, shared memory, barriers, warp collectives, atomics and launches of the host
-// executor. Between synchronisation points a thread runs alone; which thread runs next is drawn
-// from the seed, and so is the order of the blocks. Threads of a warp do not run in lockstep.
+// executor. Between synchronisation points a thread runs alone. The seed decides which thread runs
+// next and in which order blocks run. Threads of a warp do not run in lockstep.
 //
-// Errors (a barrier or warp collective that some threads do not reach, a shuffle from a lane
-// outside the mask, too much shared memory, ...) end the launch: cudaGetLastError() then returns
-// cudaErrorLaunchFailure and last_error() says what happened, where, and in which thread.
+// An error (a barrier or warp collective that some threads do not reach, a shuffle from a lane
+// outside the mask, too much shared memory, ...) ends the launch. cudaGetLastError() then returns
+// cudaErrorLaunchFailure, and last_error() says what happened, where, and in which thread.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,9 @@ inline constexpr int warpSize = 32;
 
 namespace mcibi_host {
 
-// ---- sites: every synchronisation in the source has a number, by file and line ----------------
+// ---- sites --------------------------------------------------------------------------------------
+
+// Every synchronisation in the source has a number, by file and line.
 enum class Sync : int { kBarrier, kWarp, kFence, kAsyncWait, kCollective };
 int register_site(Sync kind, const char* file, int line);
 #define MCIBI_SITE(kind)                                                           \
@@ -31,7 +33,8 @@ int register_site(Sync kind, const char* file, int line);
     return site;                                                                   \
   }())
 
-// ---- errors and the device's figures ----------------------------------------------------------
+// ---- errors and device attributes ---------------------------------------------------------------
+
 [[noreturn]] void fail(const std::string& message);  // from a kernel: ends the launch
 const char* last_error();
 int take_status();
@@ -39,7 +42,9 @@ int peek_status();
 int device_attribute(int attribute);
 int allow_dynamic_shared(const void* kernel, int bytes);
 
-// ---- shared memory: each object its own allocation, filled with 0xff (NaN) before each block --
+// ---- shared memory ------------------------------------------------------------------------------
+
+// Each object is an allocation of its own, filled with 0xff (NaN) before each block.
 void* static_shared(const void* key, size_t bytes, size_t alignment);
 unsigned char* dynamic_shared();
 template <typename T, typename Tag>
@@ -47,16 +52,18 @@ inline T& shared(Tag) {
   static const char key = 0;  // one per declaration: Tag is the type of its own lambda
   return *static_cast<T*>(static_shared(&key, sizeof(T), alignof(T)));
 }
-// For ldmatrix: 16 bytes at a 16-byte boundary, or an error that names the lane.
+// For ldmatrix: reads 16 bytes at a 16-byte boundary; an error names the lane.
 void read_shared_row(void* destination, const void* address, int lane);
 
-// ---- barriers ---------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
+
 enum class Vote : int { kNone, kOr, kAnd, kCount };
 int sync_threads(int site, Vote vote = Vote::kNone, int predicate = 0);
 void sync_warp(int site, unsigned mask = 0xffffffffu);
 void thread_fence(int site);
 
-// ---- warp collectives -------------------------------------------------------------------------
+// ---- warp collectives ---------------------------------------------------------------------------
+
 // All lanes of `mask` arrive at one site; the last one calls `complete(mask, operands of the
 // lanes)`.
 using Complete = void (*)(unsigned mask, void* const* operands);
@@ -67,7 +74,7 @@ inline bool in_mask(unsigned mask, int lane) { return mask >> lane & 1; }
 template <typename T>
 struct Shuffle {
   T value;
-  int source;  // lane read; always inside the mask or an error
+  int source;  // the lane to read; an error if it is not in the mask
   T result;
   static void complete(unsigned mask, void* const* operands) {
     for (int lane = 0; lane < 32; ++lane) {
@@ -108,7 +115,7 @@ inline T shuffle_up(int site, unsigned mask, T value, unsigned delta, int width 
   return shuffle(site, mask, value, source < (lane & ~(width - 1)) ? lane : source);
 }
 
-// One value from each lane of the mask, folded into one result that all of them get.
+// Reduces one value from each lane of the mask to one result for all of them.
 template <typename T, typename Fold>
 struct Reduce {
   T value;
@@ -169,7 +176,9 @@ inline unsigned match_any(int site, unsigned mask, T value) {
   return operand.result;
 }
 
-// ---- atomics: a thread runs alone between synchronisation points, so a plain update is atomic -
+// ---- atomics ------------------------------------------------------------------------------------
+
+// A thread runs alone between synchronisation points, so a plain update is atomic.
 void note_atomic(const void* address, size_t bytes);  // for the race checker
 template <typename T, typename Update>
 __attribute__((no_sanitize("thread"))) inline T atomic(T* address, Update update) {
@@ -179,12 +188,15 @@ __attribute__((no_sanitize("thread"))) inline T atomic(T* address, Update update
   return old;
 }
 
-// ---- asynchronous copies: done at the wait, so that a read before it sees the old bytes -------
+// ---- asynchronous copies ------------------------------------------------------------------------
+
+// Performed at the wait, so that a read before it sees the old bytes.
 void async_copy(void* shared, const void* global, size_t bytes, size_t valid_bytes);
 void async_commit();
 void async_wait(int site, int groups_in_flight);
 
-// ---- launches ---------------------------------------------------------------------------------
+// ---- launches -----------------------------------------------------------------------------------
+
 void run(const void* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
          const std::function<void()>& thread);
 

@@ -1,4 +1,4 @@
-// CUDA's built-in vector types, with its alignments: a misaligned vector access is a UBSan report.
+// CUDA's built-in vector types with CUDA's alignments, so that UBSan reports misaligned accesses.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// The CUDA kernels of upsample_argmax and upsample_confusion under AddressSanitizer and UBSan:
-// buffers of exactly the size needed, every element type, both layouts, sizes with tails, against
-// logits interpolated pixel by pixel. Exit status 1 on failure.
+// Tests the CUDA kernels of upsample_argmax and upsample_confusion with every element type and both
+// layouts, and sizes with tails, against logits interpolated pixel by pixel. Exit status 1 on
+// failure.
 #include "testing/kernel_test.h"
 
 // after the dialect

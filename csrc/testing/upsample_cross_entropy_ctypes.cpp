@@ -1,5 +1,5 @@
-// The cross entropy's launchers for ctypes (tests/csrc/test_upsample_cross_entropy_cuda_host.py),
-// with scratch memory full of NaN.
+// The launchers of the cross entropy for ctypes
+// (tests/csrc/test_upsample_cross_entropy_cuda_host.py), with scratch memory full of NaN.
 #include "testing/controls.h"
 #include "testing/poisoned.h"
 #include "upsample_cross_entropy/api.h"

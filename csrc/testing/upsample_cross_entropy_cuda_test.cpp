@@ -1,6 +1,6 @@
-// The cross entropy's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every element type, both layouts, sizes with tails, against losses and gradients taken
-// pixel by pixel in double. Exit status 1 on failure.
+// Tests the CUDA kernels of the cross entropy with every element type and both layouts, and sizes
+// with tails, against losses and gradients computed pixel by pixel in double. Exit status 1 on
+// failure.
 #include "testing/kernel_test.h"
 
 // after the dialect

@@ -1,10 +1,10 @@
 // upsample_argmax and upsample_confusion on CUDA, one launch each.
 //
-// The floor is bytes: the small logits once, and 8 B H W written by the argmax, or the labels read
-// by the confusion matrix. Above it are about 20 instructions for each class and column of up to 8
-// pixels, and 7 more for each pixel where the class may win.
+// At the least the kernels move the small logits once, and the argmax writes 8 B H W bytes or the
+// confusion matrix reads the labels. In addition they need about 20 instructions for each class and
+// column of up to 8 pixels, and 7 more for each pixel at which the class may win.
 //
-// Counts are integers: whatever the order in which they are added, the result is the same.
+// Counts are integers, so their sum does not depend on the order of the additions.
 #include "upsample_argmax/cuda_predict.cuh"
 
 namespace mcibi_fast {
@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(Element) == 8 ? 1 : 3)
       out[first + static_cast<int64_t>(r) * input.x_axis.out_size] = prediction.label[r];
 }
 
-// Pairs of label and prediction, counted in the block's shared memory or, where that is too small,
-// in global memory. Pixels below one another mostly are a pair: those are added at once.
+// Counts pairs of label and prediction in the block's shared memory or, if that is too small, in
+// global memory. Pixels below each other often are the same pair, which is then added once.
 class PairCounts {
  public:
   __device__ PairCounts(unsigned* block, unsigned long long* all) : block_(block), all_(all) {}
@@ -64,7 +64,7 @@ struct ConfusionInput {
   int block_counts;  // K * K in shared memory, or 0
 };
 
-// Any grid: blocks take tiles by turns.
+// A grid of any size: blocks take turns at the tiles.
 template <typename Element, bool kPatch>
 __global__ void __launch_bounds__(kTileThreads, sizeof(Element) == 8 ? 1 : 3)
     confusion_kernel(ConfusionInput<Element> input) {
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(Element) == 8 ? 1 : 3)
     if (block[i] > 0) atomicAdd(&input.counts[i], static_cast<unsigned long long>(block[i]));
 }
 
-// ---- launches ---------------------------------------------------------------------------------
+// ---- launches -----------------------------------------------------------------------------------
+
 template <typename Element>
 cudaError_t argmax(const LogitMap& logits, int64_t height, int64_t width, bool align_corners,
                    int64_t* prediction, CudaStream stream) {
@@ -112,7 +113,7 @@ cudaError_t argmax(const LogitMap& logits, int64_t height, int64_t width, bool a
                        prediction);
 }
 
-// Where the counts of a block lie, and how many blocks share the tiles.
+// Where a block keeps its counts, and how many blocks share the tiles.
 struct ConfusionPlan {
   size_t shared_bytes;
   int64_t blocks;
@@ -126,7 +127,7 @@ ConfusionPlan make_confusion_plan(int64_t classes, int64_t tiles, size_t patch_b
   const bool fits = classes < kTileThreads &&
                     bytes + patch_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (!fits) return {0, tiles};
-  constexpr size_t kReserved = 1024;  // of every block
+  constexpr size_t kReserved = 1024;  // by the system, in every block
   const size_t per_multiprocessor =
       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (bytes + patch_bytes + kReserved);
   const size_t most = per_multiprocessor < 3 ? per_multiprocessor : 3;

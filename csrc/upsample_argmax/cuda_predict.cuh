@@ -1,8 +1,8 @@
 // The predictions of the pixels of one tile (common/upsample_tile.cuh).
 //
-// Along its column, from one row of the logits to the next, a class stays between its two values
-// there. One that stays below the smaller value of another cannot win: its logits at the thread's
-// pixels are not interpolated.
+// Along a column, from one row of the logits to the next, a class stays between its values on the
+// two rows. If it stays below the smaller value of another class it cannot win, and its logits at
+// the thread's pixels are not interpolated.
 #pragma once
 
 #include <limits>
@@ -12,15 +12,15 @@
 
 namespace mcibi_fast {
 
-// More than the rounding of an interpolated logit, relative to its neighbours.
+// A bound on the rounding of an interpolated logit, relative to its neighbours.
 template <typename T>
 inline constexpr T kRounding = 8 * std::numeric_limits<T>::epsilon();
 
 template <typename T, int kRows>
 struct Prediction {
-  T logit[kRows];  // the largest so far, and whose it is
+  T logit[kRows];  // the largest so far, and its class
   int label[kRows];
-  T certain;  // the largest is nowhere smaller, but for rounding
+  T certain;  // a lower bound of the largest logit, except for rounding
 
   __device__ Prediction() : certain(-std::numeric_limits<T>::infinity()) {
 #pragma unroll
@@ -33,7 +33,7 @@ struct Prediction {
   // Class k, interpolated horizontally on both rows of the logits.
   __device__ __forceinline__ void add(int k, T row0, T row1, const ThreadPixels<T, kRows>& pixels) {
     const T slack = kRounding<T> * (magnitude(row0) + magnitude(row1) + magnitude(certain));
-    if (maximum(row0, row1) + slack < certain) return;  // not where one is NaN, as slack then is
+    if (maximum(row0, row1) + slack < certain) return;  // false for NaN, which makes slack NaN
     certain = maximum(certain, minimum(row0, row1));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void predict_classes(Corners<Value> corners, int firs
   }
 }
 
-// All threads of a block; `values`, kPatchValues of them in shared memory, only with kPatch.
+// Called by all threads of a block. `values` is shared memory for kPatchValues, used if kPatch.
 template <bool kPatch, typename Element, typename T, int kRows>
 __device__ __forceinline__ Prediction<T, kRows> predict(const UpsampleInput<Element>& input,
                                                         const Tile& tile,
@@ -77,9 +77,9 @@ __device__ __forceinline__ Prediction<T, kRows> predict(const UpsampleInput<Elem
     const Corners<T> corners = patch.corners(pixels);
     for (int first = 0; first < input.classes; first += input.patch_classes) {
       const int count = min(input.patch_classes, input.classes - first);
-      __syncthreads();  // the classes before have been used
+      __syncthreads();  // the previous classes have been used
       patch.fill(input, tile.b, first, count, T(0));
-      __syncthreads();  // these are there
+      __syncthreads();  // these classes are loaded
       if (pixels.rows > 0) predict_classes(corners, first, count, pixels, prediction);
     }
   } else if (pixels.rows > 0) {

@@ -1,8 +1,8 @@
 // CPU kernels of upsample_cross_entropy, one copy per instruction set (see common/cpu_dispatch.h).
 //
-// Interpolation is separable: a row between two source rows is mixed once per output row, [w][K] in
-// the second-level cache, and each of its pixels is then interpolated between two neighbours. What
-// the loss needs of a pixel is reduced over its classes at once; ignored pixels cost nothing.
+// Interpolation is separable: each output row first mixes two source rows, [w][K] in the
+// second-level cache, and then interpolates each of its pixels between two neighbours. What the
+// loss needs of a pixel is reduced over its classes immediately, and ignored pixels are skipped.
 #include <algorithm>
 #include <vector>
 
@@ -36,7 +36,7 @@ class LossRow {
       for (int64_t p = 0; p < next.count; ++p) {
         const int64_t i = next.x[p];
         const int32_t label = labels[i];
-        // Differences from the largest logit, which are exact where they matter.
+        // Computed from differences to the largest logit, which are exact where they matter.
         const C log_sum = log_sum_[p];
         lse[i] = largest_[p] + log_sum;
         losses[i] = weights_.hard(label) * (largest_[p] - block_.pixel(p)[label] + log_sum);
@@ -50,7 +50,7 @@ class LossRow {
  private:
   static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
 
-  // The logits of the pixels, their largest, and log sum_k exp(l_k - largest).
+  // Computes the logits of the pixels, their largest, and log sum_k exp(l_k - largest).
   void reduce(const C* row, const std::vector<BilinearTap<C>>& taps, const NextPixels<C>& next) {
     Vector<C> rows[kPixels];
     next.clear_unused(rows);
@@ -74,7 +74,7 @@ class LossRow {
     store(log_sum_, log_of(reduce_rows<C>(rows, [](auto a, auto b) { return a + b; })));
   }
 
-  // below_: sum_k w_k (largest - l_k)
+  // Computes below_ = sum_k w_k (largest - l_k).
   void reduce_smoothing(const NextPixels<C>& next) {
     const C* weights = weights_.of_class.data();
     Vector<C> rows[kPixels];
@@ -133,7 +133,7 @@ void backward(const CrossEntropyCotangent& cotangent, const LogitMap& logits,
     S* image = static_cast<S*>(const_cast<void*>(grad.data)) + b * grad.strides.batch;
     store_class_row(row, grad.width, grad.classes, grad.strides, image + y * grad.strides.row);
   };
-  // Of each unit the first row and the one below the last, which belongs to the next unit.
+  // The first row of each unit and the row after its last, which is the first of the next unit.
   Scratch shared(logits.batch * units * 2 * size * static_cast<int64_t>(sizeof(C)));
   C* edges = shared.as<C>();
   const int64_t work_of_unit = labels.height * labels.width * logits.classes / units + 1;

@@ -1,8 +1,8 @@
 // upsample_cross_entropy on CUDA: one launch forward, two backward.
 //
-// The floor is bytes (the labels once, losses and lse once, the small logits) or the exponentials,
-// of which both directions take one for each pixel and class. As compiled for sm_90, 9 other
-// instructions come with each of them forward and 10 backward.
+// The limit is memory (labels, losses and lse once, and the small logits) or the exponentials, one
+// per pixel and class in both directions. As compiled for sm_90, each exponential comes with 9
+// other instructions in the forward and 10 in the backward.
 #include "upsample_cross_entropy/cuda_backward.cuh"
 #include "upsample_cross_entropy/cuda_forward.cuh"
 #include "upsample_cross_entropy/cuda_gather.cuh"
@@ -29,7 +29,8 @@ cudaError_t forward(const LogitMap& logits, const LabelMap& labels,
   return launch_blocks(kernel, tiles_of(input.map, logits.batch), kTileThreads, 0, stream, input);
 }
 
-// ---- backward ---------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
+
 constexpr int kMostGroupClasses = 256;
 constexpr int64_t kWantedBlocks = 512;  // about four on each of 132 SMs
 constexpr double kWalkPixels = 512;

@@ -2,12 +2,12 @@
 // - (1 - s) w_y [k = y] - s/K w_k) and p_ik = exp((U l)_ik - lse_i), in two launches.
 //
 // Cell (y, x) is the set of output pixels that interpolate between low-resolution pixels y, y + 1
-// and x, x + 1: every pixel is in one cell, so that d is computed once. A block has a tile of
-// cells; a thread walks along one of its rows of cells for two classes. Their four logits and the
-// sums for the four corners stay in registers; all it reads on the way is what the classes share:
-// lse, label and scales of the pixels, staged in shared memory, every lane of a warp (mostly) the
-// same. The rows' sums are added up in shared memory; what tiles share, the low-resolution pixels
-// on their borders, the second launch adds up in a fixed order.
+// and x, x + 1. Every pixel is in one cell, so that d is computed once. A block has a tile of
+// cells, and a thread walks along one of its rows of cells for two classes. Their four logits and
+// the sums for the four corners stay in registers. On the way a thread reads only what all classes
+// share: lse, label and scales of the pixels, from shared memory, and mostly at the same address in
+// all lanes of a warp. The sums of the rows are added in shared memory; those of low-resolution
+// pixels on the borders of tiles are added by the second launch, in a fixed order.
 #pragma once
 
 #include <type_traits>
@@ -17,10 +17,10 @@
 namespace mcibi_fast {
 
 template <typename T>
-inline constexpr int kMostThreads = 1280 / sizeof(T);  // of a block of the backward
+inline constexpr int kMostThreads = 1280 / sizeof(T);  // in a block of the backward
 inline constexpr int kThreadClasses = 2;
-inline constexpr int kMaxWalks = 16;  // rows of cells of a tile
-inline constexpr int kMaxCells = 8;   // along them
+inline constexpr int kMaxWalks = 16;  // rows of cells in a tile
+inline constexpr int kMaxCells = 8;   // cells in such a row
 inline constexpr int kStageRows = 12;
 inline constexpr int kStageColumns = 8;
 inline constexpr int kStagePixels = kStageRows * kStageColumns;
@@ -33,12 +33,12 @@ struct alignas(16) PixelState {
   int label;
 };
 
-// How the cells are cut into tiles.
+// How the cells are divided into tiles.
 struct BackwardPlan {
-  int walks, cells;           // of a tile
-  int tiles_y, tiles_x;       // of an image
-  int groups, group_classes;  // the classes are cut up too
-  int lanes;                  // threads along a walk
+  int walks, cells;           // in a tile
+  int tiles_y, tiles_x;       // in an image
+  int groups, group_classes;  // the classes are divided too
+  int lanes;                  // threads on one walk
 
   int threads() const { return (walks * lanes + 31) / 32 * 32; }
 };
@@ -63,16 +63,16 @@ struct BackwardInput {
   __device__ T class_weight(int k) const { return weight == nullptr ? T(1) : weight[k]; }
 };
 
-// A block's shared memory but for PixelState[walks][kStagePixels], which begins the dynamic part,
-// and its sums [walks][2][cells + 1][2 lanes], which end it.
+// The static part of a block's shared memory. The dynamic part is PixelState[walks][kStagePixels],
+// followed by the sums [walks][2][cells + 1][2 lanes].
 template <typename T>
 struct TileShared {
   int y_begin[kMaxWalks + 1], x_begin[kMaxCells + 1];  // first output pixels of the cells
   T far_y[kMaxWalks * kStageRows], far_x[kStageColumns];
 };
 
-// ---- what the classes share
-// -----------------------------------------------------------------------
+// ---- what all classes share ---------------------------------------------------------------------
+
 template <typename T>
 __device__ __forceinline__ T far_weight(const BilinearAxis<T>& axis, int i) {
   const BilinearTap<T> tap = bilinear_tap(axis, i);
@@ -82,7 +82,7 @@ __device__ __forceinline__ T far_weight(const BilinearAxis<T>& axis, int i) {
 template <typename Element, typename T>
 __device__ PixelState<T> pixel_state(const BackwardInput<Element>& input, int label, int b, int y,
                                      int x, T weight_sum) {
-  constexpr T kInfinite = T(3e38);  // no pixel: p = 0
+  constexpr T kInfinite = T(3e38);  // gives p = 0
   if (label < 0) return {kInfinite, T(0), T(0), -1};
   const int64_t i =
       (static_cast<int64_t>(b) * input.y_axis.out_size + y) * input.x_axis.out_size + x;
@@ -94,7 +94,8 @@ __device__ PixelState<T> pixel_state(const BackwardInput<Element>& input, int la
   return {input.lse[i], grad * scale, grad, label};
 }
 
-// All threads: the pixels of columns x .. x_end and, of each walk, rows from the first + row.
+// Called by all threads: stages the pixels of columns x .. x_end - 1 and, for each walk, of the
+// rows from its first + row on.
 template <typename Element, typename T>
 __device__ __forceinline__ void fill_stage(const BackwardInput<Element>& input, int b, int row,
                                            int x, int x_end, T weight_sum, TileShared<T>& shared,
@@ -119,9 +120,9 @@ __device__ __forceinline__ void fill_stage(const BackwardInput<Element>& input, 
   labels.report(flag);
 }
 
-// ---- a thread's walk
-// ------------------------------------------------------------------------------ The sums of a
-// walk, by the low-resolution columns it passes: [row 0, row 1][column][class].
+// ---- a thread's walk ----------------------------------------------------------------------------
+
+// The sums of a walk for the low-resolution columns that it passes: [row 0, row 1][column][class].
 template <typename T>
 struct WalkSums {
   T* data;
@@ -137,7 +138,7 @@ class Walk {
  public:
   using T = Compute<Element>;
 
-  // Along cell row `y` from cell `x`, for classes first + lane and first + lane + lanes.
+  // A walk along cell row `y` from cell `x` on, for classes first + lane and first + lane + lanes.
   __device__ Walk(const BackwardInput<Element>& input, int b, int y, int x, int first, int lane)
       : input_(input), first_x_(x), lane_(lane) {
     const bool last =
@@ -171,7 +172,7 @@ class Walk {
     set_one_column();
   }
 
-  // The part of the walk that lies in a stage: columns x .. x_end, `rows` rows of the cells.
+  // The part of the walk in one stage: columns x .. x_end - 1, `rows` rows of the cells.
   __device__ __forceinline__ void pass(const TileShared<T>& shared, const PixelState<T>* states,
                                        const T* far_y, int x, int x_end, int rows, bool add,
                                        const WalkSums<T>& sums) {
@@ -186,18 +187,18 @@ class Walk {
     }
   }
 
-  // Leaves the cells up to the last behind.
+  // Goes past the last cell and stores the remaining sums.
   __device__ __forceinline__ void finish(bool add, const WalkSums<T>& sums) {
     while (cell_ < input_.plan.cells) next_cell(add, sums);
     store_left(add, sums);
   }
 
  private:
-  // Logits of a low-resolution column: that of the upper row, and the slope to the lower.
+  // The logit of a low-resolution column in the upper row, and the slope to the lower row.
   struct Column {
     T logit, slope;
   };
-  // Sums for a low-resolution column: over both rows, and for the lower.
+  // Sums for a low-resolution column: of both rows, and of the lower row.
   struct Sums {
     T both, lower;
   };
@@ -216,7 +217,7 @@ class Walk {
     return {logit, lower_ == 0 ? T(0) : widen(at[lower_]) - logit};
   }
 
-  // Whether the cell's right column has no part in it; its logits may be infinite.
+  // Notes whether the cell has no right column, whose logits may be infinite.
   __device__ __forceinline__ void set_one_column() {
     one_column_ = first_x_ + cell_ >= input_.x_axis.in_size - 1 ||
                   input_.x_axis.in_size == input_.x_axis.out_size;
@@ -288,14 +289,14 @@ class Walk {
   const BackwardInput<Element>& input_;
   const Element* row_;
   int first_x_, lane_, cell_ = 0;
-  int64_t lower_;  // from the upper row of logits to the lower; 0: they are one
+  int64_t lower_;  // from the upper row of logits to the lower; 0: they are the same row
   bool one_column_ = false;
   ClassState classes_[kThreadClasses];
 };
 
-// ---- the tile's sums
-// ------------------------------------------------------------------------------ All threads: adds
-// up what the walks have for the low-resolution rows between them.
+// ---- the tile's sums ----------------------------------------------------------------------------
+
+// Called by all threads: adds what the walks have for the low-resolution rows between them.
 template <typename Element, typename T>
 __device__ __forceinline__ void write_tile_sums(const BackwardInput<Element>& input, int b,
                                                 int tile_y, int tile_x, int first, const T* sums) {
@@ -351,7 +352,7 @@ __global__ void __launch_bounds__(kMostThreads<Compute<Element>>,
   const int columns = plan.cells + 1, width = kThreadClasses * plan.lanes;
   const WalkSums<T> own = {sums + 2 * walk * columns * width, columns, width};
   const LabelFlag flag = {group == 0 ? input.flag.flag : nullptr, input.flag.op};
-  __syncthreads();  // the cells are known
+  __syncthreads();  // the cells' first pixels are known
   const int x_end = shared.x_begin[plan.cells];
   int tallest = 1;
   for (int i = 0; i < plan.walks; ++i)
@@ -361,9 +362,9 @@ __global__ void __launch_bounds__(kMostThreads<Compute<Element>>,
     const int rows = min(kStageRows, shared.y_begin[walk + 1] - shared.y_begin[walk] - row);
     for (int x = shared.x_begin[0]; x < x_end; x += kStageColumns) {
       const int end = min(x + kStageColumns, x_end);
-      __syncthreads();  // the stage before has been used
+      __syncthreads();  // the previous stage has been used
       fill_stage(input, opaque(b), row, x, end, weight_sum, shared, states, flag);
-      __syncthreads();  // this one is there
+      __syncthreads();  // this stage is loaded
       if (active)
         path.pass(shared, states + walk * kStagePixels, shared.far_y + walk * kStageRows, x, end,
                   rows, row > 0, own);

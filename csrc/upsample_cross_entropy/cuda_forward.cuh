@@ -1,8 +1,8 @@
 // The losses and lse of the pixels of one tile in each block (common/upsample_tile.cuh).
 //
-// Four classes at a time: their largest logit, where it exceeds the pixel's largest so far,
-// rescales the sum; then one exponential per class. The label's logit is interpolated once more at
-// the end, which costs less than a comparison for every class.
+// Classes are taken four at a time. If their largest logit exceeds the pixel's largest so far, the
+// sum is rescaled; then one exponential per class is added. The label's logit is interpolated again
+// at the end, which costs less than a comparison for every class.
 #pragma once
 
 #include "common/upsample_tile.cuh"
@@ -12,7 +12,7 @@ namespace mcibi_fast {
 
 inline constexpr int kUnit = 4;  // classes at a time
 
-// Below any logit; stands for classes past the last.
+// Below any logit; used for classes after the last.
 template <typename T>
 inline constexpr T kNothing = T(-1e38);
 
@@ -50,13 +50,14 @@ struct ThreadSums {
   }
 };
 
-// Of the logits from row0 to row1; 0 where these are one, whose logits may be infinite.
+// The slope of the logits from row0 to row1; 0 if these are the same row, whose logits may be
+// infinite.
 template <typename T, int kRows>
 __device__ __forceinline__ T slope_of(T row0, T row1, const ThreadPixels<T, kRows>& pixels) {
   return pixels.row0 == pixels.row1 ? T(0) : row1 - row0;
 }
 
-// The next `count` classes. kPadded: after them there are others up to a multiple of kUnit.
+// Adds the next `count` classes. kPadded: they are followed by padding up to a multiple of kUnit.
 template <bool kPadded, typename Value, typename T, int kRows>
 __device__ __forceinline__ void add_classes(Corners<Value> corners, int count,
                                             const ThreadPixels<T, kRows>& pixels,
@@ -89,7 +90,7 @@ __device__ __forceinline__ void add_classes(Corners<Value> corners, int count,
   }
 }
 
-// For label smoothing: sum_k w_k l_k over the next `count` classes, the first of which is `first`.
+// For label smoothing: adds w_k l_k for the next `count` classes, from class `first` on.
 template <typename Element, typename Value, typename T, int kRows>
 __device__ __forceinline__ void add_weighted(const ForwardInput<Element>& input,
                                              Corners<Value> corners, int first, int count,
@@ -157,9 +158,9 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(Compute<Element>) == 8 ? 
     const Corners<T> corners = patch.corners(pixels);
     for (int first = 0; first < input.map.classes; first += input.map.patch_classes) {
       const int count = min(input.map.patch_classes, input.map.classes - first);
-      __syncthreads();  // the classes before have been used
+      __syncthreads();  // the previous classes have been used
       patch.fill(input.map, opaque(tile.b), first, count, kNothing<T>);
-      __syncthreads();  // these are there
+      __syncthreads();  // these classes are loaded
       add_classes<true>(corners, count, pixels, sums);
       if (input.smoothing > T(0)) add_weighted(input, corners, first, count, pixels, sums);
     }

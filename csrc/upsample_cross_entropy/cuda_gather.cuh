@@ -1,11 +1,11 @@
-// The backward's second launch: the sums of the tiles together, in the logits' dtype and layout.
+// The second launch of the backward adds up the tiles' sums, in the dtype and layout of the logits.
 #pragma once
 
 #include "upsample_cross_entropy/cuda_backward.cuh"
 
 namespace mcibi_fast {
 
-inline constexpr int kGatherSide = 32;  // pixels and classes of a block
+inline constexpr int kGatherSide = 32;  // pixels, and classes, of a block
 inline constexpr int kGatherThreads = 256;
 
 template <typename Element>
@@ -18,8 +18,8 @@ struct GatherInput {
   int classes, height, width;
   int tiles_k, tiles_x;  // of kGatherSide
 
-  // All that was added for a low-resolution pixel: on its tile's upper or left border, by the tiles
-  // there too, whose last row or column is the one before.
+  // The sum for a low-resolution pixel. On the upper or left border of its tile, it includes the
+  // last row or column of the tiles there.
   __device__ __forceinline__ T sum(int b, int y, int x, int k) const {
     const int tile_y = y / plan.walks, tile_x = x / plan.cells;
     const int64_t row = static_cast<int64_t>(b * plan.tiles_y + tile_y) * (plan.walks + 1) +
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kGatherThreads)
   for (int i = across; i < kGatherSide; i += kStep)
     if (x0 + i < input.width && k0 + lane < input.classes)
       tile[i][lane] = input.sum(b, y, x0 + i, k0 + lane);
-  __syncthreads();  // a warp has read classes; it may write pixels
+  __syncthreads();  // warps read along classes and may write along pixels
   const bool classes_first = input.strides.channel == 1;
   Element* row = input.grad + b * input.strides.batch + y * input.strides.row;
   for (int i = across; i < kGatherSide; i += kStep) {
