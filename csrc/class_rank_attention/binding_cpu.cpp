@@ -6,19 +6,13 @@
 #include <vector>
 
 #include "class_rank_attention/api.h"
-#include "common/binding.h"
-#include "common/cpu_dispatch.h"
+#include "common/cpu_binding.h"
 
 namespace mcibi_fast {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype) {
-  return torch::stable::empty(size, dtype, std::nullopt,
-                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
-}
 
 // (B, N, K) as the map (B, K, 1, N).
 MapStrides row_strides(const Tensor& rows) {

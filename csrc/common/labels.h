@@ -1,4 +1,4 @@
-// Label maps as the kernels see them, and how kernels report bad labels.
+// Label maps as the kernels see them, and where they report a label that is no class.
 #pragma once
 
 #include <cstdint>

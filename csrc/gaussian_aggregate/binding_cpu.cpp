@@ -5,22 +5,14 @@
 #include <tuple>
 #include <vector>
 
-#include "common/binding.h"
-#include "common/cpu_dispatch.h"
+#include "common/cpu_binding.h"
 #include "gaussian_aggregate/api.h"
 
 namespace mcibi_fast {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty(
-      size, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU),
-      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
 
 template <typename T>
 std::vector<double> copy_memory(const Tensor& memory) {

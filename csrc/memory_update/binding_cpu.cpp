@@ -7,23 +7,13 @@
 #include <tuple>
 #include <vector>
 
-#include "common/binding.h"
-#include "memory_update/api.h"
+#include "memory_update/binding.h"
 
 namespace mcibi_fast {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-FeatureMap feature_map(const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 4, "features: expected (B, Z, h, w)");
-  return {t.const_data_ptr(), float_kind(t, "features"),
-          t.size(0),          t.size(1),
-          t.size(2),          t.size(3),
-          t.stride(0),        t.stride(1),
-          t.stride(2),        t.stride(3)};
-}
 
 void check_shapes(const FeatureMap& features, const Tensor& labels) {
   STD_TORCH_CHECK(features.batch == labels.size(0), "features and labels: different batch sizes");

@@ -2,6 +2,7 @@
 // what a user can get wrong.
 #include <torch/csrc/stable/library.h>
 
+#include "common/cpu_binding.h"
 #include "common/upsample_binding.h"
 #include "upsample_argmax/api.h"
 

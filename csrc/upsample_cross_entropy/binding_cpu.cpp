@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/cpu_binding.h"
 #include "common/upsample_binding.h"
 #include "upsample_cross_entropy/api.h"
 
