@@ -1,8 +1,8 @@
 """Which source becomes which object and library, and the commands for it.
 
-csrc/module.cpp, csrc/common/*.cpp, csrc/<op>/<op>_binding.cpp   once            -> _C
-csrc/<op>/<op>_cpu.cpp                                           per CPU flavour -> _C
-csrc/<op>/<op>_cuda.cu, csrc/<op>/<op>_cuda_binding.cpp          once, by nvcc   -> _cuda
+csrc/module.cpp, csrc/common/*.cpp, csrc/<op>/binding_cpu.cpp   once            -> _C
+csrc/<op>/cpu.cpp                                               per CPU flavour -> _C
+csrc/<op>/cuda.cu, csrc/<op>/binding_cuda.cpp                   once, by nvcc   -> _cuda
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ class Plan:
 
 
 def library_sources(csrc: Path) -> list[Path]:
-    return [csrc / "module.cpp", *sorted(csrc.glob("common/*.cpp")), *_per_op(csrc, "_binding.cpp")]
+    shared = [csrc / "module.cpp", *sorted(csrc.glob("common/*.cpp"))]
+    return shared + sorted(csrc.glob("*/binding_cpu.cpp"))
 
 
 def kernel_sources(csrc: Path) -> list[Path]:
-    return _per_op(csrc, "_cpu.cpp")
+    return sorted(csrc.glob("*/cpu.cpp"))
 
 
 def cuda_sources(csrc: Path) -> list[Path]:
-    return _per_op(csrc, "_cuda.cu") + _per_op(csrc, "_cuda_binding.cpp")
+    return sorted(csrc.glob("*/cuda.cu")) + sorted(csrc.glob("*/binding_cuda.cpp"))
 
 
-def _per_op(csrc: Path, suffix: str) -> list[Path]:
-    """csrc/<op>/<op><suffix> of every op."""
-    return sorted(p for p in csrc.glob(f"*/*{suffix}") if p.name == p.parent.name + suffix)
+def _object_name(csrc: Path, source: Path) -> str:
+    """A name of its own for every source: each op has a cpu.cpp."""
+    return "_".join(source.relative_to(csrc).with_suffix("").parts)
 
 
 def flavour_defines(flavour: str) -> list[str]:
@@ -99,11 +100,11 @@ def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version:
         objects.append(plan.add(obj, [source], command, compiles=True))
 
     for source in library_sources(csrc):
-        compile_one(source, source.stem, [torch_define(torch)])
+        compile_one(source, _object_name(csrc, source), [torch_define(torch)])
     for flavour, flavour_flags in toolchain.cpu_flavours().items():
         for source in kernel_sources(csrc):
             extra = [*flavour_flags, *flavour_defines(flavour)]
-            compile_one(source, f"{source.stem}.{flavour}", extra)
+            compile_one(source, f"{_object_name(csrc, source)}.{flavour}", extra)
 
     library = out / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     link = [*cxx.command, "-shared", *map(str, objects), "-o", str(library)]
@@ -124,7 +125,7 @@ def cuda_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, cuda: C
     plan = Plan()
     objects = []
     for source in cuda_sources(csrc):
-        obj = temp / f"{source.stem}.o"
+        obj = temp / f"{_object_name(csrc, source)}.o"
         command = [*nvcc, *flags, "-c", str(source), "-o", str(obj)]
         objects.append(plan.add(obj, [source], command, compiles=True))
 

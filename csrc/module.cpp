@@ -1,5 +1,5 @@
 // The Python module mcibi_fast._C. Importing it registers the CPU operators (each op's
-// _binding.cpp, in torch.ops.mcibi_fast_cpu); the functions here say how it was built.
+// binding_cpu.cpp, in torch.ops.mcibi_fast_cpu); the functions here say how it was built.
 #include <pybind11/pybind11.h>
 
 #include "common/cpu_dispatch.h"

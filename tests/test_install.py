@@ -61,7 +61,7 @@ def source_tree(root: Path, kernel: str = "") -> Path:
         'static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1};\n'
         "PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }\n"
     )
-    (root / "csrc" / "op" / "op_cuda.cu").write_text(kernel)
+    (root / "csrc" / "op" / "cuda.cu").write_text(kernel)
     (root / "mcibi_fast").mkdir()
     (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.0"\n')
     shutil.copy(ROOT / "mcibi_fast" / "_schemas.py", root / "mcibi_fast")
@@ -209,7 +209,7 @@ def test_an_nvcc_outside_its_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 FAILING_NVCC = """case "$1" in
 --version) echo 'Cuda compilation tools, release 13.0, V13.0.88';;
 --list-gpu-arch) echo compute_80;;
-*) echo 'op_cuda.cu(1): error: expected a declaration'; exit 2;;
+*) echo 'cuda.cu(1): error: expected a declaration'; exit 2;;
 esac"""
 
 
@@ -219,7 +219,7 @@ def test_a_failing_cuda_part_is_dropped_with_its_reason(
     nvcc = program(tmp_path / "bin", "nvcc", FAILING_NVCC)
     record = cuda_build(tmp_path, monkeypatch, "", nvcc)
     assert not record["built"]
-    assert record["reason"] == "it did not compile: op_cuda.cu(1): error: expected a declaration"
+    assert record["reason"] == "it did not compile: cuda.cu(1): error: expected a declaration"
     assert list((tmp_path / "package").glob("_C*.so"))
 
 

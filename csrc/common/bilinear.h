@@ -1,17 +1,19 @@
-// Bilinear interpolation, the operator U, one axis at a time: that of torch's interpolate (aten's
-// area_pixel_compute_source_index), as forward taps and as the support of its adjoint.
+// Bilinear interpolation (the operator U), one axis at a time and exactly as in torch's interpolate
+// (aten's area_pixel_compute_source_index): the two inputs of each output, and for the adjoint the
+// outputs that read an input.
 //
-// T is the type aten computes in: float for every dtype but float64.
+// T is the type in which aten computes: double for float64, float for every other dtype.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "common/host_device.h"
 
 namespace mcibi_fast {
 
-// Pixel i of the output reads weight0 * in[index0] + weight1 * in[index1] (the same index at the
-// border, where the weights still sum to one).
+// An output is weight0 * in[index0] + weight1 * in[index1]. The weights sum to one; at the border
+// both indices are the same.
 template <typename T>
 struct BilinearTap {
   int index0;
@@ -35,8 +37,9 @@ struct BilinearAxis {
 };
 
 template <typename T>
-MCIBI_HOST_DEVICE BilinearAxis<T> make_bilinear_axis(int in_size, int out_size,
+MCIBI_HOST_DEVICE BilinearAxis<T> make_bilinear_axis(int64_t inputs, int64_t outputs,
                                                      bool align_corners) {
+  const int in_size = static_cast<int>(inputs), out_size = static_cast<int>(outputs);
   T scale = T(0);
   if (!align_corners) {
     scale = static_cast<T>(in_size) / static_cast<T>(out_size);
@@ -46,12 +49,12 @@ MCIBI_HOST_DEVICE BilinearAxis<T> make_bilinear_axis(int in_size, int out_size,
   return {in_size, out_size, align_corners, scale};
 }
 
-// One rounding on every backend, so that they agree to the bit (aten's CUDA and vectorised CPU
-// kernels contract the same expression).
+// Rounded once on every backend, so that all of them give the same bits. aten's CUDA and vectorised
+// CPU kernels contract the same expression.
 MCIBI_HOST_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 MCIBI_HOST_DEVICE double fused_multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// Where output position i falls among the inputs; never negative, may lie past in_size - 1.
+// The input coordinate of output i; never negative, but possibly above in_size - 1.
 template <typename T>
 MCIBI_HOST_DEVICE T bilinear_source(const BilinearAxis<T>& axis, int i) {
   if (axis.align_corners) return axis.scale * static_cast<T>(i);
@@ -61,7 +64,7 @@ MCIBI_HOST_DEVICE T bilinear_source(const BilinearAxis<T>& axis, int i) {
 
 template <typename T>
 MCIBI_HOST_DEVICE BilinearTap<T> bilinear_tap(const BilinearAxis<T>& axis, int i) {
-  if (axis.in_size == axis.out_size) return {i, i, T(1), T(0)};  // aten copies
+  if (axis.in_size == axis.out_size) return {i, i, T(1), T(0)};  // as aten, which copies
   const T source = bilinear_source(axis, i);
   const int last = axis.in_size - 1;
   int index0 = static_cast<int>(source);  // source >= 0: truncation is floor
@@ -71,14 +74,14 @@ MCIBI_HOST_DEVICE BilinearTap<T> bilinear_tap(const BilinearAxis<T>& axis, int i
   return {index0, index0 < last ? index0 + 1 : last, T(1) - weight1, weight1};
 }
 
-// U[i, j] on this axis: what output position i gives to input j.
+// U[i, j] on this axis: the weight of input j in output i.
 template <typename T>
 MCIBI_HOST_DEVICE T bilinear_weight(const BilinearTap<T>& tap, int j) {
   return (tap.index0 == j ? tap.weight0 : T(0)) + (tap.index1 == j ? tap.weight1 : T(0));
 }
 
-// The first output position whose index0 is at least j: positions between that of j and that of
-// j + 1 have the same taps.
+// The first output whose index0 is at least j. The outputs from there to the one for j + 1 read the
+// same two inputs.
 template <typename T>
 MCIBI_HOST_DEVICE int bilinear_first_output(const BilinearAxis<T>& axis, int j) {
   if (j <= 0) return 0;
@@ -93,14 +96,15 @@ MCIBI_HOST_DEVICE int bilinear_first_output(const BilinearAxis<T>& axis, int j) 
   return i;
 }
 
-// A range that holds every i with U[i, j] != 0; at its ends the weight may be zero.
+// A range that contains every output i with U[i, j] != 0; at its ends the weight may be zero.
 template <typename T>
 MCIBI_HOST_DEVICE AxisRange bilinear_support(const BilinearAxis<T>& axis, int j) {
   if (axis.in_size == axis.out_size) return {j, j + 1};
   const double scale = static_cast<double>(axis.scale);
   if (scale <= 0.0) return {0, axis.out_size};
-  // source(i) = scale * (i + shift) - shift lies in (j - 1, j + 1); one position of slack at each
-  // end covers the rounding of source. The clamped borders belong to the first and last input.
+  // These are the outputs for which source(i) = scale * (i + shift) - shift is in (j - 1, j + 1).
+  // One more at each end covers the rounding of source. Outputs clamped at a border read the first
+  // or the last input.
   const double shift = axis.align_corners ? 0.0 : 0.5;
   const double first = (j - 1 + shift) / scale - shift;
   const double last = (j + 1 + shift) / scale - shift;

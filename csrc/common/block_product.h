@@ -11,8 +11,8 @@ namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
 
-// The accumulators of the product: kBlockRows broadcast values by kBlockVectors vectors, as many as
-// the registers hold.
+// The accumulators of the product: kBlockRows broadcast values times kBlockVectors vectors, as many
+// as the registers hold.
 #if defined(__AVX512F__)
 constexpr int kBlockRows = 14, kBlockVectors = 2;
 #else

@@ -1,4 +1,4 @@
-// Rows of a label map for several threads, and the first bad label among them.
+// Reads the rows of a label map on several threads and keeps the first bad label among them.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ class CheckedLabelRows {
   explicit CheckedLabelRows(const LabelMap& labels)
       : labels_(labels), read_(label_reader(labels.kind)) {}
 
-  // One row as classes or kIgnored, which a bad label counts as too.
+  // Reads one row as classes or kIgnored; bad labels become kIgnored too.
   void read(int64_t b, int64_t y, int32_t* classes) {
     read_(labels_, b, y, classes);
     bool any = false;

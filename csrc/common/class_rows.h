@@ -1,9 +1,9 @@
-// Rows of pixels with their classes side by side, in float32 (float64): what bilinear upsampling
-// reads in the CPU kernels. Every interpolated pixel is then a few vector operations on whole
-// vectors of classes, with weights that are the same in all lanes, whatever the scale.
+// Rows of pixels whose classes are neighbours in memory, in float32 (float64 for float64), as the
+// bilinear upsampling of the CPU kernels reads them. Interpolating a pixel then takes a few
+// operations on whole vectors of classes, with the same weights in all lanes, whatever the scale.
 //
-// A row is [pixel][stride], the stride being K rounded up to whole vectors. What stands behind the
-// K classes is zero.
+// A row is [pixel][stride], where the stride is K rounded up to whole vectors. The values after the
+// K classes are zero.
 #pragma once
 
 #include <cstdint>
@@ -19,22 +19,19 @@ namespace MCIBI_CPU_ARCH {
 namespace {
 
 template <typename C>
-constexpr int64_t kVectorLanes = VectorOf<C>::kLanes;
-
-template <typename C>
 int64_t class_stride(int64_t classes) {
-  return ceil_div(classes, kVectorLanes<C>) * kVectorLanes<C>;
+  return ceil_div(classes, kLanes<C>) * kLanes<C>;
 }
 
 // ---- reading and writing maps of any strides ----------------------------------------------------
 
 template <typename S>
 MCIBI_SIMD Vector<Compute<S>> load_up_to(const S* p, int64_t count) {
-  return count == kVectorLanes<Compute<S>> ? load(p) : load_first(p, count);
+  return count == kLanes<Compute<S>> ? load(p) : load_first(p, count);
 }
 template <typename S>
 MCIBI_SIMD void store_up_to(S* p, Vector<Compute<S>> v, int64_t count) {
-  if (count == kVectorLanes<Compute<S>>) return store(p, v);
+  if (count == kLanes<Compute<S>>) return store(p, v);
   store_first(p, v, count);
 }
 
@@ -42,18 +39,17 @@ template <typename S>
 void load_class_row(const S* row, const MapStrides& s, int64_t width, int64_t classes,
                     Compute<S>* out) {
   using C = Compute<S>;
-  constexpr int64_t kLanes = kVectorLanes<C>;
   const int64_t stride = class_stride<C>(classes);
-  for (int64_t k = 0; k < classes; k += kLanes) {
-    const int64_t left = classes - k < kLanes ? classes - k : kLanes;
+  for (int64_t k = 0; k < classes; k += kLanes<C>) {
+    const int64_t left = classes - k < kLanes<C> ? classes - k : kLanes<C>;
     if (s.channel == 1) {
       for (int64_t x = 0; x < width; ++x) {
         store(out + x * stride + k, load_up_to(row + x * s.column + k, left));
       }
     } else if (s.column == 1) {
-      for (int64_t x = 0; x < width; x += kLanes) {
-        const int64_t count = width - x < kLanes ? width - x : kLanes;
-        Vector<C> block[kLanes] = {};
+      for (int64_t x = 0; x < width; x += kLanes<C>) {
+        const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+        Vector<C> block[kLanes<C>] = {};
         for (int64_t i = 0; i < left; ++i) {
           block[i] = load_up_to(row + (k + i) * s.channel + x, count);
         }
@@ -62,7 +58,7 @@ void load_class_row(const S* row, const MapStrides& s, int64_t width, int64_t cl
       }
     } else {
       for (int64_t x = 0; x < width; ++x) {
-        S lanes[kLanes] = {};
+        S lanes[kLanes<C>] = {};
         for (int64_t i = 0; i < left; ++i) lanes[i] = row[x * s.column + (k + i) * s.channel];
         store(out + x * stride + k, load(lanes));
       }
@@ -70,24 +66,23 @@ void load_class_row(const S* row, const MapStrides& s, int64_t width, int64_t cl
   }
 }
 
-// Writes a row where either the classes (channels_last) or the pixels lie side by side.
+// Writes a row in which either the classes (channels_last) or the pixels are neighbours in memory.
 template <typename S>
 void store_class_row(const Compute<S>* row, int64_t width, int64_t classes, const MapStrides& s,
                      S* out) {
   using C = Compute<S>;
-  constexpr int64_t kLanes = kVectorLanes<C>;
   const int64_t stride = class_stride<C>(classes);
-  for (int64_t k = 0; k < classes; k += kLanes) {
-    const int64_t left = classes - k < kLanes ? classes - k : kLanes;
+  for (int64_t k = 0; k < classes; k += kLanes<C>) {
+    const int64_t left = classes - k < kLanes<C> ? classes - k : kLanes<C>;
     if (s.channel == 1) {
       for (int64_t x = 0; x < width; ++x) {
         store_up_to(out + x * s.column + k, load(row + x * stride + k), left);
       }
       continue;
     }
-    for (int64_t x = 0; x < width; x += kLanes) {
-      const int64_t count = width - x < kLanes ? width - x : kLanes;
-      Vector<C> block[kLanes] = {};
+    for (int64_t x = 0; x < width; x += kLanes<C>) {
+      const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+      Vector<C> block[kLanes<C>] = {};
       for (int64_t i = 0; i < count; ++i) block[i] = load(row + (x + i) * stride + k);
       transpose<C>(block);
       for (int64_t i = 0; i < left; ++i) {
@@ -97,22 +92,21 @@ void store_class_row(const Compute<S>* row, int64_t width, int64_t classes, cons
   }
 }
 
-// How many rows, of so many interpolated values each, are worth a thread.
+// The number of rows, of this many interpolated values each, that is worth a thread.
 inline int64_t rows_per_thread(int64_t values) { return 1 + (1 << 16) / values; }
 
 // ---- upsampling ---------------------------------------------------------------------------------
 
 template <typename C>
 std::vector<BilinearTap<C>> bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners) {
-  const BilinearAxis<C> axis =
-      make_bilinear_axis<C>(static_cast<int>(in_size), static_cast<int>(out_size), align_corners);
+  const BilinearAxis<C> axis = make_bilinear_axis<C>(in_size, out_size, align_corners);
   std::vector<BilinearTap<C>> taps(out_size);
   for (int64_t i = 0; i < out_size; ++i) taps[i] = bilinear_tap(axis, static_cast<int>(i));
   return taps;
 }
 
-// Rows of the logits, of which the two last asked for are kept: a thread goes down an image, and
-// each output row lies between two of them.
+// Rows of the logits. The last two are kept, because a thread goes down an image and every output
+// row is between two rows of the logits.
 template <typename S>
 class SourceRows {
  public:
@@ -123,7 +117,7 @@ class SourceRows {
         size_(logits.width * class_stride<C>(logits.classes)),
         data_(3 * size_ * static_cast<int64_t>(sizeof(C))) {}
 
-  // Row y of an image, valid until two others were asked for.
+  // Row y of an image, valid until two other rows have been requested.
   const C* row(int64_t image, int64_t y) {
     const int64_t id = image * logits_.height + y;
     for (int slot : {0, 1}) {
@@ -141,12 +135,12 @@ class SourceRows {
     return at(slot);
   }
 
-  // The row interpolated between two, valid until the next one.
+  // A row interpolated between two rows of the logits, valid until the next call.
   const C* between(int64_t image, const BilinearTap<C>& tap) {
     const C* row0 = row(image, tap.index0);
     const C* row1 = row(image, tap.index1);
     C* mixed = at(2);
-    for (int64_t i = 0; i < size_; i += kVectorLanes<C>) {
+    for (int64_t i = 0; i < size_; i += kLanes<C>) {
       store(mixed + i, tap.weight0 * load(row0 + i) + tap.weight1 * load(row1 + i));
     }
     return mixed;

@@ -1,5 +1,5 @@
-// Which flavour of a CPU kernel runs. Each csrc/<op>/<op>_cpu.cpp is compiled once per flavour,
-// with MCIBI_CPU_ARCH naming the namespace its kernels live in:
+// Chooses the flavour of the CPU kernels. Each csrc/<op>/cpu.cpp is compiled once per flavour, with
+// MCIBI_CPU_ARCH as the name of the flavour and of its kernels' namespace:
 //
 //   baseline   the compiler's default for the machine (SSE2 on x86-64)
 //   v3         x86-64-v3: AVX2, FMA, F16C
@@ -13,9 +13,9 @@ namespace mcibi_fast {
 
 enum class CpuArch { kBaseline, kV3, kV4 };
 
-// The best flavour this CPU runs, found once; the environment variable MCIBI_FAST_CPU
-// (baseline, v3 or v4) overrides it. Throws std::invalid_argument where that names an unknown
-// flavour or one that was not built or does not run here.
+// The best flavour that this CPU can run, or the one that the environment variable MCIBI_FAST_CPU
+// names (baseline, v3 or v4). Throws std::invalid_argument if that is unknown, was not built or
+// does not run on this CPU.
 CpuArch cpu_arch();
 
 const char* cpu_arch_name(CpuArch arch);

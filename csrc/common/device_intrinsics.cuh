@@ -1,13 +1,15 @@
-// What a kernel needs beyond portable CUDA C++, once for nvcc (inline PTX) and once for the host
-// executor (csrc/testing), with the fragment layouts of the PTX ISA's chapter on mma and ldmatrix.
-// Every .cu file of this project includes this header first.
+// What kernels need beyond portable CUDA C++, once for nvcc (inline PTX) and once for the host
+// executor (csrc/testing), with the fragment layouts of mma and ldmatrix from the PTX ISA; and the
+// conversions of elements.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/numbers.h"
+
 #ifdef MCIBI_HOST_EXECUTOR
-#include "testing/host_mma.h"
+#include "testing/mma.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -21,17 +23,39 @@ struct TypeIdentity {
   using Type = T;
 };
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline constexpr unsigned kFullWarp = 0xffffffffu;  // all lanes
 
-// An element as it is computed with.
+// An element in the type in which it is computed.
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// Dynamic shared memory that no kernel needs to be asked for (cudaFuncSetAttribute): of the 48 KiB
-// that a block has by default, static arrays take at most 32.
-inline constexpr size_t kUnaskedSharedBytes = 16 * 1024;
+// The element nearest to a computed value.
+template <typename Element, typename T>
+__device__ __forceinline__ Element narrow(T value) {
+  return static_cast<Element>(value);
+}
+template <>
+__device__ __forceinline__ __half narrow<__half, float>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// 16 bytes of neighbouring elements, loaded and stored at once.
+template <typename Element>
+struct alignas(16) Vector {
+  static constexpr int kSize = 16 / sizeof(Element);
+  Element values[kSize];
+};
+
+// Whether Vectors may be loaded and stored there.
+MCIBI_HOST_DEVICE bool aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
 
 }  // namespace mcibi_fast
 
@@ -51,28 +75,6 @@ inline constexpr size_t kUnaskedSharedBytes = 16 * 1024;
 #endif
 
 namespace mcibi_fast {
-
-// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), after asking for the dynamic shared
-// memory where needed. Returns the launch's error.
-template <typename... Parameters, typename... Arguments>
-inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, Arguments... arguments) {
-  if (shared_bytes > kUnaskedSharedBytes) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return status;
-  }
-#ifdef MCIBI_HOST_EXECUTOR
-  (void)stream;
-  mcibi_host::run(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
-                  [=] { kernel(static_cast<Parameters>(arguments)...); });
-#else
-  // clang-format off
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-  // clang-format on
-#endif
-  return cudaGetLastError();
-}
 
 #ifdef MCIBI_HOST_EXECUTOR
 
@@ -201,15 +203,15 @@ __device__ __forceinline__ void cp_async_commit() {
 }
 #define MCIBI_CP_ASYNC_WAIT(groups) asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory")
 
-// 2^x to 2 ulp in one instruction; 0 where the result would be subnormal.
+// 2^x within 2 ulp in one instruction; 0 where the result would be subnormal.
 __device__ __forceinline__ float exp2_fast(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-// x, unknown to the compiler: what depends on it is not moved out of a loop, where it would take
-// registers for long.
+// x, hidden from the compiler, so that it does not move what depends on x out of a loop, where it
+// would occupy registers for a long time.
 __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;

@@ -1,7 +1,7 @@
-// Element types of tensors and CUDA streams, where torch's and CUDA's own headers are out of reach.
+// Element types of tensors, and CUDA streams, for headers that include neither torch nor CUDA.
 #pragma once
 
-struct CUstream_st;  // declared in a namespace first, it would be another type than CUDA's
+struct CUstream_st;  // declared here, because inside a namespace it would not be CUDA's type
 
 namespace mcibi_fast {
 

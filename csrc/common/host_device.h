@@ -1,5 +1,6 @@
-// Marks a function usable from C++ and from CUDA device code. Each source has a copy of its own:
-// they are compiled for different instruction sets, of which the linker must not keep one for all.
+// Marks a function that C++ and CUDA device code both use. It has internal linkage, so that every
+// source file has its own copy: sources are compiled for different instruction sets, and the linker
+// must not keep one copy for all of them.
 #pragma once
 
 #if defined(__CUDACC__)

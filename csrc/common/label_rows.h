@@ -11,7 +11,7 @@ namespace MCIBI_CPU_ARCH {
 constexpr int32_t kIgnored = -1;
 constexpr int32_t kBad = -2;
 
-// Labels of one row as classes, kIgnored or kBad.
+// Reads the labels of one row as classes, kIgnored or kBad.
 template <typename L>
 void read_label_row(const LabelMap& labels, int64_t b, int64_t y, int32_t* classes) {
   const L* row = static_cast<const L*>(labels.data) + b * labels.stride_b + y * labels.stride_y;

@@ -8,7 +8,7 @@
 
 namespace mcibi_fast {
 
-// GT: (B, H, W); values in [0, num_classes) that are not ignore_index are classes. Strides in
+// GT, (B, H, W). Values in [0, num_classes) other than ignore_index are classes. Strides are in
 // elements.
 struct LabelMap {
   const void* data;

@@ -1,5 +1,5 @@
-// Tiles of pixels in the CPU kernels: [channels][kTile] in float32 (float64), read from and written
-// to maps of any strides, and the softmax over classes within a tile.
+// Tiles of pixels in the CPU kernels: [channels][kTile] in float32 (float64 for float64), read from
+// and written to maps of any strides, and the softmax over classes within a tile.
 #pragma once
 
 #include <cmath>
@@ -14,15 +14,23 @@ namespace {
 
 constexpr int64_t kTile = 64;  // pixels; the row stride of every tile
 
-template <typename C>
-constexpr int64_t kLanes = VectorOf<C>::kLanes;
+// `count` pixels of an image from `first` on.
+struct Tile {
+  int64_t image, first, count;
+};
 
-// ---- reading and writing -----------------------------------------------------
+// Tile `index` of a batch whose images of `pixels` pixels are cut into tiles of `size`.
+inline Tile tile_at(int64_t index, int64_t pixels, int64_t size) {
+  const int64_t tiles = ceil_div(pixels, size), first = index % tiles * size;
+  return {index / tiles, first, pixels - first < size ? pixels - first : size};
+}
 
-// Channels that a transposition takes at once: a cache line's worth of float32.
+// ---- reading and writing ------------------------------------------------------------------------
+
+// Channels that are transposed at once: a cache line of float32.
 constexpr int64_t kChannelBlock = 16;
 
-// Converts `count` values into a row of kTile, zeros behind them.
+// Converts `count` values into a row of kTile; the rest of the row becomes zero.
 template <typename S>
 MCIBI_SIMD void load_row(const S* source, int64_t count, Compute<S>* row) {
   using C = Compute<S>;
@@ -41,7 +49,8 @@ MCIBI_SIMD void store_row(const Compute<S>* row, int64_t count, S* out) {
   if (t < count) store_first(out + t, load_first(row + t, count - t), count - t);
 }
 
-// Calls f(c) for blocks of kLanes channels that cover all; the last may overlap the one before it.
+// Calls f(c) for blocks of kLanes channels that cover all of them; the last block may overlap the
+// one before it.
 template <typename C, typename F>
 MCIBI_SIMD void for_channel_blocks(int64_t channels, const F& f) {
   int64_t c = 0;
@@ -49,7 +58,7 @@ MCIBI_SIMD void for_channel_blocks(int64_t channels, const F& f) {
   if (c < channels) f(channels - kLanes<C>);
 }
 
-// Channels that lie side by side, into tile [channels][kTile]; at least kLanes of them.
+// Reads channels that are neighbours in memory, kLanes or more, into tile [channels][kTile].
 template <typename S>
 void load_channels(const S* image, const int64_t* offsets, int64_t channels, int64_t count,
                    Compute<S>* tile) {
@@ -66,7 +75,7 @@ void load_channels(const S* image, const int64_t* offsets, int64_t channels, int
   });
 }
 
-// Writes tile [channels][kTile] to rows of `channels` side by side; at least kLanes of them.
+// Writes tile [channels][kTile] as rows of neighbouring channels, kLanes or more.
 template <typename S>
 void store_channels(const Compute<S>* tile, int64_t channels, int64_t count, S* out) {
   using C = Compute<S>;
@@ -134,9 +143,9 @@ void store_tile(const Compute<S>* tile, int64_t channels, int64_t first, int64_t
   }
 }
 
-// ---- softmax ----------------------------------------------------------------
+// ---- softmax ------------------------------------------------------------------------------------
 
-constexpr int64_t kGroup = 4;  // vectors of pixels at a time, so that their chains overlap
+constexpr int64_t kGroup = 4;  // vectors of pixels at a time: independent work for the processor
 
 // Replaces the logits in tile [K][kTile] by their softmax; lse: log-sum-exp per pixel.
 template <typename C>
@@ -175,7 +184,8 @@ void softmax_tile(C* tile, int64_t classes, C* lse) {
   }
 }
 
-// The first class with the largest logit, NaN counting as largest (torch.argmax), and that logit.
+// The first class with the largest logit, and that logit. NaN counts as the largest, as in
+// torch.argmax.
 template <typename C>
 void argmax_tile(const C* tile, int64_t classes, int64_t* best, C* largest) {
   for (int64_t first = 0; first < kTile; first += kLanes<C>) {
@@ -191,9 +201,9 @@ void argmax_tile(const C* tile, int64_t classes, int64_t* best, C* largest) {
   }
 }
 
-// Turns tile (softmax numerators exp(logit - lse)) and dot (gradient of the softmax) into the
-// gradient of the logits, p * (dot - sum_k p dot), in place of tile. The numerators are normalised
-// again: lse is rounded, coarsely where logits are large.
+// Replaces the logits in tile by their gradient p * (dot - sum_k p dot), with p the softmax and dot
+// its gradient. p = exp(logit - lse) is normalised again, because lse is rounded, and coarsely so
+// where logits are large.
 template <typename C>
 void softmax_adjoint_tile(C* tile, const C* dot, int64_t classes, const C* lse) {
   using V = Vector<C>;

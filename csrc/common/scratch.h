@@ -5,11 +5,11 @@
 #include <cstdlib>
 #include <new>
 
+#include "common/numbers.h"
+
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 namespace {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory for one thread's tiles or for a packed operand, aligned to a cache line.
 class Scratch {

@@ -1,8 +1,9 @@
-// Vectors of the instruction set that this file is compiled for, on GNU vector extensions.
+// Vectors of the instruction set for which the including file is compiled, built on GNU vector
+// extensions.
 //
-// The CPU kernels are compiled once per instruction set, each time with another MCIBI_CPU_ARCH.
-// Everything here lives in that namespace: a function shared between the copies would be linked
-// once, and might then be the one with instructions that the machine lacks.
+// The CPU kernels are compiled once per instruction set, each time with another MCIBI_CPU_ARCH, and
+// everything here is in the namespace of that name. If the copies shared a function, the linker
+// would keep one of them, possibly the one with instructions that the machine lacks.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #endif
 
 #include "common/dtypes.h"
+#include "common/numbers.h"
 
 #if defined(__AVX512F__)
 #define MCIBI_VECTOR_BYTES 64
@@ -25,7 +27,7 @@
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
 
-// Storage types: the bits of a 16-bit float in memory.
+// Storage types: a 16-bit float as its bits in memory.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -34,8 +36,9 @@ struct Float16 {
 };
 
 template <typename T>
+constexpr int64_t kLanes = MCIBI_VECTOR_BYTES / sizeof(T);
+template <typename T>
 struct VectorOf {
-  static constexpr int kLanes = MCIBI_VECTOR_BYTES / sizeof(T);
   typedef T type __attribute__((vector_size(MCIBI_VECTOR_BYTES)));
 };
 template <typename T>
@@ -45,18 +48,6 @@ using VectorF = Vector<float>;
 using VectorD = Vector<double>;
 using VectorU32 = Vector<uint32_t>;
 typedef uint16_t HalfVectorU16 __attribute__((vector_size(MCIBI_VECTOR_BYTES / 2)));
-
-// The type that a storage type is computed in.
-template <typename S>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <typename S>
-using Compute = typename ComputeOf<S>::type;
 
 // Calls f(S()) with S the storage type of that kind.
 template <typename F>
@@ -73,14 +64,6 @@ void with_storage_type(FloatKind kind, const F& f) {
   }
 }
 
-template <typename To, typename From>
-MCIBI_SIMD To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "bit_cast between different sizes");
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
 template <typename V, typename P>
 MCIBI_SIMD V load_unaligned(const P* source) {
   V v;
@@ -93,7 +76,7 @@ MCIBI_SIMD V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// ---- 16-bit floats ----------------------------------------------------------
+// ---- 16-bit floats ------------------------------------------------------------------------------
 
 MCIBI_SIMD VectorF widen_bfloat16(HalfVectorU16 bits) {
   return bit_cast<VectorF>(__builtin_convertvector(bits, VectorU32) << 16);
@@ -107,7 +90,7 @@ MCIBI_SIMD HalfVectorU16 narrow_bfloat16(VectorF v) {
   return __builtin_convertvector(v == v ? rounded : quiet, HalfVectorU16);
 }
 
-#if defined(__AVX512F__)  // the zero-masked forms: GCC warns about the plain ones' own headers
+#if defined(__AVX512F__)  // zero-masked: for the plain forms GCC warns about its own headers
 MCIBI_SIMD VectorF widen_float16(HalfVectorU16 bits) {
   return bit_cast<VectorF>(_mm512_maskz_cvtph_ps(0xFFFF, bit_cast<__m256i>(bits)));
 }
@@ -126,7 +109,7 @@ MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
 MCIBI_SIMD VectorF widen_float16(HalfVectorU16 bits) {
   const VectorU32 wide = __builtin_convertvector(bits, VectorU32);
   const VectorU32 shifted = (wide & 0x7FFFu) << 13;
-  // Exponent bias 15 -> 127, for subnormals as well, in one exact multiplication by 2^112.
+  // One exact multiplication by 2^112 changes the exponent bias from 15 to 127, of subnormals too.
   const VectorU32 finite = bit_cast<VectorU32>(bit_cast<VectorF>(shifted) * 0x1p112f);
   const VectorU32 special = shifted | 0x7F800000u;  // infinities and NaN
   const VectorU32 magnitude = shifted >= 0x0F800000u ? special : finite;
@@ -136,7 +119,7 @@ MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
   const VectorU32 bits = bit_cast<VectorU32>(v);
   const VectorU32 sign = bits & 0x80000000u;
   const VectorU32 magnitude = bits ^ sign;
-  // Subnormal results: adding 1/2 puts the rounding where float's own addition rounds.
+  // Subnormal results: after adding 1/2, float's own rounding happens at the right bit.
   const VectorF shifted = bit_cast<VectorF>(magnitude) + 0.5f;
   const VectorU32 subnormal = bit_cast<VectorU32>(shifted) - 0x3F000000u;
   const VectorU32 normal = (magnitude - 0x37FFF001u + ((magnitude >> 13) & 1u)) >> 13;
@@ -148,7 +131,7 @@ MCIBI_SIMD HalfVectorU16 narrow_float16(VectorF v) {
 }
 #endif
 
-// ---- load and store with conversion -----------------------------------------
+// ---- load and store with conversion -------------------------------------------------------------
 
 MCIBI_SIMD VectorF load(const float* p) { return load_unaligned<VectorF>(p); }
 MCIBI_SIMD VectorD load(const double* p) { return load_unaligned<VectorD>(p); }
@@ -170,21 +153,22 @@ MCIBI_SIMD void store(Float16* p, VectorF v) {
   memcpy(p, &bits, sizeof(bits));
 }
 
-// The first `count` lanes; the others read as zero and stay untouched in memory.
+// Only the first `count` lanes: load_first sets the others to zero, store_first leaves their memory
+// alone.
 template <typename S>
 MCIBI_SIMD Vector<Compute<S>> load_first(const S* p, int64_t count) {
-  S lanes[VectorOf<Compute<S>>::kLanes] = {};
+  S lanes[kLanes<Compute<S>>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);
 }
 template <typename S>
 MCIBI_SIMD void store_first(S* p, Vector<Compute<S>> v, int64_t count) {
-  S lanes[VectorOf<Compute<S>>::kLanes];
+  S lanes[kLanes<Compute<S>>];
   store(lanes, v);
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// ---- transposition ----------------------------------------------------------
+// ---- transposition ------------------------------------------------------------------------------
 
 template <int... kLane>
 struct Lanes {};
@@ -195,42 +179,42 @@ struct LanesUpTo<0, kLane...> {
   using type = Lanes<kLane...>;
 };
 
-// Lanes of a and b in turn, from the one at kLanes / 2 * kHalf.
+// The lanes of a and b alternately: those of their lower halves (kHalf = 0) or upper halves (1).
 template <int kHalf, typename V, int... kLane>
 MCIBI_SIMD V interleave(V a, V b, Lanes<kLane...>) {
-  constexpr int kLanes = sizeof...(kLane), kFirst = kLanes / 2 * kHalf;
+  constexpr int kCount = sizeof...(kLane), kFirst = kCount / 2 * kHalf;
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kLanes)...);
+  return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kCount)...);
 #else
   typedef decltype(a < b) Indices;
-  return __builtin_shuffle(a, b, Indices{(kFirst + kLane / 2 + kLane % 2 * kLanes)...});
+  return __builtin_shuffle(a, b, Indices{(kFirst + kLane / 2 + kLane % 2 * kCount)...});
 #endif
 }
 
 // Lane j of rows[i] becomes lane i of rows[j].
 template <typename T>
-MCIBI_SIMD void transpose(Vector<T> (&rows)[VectorOf<T>::kLanes]) {
-  constexpr int kLanes = VectorOf<T>::kLanes;
-  using All = typename LanesUpTo<kLanes>::type;
+MCIBI_SIMD void transpose(Vector<T> (&rows)[kLanes<T>]) {
+  using All = typename LanesUpTo<kLanes<T>>::type;
+  constexpr int kHalf = kLanes<T> / 2;
 #pragma GCC unroll 4
-  for (int step = 1; step < kLanes; step *= 2) {
-    Vector<T> next[kLanes];
+  for (int step = 1; step < kLanes<T>; step *= 2) {
+    Vector<T> next[kLanes<T>];
 #pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], All{});
-      next[2 * i + 1] = interleave<1>(rows[i], rows[i + kLanes / 2], All{});
+    for (int i = 0; i < kHalf; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + kHalf], All{});
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + kHalf], All{});
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
   }
 }
 
-// ---- exp --------------------------------------------------------------------
+// ---- exp ----------------------------------------------------------------------------------------
 
-// exp(x) for x <= 88 within 2 ulp; below the smallest normal number 0; NaN gives NaN.
+// exp(x) for x <= 88 within 2 ulp, 0 where that is below the smallest normal number; NaN gives NaN.
 MCIBI_SIMD VectorF exponential(VectorF x) {
   const VectorF magic = VectorF{} + 0x1.8p23f;  // adding it rounds to an integer in the low bits
-  const VectorF shifted = x * 1.44269504f + magic;
+  const VectorF shifted = x * kLog2E<float> + magic;
   const VectorF n = shifted - magic;
   const VectorF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // |r| <= ln(2) / 2
   VectorF q = VectorF{} + 1.381459646e-03f;  // (exp(r) - 1 - r) / r^2 by a least-maximum fit
@@ -247,7 +231,7 @@ MCIBI_SIMD VectorF exponential(VectorF x) {
 // exp(x) for x <= 709 within 2 ulp, as above.
 MCIBI_SIMD VectorD exponential(VectorD x) {
   const VectorD magic = VectorD{} + 0x1.8p52;
-  const VectorD shifted = x * 1.4426950408889634 + magic;
+  const VectorD shifted = x * kLog2E<double> + magic;
   const VectorD n = shifted - magic;
   const VectorD r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
   VectorD q = VectorD{} + 1.0 / 6227020800.0;  // Taylor to r^13: the rest is below 1e-17
@@ -269,8 +253,8 @@ MCIBI_SIMD VectorD exponential(VectorD x) {
   return x < -708.3964185322641 ? VectorD{} : result;
 }
 
-// 2^x for x <= 127 within 1.5 ulp; below the smallest normal number 0 or a subnormal one; NaN gives
-// NaN.
+// 2^x for x <= 127 within 1.5 ulp; where that is below the smallest normal number, 0 or a subnormal
+// number; NaN gives NaN.
 MCIBI_SIMD VectorF exponential2(VectorF x) {
 #if defined(__AVX512DQ__)
   const VectorF r = bit_cast<VectorF>(_mm512_maskz_reduce_ps(0xFFFF, bit_cast<__m512>(x), 0));
@@ -297,8 +281,8 @@ MCIBI_SIMD VectorF exponential2(VectorF x) {
 #endif
 }
 
-// 2^x for x <= 1023, of a relative error of |x| 2^-53 and 2 ulp.
-MCIBI_SIMD VectorD exponential2(VectorD x) { return exponential(x * 0.6931471805599453); }
+// 2^x for x <= 1023, with a relative error of |x| 2^-53 plus 2 ulp.
+MCIBI_SIMD VectorD exponential2(VectorD x) { return exponential(x * kLn2<double>); }
 
 }  // namespace MCIBI_CPU_ARCH
 }  // namespace mcibi_fast

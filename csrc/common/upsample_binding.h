@@ -2,7 +2,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <vector>
 
 #include "common/binding.h"
 #include "common/logit_map.h"
@@ -20,15 +19,6 @@ inline void check_map_sizes(const char* name, std::initializer_list<int64_t> siz
   for (const int64_t size : sizes) {
     STD_TORCH_CHECK(size > 0 && size < INT32_MAX, name, ": sizes must be at least 1");
   }
-}
-
-inline torch::stable::Tensor empty_cpu(const std::vector<int64_t>& size,
-                                       torch::headeronly::ScalarType dtype,
-                                       bool channels_last = false) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(
-      size, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU),
-      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 // The labels of these logits, whose classes they are.

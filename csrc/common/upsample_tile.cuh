@@ -1,16 +1,16 @@
-// What the CUDA kernels over bilinearly upsampled logits share: types, labels, and the tiles in
-// which they walk over the output.
+// The tiles in which CUDA kernels go over bilinearly upsampled logits.
 //
 // A band is a set of at most 8 output rows that read the same two rows of the logits. A thread has
 // one column of a band: for each class it interpolates horizontally twice, and then between the two
-// results for each of its pixels. A block has 64 columns of 4 bands; the logits around them lie in
-// shared memory, some classes at a time. Where that does not pay (the output is smaller, or hardly
-// larger) every output row is a band of its own, and threads read global memory.
+// results for each of its pixels. A block has 64 columns of 4 bands, with the logits around them in
+// shared memory, some classes at a time. Where that does not pay (the output is smaller than the
+// logits, or hardly larger), every output row is a band of its own and threads read global memory.
 #pragma once
 
 #include "common/bilinear.h"
 #include "common/device_intrinsics.cuh"
-#include "common/labels.h"
+#include "common/labels.cuh"
+#include "common/launch.cuh"
 #include "common/logit_map.h"
 
 namespace mcibi_fast {
@@ -19,39 +19,16 @@ inline constexpr int kTileColumns = 64;
 inline constexpr int kTileBands = 4;
 inline constexpr int kTileThreads = kTileColumns * kTileBands;
 inline constexpr int kBandRows = 8;
-inline constexpr int kPatchValues = 4096;  // of the logits in shared memory
+inline constexpr int kPatchValues = 4096;  // logits in shared memory
 
-// ---- numbers
-// -------------------------------------------------------------------------------------- What
-// elements are computed in.
-template <typename Element>
-struct Arithmetic {
-  using Type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using Type = double;
-};
-
-template <typename Element, typename T>
-__device__ __forceinline__ Element narrow(T value) {
-  return static_cast<Element>(value);
-}
-template <>
-__device__ __forceinline__ __half narrow<__half, float>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
-  return __float2bfloat16_rn(value);
-}
+// ---- numbers ------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double maximum(double a, double b) { return fmax(a, b); }
 __device__ __forceinline__ float minimum(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double minimum(double a, double b) { return fmin(a, b); }
 
-// n / divisor in a multiplication; exact where n * divisor < 2^32.
+// n / divisor by a multiplication; exact where n * divisor < 2^32.
 struct FastDivisor {
   unsigned divisor, inverse;
 
@@ -62,51 +39,19 @@ struct FastDivisor {
   }
 };
 
-// ---- labels
-// ---------------------------------------------------------------------------------------
-// One thread's labels, and those among them that are neither classes nor ignored.
-class LabelReader {
- public:
-  __device__ explicit LabelReader(const LabelMap& labels) : labels_(labels) {}
+// ---- tiles --------------------------------------------------------------------------------------
 
-  // The class, or -1.
-  __device__ __forceinline__ int read(int b, int y, int x) {
-    const int64_t value = label_value(labels_, b, y, x);
-    if (value == labels_.ignore_index) return -1;
-    if (value >= 0 && value < labels_.num_classes) return static_cast<int>(value);
-    ++bad_;
-    bad_value_ = value;
-    return -1;
-  }
-
-  __device__ void report(const LabelFlag& flag) const {
-    if (bad_ == 0 || flag.flag == nullptr) return;
-    auto* count = reinterpret_cast<unsigned long long*>(flag.flag);
-    if (atomicAdd(count, static_cast<unsigned long long>(bad_)) == 0) {
-      flag.flag[1] = bad_value_;
-      flag.flag[2] = flag.op;
-    }
-  }
-
- private:
-  const LabelMap& labels_;
-  int64_t bad_value_ = 0;
-  int bad_ = 0;
-};
-
-// ---- tiles
-// ----------------------------------------------------------------------------------------
 template <typename Element>
 struct UpsampleInput {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   const Element* logits;
   MapStrides strides;
   int classes;
   BilinearAxis<T> y_axis, x_axis;
-  int bands_per_cell;         // 0: every output row is a band
-  int tiles_y, tiles_x;       // of an image
-  int patch_classes;          // that lie in shared memory at a time; a multiple of 4
-  bool classes_are_adjacent;  // in memory, and pixels are not
+  int bands_per_cell;         // 0: every output row is a band of its own
+  int tiles_y, tiles_x;       // in an image
+  int patch_classes;          // in shared memory at a time; a multiple of 4
+  bool classes_are_adjacent;  // in memory, while pixels are not
 };
 
 struct Tile {
@@ -122,8 +67,9 @@ __device__ Tile tile_at(const UpsampleInput<Element>& input, int64_t number) {
   return {b, y * kTileBands, x * kTileColumns};
 }
 
-// The bands lie in cells, cell j the rows whose index0 is j. Cell 0 comes in two parts, numbered 0
-// and 1, so that none is taller than the others: what is clamped to row 0, and the rest.
+// Bands are parts of cells; cell j is the output rows whose index0 is j. Cell 0 has two parts, so
+// that it is not taller than the others: part 0 is clamped to row 0, part 1 is the rest. The part
+// of cell j > 0 is number j + 1.
 template <typename T>
 __device__ int part_begin(const BilinearAxis<T>& axis, int part) {
   if (part != 1) return part == 0 ? 0 : bilinear_first_output(axis, part - 1);
@@ -144,7 +90,7 @@ __device__ AxisRange band_rows(const UpsampleInput<Element>& input, int band) {
           begin + static_cast<int>(rows * (share + 1) / input.bands_per_cell)};
 }
 
-// Where both neighbours are one, equal weights, so that an infinite logit is not multiplied by
+// Equal weights where both neighbours are the same, so that an infinite logit is not multiplied by
 // zero.
 template <typename T>
 __device__ __forceinline__ BilinearTap<T> without_zero(BilinearTap<T> tap) {
@@ -152,16 +98,16 @@ __device__ __forceinline__ BilinearTap<T> without_zero(BilinearTap<T> tap) {
   return tap;
 }
 
-// One thread's pixels: `rows` rows from y of column x, which may be none.
+// One thread's pixels: `rows` rows, possibly none, of column x from row y on.
 template <typename T, int kRows>
 struct ThreadPixels {
   int y, x, rows;
   BilinearTap<T> column;
   int row0, row1;  // of the logits
-  T far[kRows];    // weight of row1
+  T far[kRows];    // the weight of row1
 };
 
-template <int kRows, typename Element, typename T = typename Arithmetic<Element>::Type>
+template <int kRows, typename Element, typename T = Compute<Element>>
 __device__ __forceinline__ ThreadPixels<T, kRows> pixels_of_thread(
     const UpsampleInput<Element>& input, const Tile& tile) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -177,13 +123,13 @@ __device__ __forceinline__ ThreadPixels<T, kRows> pixels_of_thread(
     const auto tap =
         without_zero(bilinear_tap(input.y_axis, min(band.begin + r, input.y_axis.out_size - 1)));
     pixels.far[r] = tap.weight1;
-    pixels.row0 = tap.index0;  // at last that of r = 0
+    pixels.row0 = tap.index0;  // r = 0 comes last
     pixels.row1 = tap.index1;
   }
   return pixels;
 }
 
-// Four neighbours in the logits, in shared or global memory, of one class after the other.
+// The four neighbours of a pixel in the logits, in shared or global memory, class after class.
 template <typename Value>
 struct Corners {
   const Value* corner[4];  // row0 left, right, row1 left, right
@@ -194,7 +140,7 @@ struct Corners {
     for (int i = 0; i < 4; ++i) corner[i] += classes * stride;
   }
 
-  // A class, interpolated horizontally on both rows. Goes on to the next.
+  // Interpolates one class horizontally on both rows and moves on to the next.
   template <typename T>
   __device__ __forceinline__ void next(const BilinearTap<T>& column, T& row0, T& row1) {
     row0 = fused_multiply_add(column.weight1, T(widen(*corner[1])),
@@ -232,8 +178,8 @@ class Patch {
     columns_ = bilinear_tap(input.x_axis, end).index1 - column_ + 1;
   }
 
-  // All threads: classes first .. first + count, and then `padding` up to a multiple of 4 classes.
-  // A barrier must come before, and after.
+  // Called by all threads, with a barrier before and after: loads classes first .. first + count -
+  // 1, and `padding` for more classes up to a multiple of 4.
   template <typename Element>
   __device__ __forceinline__ void fill(const UpsampleInput<Element>& input, int b, int first,
                                        int count, T padding) const {
@@ -262,7 +208,7 @@ class Patch {
 
   template <typename Pixels>
   __device__ __forceinline__ Corners<T> corners(const Pixels& pixels) const {
-    const bool inside = pixels.rows > 0;  // others have no part in the patch
+    const bool inside = pixels.rows > 0;  // the other threads read some value of the patch
     const T* row0 = values_ + (inside ? pixels.row0 - row_ : 0) * columns_;
     const T* row1 = values_ + (inside ? pixels.row1 - row_ : 0) * columns_;
     const int left = inside ? pixels.column.index0 - column_ : 0;
@@ -275,74 +221,43 @@ class Patch {
   int row_, rows_, column_, columns_;
 };
 
-// ---- host
-// -----------------------------------------------------------------------------------------
-inline const char* launch_message(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
-// A grid of one dimension: there the number of blocks is limited least.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads,
-                          size_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-                shared_bytes, stream, arguments...);
-}
-
-// Calls f(Element()) for the element type of that kind.
-template <typename F>
-const char* with_element(FloatKind kind, const F& f) {
-  switch (kind) {
-    case FloatKind::kFloat32:
-      return launch_message(f(float()));
-    case FloatKind::kFloat64:
-      return launch_message(f(double()));
-    case FloatKind::kBFloat16:
-      return launch_message(f(__nv_bfloat16()));
-    case FloatKind::kFloat16:
-      return launch_message(f(__half()));
-  }
-  return launch_message(cudaErrorInvalidValue);
-}
+// ---- host ---------------------------------------------------------------------------------------
 
 template <typename Element>
 UpsampleInput<Element> make_upsample_input(const LogitMap& logits, int64_t height, int64_t width,
                                            bool align_corners) {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   UpsampleInput<Element> input;
   input.logits = static_cast<const Element*>(logits.data);
   input.strides = logits.strides;
   input.classes = static_cast<int>(logits.classes);
-  input.y_axis = make_bilinear_axis<T>(static_cast<int>(logits.height), static_cast<int>(height),
-                                       align_corners);
-  input.x_axis =
-      make_bilinear_axis<T>(static_cast<int>(logits.width), static_cast<int>(width), align_corners);
+  input.y_axis = make_bilinear_axis<T>(logits.height, height, align_corners);
+  input.x_axis = make_bilinear_axis<T>(logits.width, width, align_corners);
   input.classes_are_adjacent = logits.strides.channel == 1 && logits.strides.column != 1;
   input.bands_per_cell = 0;
-  input.tiles_x = static_cast<int>(ceil_divide(width, kTileColumns));
-  input.tiles_y = static_cast<int>(ceil_divide(height, kTileBands));
+  input.tiles_x = static_cast<int>(ceil_div(width, kTileColumns));
+  input.tiles_y = static_cast<int>(ceil_div(height, kTileBands));
   input.patch_classes = 0;
 
-  constexpr int64_t kExactSizes = 1 << 20;  // below, rounding moves no cell's border by a pixel
+  constexpr int64_t kExactSizes = 1 << 20;  // below this, no cell's border is off by rounding
   if (2 * height < 3 * logits.height || height >= kExactSizes || width >= kExactSizes) return input;
   const double scale = static_cast<double>(input.y_axis.scale);
   const double tallest = scale > 0 ? 1.0 / scale : static_cast<double>(height);
   const bool exact = tallest == static_cast<double>(static_cast<int64_t>(tallest)) &&
                      (static_cast<int64_t>(tallest) & (static_cast<int64_t>(tallest) - 1)) == 0;
   const int64_t rows = static_cast<int64_t>(tallest) + (exact ? 0 : 2);
-  const int64_t per_cell = ceil_divide(rows, kBandRows);
-  const int64_t patch_rows = ceil_divide(kTileBands - 1, per_cell) + 2;
+  const int64_t per_cell = ceil_div(rows, kBandRows);
+  const int64_t patch_rows = ceil_div(kTileBands - 1, per_cell) + 2;
   const double patch_columns =
       static_cast<double>(input.x_axis.scale) * static_cast<double>(kTileColumns - 1) + 3;
   const auto area = static_cast<int64_t>(patch_columns) *
                     (patch_rows < logits.height ? patch_rows : logits.height);
   const int64_t room = area > 0 ? kPatchValues / area / 4 * 4 : 0;
   if (room == 0) return input;
-  const int64_t chunks = ceil_divide(logits.classes, room);
-  input.patch_classes = static_cast<int>(ceil_divide(ceil_divide(logits.classes, chunks), 4) * 4);
+  const int64_t chunks = ceil_div(logits.classes, room);
+  input.patch_classes = static_cast<int>(ceil_div(ceil_div(logits.classes, chunks), 4) * 4);
   input.bands_per_cell = static_cast<int>(per_cell);
-  input.tiles_y = static_cast<int>(ceil_divide((logits.height + 1) * per_cell, kTileBands));
+  input.tiles_y = static_cast<int>(ceil_div((logits.height + 1) * per_cell, kTileBands));
   return input;
 }
 

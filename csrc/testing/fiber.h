@@ -1,5 +1,5 @@
-// Stackful fibers for the host executor: a few instructions per switch on x86-64, ucontext
-// elsewhere. AddressSanitizer is told about every switch.
+// Fibers with their own stacks for the host executor: a few instructions per switch on x86-64,
+// ucontext elsewhere. Every switch is announced to AddressSanitizer.
 #pragma once
 
 #include <cstddef>
@@ -28,10 +28,10 @@ class Context {
  public:
   // Prepares `entry` (which must never return) to run on the given stack.
   void prepare(void* stack, size_t bytes, void (*entry)());
-  // Saves the running state here and continues `to`. `leaving` says that this state is never
+  // Saves the running state here and continues `to`. With `leaving`, this state will not be
   // continued again.
   void switch_to(Context& to, bool leaving = false);
-  // To be called first by a fresh fiber's entry.
+  // The first call in the entry of a new fiber.
   static void arrived();
 
  private:
@@ -40,13 +40,13 @@ class Context {
 #else
   ucontext_t context_;
 #endif
-  const void* stack_ = nullptr;  // the sanitizer learns the scheduler's at the first switch
+  const void* stack_ = nullptr;  // the scheduler's is set by the sanitizer at the first switch
   size_t bytes_ = 0;
   void* fake_stack_ = nullptr;
 };
 
 #if defined(__x86_64__) && defined(__ELF__)
-// Saves the callee-saved registers and the stack pointer, then loads those of the other side.
+// Saves the callee-saved registers and the stack pointer, then loads those of the other context.
 extern "C" void mcibi_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -85,7 +85,8 @@ inline void Context::prepare(void* stack, size_t bytes, void (*entry)()) {
   __asan_unpoison_memory_region(stack, bytes);  // frames of an abandoned fiber
 #endif
 #if defined(__x86_64__) && defined(__ELF__)
-  // `ret` into entry with the stack as after a call: 16-byte aligned, plus 8. Six registers above.
+  // `ret` enters entry() with the stack as after a call: a multiple of 16, plus 8. Six registers
+  // are popped before that.
   void** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes) - 2;
   top[0] = reinterpret_cast<void*>(entry);
   top[1] = nullptr;

@@ -1,19 +1,9 @@
-// The aggregation's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every type, both layouts, sizes with tails, tables that fit in shared memory and that do
-// not, against sums in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+// Tests the CUDA kernels of the aggregation with every type and both layouts, sizes with tails, and
+// tables that fit in shared memory or do not, against sums in double. Exit status 1 on failure.
+#include "testing/kernel_test.h"
 
 // after the dialect
-#include <cmath>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "gaussian_aggregate/gaussian_aggregate_cuda.cu"
-#include "testing/expect.h"
-
-extern "C" void host_set_seed(uint64_t seed);
-extern "C" void host_set_device_attribute(int attribute, int value);
+#include "gaussian_aggregate/cuda.cu"
 
 namespace {
 
@@ -25,48 +15,29 @@ struct Case {
 };
 
 template <typename Element>
-struct Type;
+constexpr double kTolerance = 3e-6;
 template <>
-struct Type<float> {
-  static constexpr FloatKind kKind = FloatKind::kFloat32;
-  static constexpr double kTolerance = 3e-6;
-};
+constexpr double kTolerance<double> = 1e-13;
 template <>
-struct Type<double> {
-  static constexpr FloatKind kKind = FloatKind::kFloat64;
-  static constexpr double kTolerance = 1e-13;
-};
+constexpr double kTolerance<__nv_bfloat16> = 1.5e-2;
 template <>
-struct Type<__nv_bfloat16> {
-  static constexpr FloatKind kKind = FloatKind::kBFloat16;
-  static constexpr double kTolerance = 1.5e-2;
-};
-template <>
-struct Type<__half> {
-  static constexpr FloatKind kKind = FloatKind::kFloat16;
-  static constexpr double kTolerance = 2e-3;
-};
-
-double value_of(double x) { return x; }
-double value_of(float x) { return x; }
-double value_of(__half x) { return float(x); }
-double value_of(__nv_bfloat16 x) { return float(x); }
+constexpr double kTolerance<__half> = 2e-3;
 
 // The largest error over the largest value; infinite where `found` has a NaN.
 template <typename Element>
 double error_of(const std::vector<Element>& found, const std::vector<double>& expected) {
   double error = 0, largest = 0;
   for (size_t i = 0; i < found.size(); ++i) {
-    error = std::fmax(error, std::abs(value_of(found[i]) - expected[i]));
+    error = std::fmax(error, std::abs(as_double(found[i]) - expected[i]));
     largest = std::fmax(largest, std::abs(expected[i]));
-    if (std::isnan(value_of(found[i]))) return INFINITY;
+    if (std::isnan(as_double(found[i]))) return INFINITY;
   }
   return error / std::fmax(largest, 1e-300);
 }
 
 template <typename Element>
 struct Problem {
-  using Wide = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+  using Wide = Compute<Element>;
 
   Case c;
   bool channels_last;
@@ -97,7 +68,7 @@ struct Problem {
                    0,
                    state,
                    1};
-    input.kind = Type<Element>::kKind;
+    input.kind = kKind<Element>;
     input.logits = logits.data();
     input.logits_strides = strides(c.classes);
     input.batch = c.batch;
@@ -109,9 +80,7 @@ struct Problem {
   }
 
   MapStrides strides(int64_t count) const {
-    const int64_t image = count * int64_t(pixels);
-    return channels_last ? MapStrides{image, 1, count * c.width, count}
-                         : MapStrides{image, int64_t(pixels), c.width, 1};
+    return strides_of(count, c.height, c.width, channels_last);
   }
   size_t at(size_t b, int count, int channel, size_t n) const {
     return b * size_t(count) * pixels +
@@ -135,7 +104,7 @@ struct Problem {
         std::vector<double> p, grad_p;
         double sum = 0, dot = 0;
         for (int k = 0; k < c.classes; ++k) {
-          p.push_back(std::exp(value_of(logits[at(b, c.classes, k, n)])));
+          p.push_back(std::exp(as_double(logits[at(b, c.classes, k, n)])));
           sum += p.back();
         }
         lse.push_back(std::log(sum));
@@ -146,7 +115,7 @@ struct Problem {
             const size_t i = at(b, c.channels, z, n);
             const double entry = table[size_t(k * c.channels + z)];
             out[i] += p[size_t(k)] * entry;
-            grad_p.back() += value_of(grad[i]) * entry;
+            grad_p.back() += as_double(grad[i]) * entry;
           }
           dot += p[size_t(k)] * grad_p.back();
         }
@@ -158,10 +127,10 @@ struct Problem {
 
   void test(const std::string& name) const {
     const auto check = [&](const char* error, const std::string& what, double off, double most) {
-      expect(error == nullptr, name + ": " + what + ": " + (error ? error : ""));
+      expect_success(error, name + ": " + what);
       expect(off <= most, name + ": " + what + " is off by " + std::to_string(off));
     };
-    const double tolerance = Type<Element>::kTolerance;
+    const double tolerance = kTolerance<Element>;
     std::vector<float> entries(table.size(), NAN);
     const char* error = gaussian_table_cuda(input.table, entries.data(), nullptr);
     check(error, "table", error_of(entries, table), 1e-6);
@@ -178,7 +147,7 @@ struct Problem {
     check(error, "gradient", error_of(gradient, grad_logits), 2 * tolerance);
 
     error = gaussian_aggregate_cuda(input, true, result.data(), statistic.data(), nullptr);
-    expect(error == nullptr, name + ": hard");
+    expect_success(error, name + ": hard");
   }
 };
 
@@ -202,15 +171,11 @@ int main() {
       {{1, 1, 1, 1, 1, 99}, "one of all"},
       {{1, 35, 3, 45, 33, 56}, "several tiles"},
   };
-  for (const auto& [c, name] : cases) {
-    test<float>(c, name + ", float32");
-    test<double>(c, name + ", float64");
-    test<__nv_bfloat16>(c, name + ", bfloat16");
-    test<__half>(c, name + ", float16");
-  }
+  for (const auto& item : cases)
+    for_element_types([&](auto element, const std::string& type) {
+      test<decltype(element)>(item.first, item.second + ", " + type);
+    });
   test<float>({1, 70, 1, 9, 130, 40}, "a table that does not fit, float32");
   test<__nv_bfloat16>({1, 400, 1, 5, 17, 30}, "a table that does not fit, bfloat16");
-  std::puts(g_failed ? "gaussian_aggregate_cuda_test: FAILED"
-                     : "gaussian_aggregate_cuda_test: passed");
-  return g_failed;
+  return report("gaussian_aggregate_cuda_test");
 }

@@ -1,8 +1,8 @@
-// Matrix instructions, ldmatrix and cp.async of common/device_intrinsics.cuh: the same test for the
-// host executor and for a GPU (nvcc -x cu -std=c++17 -arch=native -Icsrc), where it shows that the
-// executor's fragment layouts are the hardware's. Exit status 1 on failure.
+// Tests the matrix instructions, ldmatrix and cp.async of common/device_intrinsics.cuh. It runs in
+// the host executor and on a GPU (nvcc -x cu -std=c++17 -arch=native -Icsrc), where it shows that
+// the executor has the fragment layouts of the hardware. Exit status 1 on failure.
 #ifndef __CUDACC__
-#include "testing/host_cuda.h"
+#include "testing/cuda_dialect.h"
 #endif
 
 // after the dialect
@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "common/device_intrinsics.cuh"
+#include "common/launch.cuh"
 #include "testing/expect.h"
 
 namespace {
 
-// Memory of the host that a GPU reaches, too.
+// Host memory that the GPU can access too.
 template <typename T>
 struct Shared {
   T* data = nullptr;
@@ -37,10 +38,10 @@ void run(const std::string& what, void (*kernel)(Parameters...), int threads,
          what + ": " + cudaGetErrorString(status != cudaSuccess ? status : later));
 }
 
-// ---- mma.sync ---------------------------------------------------------------------------------
-// Fragments
-// come from rows in shared memory by ldmatrix, as in kernels, so that a layout must be wrong twice
-// in the same way to pass; the TF32 fragments element by element.
+// ---- mma.sync -----------------------------------------------------------------------------------
+
+// As in kernels, ldmatrix loads the fragments from rows in shared memory, so that a wrong layout
+// only passes if both have the same mistake. The TF32 fragments are loaded element by element.
 template <typename T>
 struct alignas(16) Row {
   T values[24];  // padded: 48 bytes
@@ -96,7 +97,8 @@ void test_product(const std::string& what, void (*kernel)(const T*, const T*, fl
   expect(right, what);
 }
 
-// ---- ldmatrix ---------------------------------------------------------------------------------
+// ---- ldmatrix -----------------------------------------------------------------------------------
+
 template <int kCount>
 __global__ void ldmatrix_kernel(uint32_t* plain, uint32_t* transposed) {
   struct alignas(16) Line {
@@ -132,7 +134,8 @@ void test_ldmatrix() {
   expect(right, what);
 }
 
-// ---- cp.async ---------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
+
 __global__ void async_kernel(const float4* in, float* out) {
   MCIBI_SHARED(tile, float4[3]);
   tile[2].x = -1;
@@ -173,6 +176,5 @@ int main() {
   test_ldmatrix<2>();
   test_ldmatrix<4>();
   test_async_copies();
-  std::puts(g_failed ? "intrinsics_test: FAILED" : "intrinsics_test: passed");
-  return g_failed;
+  return report("intrinsics_test");
 }

@@ -1,49 +1,33 @@
-// The memory update's launchers for ctypes (tests/csrc/test_memory_update_cuda_host.py), with
+// The launchers of the memory update for ctypes (tests/csrc/test_memory_update_cuda_host.py), with
 // scratch memory full of NaN.
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-
-#include "memory_update/memory_update.h"
-
-namespace {
+#include "memory_update/api.h"
+#include "testing/controls.h"
+#include "testing/poisoned.h"
 
 using namespace mcibi_fast;
 
-std::unique_ptr<void, void (*)(void*)> poisoned(size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 256, bytes) != 0) std::abort();
-  std::memset(memory, 0xff, bytes);
-  return {memory, std::free};
-}
-
-}  // namespace
-
-extern "C" {
-
-__attribute__((visibility("default"))) const char* host_class_feature_sums(
-    const FeatureMap* features, const LabelMap* labels, bool align_corners, void* sums,
-    int64_t* counts, const LabelFlag* flag) {
+MCIBI_EXPORT const char* host_class_feature_sums(const FeatureMap* features, const LabelMap* labels,
+                                                 bool align_corners, void* sums, int64_t* counts,
+                                                 const LabelFlag* flag) {
   const auto scratch = poisoned(class_feature_sums_cuda_scratch(*features, *labels));
   return class_feature_sums_cuda(*features, *labels, align_corners, sums, counts, *flag,
                                  scratch.get(), nullptr);
 }
 
-__attribute__((visibility("default"))) const char* host_memory_update(const FeatureMap* features,
-                                                                      const LabelMap* labels,
-                                                                      bool align_corners,
-                                                                      const MemoryUpdate* update,
-                                                                      const LabelFlag* flag) {
+MCIBI_EXPORT const char* host_memory_update(const FeatureMap* features, const LabelMap* labels,
+                                            bool align_corners, const MemoryUpdate* update,
+                                            const LabelFlag* flag) {
   const auto scratch = poisoned(memory_update_cuda_scratch(*features, *labels));
   return memory_update_cuda(*features, *labels, align_corners, *update, *flag, scratch.get(),
                             nullptr);
 }
 
-__attribute__((visibility("default"))) const char* host_class_feature_sums_backward(
-    const void* grad_sums, const LabelMap* labels, bool align_corners,
-    const FeatureMap* grad_features, const LabelFlag* flag) {
+MCIBI_EXPORT const char* host_class_feature_sums_backward(const void* grad_sums,
+                                                          const LabelMap* labels,
+                                                          bool align_corners,
+                                                          const FeatureMap* grad_features,
+                                                          const LabelFlag* flag) {
   const auto scratch = poisoned(class_feature_sums_backward_cuda_scratch(*grad_features, *labels));
   return class_feature_sums_backward_cuda(grad_sums, *labels, align_corners, *grad_features, *flag,
                                           scratch.get(), nullptr);
-}
 }

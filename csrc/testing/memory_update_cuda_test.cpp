@@ -1,19 +1,9 @@
-// The memory update's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every label and feature type, both layouts, sizes with tails, against sums taken label by
-// label in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+// Tests the CUDA kernels of the memory update with every feature type and both layouts, sizes with
+// tails, and bad labels, against sums taken label by label in double. Exit status 1 on failure.
+#include "testing/kernel_test.h"
 
 // after the dialect
-#include <cmath>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "memory_update/memory_update_cuda.cu"
-#include "testing/expect.h"
-
-extern "C" void host_set_seed(uint64_t seed);
+#include "memory_update/cuda.cu"
 
 namespace {
 
@@ -25,27 +15,8 @@ struct Case {
 };
 
 template <typename Element>
-FloatKind kind_of();
-template <>
-FloatKind kind_of<float>() {
-  return FloatKind::kFloat32;
-}
-template <>
-FloatKind kind_of<double>() {
-  return FloatKind::kFloat64;
-}
-template <>
-FloatKind kind_of<__nv_bfloat16>() {
-  return FloatKind::kBFloat16;
-}
-template <>
-FloatKind kind_of<__half>() {
-  return FloatKind::kFloat16;
-}
-
-template <typename Element>
 struct Problem {
-  using T = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+  using T = Compute<Element>;
   Case c;
   std::vector<Element> features;
   std::vector<int16_t> labels;
@@ -61,28 +32,17 @@ struct Problem {
     features.resize(size_t(c.batch) * c.channels * c.height * c.width);
     for (Element& x : features) x = Element(normal(bits));
     const int64_t plane = int64_t(c.height) * c.width, z = c.channels;
-    feature_map = {features.data(), kind_of<Element>(), c.batch, z,       c.height,
-                   c.width,         z * plane,          plane,   c.width, 1};
+    feature_map = {features.data(), kKind<Element>, c.batch, z,       c.height,
+                   c.width,         z * plane,      plane,   c.width, 1};
     if (c.channels_last) {
       feature_map.stride_z = 1;
       feature_map.stride_x = z;
       feature_map.stride_y = z * c.width;
     }
     labels.resize(size_t(c.batch) * c.label_height * c.label_width);
-    for (int16_t& label : labels) {
-      label = int16_t(bits() % unsigned(c.classes + 1));
-      if (label == c.classes) label = bits() % 8 == 0 ? int16_t(999) : int16_t(-100);
-      bad += label == 999;
-    }
-    label_map = {labels.data(),
-                 LabelKind::kInt16,
-                 c.label_height,
-                 c.label_width,
-                 int64_t(c.label_height) * c.label_width,
-                 c.label_width,
-                 1,
-                 c.classes,
-                 -100};
+    bad = draw_labels(labels, c.classes, int16_t(-100), int16_t(999), bits);
+    label_map = label_map_of(labels, LabelKind::kInt16, c.label_height, c.label_width, c.classes,
+                             int16_t(-100));
     expected();
   }
 
@@ -103,8 +63,8 @@ struct Problem {
           for (int z = 0; z < c.channels; ++z) {
             const auto at = [&](int yy, int xx) {
               const FeatureMap& f = feature_map;
-              return double(float_or_double(features[size_t(b * f.stride_b + z * f.stride_z +
-                                                            yy * f.stride_y + xx * f.stride_x)]));
+              return as_double(features[size_t(b * f.stride_b + z * f.stride_z + yy * f.stride_y +
+                                               xx * f.stride_x)]);
             };
             sums[size_t(label * c.channels + z)] +=
                 double(ty.weight0) * (double(tx.weight0) * at(ty.index0, tx.index0) +
@@ -116,18 +76,7 @@ struct Problem {
       }
     }
   }
-  static double float_or_double(double x) { return x; }
-  static double float_or_double(float x) { return x; }
-  static double float_or_double(__half x) { return float(x); }
-  static double float_or_double(__nv_bfloat16 x) { return float(x); }
 };
-
-std::unique_ptr<unsigned char, void (*)(void*)> exactly(size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 256, bytes) != 0) std::abort();
-  std::memset(memory, 0xff, bytes);
-  return {static_cast<unsigned char*>(memory), std::free};
-}
 
 template <typename Element>
 void test(const Case& c, const std::string& name) {
@@ -137,14 +86,14 @@ void test(const Case& c, const std::string& name) {
   std::vector<T> sums(problem.sums.size(), T(NAN)), first;
   std::vector<int64_t> counts(problem.counts.size(), -1);
   const auto scratch =
-      exactly(class_feature_sums_cuda_scratch(problem.feature_map, problem.label_map));
+      poisoned(class_feature_sums_cuda_scratch(problem.feature_map, problem.label_map));
   for (const int seed : {0, 1, 2, 3}) {
     host_set_seed(uint64_t(seed));
     int64_t flag[3] = {};
     const char* error =
         class_feature_sums_cuda(problem.feature_map, problem.label_map, c.align_corners,
                                 sums.data(), counts.data(), {flag, 2}, scratch.get(), nullptr);
-    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect_success(error, name);
     expect(counts == problem.counts, name + ": counts");
     expect(flag[0] == problem.bad && (problem.bad == 0 || (flag[1] == 999 && flag[2] == 2)),
            name + ": bad labels are counted");
@@ -168,11 +117,11 @@ void test(const Case& c, const std::string& name) {
   grad_map = {grad.data(), grad_map.kind,      c.batch, c.channels, c.height,
               c.width,     c.channels * plane, plane,   c.width,    1};
   const auto backward_scratch =
-      exactly(class_feature_sums_backward_cuda_scratch(grad_map, problem.label_map));
+      poisoned(class_feature_sums_backward_cuda_scratch(grad_map, problem.label_map));
   const char* error =
       class_feature_sums_backward_cuda(cotangent.data(), problem.label_map, c.align_corners,
                                        grad_map, {nullptr, 0}, backward_scratch.get(), nullptr);
-  expect(error == nullptr, name + ": " + (error ? error : ""));
+  expect_success(error, name);
   double left = 0, right = 0;
   for (const T x : sums) left += double(x) * double(x) / 1024;
   for (int b = 0; b < c.batch; ++b)
@@ -181,8 +130,8 @@ void test(const Case& c, const std::string& name) {
         const FeatureMap& f = problem.feature_map;
         const int64_t from =
             b * f.stride_b + z * f.stride_z + p / c.width * f.stride_y + p % c.width * f.stride_x;
-        right += Problem<Element>::float_or_double(problem.features[size_t(from)]) *
-                 Problem<Element>::float_or_double(grad[size_t((b * c.channels + z) * plane + p)]);
+        right += as_double(problem.features[size_t(from)]) *
+                 as_double(grad[size_t((b * c.channels + z) * plane + p)]);
       }
   const double adjoint_tolerance = sizeof(Element) == 2 ? 1e-2 : 10 * tolerance;
   expect(std::abs(left - right) <= adjoint_tolerance * left, name + ": the adjoint");
@@ -199,12 +148,9 @@ int main() {
       {{2, 2, 20, 30, 10, 9, 1, false, false}, "labels smaller than the features, one class"},
       {{1, 4, 1, 1, 40, 37, 2, true, false}, "one low-resolution pixel"},
   };
-  for (const auto& [c, name] : cases) {
-    test<float>(c, name + ", float32");
-    test<double>(c, name + ", float64");
-    test<__nv_bfloat16>(c, name + ", bfloat16");
-    test<__half>(c, name + ", float16");
-  }
-  std::puts(g_failed ? "memory_update_cuda_test: FAILED" : "memory_update_cuda_test: passed");
-  return g_failed;
+  for (const auto& item : cases)
+    for_element_types([&](auto element, const std::string& type) {
+      test<decltype(element)>(item.first, item.second + ", " + type);
+    });
+  return report("memory_update_cuda_test");
 }

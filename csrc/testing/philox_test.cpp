@@ -1,23 +1,17 @@
 // Known answers of Philox4x32-10 and the accuracy of the normal draws against long double.
-// Stands alone: c++ -std=c++17 -O2 -Icsrc csrc/testing/philox_test.cpp; exit status 1 on failure.
+// Needs only a compiler: c++ -std=c++17 -O2 -Icsrc csrc/testing/philox_test.cpp. Exit status 1 on
+// failure.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <initializer_list>
 
-#include "gaussian_aggregate/gaussian_aggregate_math.h"
+#include "gaussian_aggregate/math.h"
+#include "testing/expect.h"
 
 namespace {
 
 using mcibi_fast::Philox4;
-
-bool g_failed = false;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what);
-  g_failed = true;
-}
 
 // Random123's kat_vectors, "philox4x32 10".
 void known_answers() {
@@ -66,7 +60,7 @@ void accuracy() {
     const double ratio = static_cast<double>(mcibi_fast::minus_log_uniform(x0) / minus_log(x0));
     worst_log = std::fmax(worst_log, std::fabs(ratio - 1.0));
   };
-  // Both ends of the range, where the polynomials meet, and where the octants do.
+  // Both ends of the range, and where the polynomials and the octants meet.
   for (uint32_t i = 0; i < 20000; ++i) {
     const uint32_t angle = i * 2654435761u;
     for (uint32_t x0 : {i, ~i, 0xB504F334u - 10000 + i, 0x80000000u - 10000 + i}) look(x0, angle);
@@ -88,5 +82,5 @@ void accuracy() {
 int main() {
   known_answers();
   accuracy();
-  return g_failed ? 1 : 0;
+  return report("philox_test");
 }

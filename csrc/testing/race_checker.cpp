@@ -1,6 +1,7 @@
-// Finds data races exactly, whatever the schedule: kernel sources compiled with -fsanitize=thread
-// call the __tsan_* functions below (this file stands in for the sanitizer's library, which is not
-// linked) on every memory access, and each is held against the earlier ones to the same bytes.
+// Finds data races exactly, whatever the schedule. Kernel sources compiled with -fsanitize=thread
+// call the __tsan_* functions below on every memory access (this file replaces the sanitizer's
+// library, which is not linked), and each access is compared with the earlier ones to the same
+// bytes.
 //
 // Two accesses to a byte, at least one a write and not both atomic, must be ordered:
 // - in one block by a __syncthreads() between them, or in one warp by a __syncwarp() of its live
@@ -12,7 +13,7 @@
 #include <memory>
 #include <unordered_map>
 
-#include "host_executor.h"
+#include "testing/executor.h"
 
 namespace mcibi_host {
 namespace {
@@ -26,7 +27,7 @@ struct Access {
 struct Byte {
   Access write;
   bool atomic_write = false;
-  Access reads[2];  // by different threads, of different warps where there are such
+  Access reads[2];  // by different threads, and of different warps if possible
 };
 constexpr uintptr_t kPage = 4096;
 struct Page {
@@ -55,7 +56,7 @@ bool barrier_between(const BlockHistory& block, Time from, Time to) {
   const auto next = std::upper_bound(block.barriers.begin(), block.barriers.end(), from);
   return next != block.barriers.end() && *next < to;
 }
-// Whether program order and barriers lead from one point of a block, through a fence, to another.
+// Whether program order and barriers connect two points of a block through a fence.
 bool fenced_path(const BlockHistory& block, Access from, Access to) {
   return std::any_of(block.fences.begin(), block.fences.end(), [&](const Event& fence) {
     return from.time < fence.time && fence.time < to.time &&
@@ -111,7 +112,8 @@ void remember_read(Byte& byte, Access self) {
       read = self;
       return;
     }
-  // Two others are known: give up one, so that the two left are of different warps if any are.
+  // Two others are known: replace one, such that the two that remain are of different warps if
+  // possible.
   const bool same_warp = warp_of(byte.reads[0].thread) == warp_of(self.thread);
   byte.reads[same_warp ? 0 : 1] = self;
 }
@@ -174,7 +176,8 @@ void race_access(const void* address, size_t bytes, bool write, bool atomic) {
 
 }  // namespace mcibi_host
 
-// ---- what the compiler calls ------------------------------------------------------------------
+// ---- what the compiler calls --------------------------------------------------------------------
+
 #define MCIBI_TSAN(name, bytes, write)                     \
   extern "C" void __tsan_##name(void* address) {           \
     mcibi_host::race_access(address, bytes, write, false); \

@@ -1,18 +1,10 @@
-// The CUDA kernels of upsample_argmax and upsample_confusion under AddressSanitizer and UBSan:
-// buffers of exactly the size needed, every element type, both layouts, sizes with tails, against
-// logits interpolated pixel by pixel. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+// Tests the CUDA kernels of upsample_argmax and upsample_confusion with every element type and both
+// layouts, and sizes with tails, against logits interpolated pixel by pixel. Exit status 1 on
+// failure.
+#include "testing/kernel_test.h"
 
 // after the dialect
-#include <cmath>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "testing/expect.h"
-#include "upsample_argmax/upsample_argmax_cuda.cu"
-
-extern "C" void host_set_seed(uint64_t seed);
+#include "upsample_argmax/cuda.cu"
 
 namespace {
 
@@ -24,17 +16,8 @@ struct Case {
 };
 
 template <typename Element>
-constexpr FloatKind kKind = FloatKind::kFloat32;
-template <>
-constexpr FloatKind kKind<double> = FloatKind::kFloat64;
-template <>
-constexpr FloatKind kKind<__nv_bfloat16> = FloatKind::kBFloat16;
-template <>
-constexpr FloatKind kKind<__half> = FloatKind::kFloat16;
-
-template <typename Element>
 struct Problem {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   Case c;
   std::vector<Element> logits;
   std::vector<uint8_t> labels;
@@ -48,25 +31,17 @@ struct Problem {
     logits.resize(size_t(c.batch) * c.classes * c.height * c.width);
     // Small integers and scales that are powers of two: exact in any order of operations, and ties.
     for (Element& x : logits) x = Element(float(int(bits() % 8) - 4));
-    const int64_t plane = int64_t(c.height) * c.width, k = c.classes;
-    map = {logits.data(), kKind<Element>, c.batch, k, c.height, c.width, {}};
-    map.strides = c.channels_last ? MapStrides{k * plane, 1, k * c.width, k}
-                                  : MapStrides{k * plane, plane, c.width, 1};
+    map = {logits.data(),
+           kKind<Element>,
+           c.batch,
+           c.classes,
+           c.height,
+           c.width,
+           strides_of(c.classes, c.height, c.width, c.channels_last)};
     labels.resize(size_t(c.batch) * c.label_height * c.label_width);
-    for (uint8_t& label : labels) {
-      label = uint8_t(bits() % unsigned(c.classes + 1));
-      if (label == c.classes) label = bits() % 8 == 0 ? uint8_t(200) : uint8_t(255);
-      bad += label == 200;
-    }
-    label_map = {labels.data(),
-                 LabelKind::kUInt8,
-                 c.label_height,
-                 c.label_width,
-                 int64_t(c.label_height) * c.label_width,
-                 c.label_width,
-                 1,
-                 c.classes,
-                 255};
+    bad = draw_labels(labels, c.classes, uint8_t(255), uint8_t(200), bits);
+    label_map = label_map_of(labels, LabelKind::kUInt8, c.label_height, c.label_width, c.classes,
+                             uint8_t(255));
     expected();
   }
 
@@ -109,14 +84,14 @@ void test(const Case& c, const std::string& name) {
     std::vector<int64_t> prediction(problem.prediction.size(), -7);
     const char* error = upsample_argmax_cuda(problem.map, c.label_height, c.label_width,
                                              c.align_corners, prediction.data(), nullptr);
-    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect_success(error, name);
     expect(prediction == problem.prediction, name + ": predictions");
 
     int64_t flag[3] = {};
     std::vector<int64_t> confusion(problem.confusion.size(), -7);
     error = upsample_confusion_cuda(problem.map, problem.label_map, c.align_corners,
                                     confusion.data(), {flag, 4}, nullptr);
-    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect_success(error, name);
     expect(confusion == problem.confusion, name + ": counts");
     expect(flag[0] == problem.bad && (problem.bad == 0 || (flag[1] == 200 && flag[2] == 4)),
            name + ": bad labels are counted");
@@ -135,12 +110,9 @@ int main() {
       {{1, 1, 1, 1, 40, 37, true, false}, "one class, one low-resolution pixel"},
       {{1, 2, 16, 64, 64, 256, false, false}, "several tiles to a block"},
   };
-  for (const auto& [c, name] : cases) {
-    test<float>(c, name + ", float32");
-    test<double>(c, name + ", float64");
-    test<__nv_bfloat16>(c, name + ", bfloat16");
-    test<__half>(c, name + ", float16");
-  }
-  std::puts(g_failed ? "upsample_argmax_cuda_test: FAILED" : "upsample_argmax_cuda_test: passed");
-  return g_failed;
+  for (const auto& item : cases)
+    for_element_types([&](auto element, const std::string& type) {
+      test<decltype(element)>(item.first, item.second + ", " + type);
+    });
+  return report("upsample_argmax_cuda_test");
 }

@@ -1,19 +1,10 @@
-// The cross entropy's CUDA kernels under AddressSanitizer and UBSan: buffers of exactly the size
-// needed, every element type, both layouts, sizes with tails, against losses and gradients taken
-// pixel by pixel in double. Exit status 1 on failure.
-#include "testing/host_cuda.h"
+// Tests the CUDA kernels of the cross entropy with every element type and both layouts, and sizes
+// with tails, against losses and gradients computed pixel by pixel in double. Exit status 1 on
+// failure.
+#include "testing/kernel_test.h"
 
 // after the dialect
-#include <cmath>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "testing/expect.h"
-#include "upsample_cross_entropy/upsample_cross_entropy_cuda.cu"
-
-extern "C" void host_set_seed(uint64_t seed);
+#include "upsample_cross_entropy/cuda.cu"
 
 namespace {
 
@@ -26,22 +17,8 @@ struct Case {
 };
 
 template <typename Element>
-constexpr FloatKind kKind = FloatKind::kFloat32;
-template <>
-constexpr FloatKind kKind<double> = FloatKind::kFloat64;
-template <>
-constexpr FloatKind kKind<__nv_bfloat16> = FloatKind::kBFloat16;
-template <>
-constexpr FloatKind kKind<__half> = FloatKind::kFloat16;
-
-double as_double(double x) { return x; }
-double as_double(float x) { return double(x); }
-double as_double(__half x) { return float(x); }
-double as_double(__nv_bfloat16 x) { return float(x); }
-
-template <typename Element>
 struct Problem {
-  using T = typename Arithmetic<Element>::Type;
+  using T = Compute<Element>;
   Case c;
   std::vector<Element> logits;
   std::vector<int16_t> labels;
@@ -56,27 +33,19 @@ struct Problem {
     std::normal_distribution<float> normal;
     logits.resize(size_t(c.batch) * c.classes * c.height * c.width);
     for (Element& x : logits) x = Element(3 * normal(bits));
-    const int64_t plane = int64_t(c.height) * c.width, k = c.classes;
-    map = {logits.data(), kKind<Element>, c.batch, k, c.height, c.width, {}};
-    map.strides = c.channels_last ? MapStrides{k * plane, 1, k * c.width, k}
-                                  : MapStrides{k * plane, plane, c.width, 1};
+    map = {logits.data(),
+           kKind<Element>,
+           c.batch,
+           c.classes,
+           c.height,
+           c.width,
+           strides_of(c.classes, c.height, c.width, c.channels_last)};
     labels.resize(size_t(c.batch) * c.label_height * c.label_width);
-    for (int16_t& label : labels) {
-      label = int16_t(bits() % unsigned(c.classes + 1));
-      if (label == c.classes) label = bits() % 8 == 0 ? int16_t(999) : int16_t(-100);
-      bad += label == 999;
-    }
+    bad = draw_labels(labels, c.classes, int16_t(-100), int16_t(999), bits);
     for (int i = 0; i < c.classes; ++i) weight.push_back(T(0.25) + T(bits() % 8));
     for (size_t i = 0; i < labels.size(); ++i) cotangent.push_back(T(normal(bits)));
-    label_map = {labels.data(),
-                 LabelKind::kInt16,
-                 c.label_height,
-                 c.label_width,
-                 int64_t(c.label_height) * c.label_width,
-                 c.label_width,
-                 1,
-                 c.classes,
-                 -100};
+    label_map = label_map_of(labels, LabelKind::kInt16, c.label_height, c.label_width, c.classes,
+                             int16_t(-100));
     losses.resize(labels.size());
     lse.resize(labels.size());
     grad.resize(logits.size());
@@ -159,22 +128,21 @@ void test(const Case& c, const std::string& name) {
     std::vector<T> losses(pixels, T(NAN)), lse(pixels, T(NAN));
     const char* error = upsample_cross_entropy_cuda(problem.map, problem.label_map, options,
                                                     losses.data(), lse.data(), {flag, 3}, nullptr);
-    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect_success(error, name);
     expect(flag[0] == problem.bad && (problem.bad == 0 || (flag[1] == 999 && flag[2] == 3)),
            name + ": bad labels are counted");
     expect_close(losses, problem.losses, tolerance, name + ": losses");
     expect_close(lse, problem.lse, tolerance, name + ": lse");
 
     std::vector<Element> grad(problem.logits.size(), Element(float(NAN)));
-    std::unique_ptr<unsigned char[]> scratch(new unsigned char[bytes]);
-    std::fill_n(scratch.get(), bytes, static_cast<unsigned char>(0xff));
+    const auto scratch = poisoned(bytes);
     LogitMap grad_map = problem.map;
     grad_map.data = grad.data();
     CrossEntropyCotangent given = cotangent;
     given.lse = lse.data();
     error = upsample_cross_entropy_backward_cuda(given, problem.map, problem.label_map, options,
                                                  grad_map, {nullptr, 3}, scratch.get(), nullptr);
-    expect(error == nullptr, name + ": " + (error ? error : ""));
+    expect_success(error, name);
     const double rounding = sizeof(Element) == 2 ? 8e-3 : 2 * tolerance;
     expect_close(grad, problem.grad, rounding, name + ": the gradient");
   }
@@ -191,13 +159,9 @@ int main() {
       {{2, 2, 20, 30, 10, 9, false, false, 1.0}, "labels smaller than the logits"},
       {{1, 1, 1, 1, 40, 37, true, false, 0.0}, "one class, one low-resolution pixel"},
   };
-  for (const auto& [c, name] : cases) {
-    test<float>(c, name + ", float32");
-    test<double>(c, name + ", float64");
-    test<__nv_bfloat16>(c, name + ", bfloat16");
-    test<__half>(c, name + ", float16");
-  }
-  std::puts(g_failed ? "upsample_cross_entropy_cuda_test: FAILED"
-                     : "upsample_cross_entropy_cuda_test: passed");
-  return g_failed;
+  for (const auto& item : cases)
+    for_element_types([&](auto element, const std::string& type) {
+      test<decltype(element)>(item.first, item.second + ", " + type);
+    });
+  return report("upsample_cross_entropy_cuda_test");
 }

@@ -1,6 +1,6 @@
 """Compiles CUDA kernels for the host executor (csrc/testing) and loads them through ctypes.
 
-An op's kernels are csrc/<op>/<op>_cuda.cu; csrc/testing/<op>_ctypes.cpp holds extern "C" functions
+An op's kernels are csrc/<op>/cuda.cu; csrc/testing/<op>_ctypes.cpp holds extern "C" functions
 around its launchers. Objects are kept by the hash of what they were made from.
 """
 
@@ -26,20 +26,20 @@ from buildtools import op_header, toolchain
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 TESTING = CSRC / "testing"
-EXECUTOR = [TESTING / name for name in ("host_executor.cpp", "host_state.cpp", "race_checker.cpp")]
+EXECUTOR = [TESTING / name for name in ("executor.cpp", "state.cpp", "race_checker.cpp")]
 # No contraction: __fmul_rn followed by __fadd_rn must round twice.
 FLAGS = [
     *["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"],
     *["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"],
     f"-I{CSRC}",
 ]
-KERNEL_FLAGS = f"-include {TESTING}/host_cuda.h -fno-threadsafe-statics".split()
+KERNEL_FLAGS = f"-include {TESTING}/cuda_dialect.h -fno-threadsafe-statics".split()
 RACE_FLAGS = ["-fsanitize=thread"]  # calls race_checker.cpp; the sanitizer itself is not linked
 ADDRESS_FLAGS = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 class Sync(enum.IntEnum):
-    """Kinds of synchronisation sites, as in host_threads.h."""
+    """Kinds of synchronisation sites, as in csrc/testing/threads.h."""
 
     BARRIER, WARP, FENCE, ASYNC_WAIT, COLLECTIVE = range(5)
 
@@ -140,7 +140,7 @@ def load(cache: Path, op: str, *, races: bool = False) -> HostKernels:
     """The kernels of one op; with `races`, every memory access is held against the others."""
     objects = [_compile(cache, source, ["-O2"]) for source in EXECUTOR]
     extra = [*KERNEL_FLAGS, *(RACE_FLAGS if races else [])]
-    objects.append(_compile(cache, CSRC / op / f"{op}_cuda.cu", extra))
+    objects.append(_compile(cache, CSRC / op / "cuda.cu", extra))
     objects.append(_compile(cache, TESTING / f"{op}_ctypes.cpp", KERNEL_FLAGS))
     return HostKernels(_link(cache, f"{op}{'_races' if races else ''}.so", objects, ["-shared"]))
 
@@ -159,8 +159,8 @@ def build_binding(cache: Path, op: str) -> Path:
     extra = ["-DMCIBI_HOST_EXECUTOR", toolchain.TORCH_TARGET_DEFINE]
     extra += [f"-I{schemas}", "-isystem", str(found.include)]
     objects = [_compile(cache, source, ["-O2"]) for source in EXECUTOR]
-    objects.append(_compile(cache, CSRC / op / f"{op}_cuda.cu", KERNEL_FLAGS))
-    objects.append(_compile(cache, CSRC / op / f"{op}_cuda_binding.cpp", extra))
+    objects.append(_compile(cache, CSRC / op / "cuda.cu", KERNEL_FLAGS))
+    objects.append(_compile(cache, CSRC / op / "binding_cuda.cpp", extra))
     library = ["-shared", "-Wl,--no-as-needed", f"-L{found.lib}", "-ltorch_cpu"]
     return _link(cache, f"{op}_binding.so", objects, library)
 

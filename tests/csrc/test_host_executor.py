@@ -25,9 +25,7 @@ def test_cpp(compile_cache: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("memory", ["static", "dynamic"])
 def test_a_kernel_that_leaves_its_shared_memory_is_caught(compile_cache: Path, memory: str) -> None:
-    program = host_kernels.build_test(
-        compile_cache, host_kernels.TESTING / "host_executor_test.cpp"
-    )
+    program = host_kernels.build_test(compile_cache, host_kernels.TESTING / "executor_test.cpp")
     done = _run(program, memory)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr

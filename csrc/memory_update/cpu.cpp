@@ -1,0 +1,252 @@
+// CPU kernels of the memory update (Eqs. 6-9), one copy per flavour (see common/cpu_dispatch.h).
+//
+// The labels become the sparse matrix A (cpu_class_weights.h). Each row of the features is then
+// transposed, sixteen channels at a time, into a tile [pixel][channel] in the first-level cache,
+// and every run of a class's weights adds its weighted pixels to that class's sums in double
+// precision. One thread takes a block of channels through A in order, so that the bits do not
+// depend on the number of threads.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/simd.h"
+#include "memory_update/api.h"
+#include "memory_update/cpu_class_weights.h"
+
+namespace mcibi_fast {
+namespace MCIBI_CPU_ARCH {
+namespace {
+
+constexpr int kBlock = 16;  // channels
+constexpr int kVectors = kBlock / kLanes<double>;
+
+// ---- tiles --------------------------------------------------------------------------------------
+
+// Channels z0 .. z0 + 15 of one row of R, as [pixel][channel]; channels after the last are zero.
+template <typename S>
+class Tile {
+ public:
+  using C = Compute<S>;
+
+  explicit Tile(const FeatureMap& features) : features_(features), data_(features.width * kBlock) {}
+
+  const C* at(int64_t x) const { return &data_[x * kBlock]; }
+
+  void load_row(int64_t b, int64_t y, int64_t z0) {
+    const FeatureMap& f = features_;
+    const S* row =
+        static_cast<const S*>(f.data) + b * f.stride_b + y * f.stride_y + z0 * f.stride_z;
+    const int64_t channels = f.channels - z0 < kBlock ? f.channels - z0 : kBlock;
+    if (f.stride_x == 1) {
+      for (int z = 0; z < kBlock; z += kLanes<C>) load_columns(row, channels - z, z);
+    } else if (f.stride_z == 1) {
+      for (int64_t x = 0; x < f.width; ++x) load_pixel(row + x * f.stride_x, channels, x);
+    } else {
+      load_strided(row, channels);
+    }
+  }
+
+ private:
+  // kLanes channels from z on, of which `channels` exist, each contiguous along the row.
+  void load_columns(const S* row, int64_t channels, int z) {
+    const int64_t width = features_.width;
+    const S* sources[kLanes<C>];
+    for (int i = 0; i < kLanes<C>; ++i) {
+      sources[i] = i < channels ? row + (z + i) * features_.stride_z : nullptr;
+    }
+    for (int64_t x = 0; x < width; x += kLanes<C>) {
+      const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+      Vector<C> block[kLanes<C>];
+      for (int i = 0; i < kLanes<C>; ++i) {
+        if (sources[i] == nullptr) {
+          block[i] = Vector<C>{};
+        } else {
+          block[i] = count == kLanes<C> ? load(sources[i] + x) : load_first(sources[i] + x, count);
+        }
+      }
+      transpose<C>(block);
+      for (int i = 0; i < count; ++i) store(&data_[(x + i) * kBlock + z], block[i]);
+    }
+  }
+
+  void load_pixel(const S* pixel, int64_t channels, int64_t x) {
+    for (int z = 0; z < kBlock; z += kLanes<C>) {
+      const int64_t left = channels - z;
+      const Vector<C> v = left >= kLanes<C> ? load(pixel + z)
+                          : left > 0        ? load_first(pixel + z, left)
+                                            : Vector<C>{};
+      store(&data_[x * kBlock + z], v);
+    }
+  }
+
+  void load_strided(const S* row, int64_t channels) {
+    for (int64_t x = 0; x < features_.width; ++x) {
+      S pixel[kBlock] = {};
+      for (int64_t z = 0; z < channels; ++z) {
+        pixel[z] = row[x * features_.stride_x + z * features_.stride_z];
+      }
+      load_pixel(pixel, channels, x);
+    }
+  }
+
+  const FeatureMap& features_;
+  std::vector<C> data_;
+};
+
+// ---- sums ---------------------------------------------------------------------------------------
+
+MCIBI_SIMD VectorD load_double(const double* p) { return load(p); }
+MCIBI_SIMD VectorD load_double(const float* p) {
+  typedef float Half __attribute__((vector_size(MCIBI_VECTOR_BYTES / 2)));
+  return __builtin_convertvector(load_unaligned<Half>(p), VectorD);
+}
+
+// sums[0..16) += sum_i weights[i] * tile[i][0..16)
+template <typename C>
+void add_weighted(const double* weights, const C* tile, int count, double* sums) {
+  VectorD acc[kVectors];
+  for (int v = 0; v < kVectors; ++v) acc[v] = load(sums + v * kLanes<double>);
+  for (int i = 0; i < count; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[v] += weights[i] * load_double(tile + i * kBlock + v * kLanes<double>);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes<double>, acc[v]);
+}
+
+template <typename S>
+void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows,
+                  int64_t num_classes, double* sums) {
+  const int64_t channels = features.channels, height = features.height;
+  parallel_for(ceil_div(channels, kBlock), 1, [&](int64_t begin, int64_t end) {
+    Tile<S> tile(features);
+    for (int64_t z0 = begin * kBlock; z0 < end * kBlock; z0 += kBlock) {
+      std::vector<double> block(num_classes * kBlock);
+      for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+        const WeightRow& row = rows[i];
+        if (row.num_runs == 0) continue;
+        tile.load_row(i / height, i % height, z0);
+        for (int32_t n = 0; n < row.num_runs; ++n) {
+          const ClassRun& run = row.runs[n];
+          add_weighted(&row.weights[run.offset], tile.at(run.begin), run.count,
+                       &block[run.label * kBlock]);
+        }
+      }
+      for (int64_t c = 0; c < num_classes; ++c) {
+        for (int64_t z = z0; z < channels && z < z0 + kBlock; ++z) {
+          sums[c * channels + z] = block[c * kBlock + z - z0];
+        }
+      }
+    }
+  });
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+// Writes one row of one channel from the tile [pixel][channel] of doubles.
+template <typename S>
+void store_channel(const double* tile, int64_t width, S* out) {
+  using C = Compute<S>;
+  for (int64_t x = 0; x < width; x += kLanes<C>) {
+    const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
+    Vector<C> v = {};
+    for (int i = 0; i < count; ++i) v[i] = static_cast<C>(tile[(x + i) * kBlock]);
+    if (count == kLanes<C>) {
+      store(out + x, v);
+    } else {
+      store_first(out + x, v, count);
+    }
+  }
+}
+
+template <typename S>
+void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
+                    const FeatureMap& grad) {
+  const int64_t channels = grad.channels, width = grad.width, height = grad.height;
+  parallel_for(static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> tile(width * kBlock);
+    for (int64_t i = begin; i < end; ++i) {
+      const WeightRow& row = rows[i];
+      for (int64_t z0 = 0; z0 < channels; z0 += kBlock) {
+        const int64_t count = channels - z0 < kBlock ? channels - z0 : kBlock;
+        std::fill(tile.begin(), tile.end(), 0.0);
+        for (int32_t n = 0; n < row.num_runs; ++n) {
+          const ClassRun& run = row.runs[n];
+          const double* source = grad_sums + run.label * channels + z0;
+          for (int32_t p = 0; p < run.count; ++p) {
+            const double weight = row.weights[run.offset + p];
+            double* pixel = &tile[(run.begin + p) * kBlock];
+            for (int64_t z = 0; z < count; ++z) pixel[z] += weight * source[z];
+          }
+        }
+        S* out = static_cast<S*>(const_cast<void*>(grad.data)) + (i / height) * grad.stride_b +
+                 z0 * grad.stride_z + (i % height) * grad.stride_y;
+        for (int64_t z = 0; z < count; ++z) store_channel(&tile[z], width, out + z * grad.stride_z);
+      }
+    }
+  });
+}
+
+// The sum of f(i) as eight interleaved partial sums, which the compiler can vectorise.
+template <typename F>
+double sum_over(int64_t count, const F& f) {
+  double partial[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) partial[lane] += f(i + lane);
+  }
+  for (; i < count; ++i) partial[i % 8] += f(i);
+  double sum = 0.0;
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
+}  // namespace
+
+void class_feature_sums_cpu(const FeatureMap& features, const LabelMap& labels, bool align_corners,
+                            double* sums, int64_t* counts, BadLabel* bad) {
+  std::fill(counts, counts + labels.num_classes, 0);
+  with_storage_type(features.kind, [&](auto type) {
+    using S = decltype(type);
+    const auto rows = class_weights<Compute<S>>(labels, features.batch, features.height,
+                                                features.width, align_corners, counts);
+    *bad = first_bad_label(rows);
+    if (!bad->found) sum_channels<S>(features, rows, labels.num_classes, sums);
+  });
+}
+
+void class_feature_sums_backward_cpu(const double* grad_sums, const LabelMap& labels,
+                                     bool align_corners, const FeatureMap& grad_features,
+                                     BadLabel* bad) {
+  std::vector<int64_t> counts(labels.num_classes);
+  with_storage_type(grad_features.kind, [&](auto type) {
+    using S = decltype(type);
+    const auto rows = class_weights<Compute<S>>(labels, grad_features.batch, grad_features.height,
+                                                grad_features.width, align_corners, counts.data());
+    *bad = first_bad_label(rows);
+    if (!bad->found) spread_to_rows<S>(grad_sums, rows, grad_features);
+  });
+}
+
+void moving_average_cpu(const double* sums, const int64_t* counts, int64_t num_classes,
+                        int64_t channels, double momentum, bool unbiased, double* memory) {
+  parallel_for(num_classes, 32, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      if (counts[c] == 0) continue;
+      const double* x = sums + c * channels;
+      const double scale = 1.0 / static_cast<double>(counts[c]);  // Eq. 8
+      const double mean = scale * sum_over(channels, [&](int64_t z) { return x[z]; }) / channels;
+      const double squares = sum_over(channels, [&](int64_t z) {
+        const double d = x[z] * scale - mean;
+        return d * d;
+      });
+      const double std = std::sqrt(squares / static_cast<double>(channels - (unbiased ? 1 : 0)));
+      memory[2 * c] = (1.0 - momentum) * memory[2 * c] + momentum * mean;  // Eqs. 9 and 6
+      memory[2 * c + 1] = (1.0 - momentum) * memory[2 * c + 1] + momentum * std;
+    }
+  });
+}
+
+}  // namespace MCIBI_CPU_ARCH
+}  // namespace mcibi_fast

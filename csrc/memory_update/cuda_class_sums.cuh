@@ -1,0 +1,360 @@
+// sums[c, z] = sum_j A[j, c] R[j, z] over one slice of the tiles and 64 channels in each block.
+//
+// In shared memory a tile of R is 64 rows of channels, whatever its layout in global memory. Four
+// threads share a channel and take turns at its pixels, 16 bytes at a time. Meanwhile the next
+// tiles are loaded: by cp.async where a channel's pixels are contiguous (NCHW), else through
+// registers. Only one thread adds to a channel's sums, in the order of the tiles, so that all runs
+// give the same bits.
+#pragma once
+
+#include <type_traits>
+
+#include "memory_update/cuda_common.cuh"
+
+namespace mcibi_fast {
+
+// How the features are laid out in global memory.
+enum class Fill {
+  kPixelVectors,    // 16-byte vectors of neighbouring pixels
+  kChannelVectors,  // 16-byte vectors of neighbouring channels
+  kElements,        // any other layout; fastest if neighbouring pixels are neighbours in memory
+};
+
+inline constexpr int kStagedSlots = 16;  // slots of a tile that are loaded in advance
+
+template <typename Element>
+struct Features {
+  const Element* data;
+  int64_t stride_b, stride_z, stride_y, stride_x;
+  int channels, width, pixels;  // pixels: h * w
+};
+
+template <typename Element, typename T>
+struct SumsInput {
+  Features<Element> features;
+  ClassWeights<T> a;
+  PartialSums<T> out;
+  int tiles, tiles_per_image;
+  int class_chunk;  // classes that one block sums
+};
+
+template <typename Element, typename T, Fill kFill>
+struct SumsShared {
+  static constexpr int kStages = kFill == Fill::kPixelVectors && sizeof(Element) == 2 ? 3 : 2;
+  struct Stage {
+    alignas(16) Element features[kChannelChunk][kTile];  // rows swizzled, see place()
+    alignas(16) T weights[kStagedSlots][kTile];
+    Slot slots[kStagedSlots];
+  };
+  Stage stages[kStages];
+  // Followed by int64 counts[class_chunk] and T sums[class_chunk][kChannelChunk].
+  static size_t bytes(int64_t class_chunk) {
+    return sizeof(SumsShared) +
+           static_cast<size_t>(class_chunk) * (sizeof(int64_t) + sizeof(T) * kChannelChunk);
+  }
+};
+
+// The position of 16-byte vector `vector` in a channel's row, such that threads that read or write
+// at the same time use different banks.
+__device__ __forceinline__ int place(int channel, int vector) {
+  return vector ^ ((channel & 1) << 2) ^ (channel >> 3 & 7);
+}
+
+// Loads one tile of features into shared memory. Pixels after the tile's end and channels after the
+// last become zeros: their weight is zero, but zero times an old value could be NaN.
+template <typename Element, Fill kFill>
+class TileFill {
+ public:
+  using Row = Element[kTile];
+
+  __device__ void begin(const Features<Element>& features, int b, int first_pixel, int z0,
+                        Row* rows) {
+    const int count = features.pixels - first_pixel;
+    const Element* const image = features.data + b * features.stride_b;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int channel = channel_of(i), pixel = pixel_of(i), z = z0 + channel;
+      const bool real = pixel < count && z < features.channels;
+      const Element* from = features.data;
+      if (real) from = image + z * features.stride_z + offset(features, first_pixel + pixel);
+      if constexpr (kFill == Fill::kPixelVectors) {
+        cp_async_16(&rows[channel][place(channel, pixel / kVector) * kVector], from, real);
+      } else if constexpr (kFill == Fill::kChannelVectors) {
+        held_[i] = real ? *reinterpret_cast<const Vector<Element>*>(from) : Vector<Element>{};
+      } else {
+        held_[i] = real ? *from : Element(0.0f);
+      }
+    }
+  }
+
+  // Stores what begin() has loaded into registers.
+  __device__ void end(Row* rows) const {
+    if constexpr (kFill != Fill::kPixelVectors) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        if constexpr (kFill == Fill::kElements) {
+          put(rows, channel_of(i), pixel_of(i), held_[i]);
+        } else {
+#pragma unroll
+          for (int j = 0; j < kVector; ++j)
+            put(rows, channel_of(i) + j, pixel_of(i), held_[i].values[j]);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kVector = Vector<Element>::kSize;
+  static constexpr bool kPixelsFirst = kFill != Fill::kChannelVectors;
+  static constexpr int kPixelStep = kFill == Fill::kPixelVectors ? kVector : 1;
+  static constexpr int kChannelStep = kFill == Fill::kChannelVectors ? kVector : 1;
+  // Threads along the faster axis, and along the other.
+  static constexpr int kAlong = kPixelsFirst ? kTile / kPixelStep : kChannelChunk / kChannelStep;
+  static constexpr int kAcross = kUpdateThreads / kAlong;
+  static constexpr int kItems = kChannelChunk * kTile / kPixelStep / kChannelStep / kUpdateThreads;
+
+  __device__ static int channel_of(int i) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return kPixelsFirst ? thread / kAlong + i * kAcross : thread % kAlong * kChannelStep;
+  }
+  __device__ static int pixel_of(int i) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return kPixelsFirst ? thread % kAlong * kPixelStep : thread / kAlong + i * kAcross;
+  }
+  __device__ static int64_t offset(const Features<Element>& features, int pixel) {
+    if constexpr (kFill == Fill::kElements)
+      return (pixel / features.width) * features.stride_y +
+             (pixel % features.width) * features.stride_x;
+    else  // the rows are contiguous
+      return pixel * features.stride_x;
+  }
+  __device__ static void put(Row* rows, int channel, int pixel, Element value) {
+    rows[channel][place(channel, pixel / kVector) * kVector + pixel % kVector] = value;
+  }
+
+  std::conditional_t<kFill == Fill::kChannelVectors, Vector<Element>, Element>
+      held_[kFill == Fill::kPixelVectors ? 1 : kItems];
+};
+
+// Loads `count` slots of a tile, from `first` on, with their weights.
+template <typename T>
+__device__ void fetch_slots(const ClassWeights<T>& a, int tile, int first, int count, Slot* slots,
+                            T (*weights)[kTile]) {
+  constexpr int kVector = Vector<T>::kSize, kPerRow = kTile / kVector;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < count) cp_async_16(&slots[thread], a.slot(tile, first + thread));
+  const T* rows = a.weight_row(tile, first);
+#pragma unroll
+  for (int i = thread; i < kStagedSlots * kPerRow; i += kUpdateThreads)
+    if (i < count * kPerRow) cp_async_16(&weights[0][0] + i * kVector, rows + i * kVector);
+}
+
+// The sum of weight * feature over the tile's pixels for one channel, for all four of its threads.
+template <typename Element, typename T>
+__device__ T dot(const Element (&row)[kTile], const T (&weights)[kTile], int channel,
+                 const Slot& slot) {
+  constexpr int kVector = Vector<Element>::kSize;
+  const int quarter = static_cast<int>(threadIdx.x) % 4;
+  T even = T(0), odd = T(0);
+#pragma unroll
+  for (int step = 0; step < kTile / kVector / 4; ++step) {
+    const int first = step * 4 * kVector;
+    if (first >= slot.end || first + 4 * kVector <= slot.begin) continue;
+    const int vector = 4 * step + quarter;
+    const auto features =
+        *reinterpret_cast<const Vector<Element>*>(&row[place(channel, vector) * kVector]);
+#pragma unroll
+    for (int i = 0; i < kVector; i += 2) {
+      // An infinite feature must not reach the classes that give it no weight.
+      const T weight0 = weights[vector * kVector + i], weight1 = weights[vector * kVector + i + 1];
+      if (weight0 != T(0)) even += weight0 * widen(features.values[i]);
+      if (weight1 != T(0)) odd += weight1 * widen(features.values[i + 1]);
+    }
+  }
+  T sum = even + odd;
+  sum += __shfl_xor_sync(kFullWarp, sum, 1);
+  sum += __shfl_xor_sync(kFullWarp, sum, 2);
+  return sum;
+}
+
+// Grid: (slices, channel chunks, class chunks).
+template <typename Element, typename T, Fill kFill>
+__global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
+    class_sums_kernel(SumsInput<Element, T> input) {
+  using Shared = SumsShared<Element, T, kFill>;
+  constexpr int kStages = Shared::kStages;
+  MCIBI_DYNAMIC_SHARED(bytes);
+  auto& shared = *reinterpret_cast<Shared*>(bytes);
+  auto* counts = reinterpret_cast<int64_t*>(bytes + sizeof(Shared));
+  auto* sums = reinterpret_cast<T(*)[kChannelChunk]>(counts + input.class_chunk);
+
+  const int thread = static_cast<int>(threadIdx.x), channel = thread / 4;
+  const int z0 = static_cast<int>(blockIdx.y) * kChannelChunk;
+  const int class0 = static_cast<int>(blockIdx.z) * input.class_chunk;
+  const int classes = min(input.class_chunk, input.a.classes - class0);
+  const int64_t slice = blockIdx.x, slices = input.out.slices;
+  const int first = static_cast<int>(slice * input.tiles / slices);
+  const int last = static_cast<int>((slice + 1) * input.tiles / slices);
+
+  for (int i = thread; i < classes; i += kUpdateThreads) counts[i] = -1;
+  for (int i = thread; i < classes * kChannelChunk; i += kUpdateThreads) (&sums[0][0])[i] = T(0);
+
+  TileFill<Element, kFill> fill;
+  const auto begin_fill = [&](int tile, int slots) {
+    auto& stage = shared.stages[tile % kStages];
+    const int b = tile / input.tiles_per_image;
+    fill.begin(input.features, b, (tile - b * input.tiles_per_image) * kTile, z0, stage.features);
+    fetch_slots(input.a, tile, 0, min(slots, kStagedSlots), stage.slots, stage.weights);
+  };
+  const auto slots_of = [&](int tile) { return tile < last ? input.a.slot_counts[tile] : 0; };
+
+  int slots_ahead = slots_of(first);
+  for (int tile = first - (kStages - 1); tile < last; ++tile) {
+    const int ahead = tile + kStages - 1;
+    if (tile >= first) {
+      MCIBI_CP_ASYNC_WAIT(kStages - 2);
+      __syncthreads();  // the tile has arrived, and the stage of the previous tile is free
+    }
+    if (ahead < last) begin_fill(ahead, slots_ahead);
+    cp_async_commit();
+    slots_ahead = slots_of(ahead + 1);
+    auto& stage = shared.stages[(tile + kStages) % kStages];
+    const int slots = tile >= first ? input.a.slot_counts[tile] : 0;
+    for (int staged = 0; staged < slots; staged += kStagedSlots) {
+      const int here = min(kStagedSlots, slots - staged);
+      if (staged > 0) {
+        __syncthreads();  // the previous slots have been used
+        fetch_slots(input.a, tile, staged, here, stage.slots, stage.weights);
+        cp_async_commit();
+        MCIBI_CP_ASYNC_WAIT(0);
+        __syncthreads();  // these slots have arrived
+      }
+      for (int i = 0; i < here; ++i) {
+        const Slot& slot = stage.slots[i];
+        const int row = slot.label - class0;
+        if (row < 0 || row >= classes) continue;
+        const T sum = dot(stage.features[channel], stage.weights[i], channel, slot);
+        if (thread % 4 == 0) sums[row][channel] += sum;
+        if (thread == 0) counts[row] = max(counts[row], int64_t(0)) + slot.count;
+      }
+    }
+    if (ahead < last) fill.end(shared.stages[ahead % kStages].features);
+  }
+  __syncthreads();  // sums and counts are complete
+  const int z = z0 + thread % kChannelChunk;
+  for (int i = thread / kChannelChunk; i < classes; i += kUpdateThreads / kChannelChunk) {
+    const int64_t row = slice * input.a.classes + class0 + i;
+    if (counts[i] >= 0 && z < input.features.channels)
+      input.out.sums[row * input.features.channels + z] = sums[i][thread % kChannelChunk];
+  }
+  if (blockIdx.y == 0)
+    for (int i = thread; i < classes; i += kUpdateThreads)
+      input.out.counts[slice * input.a.classes + class0 + i] = counts[i];
+}
+
+// ---- the sums of all slices, and Eqs. 8, 9 and 6 ------------------------------------------------
+
+struct MemoryRows {
+  const void* old;  // (K, 2); null: only sums are wanted
+  void* next;       // (K, 2) contiguous
+  bool wide;        // float64
+  int64_t stride_k, stride_column;
+  double momentum;
+  bool unbiased;
+
+  __device__ double load(int k, int column) const {
+    const int64_t i = k * stride_k + column * stride_column;
+    return wide ? static_cast<const double*>(old)[i] : static_cast<const float*>(old)[i];
+  }
+  __device__ void store(int k, int column, double value) const {
+    if (wide)
+      static_cast<double*>(next)[2 * k + column] = value;
+    else
+      static_cast<float*>(next)[2 * k + column] = static_cast<float>(value);
+  }
+};
+
+// The block's sum, in every thread.
+__device__ inline double block_sum(double value) {
+  MCIBI_SHARED(warp_sums, double[kWarps]);
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  __syncthreads();  // the previous sum has been read
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  double total = 0.0;
+  for (int warp = 0; warp < kWarps; ++warp) total += warp_sums[warp];
+  return total;
+}
+
+// The slices in which a class has weight, in order, and its pixels in all of them.
+struct ClassSlices {
+  int slices[kMaxSlices];
+  int touched;
+  int64_t count;
+};
+
+template <typename T>
+__device__ void find_slices(const PartialSums<T>& partial, int k, int classes, ClassSlices& found) {
+  const int lane = static_cast<int>(threadIdx.x);  // of the first warp
+  int64_t count = 0;
+  int touched = 0;
+  for (int first = 0; first < partial.slices; first += 32) {
+    const int slice = first + lane;
+    const int64_t here =
+        slice < partial.slices ? partial.counts[static_cast<int64_t>(slice) * classes + k] : -1;
+    const unsigned lanes = __ballot_sync(kFullWarp, here >= 0);
+    if (here >= 0) {
+      found.slices[touched + __popc(lanes & ((1u << lane) - 1))] = slice;
+      count += here;
+    }
+    touched += __popc(lanes);
+  }
+  for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(kFullWarp, count, offset);
+  if (lane == 0) {
+    found.touched = touched;
+    found.count = count;
+  }
+}
+
+// Grid: one block for each class.
+template <typename T>
+__global__ void __launch_bounds__(kUpdateThreads)
+    finish_kernel(PartialSums<T> partial, int channels, T* sums, int64_t* counts,
+                  MemoryRows memory) {
+  MCIBI_SHARED(found, ClassSlices);
+  const int k = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const int classes = static_cast<int>(gridDim.x);
+  if (thread < 32) find_slices(partial, k, classes, found);
+  __syncthreads();
+  double channel_sum = 0.0;
+  for (int z = thread; z < channels; z += kUpdateThreads) {
+    T total = T(0);
+#pragma unroll 8
+    for (int i = 0; i < found.touched; ++i) {
+      const int64_t row = static_cast<int64_t>(found.slices[i]) * classes + k;
+      total += partial.sums[row * channels + z];
+    }
+    sums[static_cast<int64_t>(k) * channels + z] = total;
+    channel_sum += static_cast<double>(total);
+  }
+  if (counts != nullptr && thread == 0) counts[k] = found.count;
+  if (memory.old == nullptr) return;
+  if (found.count == 0) {
+    if (thread < 2) memory.store(k, thread, memory.load(k, thread));
+    return;
+  }
+  const double scale = 1.0 / static_cast<double>(found.count);    // Eq. 8
+  const double mean = block_sum(channel_sum) * scale / channels;  // Eq. 9
+  double squares = 0.0;
+  for (int z = thread; z < channels; z += kUpdateThreads) {
+    const double x = static_cast<double>(sums[static_cast<int64_t>(k) * channels + z]) * scale;
+    squares += (x - mean) * (x - mean);
+  }
+  const double deviation = sqrt(block_sum(squares) / (channels - (memory.unbiased ? 1 : 0)));
+  if (thread < 2)  // Eq. 6
+    memory.store(k, thread,
+                 (1.0 - memory.momentum) * memory.load(k, thread) +
+                     memory.momentum * (thread == 0 ? mean : deviation));
+}
+
+}  // namespace mcibi_fast

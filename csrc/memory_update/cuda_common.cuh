@@ -1,0 +1,108 @@
+// What the CUDA kernels of the memory update share: how the work is divided, and how A = U^T
+// onehot(GT) is stored.
+//
+// The low-resolution pixels of each image, numbered row by row, are divided into tiles of 64. A
+// tile's part of A is stored by class: every class that gives weight to the tile has a slot with
+// its 64 weights, in ascending order of the classes.
+#pragma once
+
+#include "common/bilinear.h"
+#include "common/device_intrinsics.cuh"
+#include "common/labels.cuh"
+#include "common/launch.cuh"
+#include "memory_update/api.h"
+
+namespace mcibi_fast {
+
+inline constexpr int kTile = 64;            // low-resolution pixels
+inline constexpr int kChannelChunk = 64;    // channels of one block
+inline constexpr int kUpdateThreads = 256;  // of every block
+inline constexpr int kWarps = kUpdateThreads / 32;
+inline constexpr int kMaxSlices = 384;  // of the tiles: about three blocks on each of 132 SMs
+
+struct alignas(16) Slot {
+  int label;  // the class
+  int count;  // full-resolution pixels of the class in the tile's cells (cuda_class_weights.cuh)
+  int begin, end;  // its weights are zero outside [begin, end)
+};
+
+template <typename T>
+struct ClassWeights {
+  T* weights;        // (tiles, K, 64); only the first slot_counts rows of a tile are written
+  Slot* slots;       // (tiles, K)
+  int* slot_counts;  // (tiles,)
+  int classes;       // K
+
+  __device__ T* weight_row(int tile, int slot) const {
+    return weights + (static_cast<int64_t>(tile) * classes + slot) * kTile;
+  }
+  __device__ Slot* slot(int tile, int slot) const {
+    return slots + static_cast<int64_t>(tile) * classes + slot;
+  }
+};
+
+// Sums over each slice of the tiles, per class. The sums of a class with count -1 are not written.
+template <typename T>
+struct PartialSums {
+  T* sums;          // (slices, K, Z)
+  int64_t* counts;  // (slices, K); -1: the class has no weight in the slice
+  int slices;
+};
+
+struct TilePlan {
+  int tiles_per_image;
+  int tiles;
+  int channel_chunks;
+  int slices;
+};
+
+// Depends on the sizes alone, so that results do not differ between devices.
+inline TilePlan make_tile_plan(int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  const int64_t per_image = ceil_div(height * width, kTile);
+  const int64_t tiles = batch * per_image;
+  const int64_t chunks = ceil_div(channels, kChannelChunk);
+  const int64_t slices = ceil_div(kMaxSlices, chunks);
+  return {static_cast<int>(per_image), static_cast<int>(tiles), static_cast<int>(chunks),
+          static_cast<int>(slices < tiles ? slices : tiles)};
+}
+
+// Hands out pieces of one allocation; with a null base it only adds up their sizes.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    const size_t begin = used_;
+    used_ += ceil_div(static_cast<size_t>(count) * sizeof(T), kAlignment) * kAlignment;
+    return reinterpret_cast<T*>(base_ + begin);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kAlignment = 256;
+  uintptr_t base_;
+  size_t used_ = 0;
+};
+
+template <typename T>
+ClassWeights<T> take_class_weights(Arena& arena, const TilePlan& plan, int64_t classes) {
+  ClassWeights<T> a;
+  a.weights = arena.take<T>(plan.tiles * classes * kTile);
+  a.slots = arena.take<Slot>(plan.tiles * classes);
+  a.slot_counts = arena.take<int>(plan.tiles);
+  a.classes = static_cast<int>(classes);
+  return a;
+}
+
+template <typename T>
+PartialSums<T> take_partial_sums(Arena& arena, const TilePlan& plan, int64_t classes,
+                                 int64_t channels) {
+  PartialSums<T> partial;
+  partial.sums = arena.take<T>(plan.slices * classes * channels);
+  partial.counts = arena.take<int64_t>(plan.slices * classes);
+  partial.slices = plan.slices;
+  return partial;
+}
+
+}  // namespace mcibi_fast

@@ -1,0 +1,93 @@
+// CUDA operators of upsample_cross_entropy: cheap checks, allocation, registration. Python checks
+// what a user can get wrong (mcibi_fast/ops/upsample_cross_entropy/). Nothing here waits for the
+// device.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "common/cuda_binding.h"
+#include "common/upsample_cuda_binding.h"
+#include "upsample_cross_entropy/api.h"
+
+namespace mcibi_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+CrossEntropyOptions options_of(const Tensor& logits, const std::optional<Tensor>& weight,
+                               double label_smoothing, bool align_corners) {
+  if (weight.has_value()) {
+    STD_TORCH_CHECK(weight->scalar_type() == wide_type(logits.scalar_type()) &&
+                        weight->dim() == 1 && weight->size(0) == logits.size(1) &&
+                        weight->is_contiguous() &&
+                        weight->get_device_index() == logits.get_device_index(),
+                    "weight: expected (K,) contiguous float32 (float64 for float64 logits) on the "
+                    "logits' device");
+  }
+  return {weight.has_value() ? weight->const_data_ptr() : nullptr, label_smoothing, align_corners};
+}
+
+std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Tensor& labels,
+                                                  const std::optional<Tensor>& weight,
+                                                  int64_t ignore_index, double label_smoothing,
+                                                  bool align_corners, const Tensor& flag) {
+  const LogitMap map = logit_map(logits, "logits");
+  const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
+  const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
+  const OnDeviceOf device(logits);
+  const std::vector<int64_t> size = {map.batch, label.height, label.width};
+  const ScalarType wide = wide_type(logits.scalar_type());
+  Tensor losses = device.empty(size, wide), lse = device.empty(size, wide);
+  check_launch("upsample_cross_entropy",
+               upsample_cross_entropy_cuda(
+                   map, label, options, losses.data_ptr(), lse.data_ptr(),
+                   label_flag(flag, labels, label_ops::upsample_cross_entropy), device.stream()));
+  return {losses, lse};
+}
+
+Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
+                                       const Tensor& labels, const Tensor& lse,
+                                       const std::optional<Tensor>& weight, int64_t ignore_index,
+                                       double label_smoothing, bool align_corners) {
+  const LogitMap map = logit_map(logits, "logits");
+  const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
+  const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
+  for (const Tensor* t : {&grad_losses, &lse}) {
+    STD_TORCH_CHECK(t->scalar_type() == wide_type(logits.scalar_type()) && t->dim() == 3 &&
+                        t->size(0) == map.batch && t->size(1) == label.height &&
+                        t->size(2) == label.width &&
+                        t->get_device_index() == logits.get_device_index(),
+                    "grad_losses, lse: expected (B, H, W) like the losses");
+  }
+  STD_TORCH_CHECK(lse.is_contiguous(), "lse: expected what upsample_cross_entropy returned");
+  const CrossEntropyCotangent cotangent = {grad_losses.const_data_ptr(), grad_losses.stride(0),
+                                           grad_losses.stride(1), grad_losses.stride(2),
+                                           lse.const_data_ptr()};
+  const OnDeviceOf device(logits);
+  const Tensor grad = empty_map_like(logits);
+  const Tensor scratch =
+      device.empty({static_cast<int64_t>(upsample_cross_entropy_backward_cuda_scratch(map, label))},
+                   ScalarType::Byte);
+  check_launch("upsample_cross_entropy_backward",
+               upsample_cross_entropy_backward_cuda(
+                   cotangent, map, label, options, logit_map(grad, "grad_logits"),
+                   LabelFlag{},  // the forward has counted the bad labels
+                   scratch.data_ptr(), device.stream()));
+  return grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
+  m.def(cuda_schemas::upsample_cross_entropy);
+  m.def(cuda_schemas::upsample_cross_entropy_backward);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {
+  m.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
+  m.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
+}
+
+}  // namespace mcibi_fast
