@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from mcibi_fast import extras
 from mcibi_fast.commands import (
     Command,
     ablate,
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         own = add_command(commands, name, command.HELP)
-        own.set_defaults(run=command.run)
+        own.set_defaults(command=name)
         command.add_arguments(own)
     return parser
 
@@ -83,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = build_parser().parse_args(argv)
-        return args.run(args) or 0
+        command = COMMANDS[args.command]
+        extras.require(f"mcibi-fast {args.command}", *extras.EXTRAS.get(command.EXTRA, ()))
+        return command.run(args) or 0
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "interrupted")
         return 130

@@ -4,9 +4,3 @@
 the rows' training configurations, ``runs`` trains them or finds them trained, ``measures`` says
 what is measured on a trained model, ``results`` puts the measured numbers beside the paper's.
 """
-
-from __future__ import annotations
-
-from mcibi_fast.extras import require
-
-require("mcibi_fast.ablations", "accelerate")

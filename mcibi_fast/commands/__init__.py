@@ -13,6 +13,8 @@ class Command(Protocol):
     """
 
     HELP: str
+    EXTRA: str
+    """Of `mcibi_fast.extras`, which it needs; "" where torch and numpy are enough."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the command's own arguments and those it shares (`commands.options`)."""

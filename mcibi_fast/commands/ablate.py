@@ -7,6 +7,7 @@ import argparse
 from mcibi_fast.commands import options
 
 HELP = "train the rows of one of the paper's tables and compare"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ _PREFIX = "bench_"
 _OTHERS = {"table6": "table6_stages", "table7": "table7_contexts", "plot": "plots"}
 
 HELP = "run the benchmarks, or plot their results"
+EXTRA = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mcibi_fast.files import write_atomically
 
 HELP = "make a weights file of a released checkpoint"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

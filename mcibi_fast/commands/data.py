@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mcibi_fast.data import Report, SegmentationDataset
 
 HELP = "check, convert and pack datasets"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

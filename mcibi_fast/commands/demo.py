@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mcibi_fast.reports.demo import Outcomes
 
 HELP = "train FCN with and without MCIBI++ and compare them"
+EXTRA = "report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

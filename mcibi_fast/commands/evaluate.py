@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mcibi_fast.metrics import FlowFunction, SegmentationMetrics
 
 HELP = "score a checkpoint on a split"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcibi_fast import extras
 from mcibi_fast.commands import options
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mcibi_fast.models.weights import ModelSpec
 
 HELP = "make an ONNX or torch.export file of a checkpoint"
+EXTRA = "train"
 
 _LONGEST = 512  # side of an image to compare on: PyTorch's attention is quadratic in its pixels
 
@@ -95,15 +97,15 @@ def read_image(path: Path, spec: ModelSpec, size: tuple[int, int] | None) -> Ten
     """(1, 3, H, W) as the model expects it: of the fixed size, or of at most 512 pixels a side."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from mcibi_fast.data.base import normalise
     from mcibi_fast.data.images import decode
 
+    image = extras.load("mcibi-fast export", "PIL.Image")
     picture = decode(path).convert("RGB")
     if size is None:
         picture.thumbnail((_LONGEST, _LONGEST))
     else:
-        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+        picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return normalise(pixels, spec.mean, spec.std)[None]

@@ -8,6 +8,7 @@ from typing import Any
 import mcibi_fast
 
 HELP = "show what was built, and which backends work here or why not"
+EXTRA = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

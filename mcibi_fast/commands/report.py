@@ -9,6 +9,7 @@ from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
 
 HELP = "write a page with the pictures of one or more runs"
+EXTRA = "report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from mcibi_fast.data import CAMVID_CLASSES, DATASETS, named
 from mcibi_fast.data.folder import class_list
@@ -24,6 +22,9 @@ from mcibi_fast.recipes import (
 )
 from mcibi_fast.recipes.registry import RECIPES
 from mcibi_fast.training.run import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Data = ScenesData | FolderData | NamedData | ShardsData
 
@@ -179,4 +180,6 @@ def _numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The processes and the device of this run; ``--cpu`` leaves a GPU unused."""
+    from accelerate import Accelerator
+
     return Accelerator(cpu=args.cpu)

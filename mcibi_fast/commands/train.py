@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mcibi_fast.recipes import TrainConfig
 
 HELP = "train a model and evaluate it"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

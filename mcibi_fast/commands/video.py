@@ -8,6 +8,7 @@ import sys
 from mcibi_fast.commands import options
 
 HELP = "write label maps and an overlay of a video"
+EXTRA = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
