@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +138,10 @@ def test_bad_input(
     assert "expected at least 1" in fails(checkpoint, out, "--stages", 0)
     assert "nowhere" in fails(tmp_path / "nowhere.safetensors", out)
     assert "nowhere.png" in fails(checkpoint, out, "--check", tmp_path / "nowhere.png")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert 'pip install "mcibi-fast[onnx]"' in fails(checkpoint, tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert 'needs onnxscript: pip install "mcibi-fast[onnx]"' in fails(
+        checkpoint, tmp_path / "model.onnx"
+    )
     assert not list(tmp_path.glob("model*"))
 
 
