@@ -1,5 +1,6 @@
 # make demo: from a clean checkout to trained models and a report. make test: the tests.
-# Both make a virtual environment in .venv first; PYTHON chooses the interpreter.
+# Both first create a virtual environment in .venv and install what they need; PYTHON chooses the
+# interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,8 +41,8 @@ SOURCES := setup.py pyproject.toml mcibi_fast/_schemas.py $(shell find csrc -nam
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch torchvision setuptools ninja pybind11
-	$(BIN)/python -m pip install --no-build-isolation -e .
-	$(BIN)/mcibi-fast info  # pip hides what the build said of its backends
+	$(BIN)/python -m pip install --no-build-isolation -e '.[all]'
+	$(BIN)/mcibi-fast info  # pip hides the build's report on its backends
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -3,210 +3,52 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-from mcibi_fast.ablations import configure, results
-from mcibi_fast.ablations.paper import TABLES
-from mcibi_fast.ablations.runs import TrainedRun
-from mcibi_fast.ablations.table import Row, Table
-from mcibi_fast.files import write_atomically
-from mcibi_fast.recipes import TrainConfig
+from mcibi_fast.commands import options
+
+HELP = "train the rows of one of the paper's tables and compare"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which table, on which data, and how often."""
+    parser.add_argument("table", nargs="?", help="its number, such as 2 (default: list the tables)")
+    parser.add_argument(
+        "--data", help="camvid, ade20k, ... (default: scenes, for video tables moving_scenes)"
+    )
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, or its zip file")
+    parser.add_argument("--test-root", metavar="DIR", help="table 8: the folder of CIHP")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the runs, which tables share (default: runs/ablate/DATA); finished runs "
+        "are kept",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs per row (default: 1)")
+    parser.add_argument("--rows", metavar="A,B", help="rows by name or number (default: all)")
+    options.add_set(parser, "change a field of the recipe, for all rows")
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains what is not trained yet, writes results after each row, prints the table."""
+    from mcibi_fast.ablations.ablation import list_tables, prepare, tell
+
     if args.table is None:
         tell(list_tables())
         return
-    ablation = prepare(args)
+    ablation = prepare(
+        args.table,
+        data=args.data,
+        root=args.root,
+        test_root=args.test_root,
+        out=args.out,
+        seeds=args.seeds,
+        rows=args.rows,
+        settings=args.set,
+        progress=not args.quiet,
+    )
     tell(ablation.announcement())
     for _ in ablation.carry_out():
         ablation.write()
     tell(f"\n{ablation.report()}\n\nresults: {ablation.folder.resolve()}")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One row with one seed, and the run that it shows."""
-
-    row: Row
-    seed: int
-    run: TrainedRun
-
-
-@dataclass
-class Ablation:
-    """One table on one dataset.
-
-    Attributes:
-        data: the dataset's name.
-        table: what is compared.
-        rows: those that were asked for.
-        base: what they share.
-        plan: all rows with the first seed, then all with the next.
-        folder: where the results go.
-        measured: by row and seed.
-    """
-
-    data: str
-    table: Table
-    rows: list[Row]
-    base: TrainConfig
-    plan: list[Planned]
-    folder: Path
-    measured: dict[str, dict[int, results.Scores]]
-
-    def carry_out(self) -> Iterator[Planned]:
-        """Trains and measures in turn what is not there yet.
-
-        Raises:
-            KeyboardInterrupt: after Ctrl-C; what was done is kept.
-        """
-        for planned in self.plan:
-            row, run = planned.row, planned.run
-            line = (
-                f"row {self.rows.index(row) + 1}/{len(self.rows)} {row.name}, seed {planned.seed}"
-            )
-            tell(f"{line}: {'there already' if run.has(row) else run.folder}")
-            try:
-                if not run.is_trained():
-                    run.train(lambda text: tell(f"  {text}"))
-                scores = run.scores(row)
-            except KeyboardInterrupt:
-                message = f"stopped at {line}; the same command goes on there"
-                raise KeyboardInterrupt(message) from None
-            self.measured.setdefault(row.name, {})[planned.seed] = scores
-            yield planned
-
-    def write(self) -> None:
-        """``results.json`` and ``results.md``."""
-        if not _is_main():
-            return
-        content = {
-            "title": self.table.title,
-            "source": self.table.source,
-            "base": self.base.to_dict(),
-            "rows": results.as_data(self.table, self.rows, self.measured),
-            "remarks": self._remarks(),
-            "runs": {p.run.folder.name: p.run.environment for p in self._done()},
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        data = (json.dumps(content, indent=2) + "\n").encode()
-        write_atomically(self.folder / "results.json", data)
-        write_atomically(self.folder / "results.md", (self.report() + "\n").encode())
-
-    def announcement(self) -> str:
-        """What will be done: the base, and what each row changes."""
-        width = max(len(row.name) for row in self.rows)
-        lines = [f"{self.table.title} ({self.table.source})", f"base: {self._base()}"]
-        lines += [
-            f"{number:3} {row.name.ljust(width)}  {row.difference()}"
-            for number, row in enumerate(self.rows, 1)
-        ]
-        return "\n".join(lines)
-
-    def report(self) -> str:
-        """The table in Markdown, and under it what its numbers are."""
-        seeds = sorted({p.seed for p in self._done()})
-        spread = ": mean ± standard deviation" if len(seeds) > 1 else ""
-        versus = {self.table.versus(row) for row in self.rows}
-        first = f" Δ is to the row {versus.pop()}." if len(versus) == 1 else ""
-        facts = {
-            tuple(p.run.environment[key] for key in ("commit", "mcibi_fast", "torch", "device"))
-            + (p.run.environment["threads"],): None
-            for p in self._done()
-        }
-        made_with = [
-            f"Commit {commit}, mcibi_fast {version}, torch {torch}, {device}, {threads} thread(s)."
-            for commit, version, torch, device, threads in facts
-        ]
-        parts = [
-            f"**{self.table.title[0].upper()}{self.table.title[1:]}**",
-            results.markdown(self.table, self.rows, self.measured),
-            f"Paper: {self.table.source}. Measured: {self._base()}; seed "
-            f"{', '.join(map(str, seeds))}{spread}."
-            f"{first} {self.table.note}".rstrip(),
-            *self._remarks(),
-            *made_with,
-        ]
-        return "\n\n".join(parts)
-
-    def _base(self) -> str:
-        config = self.base
-        options = "".join(f", {name} {value}" for name, value in config.model.options.items())
-        return (
-            f"{self.data}, {config.model.name}, {config.model.backbone}{options}, epochs "
-            f"{config.epochs}, batch_size {config.batch_size}"
-        )
-
-    def _remarks(self) -> list[str]:
-        """What measurements had to say, with the rows where it is not all of them."""
-        rows: dict[str, dict[str, None]] = {}
-        for planned in self._done():
-            for text in planned.run.remarks:
-                rows.setdefault(text, {})[planned.row.name] = None
-        every = {planned.row.name for planned in self._done()}
-        return [
-            text if set(names) == every else f"{', '.join(names)}: {text}"
-            for text, names in rows.items()
-        ]
-
-    def _done(self) -> list[Planned]:
-        return [p for p in self.plan if p.seed in self.measured.get(p.row.name, {})]
-
-
-def prepare(args: argparse.Namespace) -> Ablation:
-    """Everything that can be wrong is found here, before anything is trained.
-
-    Raises:
-        ValueError: the arguments, the data, an option, or a directory of another configuration.
-        OSError: a folder is missing.
-    """
-    if args.table not in TABLES:
-        raise ValueError(f"ablate: no table {args.table!r}; there are {', '.join(TABLES)}")
-    if args.seeds < 1:
-        raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
-    table = TABLES[args.table]
-    data = args.data or table.default_data
-    rows = configure.select_rows(table, args.rows)
-    base = configure.base_config(table, data, args.root, args.set)
-    configure.check_test_data(table, args.test_root)
-    out = Path(args.out or f"runs/ablate/{data}")
-    runs: dict[str, TrainedRun] = {}
-    plan = []
-    for seed in range(args.seeds):
-        for row in rows:
-            name = configure.run_name(base, row, seed)
-            runs[name] = runs.get(name) or TrainedRun(
-                configure.row_config(base, row, seed),
-                out / name,
-                test_root=args.test_root,
-                progress=not args.quiet,
-            )
-            plan.append(Planned(row, seed, runs[name]))
-    configure.check_models([runs[configure.run_name(base, row, 0)].config for row in rows])
-    return Ablation(data, table, rows, base, plan, out / f"table-{args.table}", {})
-
-
-def list_tables() -> str:
-    """The tables there are."""
-    width = max(map(len, TABLES))
-    lines = [
-        f"{name.ljust(width)}  {table.title} ({len(table.rows)} rows)"
-        for name, table in TABLES.items()
-    ]
-    return "\n".join([*lines, "mcibi-fast ablate TABLE trains and compares; see --help"])
-
-
-def tell(text: str) -> None:
-    """Prints, on the first of several processes."""
-    if _is_main():
-        print(text, flush=True)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -13,6 +13,17 @@ _PREFIX = "bench_"
 # What "all" leaves out, and its module.
 _OTHERS = {"table6": "table6_stages", "table7": "table7_contexts", "plot": "plots"}
 
+HELP = "run the benchmarks, or plot their results"
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which benchmark, and what it is given."""
+    parser.add_argument("name", nargs="?", help="a benchmark, all, or plot (default: list them)")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="for the benchmark, such as --quick"
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     """Lists the benchmarks of the checkout, runs one or all of them, or draws their results.

@@ -5,28 +5,35 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any, cast
 
-import torch
-from torch import nn
-
-from mcibi_fast.compat import sssegmentation
-from mcibi_fast.data import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, named
 from mcibi_fast.files import write_atomically
-from mcibi_fast.models import MCIBIPPHead, Segmentor, UperNet
-from mcibi_fast.models import released_backbones as backbones
-from mcibi_fast.models.backbone_wrappers import Backbone
-from mcibi_fast.models.checkpoint import create_model
-from mcibi_fast.models.weights import ModelSpec, pack_weights
-from mcibi_fast.nn.within_image import PPM
-from mcibi_fast.viz.palette import distinct_palette
 
-# timm's names of the released ResNet-v1c; the other backbones have names of their own.
-_RESNETS = ("resnet50c", "resnet101c", "resnet152c")
+HELP = "make a weights file of a released checkpoint"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, into which file, and what its classes are called."""
+    parser.add_argument("checkpoint", help="a file of the authors' released code (sssegmentation)")
+    parser.add_argument("out", help="the .safetensors file to write")
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--classes", metavar="A,B,...", help="class names (default: class_0, ...)")
+    classes.add_argument("--dataset", metavar="NAME", help="names and colours of ade20k, lip, ...")
+    parser.add_argument(
+        "--weights-from",
+        choices=["auto", "pr", "cwi"],
+        default="auto",
+        help="the head that predicts the weights W; pr for ppm_resnet50os8_ade20k, auto for all "
+        "others",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the weights file and says what is in it."""
+    from mcibi_fast.compat import sssegmentation
+    from mcibi_fast.compat.convert import convert
+    from mcibi_fast.models.weights import pack_weights
+
     source, out = Path(args.checkpoint), Path(args.out)
     if out.suffix != ".safetensors":
         raise ValueError(f"convert: the result is a .safetensors file, not {out}")
@@ -55,6 +62,9 @@ def class_list(args: argparse.Namespace, count: int) -> tuple[list[str], list[li
     Raises:
         ValueError: another number than the checkpoint's, a name twice, or no such dataset.
     """
+    from mcibi_fast.data import CAMVID_CLASSES, named
+    from mcibi_fast.viz.palette import distinct_palette
+
     if args.dataset and args.dataset != "camvid":
         dataset = named(args.dataset)
         names, palette = list(dataset.classes), dataset.palette
@@ -72,95 +82,3 @@ def class_list(args: argparse.Namespace, count: int) -> tuple[list[str], list[li
         given = f"{args.dataset} has" if args.dataset else "--classes names"
         raise ValueError(f"convert: the checkpoint has {count} classes, {given} {len(names)}")
     return names, palette.tolist()
-
-
-def convert(
-    loaded: Segmentor, classes: list[str], palette: list[list[int]]
-) -> tuple[Segmentor, ModelSpec]:
-    """The model as `mcibi_fast.models.create` makes it, and what makes it.
-
-    Args:
-        loaded: of `compat.sssegmentation.load`.
-        classes, palette: K each.
-
-    Raises:
-        NotImplementedError: `create` makes no such model (the message says what it lacks).
-    """
-    name, shapes = _framework(loaded.head), _shapes(loaded)
-    entries = {
-        backbones.released_name(key, loaded.backbone): tensor
-        for key, tensor in loaded.state_dict().items()
-    }
-    own = backbones.describe(entries) or ""
-    resnets = _RESNETS if own.startswith("released_resnet ") else ()
-    for backbone in (*resnets, own):
-        spec = ModelSpec(
-            name=name,
-            backbone=backbone,
-            options=_options(loaded),
-            classes=classes,
-            palette=palette,
-            mean=list(IMAGENET_MEAN),
-            std=list(IMAGENET_STD),
-        )
-        try:
-            with torch.device("meta"):
-                fits = _shapes(create_model(spec)) == shapes
-        except ValueError:  # a stride that this backbone cannot have
-            continue
-        if fits:
-            break
-    else:
-        raise NotImplementedError(f"its layers are not those of {name} on any backbone")
-    model = create_model(spec).eval()
-    model.load_state_dict(loaded.state_dict())
-    if not _same_logits(loaded, model):
-        raise NotImplementedError("layers of the same shapes give other logits")
-    return model, spec
-
-
-def _framework(head: nn.Module) -> str:
-    """Its name for `create`."""
-    if not isinstance(head, MCIBIPPHead):
-        raise NotImplementedError(f"its head is a {type(head).__name__}")
-    if isinstance(head, UperNet):
-        return "upernet_mcibipp"
-    if head.within_image is None:
-        return "fcn_mcibipp"
-    return "pspnet_mcibipp" if isinstance(head.within_image, PPM) else "deeplabv3_mcibipp"
-
-
-def _options(loaded: Segmentor) -> dict[str, Any]:
-    """The model's arguments, as far as the released code knows more than one value of them."""
-    head, backbone = loaded.head, cast(Backbone, loaded.backbone)
-    context = head.context
-    decoders = (context.weight_head, head.within_image_head, head.decoder)
-    options: dict[str, Any] = {
-        "form": "released",
-        "output_stride": backbone.reductions[-1],
-        "feats_channels": head.memory.channels,
-        "transform_channels": context.attention.transform_channels,
-        "kernel_sizes": [1 if d is None else d.conv[0].kernel_size[0] for d in decoders],
-        "weights_from": head.weights_from,
-        "extra_attention": head.extra_attention is not None,
-        "downsample": context.downsample is not None,
-        "auxiliary_weight": head.auxiliary_weight,
-    }
-    if isinstance(head, UperNet):
-        options["context"] = "ppm" if isinstance(head.within_image, PPM) else "aspp"
-        options["memory_joins"] = head.memory_joins
-    return options
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-@torch.inference_mode()
-def _same_logits(loaded: Segmentor, model: Segmentor) -> bool:
-    """On noise: shapes do not show strides and dilations."""
-    images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
-    expected, logits = loaded(images).logits, model(images).logits
-    if logits.shape != expected.shape:
-        return False
-    return torch.allclose(logits, expected, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -4,37 +4,98 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from mcibi_fast.data import (
-    CAMVID_CLASSES,
-    FolderDataset,
-    Report,
-    SegmentationDataset,
-    check,
-    check_named,
-    check_shards,
-    named,
-    pack,
-)
-from mcibi_fast.data.folder import CAMVID_SIZES
-from mcibi_fast.data.pascal_context import convert
-from mcibi_fast.data.shards import local_splits
+from mcibi_fast.commands import options
+
+if TYPE_CHECKING:
+    from mcibi_fast.data import Report, SegmentationDataset
+
+HELP = "check, convert and pack datasets"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """An action, which has arguments of its own."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_check(actions)
+    _add_convert(actions)
+    _add_pack(actions)
+
+
+def _add_check(actions: argparse._SubParsersAction) -> None:
+    parser = options.add_command(
+        actions, "check", "read a dataset and report what is wrong with it"
+    )
+    parser.usage = "%(prog)s [options] [NAME] ROOT"
+    parser.set_defaults(action=_check)
+    parser.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="[NAME] ROOT",
+        help="ROOT alone holds images/SPLIT and labels/SPLIT; a published dataset by its name "
+        "(ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, vspw, camvid), also "
+        "zipped",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for four overlays (default: data_check)"
+    )
+    options.add_classes(parser)
+    options.add_quiet(parser)
+
+
+def _add_convert(actions: argparse._SubParsersAction) -> None:
+    parser = options.add_command(
+        actions, "convert", "make PASCAL-Context's masks from its annotations"
+    )
+    parser.set_defaults(action=_convert)
+    parser.add_argument("name", choices=["pascal_context"], help="the dataset")
+    parser.add_argument("root", help="VOC2010, or the folder that holds it")
+    parser.add_argument("--annotations", metavar="FILE", help="trainval_merged.json")
+    options.add_quiet(parser)
+
+
+def _add_pack(actions: argparse._SubParsersAction) -> None:
+    parser = options.add_command(
+        actions, "pack", "write a dataset into tar shards, for `train --root OUT`"
+    )
+    parser.usage = "%(prog)s [options] [NAME] ROOT OUT"
+    parser.set_defaults(action=_pack)
+    parser.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="[NAME] ROOT OUT",
+        help="a folder, or a published dataset by its name, as for check; shards go to OUT/SPLIT",
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        action="extend",
+        metavar="SPLIT",
+        help="splits to pack (default: train val)",
+    )
+    parser.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
+    options.add_classes(parser)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reports what is in a dataset and what is wrong with it, makes masks for one, or packs it."""
-    progress = not args.quiet and sys.stderr.isatty()
-    if args.action == "convert":
-        sizes = convert(args.root, args.annotations, progress=progress)
-        print("masks    " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
-        return 0
-    if args.action == "pack":
-        _pack(args, progress)
-        return 0
-    return _report(_check(args, progress))
+    return args.action(args, progress=not args.quiet and sys.stderr.isatty())
 
 
-def _pack(args: argparse.Namespace, progress: bool) -> None:
+def _convert(args: argparse.Namespace, progress: bool) -> int:
+    from mcibi_fast.data.pascal_context import convert
+
+    sizes = convert(args.root, args.annotations, progress=progress)
+    print("masks    " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
+    return 0
+
+
+def _pack(args: argparse.Namespace, progress: bool) -> int:
+    from mcibi_fast.data import pack
+
     if len(args.dataset) not in (2, 3):
         raise ValueError(f"data pack: expected [NAME] ROOT OUT, got {' '.join(args.dataset)}")
     if args.shard_size < 1 or args.workers < 0:
@@ -53,10 +114,13 @@ def _pack(args: argparse.Namespace, progress: bool) -> None:
             f"{done.path}  {done.samples:,} images, {done.shards} shard{'s' * (done.shards > 1)}, "
             f"{done.bytes / 1e6:,.0f} MB"
         )
+    return 0
 
 
 def _open(source: list[str], split: str, classes: str | None) -> SegmentationDataset:
     """The split of ROOT, or of NAME ROOT."""
+    from mcibi_fast.data import CAMVID_CLASSES, FolderDataset, named
+
     if len(source) == 1 or source[0] == "camvid":
         names = CAMVID_CLASSES if len(source) == 2 else _class_names(classes)
         return FolderDataset(source[-1], split, classes=names)
@@ -67,37 +131,16 @@ def _open(source: list[str], split: str, classes: str | None) -> SegmentationDat
 
 def _class_names(text: str | None) -> list[str] | None:
     """What ``--classes`` says."""
+    from mcibi_fast.data import CAMVID_CLASSES
+
     if not text:
         return None
     names = [name.strip() for name in text.split(",")]
     return CAMVID_CLASSES if names == ["camvid"] else names
 
 
-def _check(args: argparse.Namespace, progress: bool) -> Report:
-    out = args.out or "data_check"
-    if len(args.dataset) > 2:
-        raise ValueError(f"data check: expected [NAME] ROOT, got {' '.join(args.dataset)}")
-    if len(args.dataset) == 2:
-        if args.classes:
-            raise ValueError("--classes: a published dataset has its own; give ROOT alone")
-        name, root = args.dataset
-        if name == "camvid":
-            return check(
-                root,
-                out,
-                classes=CAMVID_CLASSES,
-                sizes=CAMVID_SIZES,
-                videos=True,
-                progress=progress,
-            )
-        return check_named(name, root, out, progress=progress)
-    root = args.dataset[0]
-    if local_splits(root):
-        return check_shards(root, out, progress=progress)
-    return check(root, out, classes=_class_names(args.classes), progress=progress)
-
-
-def _report(report: Report) -> int:
+def _check(args: argparse.Namespace, progress: bool) -> int:
+    report = _checked(args, args.out or "data_check", progress)
     print(report.text())
     if report.ok:
         return 0
@@ -105,3 +148,23 @@ def _report(report: Report) -> int:
     more = f" (and {len(report.problems) - 1} more above)" if len(report.problems) > 1 else ""
     print(f"mcibi-fast: error: {first}{more}", file=sys.stderr)
     return 2
+
+
+def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
+    from mcibi_fast.data import CAMVID_CLASSES, check, check_named, check_shards
+    from mcibi_fast.data.folder import CAMVID_SIZES
+    from mcibi_fast.data.shards import local_splits
+
+    *name, root = args.dataset
+    if len(name) > 1:
+        raise ValueError(f"data check: expected [NAME] ROOT, got {' '.join(args.dataset)}")
+    if name and args.classes:
+        raise ValueError("--classes: a published dataset has its own; give ROOT alone")
+    if name == ["camvid"]:
+        sizes = CAMVID_SIZES
+        return check(root, out, classes=CAMVID_CLASSES, sizes=sizes, videos=True, progress=progress)
+    if name:
+        return check_named(name[0], root, out, progress=progress)
+    if local_splits(root):
+        return check_shards(root, out, progress=progress)
+    return check(root, out, classes=_class_names(args.classes), progress=progress)

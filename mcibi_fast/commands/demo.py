@@ -5,21 +5,37 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from mcibi_fast import recipes
+from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
-from mcibi_fast.inference.evaluate import evaluate
-from mcibi_fast.models.checkpoint import load_model
-from mcibi_fast.reports.demo import MODELS, Outcome, Outcomes, build_report, text_table, verdict
-from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.threads import leave_cores_to_loaders
-from mcibi_fast.training.train import train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mcibi_fast.recipes import TrainConfig
+    from mcibi_fast.reports.demo import Outcomes
+
+HELP = "train FCN with and without MCIBI++ and compare them"
+EXTRA = "report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How many runs, and changes to them."""
+    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per model (default: 1)")
+    options.add_set(parser, "change a field of the recipe, for both models")
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains both models with each seed, prints a table and writes a report."""
+    from mcibi_fast import recipes
+    from mcibi_fast.reports.demo import MODELS, Outcome, build_report, text_table, verdict
+    from mcibi_fast.training.state import seed_global_generators
+    from mcibi_fast.training.threads import leave_cores_to_loaders
+    from mcibi_fast.training.train import train
+
     if args.seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
     out = Path(args.out)
@@ -45,8 +61,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"report: {report.resolve()}")
 
 
-def _confusion(config: recipes.TrainConfig, folder: Path) -> Tensor:
+def _confusion(config: TrainConfig, folder: Path) -> Tensor:
     """The confusion matrix behind a finished run's scores."""
+    from mcibi_fast.inference.evaluate import evaluate
+    from mcibi_fast.models.checkpoint import load_model
+
     dataset = config.data.dataset(config.data.val_split)
     model, _ = load_model(folder / "checkpoints" / "last")
     return evaluate(model, dataset, batch_size=config.eval_batch_size).matrix

@@ -8,51 +8,90 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from mcibi_fast.commands.run_settings import (
-    class_indices,
-    inference_config,
-    published_data,
-    trained_config,
-)
-from mcibi_fast.data import CAMVID_CLASSES, SegmentationDataset
-from mcibi_fast.data.folder import class_list
-from mcibi_fast.data.shards import holds_shards
-from mcibi_fast.data.video import ClipDataset, VideoDataset, whole_videos
+from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
-from mcibi_fast.inference.evaluate import evaluate
-from mcibi_fast.inference.evaluate_video import evaluate_videos, usual_flow
-from mcibi_fast.metrics import DISFlow, FlowFunction, RAFTFlow, SegmentationMetrics
-from mcibi_fast.models.checkpoint import load_model
-from mcibi_fast.models.weights import find_weights, read_spec
-from mcibi_fast.recipes import (
-    FolderData,
-    MovingScenesData,
-    NamedData,
-    ScenesData,
-    ShardsData,
-    TrainConfig,
-    VideoData,
-)
+from mcibi_fast.protocols import PROTOCOLS
 
-Data = ScenesData | FolderData | NamedData | ShardsData
+if TYPE_CHECKING:
+    import torch
+
+    from mcibi_fast.data import SegmentationDataset
+    from mcibi_fast.data.video import ClipDataset, VideoDataset
+    from mcibi_fast.metrics import FlowFunction, SegmentationMetrics
+
+HELP = "score a checkpoint on a split"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model and data, and how it is scored."""
+    parser.usage = "%(prog)s [options] CHECKPOINT"
+    options.add_checkpoint(parser)
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
+    )
+    options.add_root(parser)
+    parser.add_argument("--split", help="default: the run's validation split")
+    options.add_inference(parser)
+    options.add_fold(parser)
+    parser.add_argument(
+        "--without-class", metavar="K,...", help="also report the means without these"
+    )
+    default, *others = PROTOCOLS
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        choices=PROTOCOLS,
+        help=f"for videos: {default} (default) or {' or '.join(others)}",
+    )
+    parser.add_argument(
+        "--flow", metavar="F", help="for TC of videos: dis, raft, a file of RAFT, or none"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the scores to FILE")
+    parser.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=int,
+        default=1,
+        help="images at a time, all of one size (default: 1)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=2,
+        help="processes that load images (default: 2)",
+    )
+    options.add_cpu(parser)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the per-class table of a checkpoint on a split, and the scores; of videos also TC and
     VC.
     """
-    from accelerate import Accelerator
+    from mcibi_fast.commands.run_settings import (
+        class_indices,
+        evaluation_data,
+        inference_config,
+        start_accelerator,
+        trained_config,
+    )
+    from mcibi_fast.data.video import whole_videos
+    from mcibi_fast.inference.evaluate import evaluate
+    from mcibi_fast.inference.evaluate_video import evaluate_videos
+    from mcibi_fast.models.checkpoint import load_model
+    from mcibi_fast.models.weights import find_weights
+    from mcibi_fast.recipes import MovingScenesData, VideoData
 
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError("--batch-size must be at least 1 and --workers at least 0")
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)
-    data = _data(file, trained, args.dataset, args.root)
+    data = evaluation_data(file, trained, args.dataset, args.root)
     if isinstance(data, VideoData | MovingScenesData):
         data = replace(data, train_frames="all")  # training's split, too, is scored as videos
     split = args.split or data.val_split
@@ -69,8 +108,8 @@ def run(args: argparse.Namespace) -> None:
             model = model.fold()
         except TypeError as error:
             raise ValueError(f"--fold: {error}") from None
-    accelerator = Accelerator(cpu=args.cpu)
-    options: dict[str, Any] = {
+    accelerator = start_accelerator(args)
+    shared: dict[str, Any] = {
         "inference": inference,
         "workers": args.workers,
         "accelerator": accelerator,
@@ -79,12 +118,12 @@ def run(args: argparse.Namespace) -> None:
     model.to(accelerator.device)
     videos = None
     if whole_videos(dataset) and not model.needs_labels:
-        protocol = args.protocol or "vspw2021"
+        protocol = args.protocol or PROTOCOLS[0]
         flow = _flow(args.flow, dataset, accelerator.device)
-        counts = evaluate_videos(model, dataset, protocol=protocol, flow=flow, **options)
+        counts = evaluate_videos(model, dataset, protocol=protocol, flow=flow, **shared)
         confusion, videos = counts.confusion, counts.compute()
     else:
-        confusion = evaluate(model, dataset, batch_size=args.batch_size, **options)
+        confusion = evaluate(model, dataset, batch_size=args.batch_size, **shared)
     if accelerator.is_main_process:
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
@@ -109,37 +148,9 @@ def run(args: argparse.Namespace) -> None:
             write_atomically(Path(args.json), (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _data(file: Path, trained: TrainConfig | None, dataset: str | None, root: str | None) -> Data:
-    """The dataset named, or the folder or shards given, or the data that the run was trained on.
-
-    The folder of a run on a published dataset holds that dataset, too.
-    """
-    data: Data | None = trained.data if trained else None
-    is_own = dataset is None or (isinstance(data, NamedData) and data.name == dataset)
-    if dataset is not None and not is_own:
-        data = (
-            FolderData(classes=list(CAMVID_CLASSES))
-            if dataset == "camvid"
-            else published_data(dataset, trained)
-        )
-    if root is None:
-        if data is None:
-            raise ValueError(
-                f"evaluate: {file} is in no run's directory; name the data with --root DIR"
-            )
-        if not is_own:
-            raise ValueError(f"--dataset {dataset}: say where it is with --root DIR")
-        return data
-    if holds_shards(root):
-        return ShardsData.like(data or FolderData(), root)
-    if isinstance(data, NamedData) or (isinstance(data, FolderData) and not is_own):
-        return replace(data, root=root)
-    # A folder that lists no classes is taken to have the checkpoint's.
-    listed = class_list(Path(root)) is not None
-    return FolderData(root=root, classes=None if listed else read_spec(file).classes)
-
-
 def _check_video_options(args: argparse.Namespace, dataset: SegmentationDataset) -> None:
+    from mcibi_fast.data.video import whole_videos
+
     for option in ("protocol", "flow"):
         if getattr(args, option) is not None and not whole_videos(dataset):
             raise ValueError(f"--{option}: for videos, which the data are not")
@@ -149,6 +160,9 @@ def _flow(
     wanted: str | None, dataset: VideoDataset | ClipDataset, device: torch.device
 ) -> FlowFunction | Literal["given"] | None:
     """For TC: "dis", "raft", a file of its weights, or "none"; else what `usual_flow` finds."""
+    from mcibi_fast.inference.evaluate_video import usual_flow
+    from mcibi_fast.metrics import DISFlow, RAFTFlow
+
     if wanted is None:
         try:
             return usual_flow(dataset, device)

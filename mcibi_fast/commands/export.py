@@ -6,23 +6,47 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from mcibi_fast import extras
+from mcibi_fast.commands import options
 
-from mcibi_fast.data.base import normalise
-from mcibi_fast.data.images import decode
-from mcibi_fast.inference import export
-from mcibi_fast.models.checkpoint import load_model
-from mcibi_fast.models.weights import ModelSpec
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mcibi_fast.models.weights import ModelSpec
+
+HELP = "make an ONNX or torch.export file of a checkpoint"
+EXTRA = "train"
 
 _LONGEST = 512  # side of an image to compare on: PyTorch's attention is quadratic in its pixels
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, into which file, and what is compared."""
+    options.add_checkpoint(parser)
+    parser.add_argument("out", help="the .onnx or .pt2 file to write")
+    parser.add_argument(
+        "--size", metavar="H,W", help="accept images of this size only (default: any)"
+    )
+    parser.add_argument(
+        "--stages", type=int, metavar="N", help="number of stages of iterative inference"
+    )
+    parser.add_argument(
+        "--no-fold", action="store_true", help="do not fold batch norms and projections"
+    )
+    parser.add_argument(
+        "--check",
+        metavar="IMAGE",
+        help="compare the outputs on this image, too (default: on random numbers)",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Writes the file and says what was compared."""
+    from mcibi_fast.inference import export
+    from mcibi_fast.models.checkpoint import load_model
+
     out = Path(args.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"export: the result is a .onnx or a .pt2 file, not {out}")
@@ -71,10 +95,17 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def read_image(path: Path, spec: ModelSpec, size: tuple[int, int] | None) -> Tensor:
     """(1, 3, H, W) as the model expects it: of the fixed size, or of at most 512 pixels a side."""
+    import numpy as np
+    import torch
+
+    from mcibi_fast.data.base import normalise
+    from mcibi_fast.data.images import decode
+
+    image = extras.load("mcibi-fast export", "PIL.Image")
     picture = decode(path).convert("RGB")
     if size is None:
         picture.thumbnail((_LONGEST, _LONGEST))
     else:
-        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+        picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return normalise(pixels, spec.mean, spec.std)[None]

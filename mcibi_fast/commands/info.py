@@ -7,6 +7,13 @@ from typing import Any
 
 import mcibi_fast
 
+HELP = "show what was built, and which backends work here or why not"
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It has none."""
+
 
 def run(args: argparse.Namespace) -> None:
     """Prints how this installation was built and what of it is live."""

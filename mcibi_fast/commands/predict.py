@@ -5,28 +5,52 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mcibi_fast.commands.run_settings import (
-    inference_config,
-    mirrored_classes,
-    published_data,
-    trained_config,
-)
-from mcibi_fast.data import DATASETS
-from mcibi_fast.inference.predict import predict
-from mcibi_fast.models.checkpoint import load_model
-from mcibi_fast.models.weights import find_weights
-from mcibi_fast.recipes import NamedData, ShardsData, TrainConfig
-from mcibi_fast.recipes.config import eval_transform
+from mcibi_fast.commands import options
+
+HELP = "write label maps and overlays of images"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model and images, and where predictions go."""
+    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
+    options.add_checkpoint(parser)
+    parser.add_argument("source", help="an image, or a folder of images")
+    parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    options.add_inference(parser)
+    options.add_own_size(parser)
+    parser.add_argument(
+        "--submission",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="also write files for a test server: cityscapes, ade20k, ... (default: the run's)",
+    )
+    parser.add_argument("--no-overlays", action="store_true", help="write label maps only")
+    options.add_cpu(parser)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts an image or a folder; unreadable images are counted and named."""
-    from accelerate import Accelerator
+    from mcibi_fast.commands.run_settings import (
+        inference_config,
+        mirrored_classes,
+        start_accelerator,
+        submission_data,
+        trained_config,
+    )
+    from mcibi_fast.data import DATASETS
+    from mcibi_fast.inference.predict import predict
+    from mcibi_fast.models.checkpoint import load_model
+    from mcibi_fast.models.weights import find_weights
+    from mcibi_fast.recipes import NamedData
+    from mcibi_fast.recipes.config import eval_transform
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)
-    data = _data(args.submission, trained)
+    data = submission_data(args.submission, trained)
     dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
     model, spec = load_model(file)
     transform = None
@@ -42,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
-        device=Accelerator(cpu=args.cpu).device,
+        device=start_accelerator(args).device,
         progress=not args.quiet,
     )
     print(f"{len(result.written)} label maps in {args.out}")
@@ -54,16 +78,3 @@ def run(args: argparse.Namespace) -> int:
     more = f"; and {len(result.errors) - 3} more" if len(result.errors) > 3 else ""
     print(f"mcibi-fast: error: {len(result.errors)} unreadable: {shown}{more}", file=sys.stderr)
     return 2
-
-
-def _data(submission: str | None, trained: TrainConfig | None) -> NamedData | ShardsData | None:
-    """The published dataset that gives test size, mirrored classes and ids: the run's, if any."""
-    own = trained.data if trained else None
-    if not isinstance(own, (NamedData, ShardsData)):
-        own = None
-    if submission is None:
-        return own
-    name = submission or (own.name if isinstance(own, NamedData) else "")
-    if name not in DATASETS and not submission:
-        raise ValueError("--submission: the checkpoint is of no published dataset; name one")
-    return own if isinstance(own, NamedData) and own.name == name else published_data(name, trained)

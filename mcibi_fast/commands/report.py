@@ -5,14 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
+from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
-from mcibi_fast.reports.runs import build_report
+
+HELP = "write a page with the pictures of one or more runs"
+EXTRA = "report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which runs, and where the page goes."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs to compare")
+    options.add_root(parser)
+    parser.add_argument("--images", type=int, default=6, help="how many to show (default: 6)")
+    parser.add_argument("--out", metavar="FILE", help="default: report.html in the first run")
+    parser.add_argument("--gallery", metavar="DIR", help="also write each picture to DIR as a PNG")
+    options.add_cpu(parser)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the report, and with --gallery its pictures."""
+    import torch
+
+    from mcibi_fast.reports.runs import build_report
+
     if args.images < 1:
         raise ValueError(f"--images: expected at least 1, got {args.images}")
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")

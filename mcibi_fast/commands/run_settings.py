@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``predict`` share: a run's own settings, and the command line's changes."""
+"""What commands on a trained model share: the run's own settings, changed by the command line's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcibi_fast.data import DATASETS, named
-from mcibi_fast.recipes import InferenceConfig, NamedData, ShardsData, TrainConfig
+from mcibi_fast.data import CAMVID_CLASSES, DATASETS, named
+from mcibi_fast.data.folder import class_list
+from mcibi_fast.data.shards import holds_shards
+from mcibi_fast.models.weights import read_spec
+from mcibi_fast.recipes import (
+    FolderData,
+    InferenceConfig,
+    NamedData,
+    ScenesData,
+    ShardsData,
+    TrainConfig,
+)
 from mcibi_fast.recipes.registry import RECIPES
 from mcibi_fast.training.run import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Data = ScenesData | FolderData | NamedData | ShardsData
 
 # Datasets without a recipe of their own, and the one whose test size they share.
 _VARIANTS = {"coco_stuff_171": "coco_stuff", "pascal_context_60": "pascal_context"}
@@ -42,6 +57,64 @@ def published_data(name: str, trained: TrainConfig | None) -> NamedData:
         own = trained.data
         data = replace(data, short_side=own.short_side, long_side=own.long_side, size=own.size)
     return data
+
+
+def evaluation_data(
+    file: Path, trained: TrainConfig | None, dataset: str | None, root: str | None
+) -> Data:
+    """The dataset named, or the folder or shards given, or the data that the run was trained on.
+
+    The folder of a run on a published dataset holds that dataset, too.
+
+    Raises:
+        ValueError: no such dataset, or it is not said where it is.
+    """
+    data: Data | None = trained.data if trained else None
+    is_own = dataset is None or (isinstance(data, NamedData) and data.name == dataset)
+    if dataset is not None and not is_own:
+        data = (
+            FolderData(classes=list(CAMVID_CLASSES))
+            if dataset == "camvid"
+            else published_data(dataset, trained)
+        )
+    if root is None:
+        if data is None:
+            raise ValueError(
+                f"evaluate: {file} is in no run's directory; name the data with --root DIR"
+            )
+        if not is_own:
+            raise ValueError(f"--dataset {dataset}: say where it is with --root DIR")
+        return data
+    if holds_shards(root):
+        return ShardsData.like(data or FolderData(), root)
+    if isinstance(data, NamedData) or (isinstance(data, FolderData) and not is_own):
+        return replace(data, root=root)
+    # A folder that lists no classes is taken to have the checkpoint's.
+    listed = class_list(Path(root)) is not None
+    return FolderData(root=root, classes=None if listed else read_spec(file).classes)
+
+
+def submission_data(
+    submission: str | None, trained: TrainConfig | None
+) -> NamedData | ShardsData | None:
+    """The published dataset that gives test size, mirrored classes and ids: the run's, if any.
+
+    Args:
+        submission: its name; "" for the run's, which must then be one; None where none is written.
+        trained: the run.
+
+    Raises:
+        ValueError: no such dataset.
+    """
+    own = trained.data if trained else None
+    if not isinstance(own, (NamedData, ShardsData)):
+        own = None
+    if submission is None:
+        return own
+    name = submission or (own.name if isinstance(own, NamedData) else "")
+    if name not in DATASETS and not submission:
+        raise ValueError("--submission: the checkpoint is of no published dataset; name one")
+    return own if isinstance(own, NamedData) and own.name == name else published_data(name, trained)
 
 
 def mirrored_classes(data: object) -> Sequence[tuple[int, int]]:
@@ -103,3 +176,10 @@ def _numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} {text}: expected numbers such as {example}") from None
+
+
+def start_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The processes and the device of this run; ``--cpu`` leaves a GPU unused."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=args.cpu)

@@ -7,15 +7,42 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcibi_fast.recipes import TrainConfig
-from mcibi_fast.recipes.registry import configure
-from mcibi_fast.training.run import Run
+from mcibi_fast.commands import options
+
+if TYPE_CHECKING:
+    from mcibi_fast.recipes import TrainConfig
+
+HELP = "train a model and evaluate it"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which recipe, data and model; or which run to continue."""
+    parser.add_argument(
+        "recipe", nargs="?", help="demo, scenes, camvid, folder, or a dataset: ade20k, ..."
+    )
+    parser.add_argument("--root", metavar="DIR", help="the dataset's folder, zip file or shards")
+    parser.add_argument(
+        "--framework", metavar="NAME", help="fcn, pspnet, upernet, deeplabv3, isnet"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="a model of timm, such as resnet101")
+    parser.add_argument("--memory", metavar="NAME", help="mcibipp (the default), mcibi, or none")
+    parser.add_argument("--without-memory", action="store_true", help="the same as --memory none")
+    parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
+    parser.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
+    options.add_set(parser, "change any field of the recipe, such as optimizer.lr=0.02")
+    parser.add_argument("--show", action="store_true", help="print all fields and stop")
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains by a recipe, or goes on with a run."""
+    """Trains by a recipe, or continues a run."""
+    from mcibi_fast.recipes import TrainConfig
+    from mcibi_fast.recipes.registry import configure
+    from mcibi_fast.training.run import Run
+
     if args.resume:
         if args.recipe or args.set or args.root or args.out or _model_choices(args):
             raise ValueError("--resume goes on with the run's own settings; give nothing else")

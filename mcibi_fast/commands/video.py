@@ -5,17 +5,43 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mcibi_fast.commands.run_settings import inference_config, mirrored_classes, trained_config
-from mcibi_fast.inference.predict_video import predict_video
-from mcibi_fast.models.checkpoint import load_model
-from mcibi_fast.models.weights import find_weights
-from mcibi_fast.recipes import NamedData, ShardsData
-from mcibi_fast.recipes.config import eval_transform
+from mcibi_fast.commands import options
+
+HELP = "write label maps and an overlay of a video"
+EXTRA = "train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model and video, and where predictions go."""
+    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
+    options.add_checkpoint(parser, ", of any model")
+    parser.add_argument("source", help="a video file, a folder of frames, or a camera's number")
+    parser.add_argument("--out", metavar="DIR", default="video", help="default: video")
+    parser.add_argument("--no-overlay", action="store_true", help="write label maps only")
+    parser.add_argument(
+        "--every", metavar="N", type=int, default=1, help="use every N-th frame (default: 1)"
+    )
+    parser.add_argument("--limit", metavar="N", type=int, help="stop after N frames")
+    options.add_inference(parser)
+    options.add_own_size(parser)
+    options.add_fold(parser)
+    options.add_cpu(parser)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts a video's frames as a stream; those that cannot be used are counted."""
-    from accelerate import Accelerator
+    from mcibi_fast.commands.run_settings import (
+        inference_config,
+        mirrored_classes,
+        start_accelerator,
+        trained_config,
+    )
+    from mcibi_fast.inference.predict_video import predict_video
+    from mcibi_fast.models.checkpoint import load_model
+    from mcibi_fast.models.weights import find_weights
+    from mcibi_fast.recipes import NamedData, ShardsData
+    from mcibi_fast.recipes.config import eval_transform
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
@@ -38,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         inference=inference,
         transform=transform,
         flip_pairs=mirrored_classes(data) if inference.flip else (),
-        device=Accelerator(cpu=args.cpu).device,
+        device=start_accelerator(args).device,
         progress=not args.quiet,
     )
     also = f" and {result.video.name}" if result.video else ""

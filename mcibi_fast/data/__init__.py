@@ -10,6 +10,10 @@ torchvision, and nothing else here does.
 
 from __future__ import annotations
 
+from mcibi_fast.extras import require
+
+require("mcibi_fast.data", "PIL", "tqdm")
+
 from mcibi_fast.data.ade20k import ADE20K
 from mcibi_fast.data.base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
 from mcibi_fast.data.check import check, check_named, check_shards

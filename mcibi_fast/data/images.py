@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 
 # What PIL raises on files that are not whole: a broken PNG chunk is a SyntaxError.
@@ -99,11 +99,4 @@ def _undecodable(name: str, error: Exception, path: str = "") -> DataError:
 
 def torchvision_functional() -> Any:
     """torchvision.transforms.v2.functional. Raises ImportError that says what to do."""
-    try:
-        from torchvision.transforms.v2 import functional
-    except Exception as error:  # built for another torch, it fails in ways other than ImportError
-        raise ImportError(
-            f"data.transforms needs torchvision, which does not import here ({error}); "
-            f"install the torchvision made for torch {torch.__version__}"
-        ) from error
-    return functional
+    return extras.load("data.transforms", "torchvision.transforms.v2.functional")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mcibi_fast import extras
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
@@ -54,13 +55,12 @@ def colours(text: str) -> NDArray[np.uint8]:
 
 def read_mat(files: Files, path: str, *keys: str) -> dict[str, Any]:
     """What a MATLAB file holds under ``keys``. Raises DataError when it cannot be read."""
-    from scipy.io import loadmat
-
+    io = extras.load("reading .mat files", "scipy.io")
     content, name = files.read(path), files.describe(path)
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
     try:
-        found = loadmat(BytesIO(content), variable_names=keys)
+        found = io.loadmat(BytesIO(content), variable_names=keys)
     except Exception as error:  # whatever scipy's parsers stumble over
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: not a whole .mat file ({reason}); replace it") from error

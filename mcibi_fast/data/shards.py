@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mcibi_fast import extras
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
@@ -171,10 +172,9 @@ class ShardedDataset(SegmentationDataset):
 
     def _download(self, shard: int, path: Path) -> None:
         """Fetches a shard into the cache; of the processes that want it, one does."""
-        from filelock import FileLock
-
+        filelock = extras.load("mcibi_fast.data.shards", "filelock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with filelock.FileLock(path.with_name(f".{path.name}.lock")):
             if path.exists():
                 return
             temporary = path.with_name(f".{path.name}.tmp")
@@ -226,14 +226,8 @@ def holds_shards(root: str | Path) -> bool:
 
 
 def import_webdataset() -> ModuleType:
-    """The library. Raises ValueError that says how to install it."""
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ValueError(
-            f"shards need webdataset ({error}); pip install 'mcibi-fast[streaming]'"
-        ) from error
-    return webdataset
+    """The library. Raises ImportError that says how to install it."""
+    return extras.load("mcibi_fast.data.shards", "webdataset")
 
 
 def _fetch(url: str) -> Any:

@@ -7,7 +7,6 @@ representations C_dl are a constant in it; neither the memory nor its noise is.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mcibi_fast import ops
+from mcibi_fast import extras, ops
 from mcibi_fast.files import write_atomically
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import ModelSpec
@@ -264,11 +263,8 @@ def onnx_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:
 
 
 def check_onnx() -> None:
-    """Raises ValueError unless the packages for ONNX are there."""
-    packages = ("onnx", "onnxruntime", "onnxscript")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"export: ONNX needs {', '.join(missing)}; pip install mcibi-fast[onnx]")
+    """Raises ImportError unless the packages for ONNX are there."""
+    extras.require("ONNX export", "onnx", "onnxruntime", "onnxscript")
 
 
 def program_runner(content: bytes) -> Run:
@@ -279,8 +275,7 @@ def program_runner(content: bytes) -> Run:
 
 def onnx_runner(content: bytes) -> Run:
     """Runs an ONNX file's content on the CPU, with onnxruntime."""
-    import onnxruntime
-
+    onnxruntime = extras.load("ONNX export", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own optimisations
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

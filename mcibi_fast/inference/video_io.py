@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import decode
 from mcibi_fast.inference.predict import IMAGE_SUFFIXES
@@ -211,12 +212,9 @@ class VideoWriter:
 
 
 def opencv(purpose: str) -> Any:
-    """OpenCV, without its messages and FFmpeg's. Raises ValueError where it is missing."""
+    """OpenCV, without its messages and FFmpeg's. Raises ImportError where it is missing."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's number for quiet
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(f"{purpose} needs OpenCV: pip install mcibi-fast[video]") from error
+    cv2 = extras.load(purpose, "cv2")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROTOCOLS: tuple[str, ...] = ("vspw2021", "strict")
+from mcibi_fast import extras
+from mcibi_fast.protocols import check_protocol
 
 _RAFT_STRIDE = 8
 _RAFT_SMALLEST = 128  # its correlation pyramid has four levels at stride 8
@@ -55,17 +56,11 @@ class RAFTFlow:
     ) -> None:
         if iterations < 1:
             raise ValueError(f"iterations: {iterations}, expected at least 1")
-        try:
-            from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
-        except Exception as error:  # built for another torch, it fails in many ways
-            raise ValueError(
-                f"RAFT needs torchvision, which does not import here ({error}); install the "
-                f"torchvision made for torch {torch.__version__}"
-            ) from error
+        models = extras.load("RAFT", "torchvision.models.optical_flow")
         if weights is None:
-            published = Raft_Large_Weights.C_T_V1
+            published = models.Raft_Large_Weights.C_T_V1
             try:
-                model = raft_large(weights=published)
+                model = models.raft_large(weights=published)
             except (OSError, *_DAMAGED) as error:  # torch.hub: RuntimeError for a wrong hash
                 raise OSError(
                     f"RAFT's weights ({published.url}) cannot be had: {error or 'empty file'}; "
@@ -73,7 +68,7 @@ class RAFTFlow:
                     f"{torch.hub.get_dir()}/checkpoints"
                 ) from error
         else:
-            model = raft_large(weights=None)
+            model = models.raft_large(weights=None)
             try:
                 model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
             except (TypeError, *_DAMAGED) as error:
@@ -107,13 +102,7 @@ class DISFlow:
     """
 
     def __init__(self) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise ValueError(
-                "DIS optical flow needs OpenCV: pip install opencv-python-headless"
-            ) from error
-        self._cv2: Any = cv2
+        self._cv2 = cv2 = extras.load("DIS optical flow", "cv2")
         self._search = self._cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self.name = f"DIS (OpenCV {cv2.__version__}, medium preset)"
 
@@ -189,12 +178,6 @@ def warp_backward(labels: Tensor, flow: Tensor, protocol: str) -> Tensor:
         align_corners=False,
     )
     return warped[0, 0].to(torch.int64)
-
-
-def check_protocol(protocol: str) -> None:
-    """Raises ValueError unless it is one of `PROTOCOLS`."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}")
 
 
 def _check_frames(first: Tensor, second: Tensor) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.metrics.confusion import ConfusionMatrix
-from mcibi_fast.metrics.flow import FlowFunction, check_protocol, warp_backward
+from mcibi_fast.metrics.flow import FlowFunction, warp_backward
+from mcibi_fast.protocols import check_protocol
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

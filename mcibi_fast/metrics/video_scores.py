@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.metrics.confusion import ConfusionMatrix, SegmentationMetrics
-from mcibi_fast.metrics.flow import FlowFunction, check_protocol
+from mcibi_fast.metrics.flow import FlowFunction
 from mcibi_fast.metrics.temporal import (
     TC_VIDEOS,
     ConsistencyScore,
@@ -19,6 +19,7 @@ from mcibi_fast.metrics.temporal import (
     TemporalScore,
     VideoConsistency,
 )
+from mcibi_fast.protocols import check_protocol
 
 if TYPE_CHECKING:
     from mcibi_fast.metrics.temporal import Group

@@ -1,4 +1,4 @@
-"""Whole networks. Needs timm for the backbones.
+"""Whole networks. Needs the extra ``models``: timm for the backbones, and what stores weights.
 
 A model is a framework (one class in one file), a memory or none, and for videos past frames:
 :func:`create` puts them together.
@@ -7,6 +7,10 @@ A model is a framework (one class in one file), a memory or none, and for videos
 from __future__ import annotations
 
 from functools import partial
+
+from mcibi_fast.extras import require
+
+require("mcibi_fast.models", "timm", "safetensors", "huggingface_hub")
 
 from mcibi_fast.models import registry
 from mcibi_fast.models.backbones import create_backbone, set_drop_path

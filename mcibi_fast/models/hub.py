@@ -2,6 +2,10 @@
 
 A folder holds ``model.safetensors``, whose header holds the :class:`ModelSpec`; ``config.json``,
 the same for people and for the Hub's page; and a ``README.md`` that says how to load it.
+
+The Hub's ``ModelHubMixin`` is not used: it creates the repository before the model is checked,
+deletes ``config.json`` before the weights are written, and downloads and reads it by itself,
+unchecked and perhaps from another commit than the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ CARD = "README.md"
 
 
 def save_pretrained(model: Segmentor, spec: ModelSpec, folder: str | os.PathLike[str]) -> Path:
-    """Writes a model into a folder, which is made if need be; a ``README.md`` there is kept.
+    """Writes a model into a folder, which is created if needed; a ``README.md`` there is kept.
 
     Args:
         model: as ``spec`` creates it; not folded.
@@ -104,7 +108,7 @@ def push_to_hub(
     token: str | bool | None = None,
     commit_message: str = "Upload model",
 ) -> str:
-    """Uploads a model to the Hub's repository ``repo``, which is made if need be.
+    """Uploads a model to the Hub's repository ``repo``, which is created if needed.
 
     Args:
         model, spec: as for :func:`save_pretrained`.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcibi_fast import extras
 from mcibi_fast.nn.bilinear import pixels
 
 
@@ -94,10 +95,9 @@ def spherical_centres(vectors: Tensor, clusters: int, *, seed: int = 0) -> Tenso
     clusters = min(clusters, len(directions.unique(dim=0)))
     members = torch.zeros(len(vectors), dtype=torch.int64)  # of one cluster: all
     if clusters > 1:
-        from sklearn.cluster import KMeans
-
         # On unit vectors |a - b|^2 = 2 - 2 cos(a, b).
-        kmeans = KMeans(clusters, n_init=4, random_state=seed)
+        cluster = extras.load("mcibi_fast.nn.clustering", "sklearn.cluster")
+        kmeans = cluster.KMeans(clusters, n_init=4, random_state=seed)
         members = torch.from_numpy(kmeans.fit_predict(directions.numpy())).long()
     sizes = members.bincount(minlength=clusters)
     centres = [

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mcibi_fast import models
 from mcibi_fast.data.loading import training_loader
+from mcibi_fast.errors import TrainingError
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.inference.labels import check_model
 from mcibi_fast.interrupt import deferred_interrupt
@@ -26,7 +27,6 @@ from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.adversarial import Adversary
 from mcibi_fast.training.class_weights import build_loss, resolve_class_weights
 from mcibi_fast.training.ema import WeightAverage
-from mcibi_fast.training.errors import TrainingError
 from mcibi_fast.training.loss_log import LossReadings, NotFinite
 from mcibi_fast.training.memory_init import initialize_memory
 from mcibi_fast.training.micro_batches import accumulate_gradients, check_batch_size

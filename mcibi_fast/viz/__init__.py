@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mcibi_fast.extras import require
+
+require("mcibi_fast.viz", "PIL")
+
 from mcibi_fast.viz.overlay import blend, colourise, grid, indexed, legend, to_pixels
 from mcibi_fast.viz.palette import distinct_palette, voc_palette
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from mcibi_fast import cli
-from mcibi_fast.commands import convert
-from mcibi_fast.compat import sssegmentation
+from mcibi_fast.commands.convert import class_list
+from mcibi_fast.compat import convert, sssegmentation
 from mcibi_fast.data import ADE20K, CAMVID_CLASSES
 from mcibi_fast.models import create, hub
 from mcibi_fast.models import released_backbones as backbones
@@ -113,10 +113,10 @@ def test_class_names(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
 def test_classes_of_a_dataset_and_none() -> None:
     parser = cli.build_parser()
     args = parser.parse_args(["convert", "a.pth", "b.safetensors", "--dataset", "ade20k"])
-    names, palette = convert.class_list(args, 150)
+    names, palette = class_list(args, 150)
     assert names == list(ADE20K.classes) and palette == ADE20K.palette.tolist()
     args = parser.parse_args(["convert", "a.pth", "b.safetensors"])
-    assert convert.class_list(args, 3)[0] == ["class_0", "class_1", "class_2"]
+    assert class_list(args, 3)[0] == ["class_0", "class_1", "class_2"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from mcibi_fast import cli
-from mcibi_fast.commands import evaluate as command
 from mcibi_fast.data import CAMVID_CLASSES
+from mcibi_fast.inference import evaluate_video
 from mcibi_fast.inference.evaluate_video import evaluate_videos
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import MovingScenesData
@@ -119,7 +119,7 @@ def test_flow(
     def nothing(*arguments: object) -> None:
         raise ValueError("neither RAFT nor DIS")
 
-    monkeypatch.setattr(command, "usual_flow", nothing)
+    monkeypatch.setattr(evaluate_video, "usual_flow", nothing)
     capsys.readouterr()
     assert "tc" not in scores(tmp_path, camvid)["videos"]
     assert capsys.readouterr().err == (

@@ -97,7 +97,9 @@ def test_small_frames_are_left_to_dis(monkeypatch) -> None:
 
 def test_without_opencv(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ValueError, match="pip install opencv-python-headless"):
+    with pytest.raises(
+        ValueError, match=r'opencv-python-headless: pip install "mcibi-fast\[video\]"'
+    ):
         DISFlow()
 
 

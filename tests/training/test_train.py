@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from mcibi_fast import files
+from mcibi_fast.errors import TrainingError
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training import train as train_module
-from mcibi_fast.training.errors import TrainingError
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import (
     random_state,

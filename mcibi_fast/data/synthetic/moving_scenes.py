@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mcibi_fast import extras
 from mcibi_fast.data.base import Transform
 from mcibi_fast.data.synthetic import objects as paint
 from mcibi_fast.data.synthetic.canvas import Array, smoothstep
@@ -207,8 +208,7 @@ def _finish(
 
 
 def _degrade(rgb: Array, degradation: Degradation, rng: np.random.Generator) -> Array:
-    from scipy.ndimage import uniform_filter
-
+    smooth = extras.load("MovingScenes", "scipy.ndimage").uniform_filter
     height, width = rgb.shape[:2]
     short = min(height, width)
     y, x = np.ogrid[:height, :width]
@@ -219,7 +219,7 @@ def _degrade(rgb: Array, degradation: Degradation, rng: np.random.Generator) -> 
         np.maximum(amount, smoothstep(-distance.astype(np.float32), -1.0, -1.0 + soft), out=amount)
     if degradation.kind == "blur":
         reach = max(round(0.2 * short), 3)
-        worse = uniform_filter(uniform_filter(rgb, (reach, reach, 1)), (reach, reach, 1))
+        worse = smooth(smooth(rgb, (reach, reach, 1)), (reach, reach, 1))
     elif degradation.kind == "fade":
         worse = np.float32(0.62) + np.float32(0.06) * (rgb - rgb.mean((0, 1), keepdims=True))
     elif degradation.kind == "noise":

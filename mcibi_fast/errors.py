@@ -1,4 +1,4 @@
-"""What the engine raises besides ValueError and OSError."""
+"""What the package raises besides ValueError, OSError and ImportError."""
 
 from __future__ import annotations
 
