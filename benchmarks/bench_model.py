@@ -2,7 +2,7 @@
 
 backbone   the backbone alone, which both have
 released   the same model in the structure of the released code (`benchmarks.released_structure`)
-ours       ``models.create("fcn_mcibipp")``, and ``engine.inference.predict_labels`` at inference
+ours       ``models.create("fcn_mcibipp")``, and ``inference.labels.predict_labels`` at inference
 
 train      one step at K = 150: forward, losses, the memory's update and the gradients of all
            parameters; without dropout, whose masks would differ, and without the optimizer

@@ -4,7 +4,8 @@ attention  the contexts of a clip's h + 1 frames (C_dl, aggregation, attention),
            separate: one call for each frame; ours: all frames in one
 frame      one frame of a video, ResNet-50 UperNet, K = 124
            image: the image model; clip: the video model on the clip of h + 1 frames
-           ours: the video model as a stream (`engine.stream`), ``folded`` that of ``model.fold()``
+           ours: the video model as a stream (`inference.stream`); folded: the same of
+           ``model.fold()``
 stream     1,000 frames (200 on a GPU), ResNet-18 UperNet at 256x256, the image model in turn:
            frames per second, how much more the process holds after all than after 100
 

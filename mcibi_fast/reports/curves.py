@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 History = Sequence[dict[str, Any]]
-"""The lines of a run's history (`engine.run.Run.history`)."""
+"""The lines of a run's history (`training.run.Run.history`)."""
 
 COLOURS = ("#4c6a92", "#d1603d", "#5a8f5a", "#8a5a9e")
 INK = "#28303a"
