@@ -1,1 +1,1 @@
-"""HTML reports and their figures."""
+"""Reports as HTML pages, and their pictures; one file per section of a page."""

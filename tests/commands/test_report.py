@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from mcibi_fast import cli
-from mcibi_fast.commands import report as command
 from mcibi_fast.recipes import (
     AugmentationConfig,
     FolderData,
@@ -239,7 +238,7 @@ def test_training_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
             raise RuntimeError("no ink\nleft")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(command, "build_report", broken)
+            patch.setattr("mcibi_fast.reports.runs.build_report", broken)
             assert cli.main([*arguments, "--out", str(tmp_path / "second")]) == 0
     err = capsys.readouterr().err
     expected = f"warning: {tmp_path / 'second' / 'report.html'} not written: no ink left\n"
