@@ -66,7 +66,7 @@ def gather(
         labels: (B, H, W), for a model that gathers by the ground truth.
         stages: of iterative inference (section 3.5); a baseline has one.
     """
-    truth = (labels,) if getattr(model, "needs_labels", False) else ()
+    truth = (labels,) if model.needs_labels else ()
     context = context_of(model)
     if context is None:
         features = model.backbone(images)
@@ -125,27 +125,31 @@ def _recorded(module: nn.Module, method: str) -> Iterator[list[tuple[tuple[Any, 
         delattr(module, method)
 
 
-def weight_of_class(weight_logits: Tensor, k: int, size: tuple[int, int]) -> Tensor:
+def weight_of_class(
+    weight_logits: Tensor, k: int, size: tuple[int, int], *, align_corners: bool = False
+) -> Tensor:
     """W of one class at full resolution.
 
     Args:
         weight_logits: (K, h, w); only class k is upsampled (bilinearly).
         k: the class.
         size: (H, W).
+        align_corners: of the upsampling, the model's own.
 
     Returns:
         (H, W) in [0, 1].
     """
     W = weight_logits.softmax(dim=0)[k]
-    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=align_corners)[0, 0]
 
 
-def weight_of_truth(weight_logits: Tensor, label: Tensor) -> Tensor:
+def weight_of_truth(weight_logits: Tensor, label: Tensor, *, align_corners: bool = False) -> Tensor:
     """W of the right class at every pixel (Figure 7).
 
     Args:
         weight_logits: (K, h, w).
         label: (H, W), any integer dtype.
+        align_corners: of the upsampling, the model's own.
 
     Returns:
         (H, W) in [0, 1]; NaN where the label is not a class.
@@ -157,12 +161,18 @@ def weight_of_truth(weight_logits: Tensor, label: Tensor) -> Tensor:
     for k in label.unique().tolist():
         if 0 <= k < len(weight_logits):
             here = label == k
-            weights[here] = weight_of_class(weight_logits, k, size).float()[here]
+            W_k = weight_of_class(weight_logits, k, size, align_corners=align_corners)
+            weights[here] = W_k.float()[here]
     return weights
 
 
 def class_vectors(
-    features: Tensor, label: Tensor, num_classes: int, *, ignore_index: int = 255
+    features: Tensor,
+    label: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean of the features under each class's mask in one image (Figure 6).
 
@@ -174,12 +184,17 @@ def class_vectors(
         label: (H, W), any integer dtype.
         num_classes: K.
         ignore_index: label of the pixels that do not count.
+        align_corners: of the upsampling, the model's own.
 
     Returns:
         The n classes that are present, (n,) int64 in ascending order, and their vectors (n, Z).
     """
     sums, counts = ops.class_feature_sums(
-        features, label[None].to(features.device), num_classes, ignore_index=ignore_index
+        features,
+        label[None].to(features.device),
+        num_classes,
+        ignore_index=ignore_index,
+        align_corners=align_corners,
     )
     classes = counts.nonzero().flatten()
     return classes, sums[classes] / counts[classes, None]
@@ -230,7 +245,11 @@ def collect(
         seen = gather(model, image, label[None])
         for i, features in enumerate((seen.features, *seen.augmented[:1])):
             present, means = class_vectors(
-                features, label, dataset.num_classes, ignore_index=dataset.ignore_index
+                features,
+                label,
+                dataset.num_classes,
+                ignore_index=dataset.ignore_index,
+                align_corners=model.head.align_corners,
             )
             vectors[i].append(means.float().cpu())
         classes.append(present.cpu())

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcibi_fast import ops
 from mcibi_fast.models import Segmentor
 from mcibi_fast.reports.gathering import gather
 from mcibi_fast.reports.page import Report
@@ -52,7 +51,7 @@ def _predicted(model: Segmentor, image: Tensor, label: Tensor) -> NDArray[np.int
     device = next(model.parameters()).device
     seen = gather(model, image.to(device), label[None].to(device))
     size = (label.shape[0], label.shape[1])
-    return ops.upsample_argmax(seen.output.logits, size)[0].cpu().numpy()
+    return model.head.class_map(seen.output.logits, size)[0].cpu().numpy()
 
 
 def prediction_sheet(

@@ -35,10 +35,11 @@ def add_weights(report: Report, trained: Sequence[Trained], samples: Samples) ->
     dataset = samples.dataset
     for each in gathering:
         stages = _weights_of_stages(each.model, samples)
+        align = each.model.head.align_corners
         names = ("W of the right class, stage 1", "W of the right class, stage 2")
         weights = {
             name: [
-                weight_of_truth(logits, label).cpu().numpy()
+                weight_of_truth(logits, label, align_corners=align).cpu().numpy()
                 for logits, label in zip(stage, samples.labels, strict=True)
             ]
             for name, stage in zip(names, stages, strict=True)
@@ -50,11 +51,11 @@ def add_weights(report: Report, trained: Sequence[Trained], samples: Samples) ->
             name="weights",
             wide=True,
         )
-        _add_class_weights(report, each.name, stages[0], samples)
+        _add_class_weights(report, each, stages[0], samples)
 
 
 def _add_class_weights(
-    report: Report, name: str, weight_logits: Sequence[Tensor], samples: Samples
+    report: Report, trained: Trained, weight_logits: Sequence[Tensor], samples: Samples
 ) -> None:
     """Adds W of every class of one image, the one with the most classes."""
     classes = samples.dataset.classes
@@ -62,14 +63,16 @@ def _add_class_weights(
         [k for k in label.unique().tolist() if 0 <= k < len(classes)] for label in samples.labels
     ]
     richest = max(range(len(present)), key=lambda i: len(present[i]))
-    size = samples.labels[richest].shape
+    H, W = samples.labels[richest].shape
+    align = trained.model.head.align_corners
+    logits = weight_logits[richest]
     maps = {
-        classes[k]: weight_of_class(weight_logits[richest], k, (size[0], size[1])).cpu().numpy()
+        classes[k]: weight_of_class(logits, k, (H, W), align_corners=align).cpu().numpy()
         for k in present[richest][:_CLASS_MAPS]
     }
     report.picture(
         class_weight_sheet(samples.scenes[richest], maps, samples.dataset.palette),
-        f"{name}: the weight of each class of one image at every pixel, first stage.",
+        f"{trained.name}: the weight of each class of one image at every pixel, first stage.",
         name="class_weights",
         wide=True,
     )

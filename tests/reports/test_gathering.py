@@ -90,21 +90,26 @@ def test_a_baseline_has_features_only(make: Make, images: Tensor) -> None:
         torch.testing.assert_close(seen.output.logits, model(images).logits)
 
 
-def test_heat_map_is_the_softmax_at_the_right_class(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("align", [False, True])
+def test_heat_map_is_the_softmax_at_the_right_class(
+    generator: torch.Generator, align: bool
+) -> None:
     logits = 3 * torch.randn(K, 5, 6, generator=generator)
     label = torch.randint(K, (40, 48), generator=generator, dtype=torch.uint8)
     label[3:7, 10:] = 255
-    full = F.interpolate(logits.softmax(0)[None], (40, 48), mode="bilinear")[0]
+    probabilities = logits.softmax(0)[None]
+    full = F.interpolate(probabilities, (40, 48), mode="bilinear", align_corners=align)[0]
     expected = full.gather(0, label.long().clamp(max=K - 1)[None])[0]
-    found = weight_of_truth(logits, label)
+    found = weight_of_truth(logits, label, align_corners=align)
     known = label != 255
     torch.testing.assert_close(found[known], expected[known])
     assert found[~known].isnan().all() and not found[known].isnan().any()
-    torch.testing.assert_close(weight_of_class(logits, 4, (40, 48)), full[4])
+    one = weight_of_class(logits, 4, (40, 48), align_corners=align)
+    torch.testing.assert_close(one, full[4])
     # At the weights' own size nothing is resized: the softmax itself.
     small = torch.randint(K, (5, 6), generator=generator)
     own = logits.softmax(0).gather(0, small[None])[0]
-    torch.testing.assert_close(weight_of_truth(logits, small), own)
+    torch.testing.assert_close(weight_of_truth(logits, small, align_corners=align), own)
 
 
 def test_heat_map_forms_nothing_of_full_size_per_class(generator: torch.Generator) -> None:
@@ -127,12 +132,13 @@ def test_heat_map_forms_nothing_of_full_size_per_class(generator: torch.Generato
     assert largest.size <= 2 * label.numel()
 
 
-def test_class_vectors_are_means_under_the_masks(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("align", [False, True])
+def test_class_vectors_are_means_under_the_masks(generator: torch.Generator, align: bool) -> None:
     features = torch.randn(1, 7, 5, 6, generator=generator)
     label = torch.randint(4, (40, 48), generator=generator, dtype=torch.uint8)
     label[label == 2] = 255
-    classes, vectors = class_vectors(features, label, K)
-    full = F.interpolate(features, (40, 48), mode="bilinear")[0]
+    classes, vectors = class_vectors(features, label, K, align_corners=align)
+    full = F.interpolate(features, (40, 48), mode="bilinear", align_corners=align)[0]
     assert classes.tolist() == [0, 1, 3]
     for k, vector in zip(classes.tolist(), vectors, strict=True):
         torch.testing.assert_close(vector, full[:, label == k].mean(1))
