@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.counting import count
 from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
 from benchmarks.machine import resident
+from benchmarks.results import Result, Row, result_of
 from mcibi_fast import models
 from mcibi_fast.inference.stream import VideoStream
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
@@ -129,7 +130,7 @@ def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -
 
 def stream_figures(
     device: str, *, frames: int = 1000, size: int = 256, backbone: str = "resnet18", Z: int = 128
-) -> dict[str, Any]:
+) -> Row:
     """A stream of many frames; the image model takes each frame in turn, for comparison."""
     streams = {}
     for name, model in (("image", "upernet_mcibipp"), ("video", "upernet_video_mcibipp")):
@@ -169,17 +170,16 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
         yield functools.partial(frame_case, form, device, size=128 if quick else 512)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``, and ``stream``, the figures of a long one."""
-    report = run_cases("video", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``, and that of the stream."""
+    measured = run_cases("video", cases(device, quick), device, quick)
     if quick:
-        stream = stream_figures(device, frames=100, size=64, backbone="test_resnet")
+        row = stream_figures(device, frames=100, size=64, backbone="test_resnet")
     else:
-        stream = stream_figures(device, frames=1000 if device == "cpu" else 200)
-    report["stream"] = stream
-    shown = {name: f"{x:.4g}" for name, x in stream.items() if not isinstance(x, str)}
+        row = stream_figures(device, frames=1000 if device == "cpu" else 200)
+    shown = {name: f"{x:.4g}" for name, x in row.items() if not isinstance(x, str)}
     print("\nstream:", ", ".join(f"{name} {value}" for name, value in shown.items()))
-    return report
+    return [measured, result_of("video_stream", device, ("backbone", "size", "frames"), [row])]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The stages of `benchmarks.gpu_check`, each run in a process of its own:
-``python -m benchmarks.gpu_stages NAME RESULT.json --seconds S``.
+``python -m benchmarks.gpu_stages NAME REPORT.json --seconds S``.
 
-A stage returns what it found, with "failed" above 0 where something is wrong, or raises. With
-``--device cpu`` the stages that can run there do, at small sizes: that tries the stages, not the
-kernels.
+A stage returns what it found, with "failed" above 0 if something is wrong, or raises. The stages
+that are benchmarks write their results into the folder ``--results``. With ``--device cpu`` the
+stages that can run there do, at small sizes: that tries the stages, not the kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import results
 from benchmarks.machine import ROOT
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,19 +64,17 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
 
 
 def environment(device: str, seconds: float) -> Report:
-    """GPU, versions and commit."""
-    from mcibi_fast.training.environment import commit
+    """The environment of the results, and more of the GPU and what the kernels depend on."""
+    from mcibi_fast.training import environment
 
-    found: Report = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found: Report = environment.environment(device) | {"cores": os.cpu_count()}
     for name in ("triton", "timm"):
         spec = importlib.util.find_spec(name)
         found[name] = importlib.import_module(name).__version__ if spec else None
-    found |= {"python": platform.python_version(), "commit": commit(), "cores": os.cpu_count()}
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         found |= {
-            "gpu": gpu.name,
             "capability": f"{gpu.major}.{gpu.minor}",
             "memory_GiB": round(gpu.total_memory / 2**30, 1),
             "driver": shell(*query, timeout=20).strip(),
@@ -341,23 +339,35 @@ def training(device: str, seconds: float) -> Report:
 # ---- speed -------------------------------------------------------------------
 
 
-def benchmark(module: str, device: str, seconds: float, partial: Path) -> Report:
-    """A benchmark at full size on a GPU; what it had when its time was up is in ``partial``."""
+def benchmark(module: str, device: str, seconds: float, folder: Path) -> Report:
+    """A benchmark at full size on a GPU; its results are in ``folder`` after each case."""
     from benchmarks import harness
 
     harness.stop_after(0.7 * seconds)
-    harness.survive_failures(partial)
-    report = importlib.import_module(f"benchmarks.{module}").run(device, device == "cpu")
-    return {"failed": len(report["failures"]), **report}
+    harness.survive_failures(folder)
+    run = importlib.import_module(f"benchmarks.{module}").run
+    return _written(run(device, device == "cpu"), folder)
 
 
-def table7(device: str, seconds: float) -> Report:
+def table7(device: str, seconds: float, folder: Path) -> Report:
     """Table 7 at its full size, in float32 without TF32."""
     from benchmarks import table7_contexts
 
     torch.backends.cudnn.allow_tf32 = False
     size, update_size = (128, 64) if device == "cuda" else (8, 8)
-    return table7_contexts.run(device, size, update_size, budget=seconds / 8)
+    run = table7_contexts.run(device, size, update_size, budget=seconds / 8)
+    return _written(run, folder)
+
+
+def _written(found: list[results.Result], folder: Path) -> Report:
+    """Writes the results; of what they hold the stage reports failures and omissions alone."""
+    failures = [failure for result in found for failure in result["failures"]]
+    return {
+        "failed": len(failures),
+        "failures": failures,
+        "cases_left_out": sum(result["cases_left_out"] for result in found),
+        "files": [results.write(result, folder).name for result in found],
+    }
 
 
 STAGES: dict[str, Callable[[str, float], Report]] = {
@@ -372,7 +382,6 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
         small_run,
         sanitizer,
         training,
-        table7,
     )
 }
 
@@ -389,6 +398,7 @@ def main() -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="of benchmarks")
     options = parser.parse_args()
     result: Report
     try:
@@ -396,8 +406,10 @@ def main() -> int:
             found = accuracy(options.device, options.seconds, options.result)
         elif options.name in STAGES:
             found = STAGES[options.name](options.device, options.seconds)
+        elif options.name == "table7":
+            found = table7(options.device, options.seconds, options.results)
         else:
-            found = benchmark(options.name, options.device, options.seconds, options.result)
+            found = benchmark(options.name, options.device, options.seconds, options.results)
         result = {"ok": not found.get("failed"), **found}
     except Exception as error:
         result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:4000]}

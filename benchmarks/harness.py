@@ -14,7 +14,6 @@ Clocks, memory and limits are in `benchmarks.machine`, tables and files in `benc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,35 +26,8 @@ import torch
 from torch import Tensor
 
 import mcibi_fast
-from benchmarks.machine import (
-    interleaved,
-    keep_freed_memory,
-    limits,
-    peak_extra_memory,
-)
-from benchmarks.results import RESULTS, Row, table, write
-from mcibi_fast.training.environment import environment
-
-__all__ = [
-    "Candidate",
-    "Case",
-    "Disagreement",
-    "backend_of",
-    "check",
-    "command_line",
-    "dtypes",
-    "environment",
-    "interleaved",
-    "measure",
-    "nbytes",
-    "peak_extra_memory",
-    "randn",
-    "run_cases",
-    "seeded",
-    "stop_after",
-    "survive_failures",
-    "write",
-]
+from benchmarks.machine import interleaved, keep_freed_memory, limits, peak_extra_memory
+from benchmarks.results import RESULTS, Result, Row, case_table, result_of, write
 
 TOLERANCE = {
     torch.float64: 1e-9,
@@ -63,8 +35,8 @@ TOLERANCE = {
     torch.bfloat16: 2e-2,
     torch.float16: 4e-3,
 }
-NEAR_TIES = 1e-3  # share of integers that may differ: an argmax turns at a tie up to rounding
-Result = Tensor | Sequence[Tensor]
+NEAR_TIES = 1e-3  # share of integers that may differ: rounding decides an argmax near a tie
+Output = Tensor | Sequence[Tensor]
 
 
 class Disagreement(RuntimeError):
@@ -84,7 +56,7 @@ class Candidate:
     """
 
     name: str
-    run: Callable[[], Result]
+    run: Callable[[], Output]
     backend: str = ""
     counts: Callable[[], dict[str, Any]] | None = None
 
@@ -120,68 +92,71 @@ class Case:
     parts: list[Candidate] = field(default_factory=list)
     tolerance: float | None = None
     euclidean: bool = False
-    truth: Callable[[], Result] | None = None
+    truth: Callable[[], Output] | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
-        return f"{self.op}: {sizes}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.op}: {sizes}, {_name(self.dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def run_cases(
-    op: str, cases: Iterable[Callable[[], Case]], device: str, quick: bool
-) -> dict[str, Any]:
+    benchmark: str, cases: Iterable[Callable[[], Case]], device: str, quick: bool
+) -> Result:
     """Checks and measures the cases one after another, printing each.
 
     Args:
-        op: the op's name, for the report.
+        benchmark: its name, for the result.
         cases: functions that make the inputs, so that one case is in memory at a time.
         device: "cpu" or "cuda".
         quick: fewer rounds.
 
     Returns:
-        A report that JSON can hold: environment, limits, rows, how many cases ``stop_after``
-        left out, and the failures that ``survive_failures`` let pass.
+        Rows, limits, how many cases ``stop_after`` left out, and the failures that
+        ``survive_failures`` let pass.
 
     Raises:
         Disagreement: a candidate's result differs from the reference's.
     """
     if device == "cpu":
         keep_freed_memory()
-    report: dict[str, Any] = {"op": op, "environment": environment(device), "rows": []}
-    print(f"{op} on {report['environment']['device']}, {report['environment']['threads']} threads")
-    report |= {"limits": {}, "cases_left_out": 0, "failures": []}
+    result = result_of(benchmark, device)
+    where = result["environment"]
+    print(f"{benchmark} on {where['device']}, {where['threads']} threads")
     for make in cases:
         if time.monotonic() > _deadline:
-            report["cases_left_out"] += 1
+            result["cases_left_out"] += 1
             continue
         try:
-            rows = _rows(make, device, report["limits"], quick)
+            _add_case(result, make(), device, quick)
         except Exception as error:
             if not _survive:
                 raise
-            report["failures"].append(f"{type(error).__name__}: {error}"[:1000])
-            print(f"\nFAILED {report['failures'][-1]}", flush=True)
-        else:
-            report["rows"] += rows
-        if _partial is not None:
-            _partial.write_text(json.dumps({"ok": False, "error": "stopped", **report}))
-    return report
+            result["failures"].append(f"{type(error).__name__}: {error}"[:1000])
+            print(f"\nFAILED {result['failures'][-1]}", flush=True)
+        if _folder is not None:
+            write(result, _folder)
+    return result
 
 
-def _rows(make: Callable[[], Case], device: str, rates: dict[str, Any], quick: bool) -> list[Row]:
-    """One case, checked, measured and printed."""
-    case = make()
+def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
+    """Checks, measures and prints one case."""
     check(case)
-    if str(case.dtype) not in rates:
-        rates[str(case.dtype)] = limits(device, case.dtype, quick)
-    rows = measure(case, device, rates[str(case.dtype)], quick)
-    print(f"\n{case}\n{table(rows)}", flush=True)
-    return rows
+    dtype = _name(case.dtype)
+    if dtype not in result["limits"]:
+        result["limits"][dtype] = limits(device, case.dtype, quick)
+    rows = measure(case, device, result["limits"][dtype], quick)
+    result["keys"] = list(dict.fromkeys([*result["keys"], *case.sizes, "dtype"]))
+    result["rows"] += rows
+    print(f"\n{case}\n{case_table(rows)}", flush=True)
 
 
 _deadline = float("inf")
 _survive = False
-_partial: Path | None = None
+_folder: Path | None = None
 
 
 def stop_after(seconds: float) -> None:
@@ -190,14 +165,14 @@ def stop_after(seconds: float) -> None:
     _deadline = time.monotonic() + seconds
 
 
-def survive_failures(partial: Path | None = None) -> None:
+def survive_failures(folder: Path | None = None) -> None:
     """From now on ``run_cases`` lists a case that fails, without figures, and goes on.
 
     Args:
-        partial: where it writes the report after each case, for when the process is stopped.
+        folder: where it writes the result after each case, in case the process is stopped.
     """
-    global _survive, _partial
-    _survive, _partial = True, partial
+    global _survive, _folder
+    _survive, _folder = True, folder
 
 
 # ---- agreement ---------------------------------------------------------------
@@ -238,7 +213,7 @@ def check(case: Case) -> None:
                 )
 
 
-def _results(run: Callable[[], Result]) -> list[Tensor]:
+def _results(run: Callable[[], Output]) -> list[Tensor]:
     with torch.enable_grad():
         result = run()
     return [result] if isinstance(result, Tensor) else list(result)
@@ -280,9 +255,8 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
         low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
         rows.append(
             {
-                "op": case.op,
                 **case.sizes,
-                "dtype": str(case.dtype).removeprefix("torch."),
+                "dtype": _name(case.dtype),
                 "candidate": candidate.name,
                 "backend": candidate.backend,
                 "median_ms": 1e3 * median,
@@ -302,7 +276,7 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
     return rows
 
 
-def command_line(run: Callable[[str, bool], dict[str, Any]], description: str) -> int:
+def command_line(run: Callable[[str, bool], list[Result]], description: str) -> int:
     """``main`` of a benchmark: parses the options, runs, writes the results."""
     parser = argparse.ArgumentParser(description=description)
     has_cuda = torch.cuda.is_available()
@@ -321,11 +295,17 @@ def command_line(run: Callable[[str, bool], dict[str, Any]], description: str) -
     if options.seconds is not None:
         stop_after(options.seconds)
     try:
-        write(run(options.device, options.quick), options.out)
+        write_all(run(options.device, options.quick), options.out)
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def write_all(results: Iterable[Result], folder: Path) -> None:
+    """Writes the results and says where they are."""
+    for result in results:
+        print(f"\nwrote {write(result, folder)} and .csv")
 
 
 # ---- what the benchmarks make their cases from -------------------------------

@@ -22,15 +22,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import (
-    RESULTS,
-    Disagreement,
-    Row,
-    environment,
-    interleaved,
-    keep_freed_memory,
-    write,
-)
+from benchmarks.harness import Disagreement, write_all
+from benchmarks.machine import interleaved, keep_freed_memory
+from benchmarks.results import RESULTS, Row, result_of, table
 from mcibi_fast import models, recipes
 from mcibi_fast.ablations.stages import STAGES, gathering_logits, trade_off
 from mcibi_fast.data import SegmentationDataset
@@ -149,18 +143,6 @@ def stage_cost(
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as text."""
-    lines = [list(rows[0])] + [
-        ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--timing", action="store_true", help="cost of a stage, random weights")
@@ -193,9 +175,10 @@ def main() -> int:
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1
-    print(table(rows))
+    print(table(rows, digits=3))
     name = "table6_stage_cost" if options.timing else "table6_stages"
-    write({"op": name, "environment": environment(device), "rows": rows}, options.out)
+    keys = [key for key in ("form", "folded", "mixing", "stage") if key in rows[0]]
+    write_all([result_of(name, device, keys, rows)], options.out)
     return 0
 
 
