@@ -7,9 +7,9 @@ stage found into one JSON file, the benchmarks' results beside it (`benchmarks.r
 a table.
 
 Each stage (`benchmarks.gpu_stages`) is a process with a time limit, so that a kernel that crashes
-or hangs takes only its own figures with it. A stage that fails is reported, and the next one runs;
-the exit status is 1 if any failed. All of it ends within ``--minutes``: what found no time is
-listed as such.
+or hangs affects only its own figures. A stage that fails is reported, and the next one runs; the
+exit status is 1 if any failed. Everything ends within ``--minutes``; stages that found no time are
+listed as skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BESIDE = {  # correctness: stage, seconds at most
     "sanitizer": 120,
     "training": 110,
 }
-SPEED = {  # alone on the GPU, the most wanted first: benchmark, seconds at most
+SPEED = {  # alone on the GPU, the most important first: benchmark, seconds at most
     "bench_memory_update": 35,
     "bench_gaussian_aggregate": 45,
     "bench_head": 35,
@@ -54,7 +54,7 @@ SPEED = {  # alone on the GPU, the most wanted first: benchmark, seconds at most
 }
 TABLE7 = {"table7": 35}
 OTHER_SPEED = 25  # of a benchmark not listed
-RESERVE = 10  # seconds at the end, for what is being stopped
+RESERVE = 10  # seconds at the end, to stop what still runs
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Check:
         self.report: Report = {}
 
     def run(self, limits: dict[str, float]) -> None:
-        """These stages beside each other; returns when all have ended."""
+        """Runs these stages at the same time; returns when all have ended."""
         running = [r for name, s in limits.items() if (r := self.start(name, s)) is not None]
         while running:
             time.sleep(0.05)
@@ -107,7 +107,7 @@ class Check:
 
     def finish(self, stage: Running) -> None:
         stopped = stage.process.poll() is None
-        with suppress(ProcessLookupError):  # what it started may outlive it, on the GPU
+        with suppress(ProcessLookupError):  # what it started on the GPU may outlive it
             os.killpg(stage.process.pid, signal.SIGKILL)
         stage.process.wait()
         seconds = time.monotonic() - stage.start
@@ -126,7 +126,7 @@ class Check:
         self.keep(stage.name, result, seconds)
 
     def keep(self, name: str, result: Report, seconds: float) -> None:
-        """Writes what there is so far, so that a machine that goes away takes little with it."""
+        """Adds a stage to the report and writes it, so that little is lost if the machine stops."""
         result["stage_seconds"] = round(seconds, 1)
         self.report[name] = result
         verdict = "skipped" if "skipped" in result else "ok" if result["ok"] else "FAILED"
@@ -137,7 +137,7 @@ class Check:
 
 
 def benchmarks() -> dict[str, float]:
-    """Every benchmark there is with its seconds, those of ``SPEED`` first."""
+    """Every benchmark with its seconds, those of ``SPEED`` first."""
     found = sorted(p.stem for p in (ROOT / "benchmarks").glob("bench_*.py"))
     known = [name for name in SPEED if name in found]
     return {name: SPEED.get(name, OTHER_SPEED) for name in dict.fromkeys([*known, *found])}
@@ -167,8 +167,8 @@ def main() -> int:
         "--out", type=Path, help="JSON file (default: benchmarks/results/GPU/gpu_check.json)"
     )
     parser.add_argument("--only", nargs="+", choices=every, metavar="STAGE", help=", ".join(every))
-    parser.add_argument("--minutes", type=float, default=7.5, help="it ends within (default: 7.5)")
-    parser.add_argument("--dry-run", action="store_true", help="try the stages on the CPU, small")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time limit (default: 7.5)")
+    parser.add_argument("--dry-run", action="store_true", help="try the stages on the CPU")
     options = parser.parse_args()
     device, out = "cpu", ROOT / "runs" / "gpu_check_dry_run" / "gpu_check.json"
     if not options.dry_run:
@@ -190,7 +190,7 @@ def main() -> int:
         ):
             check.run({s: seconds for s, seconds in together.items() if s in chosen})
             if not check.report.get("build", {"ok": True})["ok"]:
-                print("gpu_check: stopped, for without the build nothing of ours would be tried")
+                print("gpu_check: stopped: without the build our kernels would not be tried")
                 return 1
     ran = [r for r in read(out.parent) if f"bench_{r['benchmark']}" in check.report]
     print("\n" + "\n".join(summary(ran)) + f"\nwrote {out}")

@@ -60,7 +60,7 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
     return done.stdout
 
 
-# ---- what is here ------------------------------------------------------------
+# ---- the machine and the build ------------------------------------------------------------
 
 
 def environment(device: str, seconds: float) -> Report:
@@ -165,7 +165,7 @@ def backends(case: Any, dtype: torch.dtype) -> list[str]:
 
 
 def accuracy(device: str, seconds: float, partial: Path) -> Report:
-    """Relative errors against float64, beside PyTorch's own in the same dtype."""
+    """Relative errors against float64, with PyTorch's own in the same dtype for comparison."""
     rows: list[Report] = []
     report: Report = {}
     end = time.monotonic() + 0.8 * seconds
@@ -175,7 +175,7 @@ def accuracy(device: str, seconds: float, partial: Path) -> Report:
             break
         try:
             rows += _errors_of(case)
-        except Exception as error:  # the other cases are still worth knowing
+        except Exception as error:  # the other cases are still checked
             rows.append({"case": str(case), "ok": False, "error": f"{error}"[:1000]})
         failed = [r for r in rows if not r["ok"]]
         report = {"failed": len(failed), "checked": len(rows), "failures": failed[:5]}
@@ -275,7 +275,7 @@ def bad_labels(device: str, seconds: float) -> Report:
 
 
 def small_run(device: str, seconds: float) -> Report:
-    """Every op forward and backward once on small inputs: what the sanitizer watches."""
+    """Every op once forward and backward on small inputs, for the sanitizer."""
     from tests.ops.table import CASES
     from tests.ops.test_all_ops import cotangent_for, with_gradient
 
@@ -306,7 +306,7 @@ def sanitizer(device: str, seconds: float) -> Report:
             watched = [sys.executable, "-m", "benchmarks.gpu_stages", "small_run"]
             watched += [f"{folder}/{tool}.json", "--seconds", str(seconds)]
             try:
-                # PyTorch asks for what may fail and handles it: errors of the API are none of ours.
+                # PyTorch makes calls that may fail and handles it, so API errors do not count.
                 shell(
                     *(program, "--tool", tool, "--error-exitcode", "9"),
                     *("--report-api-errors", "no", *watched),
@@ -315,7 +315,7 @@ def sanitizer(device: str, seconds: float) -> Report:
                 )
             except RuntimeError as error:
                 verdicts[tool] = str(error)
-                # Anything else, such as a device it does not support, says nothing about us.
+                # Other failures, such as an unsupported device, say nothing about us.
                 found = "failed (9)" in str(error) and "Device not supported" not in str(error)
                 verdicts["failed"] += int(found)
             else:
@@ -360,7 +360,7 @@ def table7(device: str, seconds: float, folder: Path) -> Report:
 
 
 def _written(found: list[results.Result], folder: Path) -> Report:
-    """Writes the results; of what they hold the stage reports failures and omissions alone."""
+    """Writes the results; the stage itself reports only failures and what was left out."""
     failures = [failure for result in found for failure in result["failures"]]
     return {
         "failed": len(failures),
@@ -387,7 +387,7 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
 
 
 def write(file: Path, report: Report) -> None:
-    """Writes a stage's result, or what there is of it so far."""
+    """Writes a stage's report, or the part of it that is there so far."""
     file.write_text(json.dumps({"ok": not report.get("failed")} | report, default=str))
 
 

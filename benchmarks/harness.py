@@ -1,14 +1,15 @@
-"""What the benchmarks of the ops share: agreement first, then time, memory, the machine's limits.
+"""What the benchmarks of the ops share: checks of agreement, times, memory, the machine's limits.
 
-A benchmark is a list of cases; a case holds several ways to compute the same thing. Before a case
-is timed all its results are compared, and where one disagrees nothing is reported. Timings are
-interleaved (every candidate once per round, in turning order) and given as medians, so that a
-machine that is busy for a while slows all of them. Beside each time stands its share of the limit:
-what copying the inputs and outputs, or doing the multiplications, would take at the rates that
-PyTorch's own copy and matrix product were just measured to reach here. What stays in a cache, or
-multiplies better than PyTorch does, can be above 100 %.
+A benchmark is a list of cases; a case holds several ways to compute the same thing: candidates.
+Before a case is timed, the outputs of all candidates are compared; if one disagrees, nothing is
+reported. Timings are interleaved (every candidate once per round, in rotating order) and their
+medians reported, so that a machine that is busy for a while slows down all of them. Each time is
+also given as a share of the limit: the time that copying the inputs and outputs, or the
+multiplications, would take at the rates of PyTorch's own copy and matrix product, measured in the
+same run. What stays in a cache, or multiplies better than PyTorch does, can exceed 100 %.
 
-Clocks, memory and limits are in `benchmarks.machine`, tables and files in `benchmarks.results`.
+Clocks, memory and limits are in `benchmarks.machine`, the format of the results in
+`benchmarks.results`.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class Candidate:
     """One way to compute a case.
 
     Args:
-        name: "reference", "eager", "compile", "sdpa" or "ours"; the first of a case is what the
-            others are compared with.
-        run: computes the result from inputs that it holds: a tensor, or several.
-        backend: which kernel of ours runs.
+        name: "reference", "eager", "compile", "sdpa" or "ours"; the others are compared with the
+            first of a case.
+        run: computes the output, one tensor or several, from inputs that it holds.
+        backend: which of our backends runs.
         counts: further columns of the results, found by running it once outside the timing.
     """
 
@@ -67,20 +68,20 @@ class Case:
 
     Args:
         op: its name.
-        sizes: what tells the cases of the op apart, as columns of the results.
+        sizes: what distinguishes the cases of the op, as columns of the results.
         dtype: of the inputs.
         candidates: the reference first, ours last.
         bytes: of the inputs that must be read and the outputs that must be written, once each.
         flops: of the multiplications and additions that cannot be avoided.
         parts: what all candidates contain (convolutions), timed in the same rounds as a bound;
-            their results are not compared.
-        tolerance: of the results against the first candidate's, default by dtype: of the largest
-            error over the largest value.
-        euclidean: the error in the Euclidean norm instead. For gradients through a ReLU: where its
-            input is zero up to rounding one candidate passes them on and another does not, which is
-            all of a few entries and next to nothing of the whole.
-        truth: the result in higher precision. Where it is given, a result is right when its error
-            is at most twice that of the first candidate, as in the tests.
+            their outputs are not compared.
+        tolerance: of the outputs against the first candidate's: the largest error over the largest
+            value. The default depends on the dtype.
+        euclidean: measure the error in the Euclidean norm instead. For gradients through a ReLU:
+            where its input is zero up to rounding, one candidate passes them on and another does
+            not, which changes a few entries completely and the whole hardly.
+        truth: the output in higher precision. If it is given, an output is right when its error is
+            at most twice that of the first candidate, as in the tests.
     """
 
     op: str
@@ -160,7 +161,7 @@ _folder: Path | None = None
 
 
 def stop_after(seconds: float) -> None:
-    """From now on ``run_cases`` begins no case once these seconds are over."""
+    """From now on ``run_cases`` begins no case after this many seconds."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
@@ -180,10 +181,10 @@ def survive_failures(folder: Path | None = None) -> None:
 
 @torch.no_grad()
 def check(case: Case) -> None:
-    """Compares all results with the first candidate's, or with the truth where the case has one.
+    """Compares all outputs with the first candidate's, or with the truth if the case has one.
 
     Raises:
-        Disagreement: one is further away than the dtype explains.
+        Disagreement: one differs by more than the dtype explains.
     """
     first, *others = case.candidates
     expected = _results(first.run)
@@ -220,7 +221,7 @@ def _results(run: Callable[[], Output]) -> list[Tensor]:
 
 
 def _largest(result: Tensor, expected: Tensor) -> float:
-    """Largest error over largest value; of integers the share that differs."""
+    """Largest error over largest value; for integers the share that differs."""
     if not expected.is_floating_point():
         return float((result != expected).double().mean())
     expected = expected.double()
@@ -228,7 +229,7 @@ def _largest(result: Tensor, expected: Tensor) -> float:
 
 
 def _relative(result: Tensor, truth: Tensor) -> float:
-    """In the Euclidean norm; of integers the share that differs."""
+    """Relative error in the Euclidean norm; for integers the share that differs."""
     if not truth.is_floating_point():
         return float((result != truth).double().mean())
     truth = truth.double()
@@ -243,7 +244,7 @@ def _join(shapes: list[tuple[int, ...]]) -> str:
 
 
 def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> list[Row]:
-    """Times and peak memory of every part and candidate of a case, as rows of the results."""
+    """Times and peak memory of every part and candidate of a case, as rows of the result."""
     timed = [*case.parts, *case.candidates]
     budget = 3 if quick or device == "cuda" else 20
     seconds = interleaved([c.run for c in timed], device, budget)
@@ -283,7 +284,7 @@ def command_line(run: Callable[[str, bool], list[Result]], description: str) -> 
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes only, fewer rounds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--seconds", type=float, help="begin no case after so many")
+    parser.add_argument("--seconds", type=float, help="begin no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")
     options = parser.parse_args()
     if options.device == "cuda" and not has_cuda:
@@ -312,7 +313,7 @@ def write_all(results: Iterable[Result], folder: Path) -> None:
 
 
 def dtypes(device: str) -> list[torch.dtype]:
-    """Those worth timing: on the CPU float32 alone."""
+    """Those worth timing: on the CPU only float32."""
     return [torch.bfloat16, torch.float32, torch.float16] if device == "cuda" else [torch.float32]
 
 
@@ -323,7 +324,7 @@ def randn(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What a constructor gives with PyTorch's global generator seeded, and then put back."""
+    """What a constructor returns with PyTorch's global generator seeded and restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(*args, **options)
@@ -335,5 +336,5 @@ def nbytes(*tensors: Tensor) -> int:
 
 
 def backend_of(op: str, *inputs: Any, **options: Any) -> str:
-    """Which backend of ours runs a call."""
+    """Which of our backends runs a call."""
     return mcibi_fast.explain(op, *inputs, **options).splitlines()[0].partition(": ")[2]

@@ -1,10 +1,9 @@
 """Pictures of the results: ``mcibi-fast bench plot``, or ``python -m benchmarks.plots``.
 
-roofline-<device>.png   every kernel of ours, its operations per second over its operations per
-                        byte, under the rates of copies and matrix products that were measured
-                        beside it
-<op>-<device>-N.png     time against N = h w, a line per candidate, a panel per other sizes
-<op>-<device>-K.png     the same against K
+roofline-<device>.png         each of our kernels: operations per second over operations per byte,
+                              below the rates of copies and matrix products measured in the same run
+<benchmark>-<device>-N.png    time against N = h w, a line per candidate, a panel per other sizes
+<benchmark>-<device>-K.png    the same against K
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def read(folder: Path) -> dict[str, list[Result]]:
 
 
 def draw(by_device: dict[str, list[Result]], out: Path) -> list[Path]:
-    """All pictures that the results have data for; the files written."""
+    """Draws every picture that the results have data for; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for device, of_device in by_device.items():
@@ -56,7 +55,7 @@ def draw(by_device: dict[str, list[Result]], out: Path) -> list[Path]:
 
 
 def points(result: Result) -> list[Row]:
-    """The rows of ours that count operations and bytes."""
+    """The rows of our kernels for which operations and bytes are counted."""
     return [r for r in result["rows"] if r.get("candidate") == "ours" and r.get("flops")]
 
 
@@ -100,7 +99,7 @@ Panel = tuple[str, dict[str, list[tuple[float, float]]]]  # title, candidate -> 
 
 
 def curves(result: Result, axis: str) -> Iterator[Panel]:
-    """The cases that differ in N (or K) alone, where there are two sizes or more."""
+    """Groups of cases that differ only in N (or K) and have two sizes or more."""
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in result["rows"]:
         x = row.get("map", 0) ** 2 if axis == "N" else row.get("K")

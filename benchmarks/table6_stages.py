@@ -1,10 +1,10 @@
 """Stages of iterative inference, as in the paper's Table 6: ``python -m benchmarks.table6_stages``.
 
 By default: scores and time of one to four stages on a model that is trained on the built-in scenes
-(the settings of ``mcibi-fast demo``; or a checkpoint), with both mixings of Eq. 17. Beside each
-stage's prediction O stand the scores of the weights W that it gathered with (section 4.2).
-The trade-off is the paper's: percent of mIoU gained per millisecond added, both against the
-stage before.
+(the settings of ``mcibi-fast demo``; or a checkpoint), with both mixings of Eq. 17. Each row has
+the scores of the stage's prediction O and of the weights W that it gathered with (section 4.2). The
+trade-off is the paper's: percent of mIoU gained per millisecond added, both against the stage
+before.
 
 With ``--timing``: what each further stage costs as a share of the first, for an FCN on ResNet-50
 with random weights, 512x512, 150 classes, in both forms, folded and not.
@@ -78,7 +78,7 @@ def scores(model: Segmentor, dataset: SegmentationDataset, stage: int, device: s
 
 
 def milliseconds(runs: list[Callable[[], Any]], device: str, budget: float) -> list[float]:
-    """The fastest call of each: stages are told apart by small differences of large times."""
+    """The fastest call of each, as stages differ by little compared with their times."""
     with torch.inference_mode():
         return [1e3 * min(times) for times in interleaved(runs, device, budget)]
 

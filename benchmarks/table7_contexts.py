@@ -1,8 +1,8 @@
 """Table 7: ``python -m benchmarks.table7_contexts [--size 32]``.
 
 Contexts: parameters, multiply-adds by the paper's rule and in full at (1, 2048, 128, 128), time and
-memory measured at --size; the published figures beside them. Updates: what training adds for
-MCIBI's memory and for MCIBI++'s, against the way the released code does it:
+memory measured at --size, and the published figures. Updates: what training adds for MCIBI's memory
+and for MCIBI++'s, compared with how the released code does it:
 
 released  features upsampled to the labels, then one mask per class
 ours      the modules of ``mcibi_fast.nn``

@@ -17,6 +17,7 @@ from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.registry import parse
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, ShardsData, TrainConfig
 from mcibi_fast.reports.curves import add_curves
@@ -31,19 +32,6 @@ from mcibi_fast.reports.weight_maps import add_weights
 from mcibi_fast.training.run import Run
 
 IMAGES = 6
-_FRAMEWORKS = {
-    "fcn": "FCN",
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabV3",
-    "upernet": "UPerNet",
-    "isnet": "ISNet",
-}
-_METHODS = {
-    "_video_mcibipp": " + Video-MCIBI++",
-    "_video_mcibi": " + Video-MCIBI",
-    "_mcibipp": " + MCIBI++",
-    "_mcibi": " + MCIBI",
-}
 _SCORES = {
     "mean_iou": "mIoU",
     "mean_iou_present": "mIoU (present)",
@@ -167,7 +155,7 @@ def _first_difference(spec: ModelSpec, first: ModelSpec) -> str:
 
 def _names(paths: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
     """What the models are called; followed by the run's folder where two names are equal."""
-    titles = [model_title(config.model.name) for config in configs]
+    titles = [parse(config.model.name).title for config in configs]
     folders = [path.resolve().name for path in paths]
     if len(set(folders)) < len(folders):
         folders = [str(path) for path in paths]
@@ -175,14 +163,6 @@ def _names(paths: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
         title if titles.count(title) == 1 else f"{title} ({folder})"
         for title, folder in zip(titles, folders, strict=True)
     ]
-
-
-def model_title(name: str) -> str:
-    """The name of a model as the paper writes it: "FCN + MCIBI++" for "fcn_mcibipp"."""
-    for suffix, method in _METHODS.items():
-        if name.endswith(suffix):
-            return model_title(name.removesuffix(suffix)) + method
-    return _FRAMEWORKS.get(name, name)
 
 
 def _dataset(config: TrainConfig, root: str | None) -> SegmentationDataset:

@@ -65,9 +65,9 @@ def test_tables_of_videos(
 def test_camvids_videos_have_estimated_flow(
     camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    videos = configure.base_config(TABLES["16"], "camvid_video", str(camvid), TINY)
-    videos.model.backbone = "test_resnet"
-    run = runs.TrainedRun(videos, tmp_path)
+    config = configure.base_config(TABLES["16"], "camvid_video", str(camvid), TINY)
+    config.model.backbone = "test_resnet"
+    run = runs.TrainedRun(config, tmp_path)
     asked = {}
 
     def evaluated(model: object, dataset: object, **options: object) -> VideoMetrics:
