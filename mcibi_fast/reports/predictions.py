@@ -40,7 +40,7 @@ def add_predictions(report: Report, trained: Sequence[Trained], samples: Samples
     report.picture(
         prediction_sheet(samples.scenes, predictions, dataset.classes, dataset.palette),
         "Images at even intervals through the split, not selected by their results. Colours are "
-        "the predicted classes; hatched pixels are wrong. Under each prediction: the share of "
+        "the predicted classes; hatched pixels are mistaken. Under each prediction: the share of "
         "labelled pixels that is right. As Figure 5 of the paper.",
         name="predictions",
         wide=True,
