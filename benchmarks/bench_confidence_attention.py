@@ -16,7 +16,6 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,7 @@ from benchmarks.harness import (
     randn,
     run_cases,
 )
+from benchmarks.results import Result
 from mcibi_fast import ops
 
 
@@ -125,9 +125,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                     yield functools.partial(case, size, width, direction, dtype, device, layout)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("confidence_attention", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("confidence_attention", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.harness import (
     run_cases,
     seeded,
 )
+from benchmarks.results import Result
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
 
 Z, T = 512, 256
@@ -116,9 +117,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                         yield functools.partial(case, K, size, form, direction, dtype, device)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("context", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("context", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.harness import (
     randn,
     run_cases,
 )
+from benchmarks.results import Result
 from mcibi_fast import ops
 
 Z = 512
@@ -115,9 +116,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                     )
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("gaussian_aggregate", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("gaussian_aggregate", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks import released_structure
 from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
+from benchmarks.results import Result
 from mcibi_fast.models import MCIBIPPHead
 
 K, CHANNELS = 150, 2048
@@ -155,9 +156,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                     yield functools.partial(case, cut, size, form, direction, dtype, device)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("head", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("head", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 backbone   the backbone alone, which both have
 released   the same model in the structure of the released code (`benchmarks.released_structure`)
-ours       ``models.create("fcn_mcibipp")``, and ``engine.inference.predict_labels`` at inference
+ours       ``models.create("fcn_mcibipp")``, and ``inference.labels.predict_labels`` at inference
 
 train      one step at K = 150: forward, losses, the memory's update and the gradients of all
            parameters; without dropout, whose masks would differ, and without the optimizer
@@ -28,9 +28,11 @@ from benchmarks.bench_memory_update import label_map
 from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
 from benchmarks.host_syncs import count
 from benchmarks.released_structure import ReleasedModel
+from benchmarks.results import Result
 from mcibi_fast import models
 from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.models import Segmentor
+from mcibi_fast.recipes import InferenceConfig
 
 K, BACKBONE = 150, "resnet50"
 
@@ -60,14 +62,10 @@ def step(model: Segmentor, forward: Any, images: Tensor, labels: Tensor) -> list
 def infer_ours(model: Segmentor, images: Tensor, stages: int) -> list[Tensor]:
     """The last stage's logits and the classes of every pixel."""
     kept = []
-
-    def forward(images: Tensor) -> Any:
-        output = model(images, stages=stages)
-        kept.append(output.logits)
-        return output
-
-    model.eval()
-    labels = predict_labels(forward, images, images.shape[2:])  # type: ignore[arg-type]
+    with model.register_forward_hook(lambda _, __, output: kept.append(output.logits)):
+        labels = predict_labels(
+            model.eval(), images, images.shape[2:], InferenceConfig(stages=stages)
+        )
     return [*kept, labels]
 
 
@@ -166,9 +164,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                 )
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("model", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("model", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

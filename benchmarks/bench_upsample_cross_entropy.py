@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from benchmarks.harness import (
     randn,
     run_cases,
 )
+from benchmarks.results import Result
 from mcibi_fast import ops
 
 SCALE = 8  # output stride
@@ -87,9 +87,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                     yield functools.partial(case, K, size, direction, dtype, device)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``."""
-    return run_cases("upsample_cross_entropy", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``."""
+    return [run_cases("upsample_cross_entropy", cases(device, quick), device, quick)]
 
 
 if __name__ == "__main__":

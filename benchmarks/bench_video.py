@@ -4,7 +4,8 @@ attention  the contexts of a clip's h + 1 frames (C_dl, aggregation, attention),
            separate: one call for each frame; ours: all frames in one
 frame      one frame of a video, ResNet-50 UperNet, K = 124
            image: the image model; clip: the video model on the clip of h + 1 frames
-           ours: the video model as a stream (`engine.stream`), ``folded`` that of ``model.fold()``
+           ours: the video model as a stream (`inference.stream`); folded: the same of
+           ``model.fold()``
 stream     1,000 frames (200 on a GPU), ResNet-18 UperNet at 256x256, the image model in turn:
            frames per second, how much more the process holds after all than after 100
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.counting import count
 from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
 from benchmarks.machine import resident
+from benchmarks.results import Result, Row, result_of
 from mcibi_fast import models
 from mcibi_fast.inference.stream import VideoStream
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
@@ -128,7 +130,7 @@ def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -
 
 def stream_figures(
     device: str, *, frames: int = 1000, size: int = 256, backbone: str = "resnet18", Z: int = 128
-) -> dict[str, Any]:
+) -> Row:
     """A stream of many frames; the image model takes each frame in turn, for comparison."""
     streams = {}
     for name, model in (("image", "upernet_mcibipp"), ("video", "upernet_video_mcibipp")):
@@ -168,17 +170,16 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
         yield functools.partial(frame_case, form, device, size=128 if quick else 512)
 
 
-def run(device: str = "cpu", quick: bool = False) -> dict[str, Any]:
-    """The report of ``harness.run_cases``, and ``stream``, the figures of a long one."""
-    report = run_cases("video", cases(device, quick), device, quick)
+def run(device: str = "cpu", quick: bool = False) -> list[Result]:
+    """The result of ``harness.run_cases``, and that of the stream."""
+    measured = run_cases("video", cases(device, quick), device, quick)
     if quick:
-        stream = stream_figures(device, frames=100, size=64, backbone="test_resnet")
+        row = stream_figures(device, frames=100, size=64, backbone="test_resnet")
     else:
-        stream = stream_figures(device, frames=1000 if device == "cpu" else 200)
-    report["stream"] = stream
-    shown = {name: f"{x:.4g}" for name, x in stream.items() if not isinstance(x, str)}
+        row = stream_figures(device, frames=1000 if device == "cpu" else 200)
+    shown = {name: f"{x:.4g}" for name, x in row.items() if not isinstance(x, str)}
     print("\nstream:", ", ".join(f"{name} {value}" for name, value in shown.items()))
-    return report
+    return [measured, result_of("video_stream", device, ("backbone", "size", "frames"), [row])]
 
 
 if __name__ == "__main__":

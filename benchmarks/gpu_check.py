@@ -2,13 +2,14 @@
 
 Builds the extension; runs the op tests, compares every op, dtype and layout at the paper's sizes
 with a float64 reference, looks for host syncs, captures CUDA graphs, runs compute-sanitizer and a
-short training, these beside each other; then, alone on the GPU, the benchmarks. Writes one JSON
-file with every figure and prints a table.
+short training, these beside each other; then, alone on the GPU, the benchmarks. Writes what each
+stage found into one JSON file, the benchmarks' results beside it (`benchmarks.results`), and prints
+a table.
 
 Each stage (`benchmarks.gpu_stages`) is a process with a time limit, so that a kernel that crashes
-or hangs takes only its own figures with it. A stage that fails is reported, and the next one runs;
-the exit status is 1 if any failed. All of it ends within ``--minutes``: what found no time is
-listed as such.
+or hangs affects only its own figures. A stage that fails is reported, and the next one runs; the
+exit status is 1 if any failed. Everything ends within ``--minutes``; stages that found no time are
+listed as skipped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT
+from benchmarks.results import RESULTS, Result, Row, read
 
 Report = dict[str, Any]
 BESIDE = {  # correctness: stage, seconds at most
@@ -38,7 +40,7 @@ BESIDE = {  # correctness: stage, seconds at most
     "sanitizer": 120,
     "training": 110,
 }
-SPEED = {  # alone on the GPU, the most wanted first: benchmark, seconds at most
+SPEED = {  # alone on the GPU, the most important first: benchmark, seconds at most
     "bench_memory_update": 35,
     "bench_gaussian_aggregate": 45,
     "bench_head": 35,
@@ -52,7 +54,7 @@ SPEED = {  # alone on the GPU, the most wanted first: benchmark, seconds at most
 }
 TABLE7 = {"table7": 35}
 OTHER_SPEED = 25  # of a benchmark not listed
-RESERVE = 10  # seconds at the end, for what is being stopped
+RESERVE = 10  # seconds at the end, to stop what still runs
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Check:
         self.report: Report = {}
 
     def run(self, limits: dict[str, float]) -> None:
-        """These stages beside each other; returns when all have ended."""
+        """Runs these stages at the same time; returns when all have ended."""
         running = [r for name, s in limits.items() if (r := self.start(name, s)) is not None]
         while running:
             time.sleep(0.05)
@@ -96,6 +98,7 @@ class Check:
         result, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         command = [sys.executable, "-m", "benchmarks.gpu_stages", name, str(result)]
         command += ["--seconds", str(seconds), "--device", self.device]
+        command += ["--results", str(self.out.parent.resolve())]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
@@ -104,7 +107,7 @@ class Check:
 
     def finish(self, stage: Running) -> None:
         stopped = stage.process.poll() is None
-        with suppress(ProcessLookupError):  # what it started may outlive it, on the GPU
+        with suppress(ProcessLookupError):  # what it started on the GPU may outlive it
             os.killpg(stage.process.pid, signal.SIGKILL)
         stage.process.wait()
         seconds = time.monotonic() - stage.start
@@ -123,7 +126,7 @@ class Check:
         self.keep(stage.name, result, seconds)
 
     def keep(self, name: str, result: Report, seconds: float) -> None:
-        """Writes what there is so far, so that a machine that goes away takes little with it."""
+        """Adds a stage to the report and writes it, so that little is lost if the machine stops."""
         result["stage_seconds"] = round(seconds, 1)
         self.report[name] = result
         verdict = "skipped" if "skipped" in result else "ok" if result["ok"] else "FAILED"
@@ -134,24 +137,24 @@ class Check:
 
 
 def benchmarks() -> dict[str, float]:
-    """Every benchmark there is with its seconds, those of ``SPEED`` first."""
+    """Every benchmark with its seconds, those of ``SPEED`` first."""
     found = sorted(p.stem for p in (ROOT / "benchmarks").glob("bench_*.py"))
     known = [name for name in SPEED if name in found]
     return {name: SPEED.get(name, OTHER_SPEED) for name in dict.fromkeys([*known, *found])}
 
 
-def summary(report: Report) -> Iterator[str]:
+def summary(results: Iterable[Result]) -> Iterator[str]:
     """One line per case of the benchmarks: ours, its share of the limit, and the others."""
-    for name, result in report.items():
-        cases: dict[str, list[Report]] = {}
-        for row in result.get("rows", []) if name.startswith("bench_") else []:
-            sizes = list(row)[1 : list(row).index("candidate")]
-            cases.setdefault(" ".join(str(row[s]) for s in sizes), []).append(row)
+    for result in results:
+        cases: dict[str, list[Row]] = {}
+        for row in result["rows"]:
+            sizes = " ".join(str(row[key]) for key in result["keys"] if key in row)
+            cases.setdefault(sizes, []).append(row)
         for case, rows in cases.items():
             ours = rows[-1]
             others = ", ".join(f"{r['candidate']} {r['times_ours']:.2f}x" for r in rows[:-1])
             yield (
-                f"{name.removeprefix('bench_')} {case}: {ours['median_ms']:.4g} ms, "
+                f"{result['benchmark']} {case}: {ours['median_ms']:.4g} ms, "
                 f"{ours['share_of_limit']:.0%} of {ours['limited_by']}; {others}"
             )
 
@@ -160,12 +163,14 @@ def main() -> int:
     """Runs the stages and writes the report."""
     every = ["environment", "build", "matrix_instructions", *BESIDE, *benchmarks(), *TABLE7]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/GPU.json)")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file (default: benchmarks/results/GPU/gpu_check.json)"
+    )
     parser.add_argument("--only", nargs="+", choices=every, metavar="STAGE", help=", ".join(every))
-    parser.add_argument("--minutes", type=float, default=7.5, help="it ends within (default: 7.5)")
-    parser.add_argument("--dry-run", action="store_true", help="try the stages on the CPU, small")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time limit (default: 7.5)")
+    parser.add_argument("--dry-run", action="store_true", help="try the stages on the CPU")
     options = parser.parse_args()
-    device, out = "cpu", ROOT / "runs" / "gpu_check_dry_run.json"
+    device, out = "cpu", ROOT / "runs" / "gpu_check_dry_run" / "gpu_check.json"
     if not options.dry_run:
         import torch
 
@@ -173,7 +178,7 @@ def main() -> int:
             print("gpu_check: no CUDA device is visible; this script needs one", file=sys.stderr)
             return 2
         name = torch.cuda.get_device_name(0).replace(" ", "_")
-        device, out = "cuda", ROOT / "benchmarks" / "results" / f"{name}.json"
+        device, out = "cuda", RESULTS / name / "gpu_check.json"
     out = options.out or out
     chosen = set(options.only or every)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,9 +190,10 @@ def main() -> int:
         ):
             check.run({s: seconds for s, seconds in together.items() if s in chosen})
             if not check.report.get("build", {"ok": True})["ok"]:
-                print("gpu_check: stopped, for without the build nothing of ours would be tried")
+                print("gpu_check: stopped: without the build our kernels would not be tried")
                 return 1
-    print("\n" + "\n".join(summary(check.report)) + f"\nwrote {out}")
+    ran = [r for r in read(out.parent) if f"bench_{r['benchmark']}" in check.report]
+    print("\n" + "\n".join(summary(ran)) + f"\nwrote {out}")
     return int(not all(result["ok"] for result in check.report.values()))
 
 

@@ -1,9 +1,9 @@
 """The stages of `benchmarks.gpu_check`, each run in a process of its own:
-``python -m benchmarks.gpu_stages NAME RESULT.json --seconds S``.
+``python -m benchmarks.gpu_stages NAME REPORT.json --seconds S``.
 
-A stage returns what it found, with "failed" above 0 where something is wrong, or raises. With
-``--device cpu`` the stages that can run there do, at small sizes: that tries the stages, not the
-kernels.
+A stage returns what it found, with "failed" above 0 if something is wrong, or raises. The stages
+that are benchmarks write their results into the folder ``--results``. With ``--device cpu`` the
+stages that can run there do, at small sizes: that tries the stages, not the kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import results
 from benchmarks.machine import ROOT
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,23 +60,21 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
     return done.stdout
 
 
-# ---- what is here ------------------------------------------------------------
+# ---- the machine and the build ------------------------------------------------------------
 
 
 def environment(device: str, seconds: float) -> Report:
-    """GPU, versions and commit."""
-    from mcibi_fast.training.environment import commit
+    """The environment of the results, and more of the GPU and what the kernels depend on."""
+    from mcibi_fast.training import environment
 
-    found: Report = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found: Report = environment.environment(device) | {"cores": os.cpu_count()}
     for name in ("triton", "timm"):
         spec = importlib.util.find_spec(name)
         found[name] = importlib.import_module(name).__version__ if spec else None
-    found |= {"python": platform.python_version(), "commit": commit(), "cores": os.cpu_count()}
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         found |= {
-            "gpu": gpu.name,
             "capability": f"{gpu.major}.{gpu.minor}",
             "memory_GiB": round(gpu.total_memory / 2**30, 1),
             "driver": shell(*query, timeout=20).strip(),
@@ -167,7 +165,7 @@ def backends(case: Any, dtype: torch.dtype) -> list[str]:
 
 
 def accuracy(device: str, seconds: float, partial: Path) -> Report:
-    """Relative errors against float64, beside PyTorch's own in the same dtype."""
+    """Relative errors against float64, with PyTorch's own in the same dtype for comparison."""
     rows: list[Report] = []
     report: Report = {}
     end = time.monotonic() + 0.8 * seconds
@@ -177,7 +175,7 @@ def accuracy(device: str, seconds: float, partial: Path) -> Report:
             break
         try:
             rows += _errors_of(case)
-        except Exception as error:  # the other cases are still worth knowing
+        except Exception as error:  # the other cases are still checked
             rows.append({"case": str(case), "ok": False, "error": f"{error}"[:1000]})
         failed = [r for r in rows if not r["ok"]]
         report = {"failed": len(failed), "checked": len(rows), "failures": failed[:5]}
@@ -277,7 +275,7 @@ def bad_labels(device: str, seconds: float) -> Report:
 
 
 def small_run(device: str, seconds: float) -> Report:
-    """Every op forward and backward once on small inputs: what the sanitizer watches."""
+    """Every op once forward and backward on small inputs, for the sanitizer."""
     from tests.ops.table import CASES
     from tests.ops.test_all_ops import cotangent_for, with_gradient
 
@@ -308,7 +306,7 @@ def sanitizer(device: str, seconds: float) -> Report:
             watched = [sys.executable, "-m", "benchmarks.gpu_stages", "small_run"]
             watched += [f"{folder}/{tool}.json", "--seconds", str(seconds)]
             try:
-                # PyTorch asks for what may fail and handles it: errors of the API are none of ours.
+                # PyTorch makes calls that may fail and handles it, so API errors do not count.
                 shell(
                     *(program, "--tool", tool, "--error-exitcode", "9"),
                     *("--report-api-errors", "no", *watched),
@@ -317,7 +315,7 @@ def sanitizer(device: str, seconds: float) -> Report:
                 )
             except RuntimeError as error:
                 verdicts[tool] = str(error)
-                # Anything else, such as a device it does not support, says nothing about us.
+                # Other failures, such as an unsupported device, say nothing about us.
                 found = "failed (9)" in str(error) and "Device not supported" not in str(error)
                 verdicts["failed"] += int(found)
             else:
@@ -341,23 +339,35 @@ def training(device: str, seconds: float) -> Report:
 # ---- speed -------------------------------------------------------------------
 
 
-def benchmark(module: str, device: str, seconds: float, partial: Path) -> Report:
-    """A benchmark at full size on a GPU; what it had when its time was up is in ``partial``."""
+def benchmark(module: str, device: str, seconds: float, folder: Path) -> Report:
+    """A benchmark at full size on a GPU; its results are in ``folder`` after each case."""
     from benchmarks import harness
 
     harness.stop_after(0.7 * seconds)
-    harness.survive_failures(partial)
-    report = importlib.import_module(f"benchmarks.{module}").run(device, device == "cpu")
-    return {"failed": len(report["failures"]), **report}
+    harness.survive_failures(folder)
+    run = importlib.import_module(f"benchmarks.{module}").run
+    return _written(run(device, device == "cpu"), folder)
 
 
-def table7(device: str, seconds: float) -> Report:
+def table7(device: str, seconds: float, folder: Path) -> Report:
     """Table 7 at its full size, in float32 without TF32."""
     from benchmarks import table7_contexts
 
     torch.backends.cudnn.allow_tf32 = False
     size, update_size = (128, 64) if device == "cuda" else (8, 8)
-    return table7_contexts.run(device, size, update_size, budget=seconds / 8)
+    run = table7_contexts.run(device, size, update_size, budget=seconds / 8)
+    return _written(run, folder)
+
+
+def _written(found: list[results.Result], folder: Path) -> Report:
+    """Writes the results; the stage itself reports only failures and what was left out."""
+    failures = [failure for result in found for failure in result["failures"]]
+    return {
+        "failed": len(failures),
+        "failures": failures,
+        "cases_left_out": sum(result["cases_left_out"] for result in found),
+        "files": [results.write(result, folder).name for result in found],
+    }
 
 
 STAGES: dict[str, Callable[[str, float], Report]] = {
@@ -372,13 +382,12 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
         small_run,
         sanitizer,
         training,
-        table7,
     )
 }
 
 
 def write(file: Path, report: Report) -> None:
-    """Writes a stage's result, or what there is of it so far."""
+    """Writes a stage's report, or the part of it that is there so far."""
     file.write_text(json.dumps({"ok": not report.get("failed")} | report, default=str))
 
 
@@ -389,6 +398,7 @@ def main() -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="of benchmarks")
     options = parser.parse_args()
     result: Report
     try:
@@ -396,8 +406,10 @@ def main() -> int:
             found = accuracy(options.device, options.seconds, options.result)
         elif options.name in STAGES:
             found = STAGES[options.name](options.device, options.seconds)
+        elif options.name == "table7":
+            found = table7(options.device, options.seconds, options.results)
         else:
-            found = benchmark(options.name, options.device, options.seconds, options.result)
+            found = benchmark(options.name, options.device, options.seconds, options.results)
         result = {"ok": not found.get("failed"), **found}
     except Exception as error:
         result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:4000]}

@@ -1,20 +1,20 @@
-"""What the benchmarks of the ops share: agreement first, then time, memory, the machine's limits.
+"""What the benchmarks of the ops share: checks of agreement, times, memory, the machine's limits.
 
-A benchmark is a list of cases; a case holds several ways to compute the same thing. Before a case
-is timed all its results are compared, and where one disagrees nothing is reported. Timings are
-interleaved (every candidate once per round, in turning order) and given as medians, so that a
-machine that is busy for a while slows all of them. Beside each time stands its share of the limit:
-what copying the inputs and outputs, or doing the multiplications, would take at the rates that
-PyTorch's own copy and matrix product were just measured to reach here. What stays in a cache, or
-multiplies better than PyTorch does, can be above 100 %.
+A benchmark is a list of cases; a case holds several ways to compute the same thing: candidates.
+Before a case is timed, the outputs of all candidates are compared; if one disagrees, nothing is
+reported. Timings are interleaved (every candidate once per round, in rotating order) and their
+medians reported, so that a machine that is busy for a while slows down all of them. Each time is
+also given as a share of the limit: the time that copying the inputs and outputs, or the
+multiplications, would take at the rates of PyTorch's own copy and matrix product, measured in the
+same run. What stays in a cache, or multiplies better than PyTorch does, can exceed 100 %.
 
-Clocks, memory and limits are in `benchmarks.machine`, tables and files in `benchmarks.results`.
+Clocks, memory and limits are in `benchmarks.machine`, the format of the results in
+`benchmarks.results`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,35 +27,8 @@ import torch
 from torch import Tensor
 
 import mcibi_fast
-from benchmarks.machine import (
-    interleaved,
-    keep_freed_memory,
-    limits,
-    peak_extra_memory,
-)
-from benchmarks.results import RESULTS, Row, table, write
-from mcibi_fast.training.environment import environment
-
-__all__ = [
-    "Candidate",
-    "Case",
-    "Disagreement",
-    "backend_of",
-    "check",
-    "command_line",
-    "dtypes",
-    "environment",
-    "interleaved",
-    "measure",
-    "nbytes",
-    "peak_extra_memory",
-    "randn",
-    "run_cases",
-    "seeded",
-    "stop_after",
-    "survive_failures",
-    "write",
-]
+from benchmarks.machine import interleaved, keep_freed_memory, limits, peak_extra_memory
+from benchmarks.results import RESULTS, Result, Row, case_table, result_of, write
 
 TOLERANCE = {
     torch.float64: 1e-9,
@@ -63,8 +36,8 @@ TOLERANCE = {
     torch.bfloat16: 2e-2,
     torch.float16: 4e-3,
 }
-NEAR_TIES = 1e-3  # share of integers that may differ: an argmax turns at a tie up to rounding
-Result = Tensor | Sequence[Tensor]
+NEAR_TIES = 1e-3  # share of integers that may differ: rounding decides an argmax near a tie
+Output = Tensor | Sequence[Tensor]
 
 
 class Disagreement(RuntimeError):
@@ -76,15 +49,15 @@ class Candidate:
     """One way to compute a case.
 
     Args:
-        name: "reference", "eager", "compile", "sdpa" or "ours"; the first of a case is what the
-            others are compared with.
-        run: computes the result from inputs that it holds: a tensor, or several.
-        backend: which kernel of ours runs.
+        name: "reference", "eager", "compile", "sdpa" or "ours"; the others are compared with the
+            first of a case.
+        run: computes the output, one tensor or several, from inputs that it holds.
+        backend: which of our backends runs.
         counts: further columns of the results, found by running it once outside the timing.
     """
 
     name: str
-    run: Callable[[], Result]
+    run: Callable[[], Output]
     backend: str = ""
     counts: Callable[[], dict[str, Any]] | None = None
 
@@ -95,20 +68,20 @@ class Case:
 
     Args:
         op: its name.
-        sizes: what tells the cases of the op apart, as columns of the results.
+        sizes: what distinguishes the cases of the op, as columns of the results.
         dtype: of the inputs.
         candidates: the reference first, ours last.
         bytes: of the inputs that must be read and the outputs that must be written, once each.
         flops: of the multiplications and additions that cannot be avoided.
         parts: what all candidates contain (convolutions), timed in the same rounds as a bound;
-            their results are not compared.
-        tolerance: of the results against the first candidate's, default by dtype: of the largest
-            error over the largest value.
-        euclidean: the error in the Euclidean norm instead. For gradients through a ReLU: where its
-            input is zero up to rounding one candidate passes them on and another does not, which is
-            all of a few entries and next to nothing of the whole.
-        truth: the result in higher precision. Where it is given, a result is right when its error
-            is at most twice that of the first candidate, as in the tests.
+            their outputs are not compared.
+        tolerance: of the outputs against the first candidate's: the largest error over the largest
+            value. The default depends on the dtype.
+        euclidean: measure the error in the Euclidean norm instead. For gradients through a ReLU:
+            where its input is zero up to rounding, one candidate passes them on and another does
+            not, which changes a few entries completely and the whole hardly.
+        truth: the output in higher precision. If it is given, an output is right when its error is
+            at most twice that of the first candidate, as in the tests.
     """
 
     op: str
@@ -120,84 +93,87 @@ class Case:
     parts: list[Candidate] = field(default_factory=list)
     tolerance: float | None = None
     euclidean: bool = False
-    truth: Callable[[], Result] | None = None
+    truth: Callable[[], Output] | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
-        return f"{self.op}: {sizes}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.op}: {sizes}, {_name(self.dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def run_cases(
-    op: str, cases: Iterable[Callable[[], Case]], device: str, quick: bool
-) -> dict[str, Any]:
+    benchmark: str, cases: Iterable[Callable[[], Case]], device: str, quick: bool
+) -> Result:
     """Checks and measures the cases one after another, printing each.
 
     Args:
-        op: the op's name, for the report.
+        benchmark: its name, for the result.
         cases: functions that make the inputs, so that one case is in memory at a time.
         device: "cpu" or "cuda".
         quick: fewer rounds.
 
     Returns:
-        A report that JSON can hold: environment, limits, rows, how many cases ``stop_after``
-        left out, and the failures that ``survive_failures`` let pass.
+        Rows, limits, how many cases ``stop_after`` left out, and the failures that
+        ``survive_failures`` let pass.
 
     Raises:
         Disagreement: a candidate's result differs from the reference's.
     """
     if device == "cpu":
         keep_freed_memory()
-    report: dict[str, Any] = {"op": op, "environment": environment(device), "rows": []}
-    print(f"{op} on {report['environment']['device']}, {report['environment']['threads']} threads")
-    report |= {"limits": {}, "cases_left_out": 0, "failures": []}
+    result = result_of(benchmark, device)
+    where = result["environment"]
+    print(f"{benchmark} on {where['device']}, {where['threads']} threads")
     for make in cases:
         if time.monotonic() > _deadline:
-            report["cases_left_out"] += 1
+            result["cases_left_out"] += 1
             continue
         try:
-            rows = _rows(make, device, report["limits"], quick)
+            _add_case(result, make(), device, quick)
         except Exception as error:
             if not _survive:
                 raise
-            report["failures"].append(f"{type(error).__name__}: {error}"[:1000])
-            print(f"\nFAILED {report['failures'][-1]}", flush=True)
-        else:
-            report["rows"] += rows
-        if _partial is not None:
-            _partial.write_text(json.dumps({"ok": False, "error": "stopped", **report}))
-    return report
+            result["failures"].append(f"{type(error).__name__}: {error}"[:1000])
+            print(f"\nFAILED {result['failures'][-1]}", flush=True)
+        if _folder is not None:
+            write(result, _folder)
+    return result
 
 
-def _rows(make: Callable[[], Case], device: str, rates: dict[str, Any], quick: bool) -> list[Row]:
-    """One case, checked, measured and printed."""
-    case = make()
+def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
+    """Checks, measures and prints one case."""
     check(case)
-    if str(case.dtype) not in rates:
-        rates[str(case.dtype)] = limits(device, case.dtype, quick)
-    rows = measure(case, device, rates[str(case.dtype)], quick)
-    print(f"\n{case}\n{table(rows)}", flush=True)
-    return rows
+    dtype = _name(case.dtype)
+    if dtype not in result["limits"]:
+        result["limits"][dtype] = limits(device, case.dtype, quick)
+    rows = measure(case, device, result["limits"][dtype], quick)
+    result["keys"] = list(dict.fromkeys([*result["keys"], *case.sizes, "dtype"]))
+    result["rows"] += rows
+    print(f"\n{case}\n{case_table(rows)}", flush=True)
 
 
 _deadline = float("inf")
 _survive = False
-_partial: Path | None = None
+_folder: Path | None = None
 
 
 def stop_after(seconds: float) -> None:
-    """From now on ``run_cases`` begins no case once these seconds are over."""
+    """From now on ``run_cases`` begins no case after this many seconds."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
 
-def survive_failures(partial: Path | None = None) -> None:
+def survive_failures(folder: Path | None = None) -> None:
     """From now on ``run_cases`` lists a case that fails, without figures, and goes on.
 
     Args:
-        partial: where it writes the report after each case, for when the process is stopped.
+        folder: where it writes the result after each case, in case the process is stopped.
     """
-    global _survive, _partial
-    _survive, _partial = True, partial
+    global _survive, _folder
+    _survive, _folder = True, folder
 
 
 # ---- agreement ---------------------------------------------------------------
@@ -205,10 +181,10 @@ def survive_failures(partial: Path | None = None) -> None:
 
 @torch.no_grad()
 def check(case: Case) -> None:
-    """Compares all results with the first candidate's, or with the truth where the case has one.
+    """Compares all outputs with the first candidate's, or with the truth if the case has one.
 
     Raises:
-        Disagreement: one is further away than the dtype explains.
+        Disagreement: one differs by more than the dtype explains.
     """
     first, *others = case.candidates
     expected = _results(first.run)
@@ -238,14 +214,14 @@ def check(case: Case) -> None:
                 )
 
 
-def _results(run: Callable[[], Result]) -> list[Tensor]:
+def _results(run: Callable[[], Output]) -> list[Tensor]:
     with torch.enable_grad():
         result = run()
     return [result] if isinstance(result, Tensor) else list(result)
 
 
 def _largest(result: Tensor, expected: Tensor) -> float:
-    """Largest error over largest value; of integers the share that differs."""
+    """Largest error over largest value; for integers the share that differs."""
     if not expected.is_floating_point():
         return float((result != expected).double().mean())
     expected = expected.double()
@@ -253,7 +229,7 @@ def _largest(result: Tensor, expected: Tensor) -> float:
 
 
 def _relative(result: Tensor, truth: Tensor) -> float:
-    """In the Euclidean norm; of integers the share that differs."""
+    """Relative error in the Euclidean norm; for integers the share that differs."""
     if not truth.is_floating_point():
         return float((result != truth).double().mean())
     truth = truth.double()
@@ -268,7 +244,7 @@ def _join(shapes: list[tuple[int, ...]]) -> str:
 
 
 def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> list[Row]:
-    """Times and peak memory of every part and candidate of a case, as rows of the results."""
+    """Times and peak memory of every part and candidate of a case, as rows of the result."""
     timed = [*case.parts, *case.candidates]
     budget = 3 if quick or device == "cuda" else 20
     seconds = interleaved([c.run for c in timed], device, budget)
@@ -280,9 +256,8 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
         low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
         rows.append(
             {
-                "op": case.op,
                 **case.sizes,
-                "dtype": str(case.dtype).removeprefix("torch."),
+                "dtype": _name(case.dtype),
                 "candidate": candidate.name,
                 "backend": candidate.backend,
                 "median_ms": 1e3 * median,
@@ -302,14 +277,14 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
     return rows
 
 
-def command_line(run: Callable[[str, bool], dict[str, Any]], description: str) -> int:
+def command_line(run: Callable[[str, bool], list[Result]], description: str) -> int:
     """``main`` of a benchmark: parses the options, runs, writes the results."""
     parser = argparse.ArgumentParser(description=description)
     has_cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes only, fewer rounds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--seconds", type=float, help="begin no case after so many")
+    parser.add_argument("--seconds", type=float, help="begin no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")
     options = parser.parse_args()
     if options.device == "cuda" and not has_cuda:
@@ -321,18 +296,24 @@ def command_line(run: Callable[[str, bool], dict[str, Any]], description: str) -
     if options.seconds is not None:
         stop_after(options.seconds)
     try:
-        write(run(options.device, options.quick), options.out)
+        write_all(run(options.device, options.quick), options.out)
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def write_all(results: Iterable[Result], folder: Path) -> None:
+    """Writes the results and says where they are."""
+    for result in results:
+        print(f"\nwrote {write(result, folder)} and .csv")
+
+
 # ---- what the benchmarks make their cases from -------------------------------
 
 
 def dtypes(device: str) -> list[torch.dtype]:
-    """Those worth timing: on the CPU float32 alone."""
+    """Those worth timing: on the CPU only float32."""
     return [torch.bfloat16, torch.float32, torch.float16] if device == "cuda" else [torch.float32]
 
 
@@ -343,7 +324,7 @@ def randn(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What a constructor gives with PyTorch's global generator seeded, and then put back."""
+    """What a constructor returns with PyTorch's global generator seeded and restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(*args, **options)
@@ -355,5 +336,5 @@ def nbytes(*tensors: Tensor) -> int:
 
 
 def backend_of(op: str, *inputs: Any, **options: Any) -> str:
-    """Which backend of ours runs a call."""
+    """Which of our backends runs a call."""
     return mcibi_fast.explain(op, *inputs, **options).splitlines()[0].partition(": ")[2]

@@ -1,82 +1,73 @@
 """Pictures of the results: ``mcibi-fast bench plot``, or ``python -m benchmarks.plots``.
 
-roofline-<device>.png   every kernel of ours, its operations per second over its operations per
-                        byte, under the rates of copies and matrix products that were measured
-                        beside it
-<op>-<device>-N.png     time against N = h w, a line per candidate, a panel per other sizes
-<op>-<device>-K.png     the same against K
+roofline-<device>.png         each of our kernels: operations per second over operations per byte,
+                              below the rates of copies and matrix products measured in the same run
+<benchmark>-<device>-N.png    time against N = h w, a line per candidate, a panel per other sizes
+<benchmark>-<device>-K.png    the same against K
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import RESULTS, Row, device_name
-
-MEASURED = {  # columns that are results; the others tell the cases apart
-    *("op", "candidate", "backend", "median_ms", "fastest_ms", "spread", "calls", "times_ours"),
-    *("extra_MiB", "bytes", "flops", "limit_ms", "limited_by", "share_of_limit", "host_syncs"),
-}
-Report = dict[str, Any]
+from benchmarks import results
+from benchmarks.results import RESULTS, Result, Row, device_name
 
 
-def read(folder: Path) -> dict[str, list[Report]]:
-    """The reports of ``harness.run_cases`` under a folder, those inside gpu_check's too, by device.
+def read(folder: Path) -> dict[str, list[Result]]:
+    """The results in a folder that have rows, by device.
 
     Raises:
         ValueError: there are none.
     """
-    reports = defaultdict(list)
-    for path in sorted(folder.rglob("*.json")):
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
-            for report in (found, *found.values()):
-                if isinstance(report, dict) and report.get("rows") and "limits" in report:
-                    reports[device_name(report["environment"])].append(report)
-    if not reports:
+    by_device = defaultdict(list)
+    for result in results.read(folder):
+        if result["rows"]:
+            by_device[device_name(result)].append(result)
+    if not by_device:
         raise ValueError(f"plot: no results of a benchmark in {folder}; run one first")
-    return dict(reports)
+    return dict(by_device)
 
 
-def draw(reports: dict[str, list[Report]], out: Path) -> list[Path]:
-    """All pictures that the reports have data for; the files written."""
+def draw(by_device: dict[str, list[Result]], out: Path) -> list[Path]:
+    """Draws every picture that the results have data for; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for device, of_device in reports.items():
-        if any(points(report) for report in of_device):
+    for device, of_device in by_device.items():
+        if any(points(result) for result in of_device):
             written.append(out / f"roofline-{device}.png")
             roofline(of_device, written[-1])
-        for report in of_device:
+        for result in of_device:
             for axis in ("N", "K"):
-                panels = list(curves(report["rows"], axis))
+                panels = list(curves(result, axis))
                 if panels:
-                    written.append(out / f"{report['op']}-{device}-{axis}.png")
-                    cost(report["op"], axis, panels, written[-1])
+                    written.append(out / f"{result['benchmark']}-{device}-{axis}.png")
+                    cost(result["benchmark"], axis, panels, written[-1])
     return written
 
 
 # ---- roofline ----------------------------------------------------------------
 
 
-def points(report: Report) -> list[Row]:
-    """The rows of ours that count operations and bytes."""
-    return [r for r in report["rows"] if r["candidate"] == "ours" and r.get("flops")]
+def points(result: Result) -> list[Row]:
+    """The rows of our kernels for which operations and bytes are counted."""
+    return [r for r in result["rows"] if r.get("candidate") == "ours" and r.get("flops")]
 
 
-def roofline(reports: list[Report], path: Path) -> None:
+def roofline(of_device: list[Result], path: Path) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    intensities = [row["flops"] / row["bytes"] for r in reports for row in points(r)]
+    drawn = [(result, rows) for result in of_device if (rows := points(result))]
+    intensities = [row["flops"] / row["bytes"] for _, rows in drawn for row in rows]
     low, high = min(intensities) / 2, max(intensities) * 2
-    dtypes = sorted({row["dtype"] for r in reports for row in points(r)})
+    dtypes = sorted({row["dtype"] for _, rows in drawn for row in rows})
     for i, dtype in enumerate(dtypes):
-        rates = [r["limits"][f"torch.{dtype}"] for r in reports if f"torch.{dtype}" in r["limits"]]
+        rates = [r["limits"][dtype] for r in of_device if dtype in r["limits"]]
         copy = max(rate["copy_GB_s"] for rate in rates)
         matmul = max(rate["matmul_GFLOP_s"] for rate in rates)
         low, high = min(low, matmul / copy / 2), max(high, matmul / copy * 2)
@@ -84,19 +75,18 @@ def roofline(reports: list[Report], path: Path) -> None:
         knee = matmul / copy
         style = {"color": "black", "linestyle": ("-", "--", ":")[i % 3]}
         axes.plot([low, knee, high], [low * copy, matmul, matmul], label=label, **style)
-    for i, report in enumerate(reports):
-        rows = points(report)
+    for i, (result, rows) in enumerate(drawn):
         for j, dtype in enumerate(dtypes):
             some = [row for row in rows if row["dtype"] == dtype]
             axes.scatter(
                 [row["flops"] / row["bytes"] for row in some],
                 [row["flops"] / row["median_ms"] / 1e6 for row in some],
-                label=report["op"] if some and j == dtypes.index(rows[0]["dtype"]) else None,
+                label=result["benchmark"] if some and j == dtypes.index(rows[0]["dtype"]) else None,
                 color=f"C{i}",
                 marker="osD^"[j % 4],
             )
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
-    axes.set_title(_device(reports[0]))
+    axes.set_title(_device(of_device[0]))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
@@ -108,16 +98,16 @@ def roofline(reports: list[Report], path: Path) -> None:
 Panel = tuple[str, dict[str, list[tuple[float, float]]]]  # title, candidate -> (size, ms)
 
 
-def curves(rows: list[Row], axis: str) -> Iterator[Panel]:
-    """The cases that differ in N (or K) alone, where there are two sizes or more."""
+def curves(result: Result, axis: str) -> Iterator[Panel]:
+    """Groups of cases that differ only in N (or K) and have two sizes or more."""
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[float, Row]]] = defaultdict(list)
-    for row in rows:
+    for row in result["rows"]:
         x = row.get("map", 0) ** 2 if axis == "N" else row.get("K")
         if x:
             along = {"N", "map", "labels"} if axis == "N" else {"K"}
             if "N" in row:
                 along.add("map")
-            fixed = {k: v for k, v in row.items() if k not in MEASURED | along}
+            fixed = {k: row[k] for k in result["keys"] if k in row and k not in along}
             groups[tuple(fixed.items())].append((x, row))
     for fixed, members in groups.items():
         lines = defaultdict(list)
@@ -155,8 +145,8 @@ def cost(op: str, axis: str, panels: list[Panel], path: Path) -> None:
     plt.close(figure)
 
 
-def _device(report: Report) -> str:
-    environment = report["environment"]
+def _device(result: Result) -> str:
+    environment = result["environment"]
     threads = environment["threads"]
     return environment["device"] + ("" if environment["cuda"] else f", CPU threads: {threads}")
 

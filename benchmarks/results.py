@@ -1,17 +1,25 @@
-"""The results of a benchmark: the printed table, JSON and CSV."""
+"""Results of the benchmarks: one format, one writer, one reader, and tables as text.
+
+A result is one table: what was measured, where, and its rows. It is written as
+``<benchmark>-<device>_<threads>t.json``; a CSV file beside it has the same rows, each with the
+environment.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from benchmarks.machine import ROOT
+from mcibi_fast.files import write_atomically
+from mcibi_fast.training.environment import environment
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
-COLUMNS = {  # of the printed table: key, heading, format
+COLUMNS = {  # of the table of a case: key, heading, format
     "candidate": ("", "{}"),
     "median_ms": ("ms", "{:.3g}"),
     "spread": ("10-90 %", "{}"),
@@ -23,42 +31,108 @@ COLUMNS = {  # of the printed table: key, heading, format
 }
 
 
-def table(rows: list[Row]) -> str:
-    """The rows of one case as text, the limit below."""
-    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
-    text = [[heading for heading, _ in columns.values()]]
-    for row in rows:
-        text.append(
-            [
-                "-" if row.get(key) is None else form.format(row[key])
-                for key, (_, form) in columns.items()
-            ]
-        )
-    widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
-    lines = []
-    for line in text:
-        cells = [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-        lines.append("  ".join([line[0].ljust(widths[0]), *cells]))
-    ours = rows[-1]
-    lines.append(f"limit {ours['limit_ms']:.3g} ms ({ours['limited_by']}); ours: {ours['backend']}")
-    return "\n".join("  " + line for line in lines)
+class Result(TypedDict):
+    """What a benchmark measured; JSON can hold it.
+
+    Attributes:
+        benchmark: its name.
+        environment: device, threads, versions, commit and time: `training.environment`.
+        limits: by dtype, the rates that the machine reached beside it: ``copy_GB_s`` and
+            ``matmul_GFLOP_s``; empty if they were not measured.
+        keys: the columns that tell the cases apart; "candidate" tells a case's rows apart, and all
+            other columns are measurements.
+        rows: one line each. A column that does not apply to a row is left out.
+        failures: of cases that failed, one line each.
+        cases_left_out: how many cases were not begun, as the time was up.
+    """
+
+    benchmark: str
+    environment: dict[str, Any]
+    limits: dict[str, dict[str, float]]
+    keys: list[str]
+    rows: list[Row]
+    failures: list[str]
+    cases_left_out: int
 
 
-def write(report: dict[str, Any], folder: Path) -> None:
-    """Writes <op>-<device>.json, and .csv with one line per candidate and the environment."""
+def result_of(
+    benchmark: str, device: str, keys: Iterable[str] = (), rows: Iterable[Row] = ()
+) -> Result:
+    """A result of this machine; ``device`` is "cpu" or "cuda"."""
+    return {
+        "benchmark": benchmark,
+        "environment": environment(device),
+        "limits": {},
+        "keys": list(keys),
+        "rows": list(rows),
+        "failures": [],
+        "cases_left_out": 0,
+    }
+
+
+# ---- files -------------------------------------------------------------------
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Writes the JSON file, and the CSV file beside it; returns the path of the former."""
     folder.mkdir(parents=True, exist_ok=True)
-    env = report["environment"]
-    path = folder / f"{report['op']}-{device_name(env)}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    path = folder / f"{result['benchmark']}-{device_name(result)}.json"
+    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+    columns = dict.fromkeys(column for row in result["rows"] for column in row)
     with path.with_suffix(".csv").open("w", newline="") as file:
-        columns = dict.fromkeys(key for row in report["rows"] for key in row)
-        writer = csv.DictWriter(file, [*columns, *env])
+        writer = csv.DictWriter(file, ["benchmark", *columns, *result["environment"]])
         writer.writeheader()
-        writer.writerows({**row, **env} for row in report["rows"])
-    print(f"\nwrote {path}.json and .csv")
+        where = result["environment"]
+        writer.writerows(
+            {"benchmark": result["benchmark"], **row, **where} for row in result["rows"]
+        )
+    return path
 
 
-def device_name(environment: dict[str, Any]) -> str:
+def read(folder: Path) -> list[Result]:
+    """The results in a folder and below it, in the order of their paths."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    return [r for r in found if isinstance(r, dict) and r.keys() == Result.__annotations__.keys()]
+
+
+def device_name(result: Result) -> str:
     """Device and threads as part of a file's name."""
-    name = f"{environment['device']}_{environment['threads']}t"
+    name = f"{result['environment']['device']}_{result['environment']['threads']}t"
     return "".join(c if c.isalnum() else "_" for c in name)
+
+
+# ---- text --------------------------------------------------------------------
+
+
+def case_table(rows: Sequence[Row]) -> str:
+    """The rows of one case as text, the limit below."""
+
+    def cell(value: Any, form: str) -> str:
+        return "-" if value is None else form.format(value)
+
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
+    lines = [[heading for heading, _ in columns.values()]]
+    lines += [[cell(row.get(k), form) for k, (_, form) in columns.items()] for row in rows]
+    ours = rows[-1]
+    limit = f"limit {ours['limit_ms']:.3g} ms ({ours['limited_by']}); ours: {ours['backend']}"
+    return "\n".join("  " + line for line in [*_aligned(lines), limit])
+
+
+def table(rows: Sequence[Row], digits: int) -> str:
+    """Rows of equal columns as text; digits after the point of the numbers that are not whole."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    return "\n".join(_aligned([list(rows[0]), *([cell(v) for v in row.values()] for row in rows)]))
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]

@@ -1,10 +1,10 @@
 """Stages of iterative inference, as in the paper's Table 6: ``python -m benchmarks.table6_stages``.
 
 By default: scores and time of one to four stages on a model that is trained on the built-in scenes
-(the settings of ``mcibi-fast demo``; or a checkpoint), with both mixings of Eq. 17. Beside each
-stage's prediction O stand the scores of the weights W that it gathered with (section 4.2).
-The trade-off is the paper's: percent of mIoU gained per millisecond added, both against the
-stage before.
+(the settings of ``mcibi-fast demo``; or a checkpoint), with both mixings of Eq. 17. Each row has
+the scores of the stage's prediction O and of the weights W that it gathered with (section 4.2). The
+trade-off is the paper's: percent of mIoU gained per millisecond added, both against the stage
+before.
 
 With ``--timing``: what each further stage costs as a share of the first, for an FCN on ResNet-50
 with random weights, 512x512, 150 classes, in both forms, folded and not.
@@ -22,15 +22,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import (
-    RESULTS,
-    Disagreement,
-    Row,
-    environment,
-    interleaved,
-    keep_freed_memory,
-    write,
-)
+from benchmarks.harness import Disagreement, write_all
+from benchmarks.machine import interleaved, keep_freed_memory
+from benchmarks.results import RESULTS, Row, result_of, table
 from mcibi_fast import models, recipes
 from mcibi_fast.ablations.stages import STAGES, gathering_logits, trade_off
 from mcibi_fast.data import SegmentationDataset
@@ -84,7 +78,7 @@ def scores(model: Segmentor, dataset: SegmentationDataset, stage: int, device: s
 
 
 def milliseconds(runs: list[Callable[[], Any]], device: str, budget: float) -> list[float]:
-    """The fastest call of each: stages are told apart by small differences of large times."""
+    """The fastest call of each, as stages differ by little compared with their times."""
     with torch.inference_mode():
         return [1e3 * min(times) for times in interleaved(runs, device, budget)]
 
@@ -149,18 +143,6 @@ def stage_cost(
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as text."""
-    lines = [list(rows[0])] + [
-        ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--timing", action="store_true", help="cost of a stage, random weights")
@@ -193,9 +175,10 @@ def main() -> int:
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1
-    print(table(rows))
+    print(table(rows, digits=3))
     name = "table6_stage_cost" if options.timing else "table6_stages"
-    write({"op": name, "environment": environment(device), "rows": rows}, options.out)
+    keys = [key for key in ("form", "folded", "mixing", "stage") if key in rows[0]]
+    write_all([result_of(name, device, keys, rows)], options.out)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Table 7: ``python -m benchmarks.table7_contexts [--size 32]``.
 
 Contexts: parameters, multiply-adds by the paper's rule and in full at (1, 2048, 128, 128), time and
-memory measured at --size; the published figures beside them. Updates: what training adds for
-MCIBI's memory and for MCIBI++'s, against the way the released code does it:
+memory measured at --size, and the published figures. Updates: what training adds for MCIBI's memory
+and for MCIBI++'s, compared with how the released code does it:
 
 released  features upsampled to the labels, then one mask per class
 ours      the modules of ``mcibi_fast.nn``
@@ -26,19 +26,9 @@ from torch import Tensor, nn
 
 import mcibi_fast
 from benchmarks.counting import Counts, count
-from benchmarks.harness import (
-    RESULTS,
-    Candidate,
-    Case,
-    Disagreement,
-    check,
-    environment,
-    interleaved,
-    keep_freed_memory,
-    nbytes,
-    peak_extra_memory,
-    write,
-)
+from benchmarks.harness import Candidate, Case, Disagreement, check, nbytes, write_all
+from benchmarks.machine import interleaved, keep_freed_memory, peak_extra_memory
+from benchmarks.results import RESULTS, Result, result_of, table
 from mcibi_fast.nn import (
     ANN,
     ASPP,
@@ -333,35 +323,23 @@ def measure_updates(size: int, device: str, budget: float) -> list[dict[str, Any
     return rows
 
 
-# ---- the report --------------------------------------------------------------
+# ---- the results -------------------------------------------------------------
 
 
-def run(device: str, size: int, update_size: int = 64, budget: float = 20) -> dict[str, Any]:
-    """Both tables, printed and returned with the environment."""
+def run(device: str, size: int, update_size: int = 64, budget: float = 20) -> list[Result]:
+    """Both tables, printed: the contexts, and the updates of the memories."""
     if device == "cpu":
         keep_freed_memory()
-    report: dict[str, Any] = {"op": "table7_contexts", "environment": environment(device)}
-    env = report["environment"]
-    report["rows"] = measure_contexts(size, device, budget)
-    report["updates"] = measure_updates(update_size, device, budget)
-    print(f"Table 7 on {env['device']}, {env['threads']} threads; paper: V100, 128 x 128")
-    print(text(report["rows"]))
+    contexts = result_of("table7_contexts", device, ("context", "size"))
+    contexts["rows"] = measure_contexts(size, device, budget)
+    updates = result_of("table7_updates", device, ("memory",))
+    updates["rows"] = measure_updates(update_size, device, budget)
+    where = contexts["environment"]
+    print(f"Table 7 on {where['device']}, {where['threads']} threads; paper: V100, 128 x 128")
+    print(table(contexts["rows"], digits=2))
     print(f"\nupdates, features {update_size} x {update_size}, labels 8 times that, K = {K}")
-    print(text(report["updates"]))
-    return report
-
-
-def text(rows: list[dict[str, Any]]) -> str:
-    """Rows as an aligned table."""
-    lines = [list(rows[0])]
-    for row in rows:
-        values = ("-" if v is None else v for v in row.values())
-        lines.append([f"{v:.2f}" if isinstance(v, float) else str(v) for v in values])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
+    print(table(updates["rows"], digits=2))
+    return [contexts, updates]
 
 
 def main() -> int:
@@ -376,7 +354,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     size = options.size or (128 if options.device == "cuda" else 32)
     try:
-        write(run(options.device, size, budget=options.budget), options.out)
+        write_all(run(options.device, size, budget=options.budget), options.out)
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ _TRAIN = (*_MODELS, "accelerate", "torchvision", "tensorboard", "tqdm", "PIL", "
 EXTRAS: dict[str, tuple[str, ...]] = {
     "models": _MODELS,
     "train": _TRAIN,
-    "report": (*_TRAIN, "matplotlib"),
+    "report": (*_TRAIN, "matplotlib", "jinja2"),
     "streaming": (*_TRAIN, "webdataset", "filelock"),
     "video": (*_TRAIN, "cv2"),
     "onnx": (*_TRAIN, "onnx", "onnxruntime", "onnxscript"),

@@ -85,7 +85,7 @@ class TrainedRun:
         """Trains the model, from the last checkpoint on where there is one.
 
         Raises:
-            ValueError, TrainingError, OSError, KeyboardInterrupt: as `engine.train.train`.
+            ValueError, TrainingError, OSError, KeyboardInterrupt: as `training.train.train`.
         """
         leave_cores_to_loaders(self.config.workers)
         # Each process its own dropout; the weights of the first are broadcast.

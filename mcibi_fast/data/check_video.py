@@ -69,12 +69,14 @@ def folder_lines(jobs: Sequence[tuple[str, str, str]]) -> list[str]:
     """`video_lines` of each split of (split, image, mask), whose images are <video>_<number>."""
     splits: dict[str, dict[str, list[int]]] = {}
     for split, image, _ in jobs:
-        film, number = split_stem(Path(image).stem)
-        splits.setdefault(split, {}).setdefault(film, []).append(number)
+        video, number = split_stem(Path(image).stem)
+        splits.setdefault(split, {}).setdefault(video, []).append(number)
     return [
         line
-        for split, films in splits.items()
-        for line in video_lines(split, {film: sorted(numbers) for film, numbers in films.items()})
+        for split, videos in splits.items()
+        for line in video_lines(
+            split, {video: sorted(numbers) for video, numbers in videos.items()}
+        )
     ]
 
 

@@ -22,7 +22,7 @@ class FolderVideos(VideoDataset, FolderDataset):
     """A split of a `FolderDataset` as videos; every frame has a label.
 
     The frames of a video are sorted by their numbers. Where the number jumps by more than twice the
-    video's usual step, the film was cut: a new video begins, named ``<video>.2``, ``<video>.3``.
+    usual step, the recording was interrupted, and a new video begins: ``<video>.2``, ``<video>.3``.
 
     CamVid: ``FolderVideos(root, split, classes=CAMVID_CLASSES)`` (train 0001TP, 0006R0 and three
     parts of 0016E5; its labelled frames are 30 apart, in val 2).
@@ -43,13 +43,13 @@ class FolderVideos(VideoDataset, FolderDataset):
         numbered = sorted(
             (*split_stem(Path(image).stem), image, label) for image, label in self.pairs
         )
-        films: dict[str, list[tuple[int, tuple[str, str]]]] = {}
-        for film, number, image, label in numbered:
-            films.setdefault(film, []).append((number, (image, label)))
+        recordings: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+        for recording, number, image, label in numbered:
+            recordings.setdefault(recording, []).append((number, (image, label)))
         self._videos: dict[str, list[tuple[str, str]]] = {}
-        for film, frames in films.items():
+        for recording, frames in recordings.items():
             for part, (start, end) in enumerate(pairwise(cuts([number for number, _ in frames]))):
-                name = film if part == 0 else f"{film}.{part + 1}"
+                name = recording if part == 0 else f"{recording}.{part + 1}"
                 self._videos[name] = [pair for _, pair in frames[start:end]]
         self._names = list(self._videos)
 

@@ -41,7 +41,7 @@ def named(name: str) -> type[ListedDataset]:
 def video_dataset(
     name: str, root: str | Path, split: str, *, bad: Literal["raise", "skip"] = "raise"
 ) -> VideoDataset:
-    """A split of the published video dataset ``name``: "vspw", or "camvid" as frames of its films.
+    """A split of the published video dataset ``name``: "vspw", or "camvid" as frames of its videos.
 
     ``bad`` is `VSPW`'s, whose bad files are known. Raises ValueError for another name, and what the
     dataset raises.

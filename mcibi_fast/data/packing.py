@@ -149,7 +149,7 @@ def _places(path: Path, names: list[str], number: int) -> list[list[Any]]:
 
 
 class _Encoder(Dataset):
-    """Encoded samples, or the error of one that cannot be read (see `engine.loading`)."""
+    """Encoded samples, or the error of one that cannot be read (see `data.loading`)."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset

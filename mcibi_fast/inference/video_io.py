@@ -141,7 +141,7 @@ class CapturedFrames(Frames):
             if frame is None and not self.is_camera and position >= self.count:
                 break
             if frame is not None:
-                for broken in range(end, position):  # amid the film, then
+                for broken in range(end, position):  # unreadable, but a later one is not
                     if broken % self.every == 0:
                         yield ReadFrame(f"{broken:06d}", None, f"frame {broken}: cannot be read")
                 if taken:

@@ -55,7 +55,7 @@ class View(NamedTuple):
         return (self.windows[0].logits if self.logits is None else self.logits).shape[-1]
 
 
-class Taps(NamedTuple):
+class AxisTaps(NamedTuple):
     """Output position i of an axis is the sum over t of weight[i, t] * input[source[i, t]]."""
 
     source: Tensor  # (n, T) int64
@@ -67,9 +67,9 @@ class Piece(NamedTuple):
 
     logits: Tensor  # (B, h, w, K)
     top: int
-    rows: Taps
+    rows: AxisTaps
     left: int
-    columns: Taps
+    columns: AxisTaps
 
 
 def label_map(
@@ -157,31 +157,31 @@ def _pieces(view: View, size: tuple[int, int], align_corners: bool) -> list[Piec
     ]
 
 
-def _piece(logits: Tensor, rows: Taps, columns: Taps) -> Piece:
+def _piece(logits: Tensor, rows: AxisTaps, columns: AxisTaps) -> Piece:
     top, rows = _trimmed(rows)
     left, columns = _trimmed(columns)
     device = logits.device
     return Piece(
         logits,
         top,
-        Taps(*(t.to(device, non_blocking=True) for t in rows)),
+        AxisTaps(*(t.to(device, non_blocking=True) for t in rows)),
         left,
-        Taps(*(t.to(device, non_blocking=True) for t in columns)),
+        AxisTaps(*(t.to(device, non_blocking=True) for t in columns)),
     )
 
 
-def _trimmed(taps: Taps) -> tuple[int, Taps]:
+def _trimmed(taps: AxisTaps) -> tuple[int, AxisTaps]:
     """Without the positions at either end, and the taps, that get nothing; the first position."""
     used = taps.weight != 0
     positions = used.any(1).nonzero()[:, 0]
     if not len(positions):  # the labels are so few that none of them looks into this window
-        return 0, Taps(taps.source[:0], taps.weight[:0])
+        return 0, AxisTaps(taps.source[:0], taps.weight[:0])
     first, last = int(positions[0]), int(positions[-1]) + 1
     kept = used.any(0)
-    return first, Taps(taps.source[first:last, kept], taps.weight[first:last, kept])
+    return first, AxisTaps(taps.source[first:last, kept], taps.weight[first:last, kept])
 
 
-def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Taps:
+def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> AxisTaps:
     """``F.interpolate``'s two taps per output position, from m inputs to n outputs, on the host.
 
     Args:
@@ -191,12 +191,12 @@ def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Tap
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     source, weight = axis_taps(m, n, align_corners, dtype)
-    return Taps(source.T, weight.T)
+    return AxisTaps(source.T, weight.T)
 
 
 def _window_taps(
     n: int, length: int, window: int, starts: dict[int, int], align_corners: bool, like: Tensor
-) -> dict[int, Taps]:
+) -> dict[int, AxisTaps]:
     """Per window of an axis, the taps from its logits through the view's pixels to the outputs.
 
     Args:
@@ -214,7 +214,7 @@ def _window_taps(
         inner = interpolation_taps(window, low, align_corners, like)
         local = (outer.source - start).clamp(0, window - 1)
         share = outer.weight * inside[start][outer.source] / count[outer.source]  # (n, 2)
-        result[start] = Taps(
+        result[start] = AxisTaps(
             inner.source[local].flatten(1), (share[..., None] * inner.weight[local]).flatten(1)
         )
     return result

@@ -186,7 +186,7 @@ class ConfusionMatrix:
     ) -> ConfusionMatrix:
         """The sum over ranks, as a new object (so reducing twice never counts twice).
 
-        Each rank must have seen samples that no other rank has: `engine.evaluate` deals a split
+        Each rank must have seen samples that no other rank has: `inference.evaluate` deals a split
         out without padding.  With `None` the default process group is used; without an
         initialised process group the result is a copy.
 

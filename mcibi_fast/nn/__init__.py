@@ -4,7 +4,7 @@ from mcibi_fast.nn.attention import PositionConfidenceAttention, SeveralAttentio
 from mcibi_fast.nn.blocks import conv_bn_relu, convert_sync_batchnorm
 from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
 from mcibi_fast.nn.decoder import Decoder
-from mcibi_fast.nn.losses import PixelLoss, joint_losses, upsampled_cross_entropy
+from mcibi_fast.nn.losses import PixelLoss, joint_losses
 from mcibi_fast.nn.memory import GaussianMemory
 from mcibi_fast.nn.representation_memory import RepresentationMemory
 from mcibi_fast.nn.within_image import (
@@ -38,5 +38,4 @@ __all__ = [
     "conv_bn_relu",
     "convert_sync_batchnorm",
     "joint_losses",
-    "upsampled_cross_entropy",
 ]

@@ -10,33 +10,11 @@ from torch import Tensor, nn
 from mcibi_fast import ops
 
 
-def upsampled_cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
-) -> Tensor:
-    """Mean cross entropy over the valid pixels of bilinearly upsampled logits (Eqs. 14 and 15).
-
-    ``ops.upsample_cross_entropy`` under the name of the modules here.
-
-    Args:
-        logits: (B, K, h, w).
-        labels: (B, H, W), any integer dtype.
-        ignore_index: label of the pixels that do not count; 0 is returned when all are such.
-        align_corners: of the upsampling.
-
-    Raises:
-        TypeError, ValueError: arguments that do not fit, or on the CPU a label that is neither a
-            class nor ``ignore_index``. On CUDA such a pixel does not count; see
-            ``ops.check_labels``.
-    """
-    return ops.upsample_cross_entropy(
-        logits, labels, ignore_index=ignore_index, align_corners=align_corners
-    )
-
-
 class PixelLoss(nn.Module):
     """Cross entropy of the upsampled logits with what segmentation adds to it.
 
-    Without options it is :func:`upsampled_cross_entropy`. Nothing of K x H x W is formed.
+    Without options it is ``ops.upsample_cross_entropy``. Logits of the labels' size (K x H x W) are
+    never formed.
 
     Args:
         class_weights: w_c, one per class. The mean is then over the weights of the valid pixels:
@@ -86,7 +64,7 @@ class PixelLoss(nn.Module):
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> Tensor:
-        """A scalar; arguments and errors as in :func:`upsampled_cross_entropy`."""
+        """A scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
         losses = ops.upsample_cross_entropy(
             logits,
             labels,
@@ -138,7 +116,7 @@ def joint_losses(
     auxiliary_weight: float = 0.4,
     ignore_index: int = 255,
     align_corners: bool = False,
-    loss: Callable[..., Tensor] = upsampled_cross_entropy,
+    loss: Callable[..., Tensor] = ops.upsample_cross_entropy,
 ) -> dict[str, Tensor]:
     """The weighted terms whose sum is the training loss: L = alpha L_W + L_O (Eq. 16) and more.
 
@@ -149,7 +127,7 @@ def joint_losses(
         context_logits: of the head on the within-image context; ``loss_cwi``, weight 1.
         auxiliary_logits: of the head on an earlier stage; ``loss_aux``, weight
             ``auxiliary_weight``.
-        ignore_index, align_corners: see :func:`upsampled_cross_entropy`.
+        ignore_index, align_corners: see ``ops.upsample_cross_entropy``.
         loss: of each term, such as a :class:`PixelLoss`.
     """
     terms = {

@@ -1,4 +1,4 @@
-"""Video: VSPW by the paper's settings (Section 5.1), CamVid's films, the built-in moving scenes.
+"""Video: VSPW by the paper's settings (Section 5.1), CamVid's videos, the built-in moving scenes.
 
 The recipes train image models on single frames (``data.history=0``); a video model sets its own
 ``data.history``.
@@ -39,7 +39,7 @@ def vspw(
 def camvid_video(
     framework: str = "upernet", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """CamVid's labelled frames as films: one second apart in train and test, 1/15 in val."""
+    """CamVid's labelled frames as videos: one second apart in train and test, 1/15 in val."""
     return TrainConfig(
         data=VideoData("camvid", history=0, train_frames="all"),
         model=backbones.model(framework, backbone, memory),

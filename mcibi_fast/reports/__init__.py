@@ -1,7 +1,7 @@
-"""HTML reports and their figures."""
+"""Reports as HTML pages, and their pictures; one file per section of a page."""
 
 from __future__ import annotations
 
 from mcibi_fast.extras import require
 
-require("mcibi_fast.reports", "PIL", "matplotlib", "sklearn", "tqdm")
+require("mcibi_fast.reports", "PIL", "jinja2", "matplotlib", "sklearn", "tqdm")

@@ -1,4 +1,4 @@
-"""The demo's tables and report."""
+"""The report of ``mcibi-fast demo``, and its table and verdict for the terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from mcibi_fast import recipes
 from mcibi_fast.data.synthetic.scenes import LOOK_ALIKES
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.reports.curves import add_curves
+from mcibi_fast.reports.features import add_features
+from mcibi_fast.reports.memory import add_memory
 from mcibi_fast.reports.page import Report
-from mcibi_fast.reports.sections import (
-    Samples,
-    Trained,
-    add_curves,
-    add_features,
-    add_memory,
-    add_predictions,
-    add_scores,
-    add_weights,
-)
+from mcibi_fast.reports.predictions import add_predictions
+from mcibi_fast.reports.samples import Samples, Trained
+from mcibi_fast.reports.scores import add_scores
+from mcibi_fast.reports.weight_maps import add_weights
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.train import TrainResult
 
@@ -32,7 +29,7 @@ HEADER = ("model", "mIoU", "pixel accuracy", "look-alikes mistaken", "seconds")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: what training returned, and the (K, K) confusion matrix of its last epoch."""
+    """One run: the result of its training, and the (K, K) confusion matrix of its last epoch."""
 
     result: TrainResult
     matrix: Tensor
@@ -47,7 +44,7 @@ class Outcome:
 
 
 Outcomes = dict[str, list[Outcome]]
-"""For each of `MODELS` one outcome per seed."""
+"""For each name in `MODELS`, one outcome per seed."""
 
 
 def table_rows(outcomes: Outcomes) -> list[list[str]]:
@@ -65,7 +62,7 @@ def table_rows(outcomes: Outcomes) -> list[list[str]]:
 
 
 def mistaken(matrix: Tensor, pairs: Iterable[tuple[int, int]]) -> float:
-    """Share of the pixels of classes in pairs that were given to the other one of their pair."""
+    """Share of the pixels of the paired classes that are predicted as the other of their pair."""
     pairs = list(pairs)
     wrong = sum(int(matrix[a, b] + matrix[b, a]) for a, b in pairs)
     return wrong / max(sum(int(matrix[a].sum() + matrix[b].sum()) for a, b in pairs), 1)
@@ -85,13 +82,13 @@ def text_table(outcomes: Outcomes) -> str:
 
 
 def verdict(outcomes: Outcomes) -> str:
-    """What the difference between the two models is, and whether it is one."""
+    """How the two models differ, and whether all seeds agree on it."""
     fcn, ours = ([run.mean_iou for run in outcomes[m]] for m in MODELS)
     gains = [b - a for a, b in zip(fcn, ours, strict=True)]
     if len(gains) == 1:
         return (
-            f"MCIBI++ minus FCN: {gains[0]:+.2f} points of mIoU. One seed: how far seeds differ "
-            "is not known; --seeds 3 shows it."
+            f"MCIBI++ minus FCN: {gains[0]:+.2f} points of mIoU. One seed does not show how far "
+            "seeds differ; --seeds 3 does."
         )
     listed = ", ".join(f"{gain:+.2f}" for gain in gains)
     if min(gains) > 0:
@@ -107,7 +104,7 @@ def verdict(outcomes: Outcomes) -> str:
 
 
 def build_report(outcomes: Outcomes) -> Report:
-    """The report with tables, predictions, bars, curves and the memory."""
+    """The page: tables, predictions, scores, features, weights, memory and curves."""
     first = outcomes["FCN"][0]
     config = recipes.TrainConfig.from_dict(first.run.config())
     seeds = len(outcomes["FCN"])
@@ -127,7 +124,7 @@ def build_report(outcomes: Outcomes) -> Report:
     _add_look_alikes(report, classes, outcomes)
     report.heading("Classes")
     if seeds > 1:
-        report.text("The pictures of predictions, features and weights are of the first seed.")
+        report.text("Predictions, features and weights are shown for the first seed.")
     report.legend(classes, dataset.palette.tolist())
     trained = [
         Trained(name, _last_model(runs[0]), runs[0].run.history())
@@ -148,9 +145,9 @@ def build_report(outcomes: Outcomes) -> Report:
 def _add_look_alikes(report: Report, classes: Sequence[str], outcomes: Outcomes) -> None:
     report.heading("Look-alikes")
     report.text(
-        "Four pairs of classes are painted by the same code, so that only the rest of the image "
-        "tells them apart. Share of a pair's pixels that were given to the other class, in "
-        "percent; less is better."
+        "Four pairs of classes are painted by the same code, so only the rest of the image tells "
+        "them apart. Share of a pair's pixels that are predicted as the other class, in percent; "
+        "lower is better."
     )
     pairs = [f"{classes[a]} / {classes[b]}" for a, b in LOOK_ALIKES]
     rows = [

@@ -1,4 +1,4 @@
-"""What a model gathers, read while it runs: the numbers behind Figures 6 and 7 of the paper."""
+"""What a model gathers, recorded while it runs: the numbers behind Figures 6 and 7."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gathering:
     Attributes:
         output: what the model returned.
         features: R (B, Z, h, w), Eq. 1.
-        weight_logits: of the W that gathered, (B, K, h, w) for each stage; empty without a
+        weight_logits: logits of the W that each stage gathers with, (B, K, h, w); empty without a
             dataset-level context.
         augmented: R_aug (B, C, h, w) for each stage, Eq. 4.
     """
@@ -42,13 +42,13 @@ class Gathering:
 
 
 def context_of(model: Segmentor) -> ContextBase | None:
-    """The model's dataset-level context, None for a baseline."""
+    """The model's dataset-level context, or None (a baseline has none)."""
     context = getattr(model.head, "context", None)
     return context if isinstance(context, ContextBase) else None
 
 
 def gaussian_memory_of(model: Segmentor) -> GaussianMemory | None:
-    """The model's memory of Gaussians, None for a baseline or another kind of memory."""
+    """The model's memory of Gaussians, or None if it has no memory or another kind."""
     memory = getattr(model, "memory", None)
     return memory if isinstance(memory, GaussianMemory) else None
 
@@ -61,12 +61,12 @@ def gather(
 
     Args:
         model: in evaluation mode.
-        images: (B, 3, H, W); of a video model also clips (B, h + 1, 3, H, W), of whose last frames
-            this all is.
-        labels: (B, H, W), for a model that gathers by them.
+        images: (B, 3, H, W); for a video model also clips (B, h + 1, 3, H, W), of which the last
+            frames are recorded.
+        labels: (B, H, W), for a model that gathers by the ground truth.
         stages: of iterative inference (section 3.5); a baseline has one.
     """
-    truth = (labels,) if getattr(model, "needs_labels", False) else ()
+    truth = (labels,) if model.needs_labels else ()
     context = context_of(model)
     if context is None:
         features = model.backbone(images)
@@ -77,7 +77,7 @@ def gather(
         _recorded(context.fuse, "forward") as fused,
     ):
         output = model(images, *truth, stages=stages)
-    batch = len(images)  # of a video model's frames only the last ones count
+    batch = len(images)  # the frames of a video model end with the last ones of each clip
     return Gathering(
         output,
         features=prepared[0][0][0],
@@ -87,11 +87,11 @@ def gather(
 
 
 def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> Tensor:
-    """A sample as a batch for this model: (1, 3, H, W), for a video model its clip.
+    """A sample as a batch for this model: (1, 3, H, W), or a clip for a video model.
 
     Args:
-        model: an image or video model; a video model has (1, h + 1, 3, H, W) with its own h.
-        dataset: with its evaluation's transform; where it is not of clips a video model gets the
+        model: an image or video model; a video model gets (1, h + 1, 3, H, W) with its own h.
+        dataset: with the transform of its evaluation; if it has no clips, a video model gets the
             image alone.
         index: of the sample.
     """
@@ -109,7 +109,7 @@ def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> T
 
 @contextmanager
 def _recorded(module: nn.Module, method: str) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
-    """Arguments and result of each call of a method of this one module."""
+    """Records the arguments and the result of each call of a method of this module."""
     calls: list[tuple[tuple[Any, ...], Any]] = []
     original: Callable[..., Any] = getattr(module, method)
 
@@ -125,61 +125,76 @@ def _recorded(module: nn.Module, method: str) -> Iterator[list[tuple[tuple[Any, 
         delattr(module, method)
 
 
-def weight_of_class(weight_logits: Tensor, k: int, size: tuple[int, int]) -> Tensor:
+def weight_of_class(
+    weight_logits: Tensor, k: int, size: tuple[int, int], *, align_corners: bool = False
+) -> Tensor:
     """W of one class at full resolution.
 
     Args:
         weight_logits: (K, h, w); only class k is upsampled (bilinearly).
         k: the class.
         size: (H, W).
+        align_corners: of the upsampling, the model's own.
 
     Returns:
         (H, W) in [0, 1].
     """
     W = weight_logits.softmax(dim=0)[k]
-    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=align_corners)[0, 0]
 
 
-def weight_of_truth(weight_logits: Tensor, label: Tensor) -> Tensor:
+def weight_of_truth(weight_logits: Tensor, label: Tensor, *, align_corners: bool = False) -> Tensor:
     """W of the right class at every pixel (Figure 7).
 
     Args:
         weight_logits: (K, h, w).
         label: (H, W), any integer dtype.
+        align_corners: of the upsampling, the model's own.
 
     Returns:
-        (H, W) in [0, 1], NaN where the label is no class.
+        (H, W) in [0, 1]; NaN where the label is not a class.
     """
     label = label.to(weight_logits.device)
     size = (label.shape[0], label.shape[1])
     weights = torch.full(size, float("nan"), device=label.device)
-    # One class after the other: K maps of full size are never there at once.
+    # One class at a time, so that K maps of full size are never in memory at once.
     for k in label.unique().tolist():
         if 0 <= k < len(weight_logits):
             here = label == k
-            weights[here] = weight_of_class(weight_logits, k, size).float()[here]
+            W_k = weight_of_class(weight_logits, k, size, align_corners=align_corners)
+            weights[here] = W_k.float()[here]
     return weights
 
 
 def class_vectors(
-    features: Tensor, label: Tensor, num_classes: int, *, ignore_index: int = 255
+    features: Tensor,
+    label: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean of the features under each class's mask in one image (Figure 6).
 
-    The mean is over the mask's pixels at full resolution, of the bilinearly upsampled features;
-    these are not formed.
+    The mean of the bilinearly upsampled features over the mask's pixels at full resolution,
+    computed without upsampling them.
 
     Args:
         features: R or R_aug, (1, Z, h, w).
         label: (H, W), any integer dtype.
         num_classes: K.
-        ignore_index: label of no class.
+        ignore_index: label of the pixels that do not count.
+        align_corners: of the upsampling, the model's own.
 
     Returns:
-        The n classes that are present, ascending (n,) int64, and their vectors (n, Z).
+        The n classes that are present, (n,) int64 in ascending order, and their vectors (n, Z).
     """
     sums, counts = ops.class_feature_sums(
-        features, label[None].to(features.device), num_classes, ignore_index=ignore_index
+        features,
+        label[None].to(features.device),
+        num_classes,
+        ignore_index=ignore_index,
+        align_corners=align_corners,
     )
     classes = counts.nonzero().flatten()
     return classes, sums[classes] / counts[classes, None]
@@ -211,13 +226,13 @@ def collect(
     *,
     progress: bool = False,
 ) -> Collection:
-    """The class vectors of these samples, in their order.
+    """The class vectors of these samples, in the order of ``indices``.
 
     Args:
         model: in evaluation mode.
-        dataset: with its evaluation's transform.
+        dataset: with the transform of its evaluation.
         indices: of the samples.
-        progress: show a bar.
+        progress: show a progress bar.
     """
     device = next(model.parameters()).device
     classes: list[Tensor] = []
@@ -230,7 +245,11 @@ def collect(
         seen = gather(model, image, label[None])
         for i, features in enumerate((seen.features, *seen.augmented[:1])):
             present, means = class_vectors(
-                features, label, dataset.num_classes, ignore_index=dataset.ignore_index
+                features,
+                label,
+                dataset.num_classes,
+                ignore_index=dataset.ignore_index,
+                align_corners=model.head.align_corners,
             )
             vectors[i].append(means.float().cpu())
         classes.append(present.cpu())

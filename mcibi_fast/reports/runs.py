@@ -1,4 +1,4 @@
-"""One page about one run, or several that are compared."""
+"""The report of one run, or of several that are compared."""
 
 from __future__ import annotations
 
@@ -17,36 +17,21 @@ from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.registry import parse
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.reports.curves import add_curves
+from mcibi_fast.reports.features import add_features
+from mcibi_fast.reports.memory import add_memory
 from mcibi_fast.reports.page import Report
-from mcibi_fast.reports.sections import (
-    Samples,
-    Trained,
-    add_curves,
-    add_features,
-    add_film,
-    add_memory,
-    add_predictions,
-    add_scores,
-    add_weights,
-)
+from mcibi_fast.reports.predictions import add_predictions
+from mcibi_fast.reports.samples import Samples, Trained
+from mcibi_fast.reports.scores import add_scores
+from mcibi_fast.reports.video_strip import add_videos
+from mcibi_fast.reports.weight_maps import add_weights
 from mcibi_fast.training.run import Run
 
 IMAGES = 6
-_FRAMEWORKS = {
-    "fcn": "FCN",
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabV3",
-    "upernet": "UPerNet",
-    "isnet": "ISNet",
-}
-_METHODS = {
-    "_video_mcibipp": " + Video-MCIBI++",
-    "_video_mcibi": " + Video-MCIBI",
-    "_mcibipp": " + MCIBI++",
-    "_mcibi": " + MCIBI",
-}
 _SCORES = {
     "mean_iou": "mIoU",
     "mean_iou_present": "mIoU (present)",
@@ -60,12 +45,12 @@ class Loaded:
     """A run with its best checkpoint.
 
     Attributes:
-        name: as the report calls it.
+        name: what the report calls it.
         run: its directory.
-        config: what it was started with.
+        config: the settings it was started with.
         model, spec: of the checkpoint.
         step: of the checkpoint.
-        metrics: of the evaluation at that step, None where there was none yet.
+        metrics: of the evaluation at that step; None if it was not evaluated yet.
     """
 
     name: str
@@ -88,15 +73,15 @@ def build_report(
     """The page: scores, predictions, features, weights, memory, curves, settings, versions.
 
     Args:
-        runs: directories of runs on the same classes; the data is the first one's.
-        root: where the dataset is now, if not where the run read it.
+        runs: directories of runs on the same classes; the first one's data is shown.
+        root: where the dataset is, if it has moved since the training.
         images: how many to show.
-        device: that the models run on.
-        progress: show bars.
+        device: where the models run.
+        progress: show progress bars.
 
     Raises:
-        ValueError: a folder is no run, runs of different classes, or one run given twice.
-        FileNotFoundError: a run without a checkpoint.
+        ValueError: a folder is not a run, a run is given twice, or the classes differ.
+        FileNotFoundError: a run has no checkpoint.
     """
     loaded = _load(runs, device)
     dataset = _dataset(loaded[0].config, root)
@@ -109,7 +94,7 @@ def build_report(
     ious = {each.name: [_ious(each.metrics)] for each in loaded if each.metrics is not None}
     if ious:
         add_scores(report, dataset.classes, ious)
-    add_film(report, trained, dataset)
+    add_videos(report, trained, dataset)
     add_predictions(report, trained, samples)
     add_features(report, trained, dataset, progress=progress)
     add_weights(report, trained, samples)
@@ -169,8 +154,8 @@ def _first_difference(spec: ModelSpec, first: ModelSpec) -> str:
 
 
 def _names(paths: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
-    """What the models are called; with the run's folder where that would name two."""
-    titles = [model_title(config.model.name) for config in configs]
+    """What the models are called; followed by the run's folder where two names are equal."""
+    titles = [parse(config.model.name).title for config in configs]
     folders = [path.resolve().name for path in paths]
     if len(set(folders)) < len(folders):
         folders = [str(path) for path in paths]
@@ -178,14 +163,6 @@ def _names(paths: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
         title if titles.count(title) == 1 else f"{title} ({folder})"
         for title, folder in zip(titles, folders, strict=True)
     ]
-
-
-def model_title(name: str) -> str:
-    """A framework's name as it is written: "FCN + MCIBI++" for "fcn_mcibipp"."""
-    for suffix, method in _METHODS.items():
-        if name.endswith(suffix):
-            return model_title(name.removesuffix(suffix)) + method
-    return _FRAMEWORKS.get(name, name)
 
 
 def _dataset(config: TrainConfig, root: str | None) -> SegmentationDataset:
@@ -226,11 +203,11 @@ def _add_summary(report: Report, loaded: Sequence[Loaded], dataset: Segmentation
         )
     report.table(["model", *_SCORES.values(), "parameters, M", "step"], rows)
     if any(each.metrics is None for each in loaded):
-        report.text("A run with – was not evaluated at that step yet.")
+        report.text("–: the run was not evaluated at that step yet.")
     if len({_without_root(each.config) for each in loaded}) > 1:
         report.text(
             "The runs differ in their data (see Settings): their scores were measured on "
-            "different images and do not compare. The pictures are of the first run's data."
+            "different images and cannot be compared. The pictures are of the first run's data."
         )
     report.legend(dataset.classes, dataset.palette.tolist())
 
@@ -242,7 +219,7 @@ def _amount(dataset: SegmentationDataset) -> str:
 
 
 def _without_root(config: TrainConfig) -> str:
-    """As text, but for what image and video models of one split differ in."""
+    """The data settings as text, without those in which image and video models differ."""
     return str(config.to_dict()["data"] | {"root": "", "history": 0})
 
 
@@ -256,7 +233,7 @@ def _ious(metrics: Mapping[str, Any]) -> list[float]:
 
 
 def _add_settings(report: Report, loaded: Sequence[Loaded]) -> None:
-    """Every field; those in which runs differ first and open."""
+    """Every field, first those in which the runs differ; the others are folded away."""
     report.heading("Settings")
     fields = [_flat(each.config.to_dict()) for each in loaded]
     names = list(dict.fromkeys(name for values in fields for name in values))
@@ -283,7 +260,7 @@ def _add_versions(report: Report) -> None:
     info = mcibi_fast.build_info()
     live = [name for name, state in info["backends"].items() if state is True]
     report.heading("Versions")
-    report.text("Of the program that made this page, which need not be the one that trained.")
+    report.text("Of the program that made this page; the training may have used others.")
     report.table(
         ["what", "version"],
         [

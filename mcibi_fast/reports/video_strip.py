@@ -1,4 +1,4 @@
-"""Figure 8: frames of one video, their labels, and what image and video models make of them."""
+"""The section "Videos, frame by frame": consecutive frames and their predictions (Figure 8)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,51 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.models import Segmentor, VideoSegmentor
-from mcibi_fast.reports.comparison import Scene, key, mistaken
+from mcibi_fast.reports.page import Report
+from mcibi_fast.reports.samples import Trained
+from mcibi_fast.reports.sheets import FONT, Scene, key, labelled, mistaken
 from mcibi_fast.viz.overlay import Pixels, colourise, fit, grid, mark, wrapped
 
 FRAMES = 6
 _WIDTH = 224  # of a frame
 _LABEL = 140  # of the rows' names
-_FONT = 18
+
+
+def add_videos(report: Report, trained: Sequence[Trained], dataset: SegmentationDataset) -> None:
+    """Adds the section if the dataset has videos: consecutive frames of two of them."""
+    followed = [each for each in trained if not each.model.needs_labels]
+    if not isinstance(dataset, VideoDataset | ClipDataset) or not followed:
+        return
+    report.heading("Videos, frame by frame")
+    for i, video in enumerate(videos_to_show(dataset), 1):
+        frames = middle_frames(dataset, video)
+        predictions = {each.name: follow(each.model, dataset, video, frames) for each in followed}
+        scenes = read_scenes(dataset, video, frames)
+        where = "A third" if i == 1 else "Two thirds"
+        report.picture(
+            video_sheet(scenes, predictions, dataset.classes, dataset.palette),
+            f"Consecutive frames in the middle of {source_of(dataset).videos()[video]}. {where} of "
+            "the way through the split, not selected by its results. Under each prediction: the "
+            "share of labelled pixels that is right, and the share that flips: among the pixels "
+            "whose label is the same as in the frame before, those whose prediction is not. As "
+            "Figure 8 of the paper.",
+            name="video" if i == 1 else f"video_{i}",
+            wide=True,
+        )
 
 
 def videos_to_show(dataset: VideoDataset | ClipDataset) -> list[int]:
-    """A video a third of the way through the split, and one two thirds."""
+    """The numbers of a video a third of the way through the split and of one at two thirds."""
     total = len(source_of(dataset).videos())
     return sorted({total // 3, 2 * total // 3})
 
 
 def middle_frames(dataset: VideoDataset | ClipDataset, video: int, count: int = FRAMES) -> range:
-    """So many consecutive frames in a video's middle, or as many as it has."""
+    """``count`` consecutive frames in the middle of a video, or all if it has fewer."""
     total = source_of(dataset).frames(video)
     first = max(0, (total - count) // 2)
     return range(first, min(first + count, total))
@@ -52,17 +77,17 @@ def read_scenes(
 def follow(
     model: Segmentor, dataset: VideoDataset | ClipDataset, video: int, frames: range
 ) -> list[NDArray[np.int64]]:
-    """The predictions (H, W) of consecutive frames, as of the stream from the video's beginning.
+    """The predictions (H, W) of consecutive frames of a video streamed from its beginning.
 
     Args:
         model: an image or video model in evaluation mode.
-        dataset: with its evaluation's transform.
+        dataset: with the transform of its evaluation.
         video: its number.
         frames: consecutive ones.
     """
     source, device = source_of(dataset), next(model.parameters()).device
     predictor = VideoPredictor(model)
-    # What a frame sees goes back no further.
+    # Earlier frames have no influence.
     begin = max(0, frames[0] - (model.history if isinstance(model, VideoSegmentor) else 0))
     predictions = []
     for frame in range(begin, frames[-1] + 1):
@@ -74,7 +99,7 @@ def follow(
     return predictions[-len(frames) :]
 
 
-def film_sheet(
+def video_sheet(
     scenes: Sequence[Scene],
     predictions: Mapping[str, Sequence[NDArray[np.integer]]],
     classes: Sequence[str],
@@ -82,8 +107,8 @@ def film_sheet(
 ) -> Image.Image:
     """Frames from left to right: image, ground truth, and a row per model (Figure 8).
 
-    Mistaken pixels are hatched. Under each prediction stand the share of labelled pixels that is
-    right, and from the second frame on that of flips, see `flips`.
+    Mistakes are hatched. The note under each prediction is the share of labelled pixels that is
+    right and, from the second frame on, the share that flips, see `flips`.
 
     Args:
         scenes: consecutive frames of one video.
@@ -120,7 +145,7 @@ def film_sheet(
         notes=[["", *line] for line in notes],
         title="One video, frame by frame; mistaken pixels are hatched",
         footer=[key(occurring, classes, palette, width=width, hatched=True)],
-        font_size=_FONT,
+        font_size=FONT,
     )
 
 
@@ -129,7 +154,7 @@ def flips(
     labels: Sequence[NDArray[np.integer]],
     num_classes: int,
 ) -> float:
-    """Of the pixels whose label is the same in two frames, the share whose prediction is not.
+    """Among the pixels with the same label in two frames: the share whose prediction differs.
 
     Args:
         predictions, labels: (H, W) of both frames.
@@ -138,7 +163,7 @@ def flips(
     Returns:
         In [0, 1]; NaN where no pixel's label is the same.
     """
-    steady = (labels[0] == labels[1]) & (labels[0] >= 0) & (labels[0] < num_classes)
+    steady = (labels[0] == labels[1]) & labelled(labels[0], num_classes)
     return (
         float((predictions[0] != predictions[1])[steady].mean()) if steady.any() else float("nan")
     )
@@ -151,10 +176,10 @@ def _note(
     wrong: NDArray[np.bool_],
     num_classes: int,
 ) -> str:
-    labelled = np.isin(scenes[i].label, np.arange(num_classes)).sum()
-    if not labelled:
+    known = labelled(scenes[i].label, num_classes).sum()
+    if not known:
         return "no label"
-    text = f"{100 * (1 - wrong.sum() / labelled):.1f} % right"
+    text = f"{100 * (1 - wrong.sum() / known):.1f} % right"
     if i == 0:
         return text
     share = flips(maps[i - 1 : i + 1], [scenes[i - 1].label, scenes[i].label], num_classes)
@@ -167,7 +192,7 @@ def _sized(picture: Pixels, *, smooth: bool) -> Pixels:
 
 def _tile(name: str, height: int) -> Pixels:
     """A row's name, as tall as its pictures."""
-    font = ImageFont.load_default(_FONT)
+    font = ImageFont.load_default(FONT)
     tile = Image.new("RGB", (_LABEL, height), (255, 255, 255))
     text = "\n".join(wrapped(name, font, _LABEL - 4))
     ImageDraw.Draw(tile).multiline_text(

@@ -81,7 +81,7 @@ def train(
 
     Args:
         config: of the run.
-        out: its directory, see `engine.run`.
+        out: its directory, see `training.run`.
         resume: go on from the last checkpoint in ``out``.
         progress: show bars (on the main process, on a terminal).
         report: takes one line per evaluation (on the main process).

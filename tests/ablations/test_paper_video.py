@@ -62,12 +62,12 @@ def test_tables_of_videos(
     assert f"\n{last}: Flow: DIS." in capsys.readouterr().out
 
 
-def test_camvids_films_have_estimated_flow(
+def test_camvids_videos_have_estimated_flow(
     camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    films = configure.base_config(TABLES["16"], "camvid_video", str(camvid), TINY)
-    films.model.backbone = "test_resnet"
-    run = runs.TrainedRun(films, tmp_path)
+    config = configure.base_config(TABLES["16"], "camvid_video", str(camvid), TINY)
+    config.model.backbone = "test_resnet"
+    run = runs.TrainedRun(config, tmp_path)
     asked = {}
 
     def evaluated(model: object, dataset: object, **options: object) -> VideoMetrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,8 @@ from benchmarks import (
     bench_upsample_cross_entropy,
     bench_video,
 )
-from benchmarks.harness import Case, write
+from benchmarks.harness import Case
+from benchmarks.results import read, write
 
 f32, BOTH = torch.float32, "forward+backward"
 SMALL: dict[ModuleType, Callable[[], Case]] = {
@@ -51,18 +51,22 @@ def test_measures_and_writes(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "cases", lambda *_: [SMALL[module]])
-    report = module.run("cpu", quick=True)
+    results = module.run("cpu", quick=True)
+    report = results[0]
     assert report["rows"][-1]["candidate"] == "ours" and report["rows"][-1]["times_ours"] == 1
     assert all(row["median_ms"] > 0 for row in report["rows"])
     assert {"device", "torch", "commit", "threads"} <= set(report["environment"])
-    write(report, tmp_path)
-    (path,) = tmp_path.glob("*.json")
-    assert path.name.startswith(module.__name__.rpartition("bench_")[2])
-    rows = json.loads(path.read_text())["rows"]
-    with path.with_suffix(".csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [line["candidate"] for line in lines] == [row["candidate"] for row in rows]
-    assert all(line["commit"] for line in lines)
+    assert report["keys"] == [*SMALL[module]().sizes, "dtype"]
+    paths = [write(result, tmp_path) for result in results]
+    assert read(tmp_path) == results and sorted(paths) == sorted(tmp_path.glob("*.json"))
+    for path, result in zip(paths, results, strict=True):
+        assert path.name.startswith(module.__name__.rpartition("bench_")[2])
+        with path.with_suffix(".csv").open() as file:
+            lines = list(csv.DictReader(file))
+        for line, row in zip(lines, result["rows"], strict=True):
+            shown = {name: "" if value is None else str(value) for name, value in row.items()}
+            assert line.items() >= shown.items()
+            assert line["benchmark"] == result["benchmark"] and line["commit"]
 
 
 def test_the_model_waits_for_nothing_at_inference() -> None:

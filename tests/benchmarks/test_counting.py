@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import table7_contexts
 from benchmarks.counting import count
-from benchmarks.harness import Disagreement, write
+from benchmarks.harness import Disagreement
+from benchmarks.results import read, write
 from benchmarks.table7_contexts import ROWS
 from mcibi_fast import ops
 
@@ -96,16 +95,17 @@ def small(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_the_benchmark_measures_and_writes(tmp_path, capsys):
-    report = table7_contexts.run("cpu", size=7, update_size=8, budget=0.1)
+    contexts, updates = table7_contexts.run("cpu", size=7, update_size=8, budget=0.1)
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in ROWS)
-    assert [row["context"] for row in report["rows"]] == [row.name for row in ROWS]
-    assert all(row["median_ms"] > 0 for row in report["rows"] + report["updates"])
-    sizes = {row["memory"]: row["memory_bytes"] for row in report["updates"]}
+    assert [row["context"] for row in contexts["rows"]] == [row.name for row in ROWS]
+    assert all(row["median_ms"] > 0 for row in contexts["rows"] + updates["rows"])
+    sizes = {row["memory"]: row["memory_bytes"] for row in updates["rows"]}
     assert sizes == {"MCIBI++": 4 * 5 * 2, "MCIBI, mean": 4 * 5 * 8, "MCIBI, cosine": 4 * 5 * 8}
-    write(report, tmp_path)
-    (path,) = tmp_path.glob("table7_contexts-*.json")
-    assert json.loads(path.read_text())["updates"] == report["updates"]
+    for result in (contexts, updates):
+        write(result, tmp_path)
+    assert read(tmp_path) == [contexts, updates]
+    assert len(list(tmp_path.glob("table7_contexts-*.json"))) == 1
 
 
 @pytest.mark.usefixtures("small")

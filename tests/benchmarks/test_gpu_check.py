@@ -54,7 +54,7 @@ def test_the_summary_has_a_line_per_case() -> None:
     both = [Candidate(name, lambda: torch.ones(3)) for name in ("eager", "ours")]
     cases = [Case("toy", {"K": K}, torch.float32, both, 4, 1) for K in (19, 150)]
     report = run_cases("toy", [lambda c=c: c for c in cases], "cpu", quick=True)
-    lines = list(gpu_check.summary({"build": {"ok": True}, "bench_toy": report}))
+    lines = list(gpu_check.summary([report]))
     assert len(lines) == 2 and lines[1].startswith("toy 150 float32: ")
     assert "of copy; eager" in lines[0]
 

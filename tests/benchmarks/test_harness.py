@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import (
-    Candidate,
-    Case,
-    Disagreement,
-    check,
-    interleaved,
-    peak_extra_memory,
-    run_cases,
-)
+from benchmarks.harness import Candidate, Case, Disagreement, check, run_cases
+from benchmarks.machine import interleaved, peak_extra_memory
 
 
 def case(*results: Tensor) -> Case:

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks import plots
 from benchmarks.harness import Candidate, Case, run_cases
+from benchmarks.results import Result, write
 
 
-def report(op: str) -> dict:
+def report(op: str) -> Result:
     def case(K: int, size: int) -> Case:
         both = [Candidate(name, lambda: torch.ones(K, size)) for name in ("reference", "ours")]
         sizes = {"K": K, "map": size, "direction": "forward"}
@@ -23,17 +24,18 @@ def report(op: str) -> dict:
 
 
 def test_a_curve_joins_cases_that_differ_in_one_size_alone() -> None:
-    rows = report("toy")["rows"]
-    (title, lines), *rest = plots.curves(rows, "K")
+    result = report("toy")
+    (title, lines), *rest = plots.curves(result, "K")
     assert not rest and title == "map 8, direction forward, dtype float32"
     assert [x for x, _ in lines["ours"]] == [19, 150] and lines.keys() == {"reference", "ours"}
-    ((title, lines),) = plots.curves(rows, "N")
+    ((title, lines),) = plots.curves(result, "N")
     assert title == "K 19, direction forward, dtype float32"
     assert [x for x, _ in lines["reference"]] == [64, 256]
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
-    (tmp_path / "gpu.json").write_text(json.dumps({"build": {}, "bench_toy": report("toy")}))
+    write(report("toy"), tmp_path / "gpu")
+    (tmp_path / "gpu" / "gpu_check.json").write_text(json.dumps({"build": {"ok": True}}))
     (tmp_path / "other.json").write_text(json.dumps({"rows": "of something else"}))
     written = plots.draw(plots.read(tmp_path), tmp_path / "plots")
     kinds = {path.name.partition("-")[0] + path.stem[-2:] for path in written}

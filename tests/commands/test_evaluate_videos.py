@@ -56,7 +56,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a video model on CamVid's films: a tree of three frames a split."""
+    """A run of a video model on CamVid's videos: a tree of three frames a split."""
     base, rng = tmp_path_factory.mktemp("camvid"), np.random.default_rng(0)
     for split in ("train", "val"):
         for kind, shape in (("images", (40, 48, 3)), ("labels", (40, 48))):
@@ -137,7 +137,7 @@ def test_bad_input(scenes: Path, camvid: Path, tmp_path: Path, fails: Fails) -> 
         assert f"{option[0]}: for videos, which the data are not" in message
 
 
-def test_predict_of_a_run_on_camvids_films(camvid: Path, tmp_path: Path, fails: Fails) -> None:
+def test_predict_of_a_run_on_camvids_videos(camvid: Path, tmp_path: Path, fails: Fails) -> None:
     source = camvid.parent / "data" / "images" / "val"
     shutil.copytree(source, tmp_path / "images")
     arguments = ["predict", camvid, tmp_path / "images", "--out", tmp_path / "out", "--cpu"]

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from mcibi_fast import cli
+from mcibi_fast.models.registry import parse
 from mcibi_fast.recipes import (
     AugmentationConfig,
     FolderData,
@@ -23,7 +24,7 @@ from mcibi_fast.recipes import (
     ScenesData,
     TrainConfig,
 )
-from mcibi_fast.reports.runs import build_report, model_title
+from mcibi_fast.reports.runs import build_report
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.train import train
 
@@ -105,7 +106,7 @@ def test_two_runs_are_compared_in_one_file(
     assert "<title>FCN and FCN + MCIBI++ on the built-in scenes</title>" in page
     assert "<td>FCN + MCIBI++</td>" in page
     # The fields that differ are in the open table, all others folded away.
-    assert "<td>model.name</td><td>fcn</td><td>fcn_mcibipp</td>" in page
+    assert "<td>model.memory</td><td>None</td><td>mcibipp</td>" in page
     assert "Fields common to all" in page and "<td>optimizer.lr</td>" in page
     assert not re.search(r"https?:|<script|<link|@import|url\(|src=\"(?!data:)", page)
     files = {path.name.removesuffix(".png").removeprefix("gallery_") for path in gallery.iterdir()}
@@ -191,10 +192,11 @@ def test_two_runs_of_one_model_are_named_by_their_folders(
 
 
 def test_models_are_called_by_their_names() -> None:
-    assert model_title("upernet_mcibipp") == "UPerNet + MCIBI++"
-    assert model_title("upernet_video_mcibi") == "UPerNet + Video-MCIBI"
-    assert model_title("fcn_mcibi") == "FCN + MCIBI"
-    assert model_title("of_my_own") == "of_my_own"
+    assert parse("upernet_mcibipp").title == "UPerNet + MCIBI++"
+    assert parse("upernet_video_mcibi").title == "UPerNet + Video-MCIBI"
+    assert parse("fcn_mcibi").title == "FCN + MCIBI"
+    with pytest.raises(ValueError, match="no model 'of_my_own'"):
+        parse("of_my_own")
 
 
 def test_what_cannot_be_drawn_is_one_line(

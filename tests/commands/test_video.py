@@ -72,9 +72,9 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def film(cv2, tmp_path) -> Path:
+def video_file(cv2, tmp_path) -> Path:
     """Twelve frames, 10 in a second."""
-    path = tmp_path / "film.avi"
+    path = tmp_path / "drive.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, SIZE[::-1])
     for picture in frames(12):
         writer.write(np.ascontiguousarray(picture[..., ::-1]))
@@ -115,9 +115,9 @@ def test_a_folder(kind, checkpoints, folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", ["", "--fold", "--stages 2", "--window 32,32 --flip"])
-def test_a_film(options, checkpoints, film, tmp_path, cv2, capsys):
+def test_a_video_file(options, checkpoints, video_file, tmp_path, cv2, capsys):
     out = tmp_path / "out"
-    command = ["video", str(checkpoints["video"]), str(film), "--out", str(out), "--cpu"]
+    command = ["video", str(checkpoints["video"]), str(video_file), "--out", str(out), "--cpu"]
     assert main([*command, *options.split()]) == 0
     assert "12 label maps and overlay.mp4 in" in capsys.readouterr().out
     assert played(cv2, out / "overlay.mp4") == (12, 10.0, SIZE)
@@ -126,10 +126,10 @@ def test_a_film(options, checkpoints, film, tmp_path, cv2, capsys):
     assert sorted(p.name for p in out.iterdir()) == ["labels", "overlay.mp4"]
 
 
-def test_the_overlay_shows_the_frames(checkpoints, film, tmp_path, cv2):
+def test_the_overlay_shows_the_frames(checkpoints, video_file, tmp_path, cv2):
     """Colours are not swapped: the overlay is nearer to frame and palette than to its mirror."""
     out = tmp_path / "out"
-    main(["video", str(checkpoints["image"]), str(film), "--out", str(out), "--cpu"])
+    main(["video", str(checkpoints["image"]), str(video_file), "--out", str(out), "--cpu"])
     from mcibi_fast.viz.overlay import blend
 
     picture = cv2.VideoCapture(str(out / "overlay.mp4")).read()[1][..., ::-1].astype(float)
@@ -139,7 +139,7 @@ def test_the_overlay_shows_the_frames(checkpoints, film, tmp_path, cv2):
     assert near < far / 2
 
 
-def test_at_the_runs_test_size(checkpoints, film, tmp_path, monkeypatch):
+def test_at_the_runs_test_size(checkpoints, video_file, tmp_path, monkeypatch):
     """Frames are resized as the run's evaluation did; masks keep the frames' size."""
     run, seen = tmp_path / "run", []
     run.mkdir()
@@ -152,20 +152,23 @@ def test_at_the_runs_test_size(checkpoints, film, tmp_path, monkeypatch):
     )
     for options in ([], ["--own-size"]):
         out = tmp_path / f"out{len(options)}"
-        command = ["video", str(run), str(film), "--limit", "1", "--out", str(out), "--cpu"]
+        command = ["video", str(run), str(video_file), "--limit", "1", "--out", str(out), "--cpu"]
         assert main([*command, *options]) == 0
         assert masks(out)["000000"].shape == SIZE
     assert seen == [(24, 34), SIZE]
 
 
-def test_every_and_limit(checkpoints, film, folder, tmp_path, cv2):
-    for source, names in ((film, ["000000", "000003", "000006"]), (folder, ["f1", "f4", "f7"])):
+def test_every_and_limit(checkpoints, video_file, folder, tmp_path, cv2):
+    for source, names in (
+        (video_file, ["000000", "000003", "000006"]),
+        (folder, ["f1", "f4", "f7"]),
+    ):
         out = tmp_path / f"out_{source.stem}"
         options = ["--every", "3", "--limit", "3", "--out", str(out), "--cpu"]
         assert main(["video", str(checkpoints["video"]), str(source), *options]) == 0
         assert list(masks(out)) == names
         assert played(cv2, out / "overlay.mp4")[0] == 3
-    assert played(cv2, tmp_path / "out_film" / "overlay.mp4")[1] == pytest.approx(10 / 3, abs=0.01)
+    assert played(cv2, tmp_path / "out_drive" / "overlay.mp4")[1] == pytest.approx(10 / 3, abs=0.01)
 
 
 def test_broken_frames_in_a_folder(checkpoints, folder, tmp_path, capsys):
@@ -185,19 +188,21 @@ def test_broken_frames_in_a_folder(checkpoints, folder, tmp_path, capsys):
     assert line.endswith("1 frames left out: f5: 8x8, the first frame has 56x40")
 
 
-def test_a_film_that_was_cut_off(checkpoints, film, tmp_path, cv2, capsys):
-    film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
+def test_a_video_file_that_was_cut_off(checkpoints, video_file, tmp_path, cv2, capsys):
+    video_file.write_bytes(video_file.read_bytes()[: video_file.stat().st_size * 2 // 3])
     out = tmp_path / "out"
-    assert main(["video", str(checkpoints["video"]), str(film), "--out", str(out), "--cpu"]) == 0
+    assert (
+        main(["video", str(checkpoints["video"]), str(video_file), "--out", str(out), "--cpu"]) == 0
+    )
     done = len(masks(out))
     assert 4 <= done < 12 and played(cv2, out / "overlay.mp4")[0] == done
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        line == f"mcibi-fast: warning: film.avi: ends after {done} frames, though it announces 12"
+        line == f"mcibi-fast: warning: drive.avi: ends after {done} frames, though it announces 12"
     )
 
 
-def test_frames_beyond_an_announced_end(checkpoints, film, tmp_path, monkeypatch, capsys):
+def test_frames_beyond_an_announced_end(checkpoints, video_file, tmp_path, monkeypatch, capsys):
     """A container's number of frames may be wrong either way, or missing."""
     count = video_files.CapturedFrames.__init__
 
@@ -213,17 +218,18 @@ def test_frames_beyond_an_announced_end(checkpoints, film, tmp_path, monkeypatch
         announce(number)
         out = tmp_path / f"out{number}"
         assert (
-            main(["video", str(checkpoints["plain"]), str(film), "--out", str(out), "--cpu"]) == 0
+            main(["video", str(checkpoints["plain"]), str(video_file), "--out", str(out), "--cpu"])
+            == 0
         )
         assert len(masks(out)) == 12
         printed = capsys.readouterr().err
         assert said in printed and bool(said) == bool(printed)
 
 
-def test_a_film_without_frames(checkpoints, film, tmp_path, monkeypatch, capsys):
+def test_a_video_file_without_frames(checkpoints, video_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video_files.CapturedFrames, "_read", lambda self, wanted: None)
-    command = [str(checkpoints["plain"]), str(film), "--out", str(tmp_path / "out"), "--cpu"]
-    assert "film.avi: no frame could be used (film.avi: ends after 0" in error(capsys, *command)
+    command = [str(checkpoints["plain"]), str(video_file), "--out", str(tmp_path / "out"), "--cpu"]
+    assert "drive.avi: no frame could be used (drive.avi: ends after 0" in error(capsys, *command)
 
 
 def test_a_video_that_cannot_be_written(checkpoints, folder, tmp_path, capsys, cv2):
@@ -243,7 +249,9 @@ def test_odd_sides(checkpoints, tmp_path, cv2):
     assert masks(out)["0"].shape == (41, 57)
 
 
-def test_a_frame_that_fails_amid_a_film(checkpoints, film, tmp_path, monkeypatch, capsys):
+def test_a_frame_that_fails_amid_a_video_file(
+    checkpoints, video_file, tmp_path, monkeypatch, capsys
+):
     original = video_files.CapturedFrames._read
     calls = []
 
@@ -254,7 +262,9 @@ def test_a_frame_that_fails_amid_a_film(checkpoints, film, tmp_path, monkeypatch
 
     monkeypatch.setattr(video_files.CapturedFrames, "_read", fails_once)
     out = tmp_path / "out"
-    assert main(["video", str(checkpoints["video"]), str(film), "--out", str(out), "--cpu"]) == 0
+    assert (
+        main(["video", str(checkpoints["video"]), str(video_file), "--out", str(out), "--cpu"]) == 0
+    )
     assert list(masks(out)) == [f"{i:06d}" for i in range(12) if i != 4]
     assert "1 frames left out: frame 4: cannot be read" in capsys.readouterr().err
 
@@ -337,10 +347,10 @@ def test_one_line_and_nothing_of_ffmpegs(checkpoints, tmp_path, cv2):
     assert len(process.stderr.splitlines()) == 1 and "is no video" in process.stderr
 
 
-def test_without_opencv(checkpoints, folder, film, tmp_path, monkeypatch, capsys):
+def test_without_opencv(checkpoints, folder, video_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cv2", None)
     checkpoint, out = str(checkpoints["video"]), ["--out", str(tmp_path / "out"), "--cpu"]
-    for source, what in ((film, "video files and cameras"), (folder, "an overlaid video")):
+    for source, what in ((video_file, "video files and cameras"), (folder, "an overlaid video")):
         line = error(capsys, checkpoint, str(source), *out)
         assert what in line
         assert 'needs opencv-python-headless: pip install "mcibi-fast[video]"' in line

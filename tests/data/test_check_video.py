@@ -79,7 +79,7 @@ def test_counts() -> None:
 
 
 def test_camvid(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On links to its train frames of one film, around its jump."""
+    """On links to its train frames of one video, around its jump."""
     for kind in ("images", "labels"):
         (tmp_path / kind / "train").mkdir(parents=True)
         files = sorted((camvid / kind / "train").glob("0016E5*"))

@@ -1,4 +1,4 @@
-"""Folders of frames as videos: CamVid's films."""
+"""Folders of frames as videos: CamVid's videos."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_camvid(camvid: Path) -> None:
         "val": {"0016E5": 101},
         "test": {"0001TP": 62, "Seq05VD": 171},
     }
-    for split, films in expected.items():
+    for split, videos in expected.items():
         dataset = video_dataset("camvid", camvid, split)
         assert dataset.classes == CAMVID_CLASSES
         counts: dict[str, int] = {}
         for video, name in enumerate(dataset.videos()):
             counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + dataset.frames(video)
-        assert counts == films and len(dataset) == sum(films.values())
+        assert counts == videos and len(dataset) == sum(videos.values())
     assert video_dataset("camvid", camvid, "train").videos() == [
         "0001TP", "0006R0", "0016E5", "0016E5.2", "0016E5.3",
     ]  # fmt: skip

@@ -17,7 +17,8 @@ from mcibi_fast import models
 from mcibi_fast.models import ISNetMCIBIPPHead
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.models.upernet import FeaturePyramid
-from mcibi_fast.nn import GaussianMemory, upsampled_cross_entropy
+from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.ops import upsample_cross_entropy
 from tests.models.disturbed import disturbed
 
 K, Z = 5, 16
@@ -221,7 +222,7 @@ def test_isnet_shares_r_and_its_first_prediction(generator):
     context = plain.head.within_image(R, first)
     out = plain(images, labels)
     assert_equal(out.logits, plain.head.decoder.classifier(context))
-    assert_equal(out.losses["loss_pr"], 0.3 * upsampled_cross_entropy(first, labels))
+    assert_equal(out.losses["loss_pr"], 0.3 * upsample_cross_entropy(first, labels))
     assert out.weight_logits is None
     ours = disturbed(build("isnet_mcibipp"), generator)
     features = ours.backbone(images)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcibi_fast.nn import PixelLoss, joint_losses, upsampled_cross_entropy
+from mcibi_fast.nn import PixelLoss, joint_losses
+from mcibi_fast.ops import upsample_cross_entropy
 
 
 def batch(generator, dtype=torch.float64):
@@ -20,7 +21,7 @@ def batch(generator, dtype=torch.float64):
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_mean_over_valid_pixels(generator, label_dtype, align_corners):
     logits, labels = batch(generator)
-    loss = upsampled_cross_entropy(logits, labels.to(label_dtype), align_corners=align_corners)
+    loss = upsample_cross_entropy(logits, labels.to(label_dtype), align_corners=align_corners)
     upsampled = F.interpolate(logits, (31, 45), mode="bilinear", align_corners=align_corners)
     nll = -upsampled.log_softmax(1)
     valid = labels != 255
@@ -31,7 +32,7 @@ def test_mean_over_valid_pixels(generator, label_dtype, align_corners):
 def test_an_all_ignored_batch_gives_zero_and_no_gradient(generator):
     logits, labels = batch(generator)
     logits.requires_grad_()
-    loss = upsampled_cross_entropy(logits, torch.full_like(labels, -100), ignore_index=-100)
+    loss = upsample_cross_entropy(logits, torch.full_like(labels, -100), ignore_index=-100)
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -40,9 +41,9 @@ def test_an_all_ignored_batch_gives_zero_and_no_gradient(generator):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_logits_are_summed_in_float32(generator, dtype):
     logits, labels = batch(generator, torch.float32)
-    loss = upsampled_cross_entropy(logits.to(dtype), labels)
+    loss = upsample_cross_entropy(logits.to(dtype), labels)
     assert loss.dtype == torch.float32
-    expected = upsampled_cross_entropy(logits.to(dtype).float(), labels)
+    expected = upsample_cross_entropy(logits.to(dtype).float(), labels)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
@@ -58,7 +59,7 @@ def test_joint_losses_are_weighted(generator):
     )
     assert list(terms) == ["loss_cls", "loss_pr", "loss_aux"]
     for name, weight, factor in (("loss_cls", 1, 1), ("loss_pr", 0.3, 2), ("loss_aux", 0.7, 3)):
-        expected = weight * upsampled_cross_entropy(factor * logits, labels)
+        expected = weight * upsample_cross_entropy(factor * logits, labels)
         torch.testing.assert_close(terms[name], expected)
 
 
@@ -66,14 +67,14 @@ def test_bad_labels_and_shapes_are_named(generator):
     logits, labels = batch(generator)
     labels[1, 20, 4] = 200
     with pytest.raises(ValueError, match=r"labels: value 200 at \(b=1, y=20, x=4\).*\[0, 5\)"):
-        upsampled_cross_entropy(logits, labels)
+        upsample_cross_entropy(logits, labels)
     with pytest.raises(ValueError, match="labels: batch of 1, but logits have a batch of 2"):
-        upsampled_cross_entropy(logits, labels[:1])
+        upsample_cross_entropy(logits, labels[:1])
 
 
 def test_pixel_loss_without_options_is_the_plain_one(generator):
     logits, labels = batch(generator)
-    assert torch.equal(PixelLoss()(logits, labels), upsampled_cross_entropy(logits, labels))
+    assert torch.equal(PixelLoss()(logits, labels), upsample_cross_entropy(logits, labels))
     assert not PixelLoss().state_dict() and not PixelLoss(class_weights=[1.0]).state_dict()
 
 
@@ -134,7 +135,7 @@ def test_ohem_keeps_hard_pixels_only(generator):
         for threshold in (0.05, 0.2, 1.0)
     ]
     assert values[0] > values[1] > values[2]
-    torch.testing.assert_close(values[2], float(upsampled_cross_entropy(logits, labels)))
+    torch.testing.assert_close(values[2], float(upsample_cross_entropy(logits, labels)))
     empty = PixelLoss(ohem_threshold=0.5)(logits, torch.full_like(labels, 255))
     assert empty == 0
 

@@ -14,7 +14,6 @@ from mcibi_fast import models
 from mcibi_fast.data import Scenes
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.iterative import mix_logits, mix_probabilities
-from mcibi_fast.reports.embedding import Space, embed, embedding_chart, separation
 from mcibi_fast.reports.gathering import (
     class_vectors,
     collect,
@@ -91,21 +90,26 @@ def test_a_baseline_has_features_only(make: Make, images: Tensor) -> None:
         torch.testing.assert_close(seen.output.logits, model(images).logits)
 
 
-def test_heat_map_is_the_softmax_at_the_right_class(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("align", [False, True])
+def test_heat_map_is_the_softmax_at_the_right_class(
+    generator: torch.Generator, align: bool
+) -> None:
     logits = 3 * torch.randn(K, 5, 6, generator=generator)
     label = torch.randint(K, (40, 48), generator=generator, dtype=torch.uint8)
     label[3:7, 10:] = 255
-    full = F.interpolate(logits.softmax(0)[None], (40, 48), mode="bilinear")[0]
+    probabilities = logits.softmax(0)[None]
+    full = F.interpolate(probabilities, (40, 48), mode="bilinear", align_corners=align)[0]
     expected = full.gather(0, label.long().clamp(max=K - 1)[None])[0]
-    found = weight_of_truth(logits, label)
+    found = weight_of_truth(logits, label, align_corners=align)
     known = label != 255
     torch.testing.assert_close(found[known], expected[known])
     assert found[~known].isnan().all() and not found[known].isnan().any()
-    torch.testing.assert_close(weight_of_class(logits, 4, (40, 48)), full[4])
+    one = weight_of_class(logits, 4, (40, 48), align_corners=align)
+    torch.testing.assert_close(one, full[4])
     # At the weights' own size nothing is resized: the softmax itself.
     small = torch.randint(K, (5, 6), generator=generator)
     own = logits.softmax(0).gather(0, small[None])[0]
-    torch.testing.assert_close(weight_of_truth(logits, small), own)
+    torch.testing.assert_close(weight_of_truth(logits, small, align_corners=align), own)
 
 
 def test_heat_map_forms_nothing_of_full_size_per_class(generator: torch.Generator) -> None:
@@ -128,12 +132,13 @@ def test_heat_map_forms_nothing_of_full_size_per_class(generator: torch.Generato
     assert largest.size <= 2 * label.numel()
 
 
-def test_class_vectors_are_means_under_the_masks(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("align", [False, True])
+def test_class_vectors_are_means_under_the_masks(generator: torch.Generator, align: bool) -> None:
     features = torch.randn(1, 7, 5, 6, generator=generator)
     label = torch.randint(4, (40, 48), generator=generator, dtype=torch.uint8)
     label[label == 2] = 255
-    classes, vectors = class_vectors(features, label, K)
-    full = F.interpolate(features, (40, 48), mode="bilinear")[0]
+    classes, vectors = class_vectors(features, label, K, align_corners=align)
+    full = F.interpolate(features, (40, 48), mode="bilinear", align_corners=align)[0]
     assert classes.tolist() == [0, 1, 3]
     for k, vector in zip(classes.tolist(), vectors, strict=True):
         torch.testing.assert_close(vector, full[:, label == k].mean(1))
@@ -164,50 +169,3 @@ def test_collection_has_a_vector_per_image_and_class(make: Make) -> None:
     baseline = collect(make("fcn"), dataset, [1, 4])
     assert baseline.R_aug is None and baseline.C_dl is None
     assert np.array_equal(baseline.classes, found.classes)
-
-
-def clusters() -> Space:
-    rng = np.random.default_rng(0)
-    classes = np.repeat([0, 1, 3], 8)
-    return Space("space", classes, 10.0 * classes[:, None] + rng.normal(size=(24, 5)))
-
-
-def test_embedding_repeats_and_keeps_clusters_apart() -> None:
-    space = clusters()
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    points = embed(space.vectors)
-    assert np.array_equal(points, embed(space.vectors))
-    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
-    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    np.fill_diagonal(distance, np.inf)
-    assert np.array_equal(space.classes[distance.argmin(1)], space.classes)
-    with pytest.raises(ValueError, match="9 are too few for t-SNE, at least 10"):
-        embed(space.vectors[:9])
-
-
-def test_separation_is_the_silhouette() -> None:
-    space = clusters()
-    X, y = space.vectors, space.classes
-    distance = np.linalg.norm(X[:, None] - X[None], axis=-1)
-    expected = []
-    for i in range(len(X)):
-        within = distance[i, (y == y[i]) & (np.arange(len(X)) != i)].mean()
-        nearest = min(distance[i, y == k].mean() for k in set(y.tolist()) - {y[i]})
-        expected.append((nearest - within) / max(nearest, within))
-    assert separation(space) == pytest.approx(np.mean(expected))
-    assert separation(Space("one", y[:8], X[:8])) is None
-
-
-def test_chart_colours_dots_by_class_and_adds_stars() -> None:
-    space = clusters()
-    starred = Space("with stars", space.classes, space.vectors, stars=np.zeros((4, 5)))
-    palette = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
-    figure = embedding_chart([space, starred], ["a", "b", "c", "d"], palette)
-    left, right = figure.axes
-    (dots,) = left.collections
-    assert np.allclose(dots.get_facecolor()[:, :3], palette[space.classes] / 255)
-    assert len(right.collections) == 2 and len(right.collections[1].get_offsets()) == 3
-    assert np.allclose(right.collections[1].get_facecolor()[:, :3], palette[[0, 1, 3]] / 255)
-    assert "silhouette" in left.get_title() and left.get_title().startswith("space")
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["a", "b", "d", "C_dl (memory)"]  # c does not occur

@@ -1,23 +1,26 @@
-"""The report and its charts."""
+"""The page: one file that needs nothing from outside, and its template in a wheel."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mcibi_fast.reports.curves import (
-    class_bars,
-    memory_chart,
-    memory_over_time,
-    png,
-    training_curves,
-)
 from mcibi_fast.reports.page import Report
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_page_is_whole_and_needs_nothing_from_outside() -> None:
@@ -31,7 +34,8 @@ def test_page_is_whole_and_needs_nothing_from_outside() -> None:
     assert "<title>A &amp; B &lt;i&gt;</title>" in page and "Part &lt;1&gt;" in page
     assert "<td>&lt;b&gt;</td>" in page and "less &lt; more" in page
     assert not re.search(r"https?:|<script|<link|@import|url\(|src=\"(?!data:)", page)
-    (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"\s+alt="a &quot;caption&quot;"', page)
+    ((data, alt),) = re.findall(r'src="data:image/png;base64,([^"]+)"\s+alt="([^"]+)"', page)
+    assert html.unescape(alt) == 'a "caption"'
     embedded = Image.open(io.BytesIO(base64.b64decode(data)))
     assert np.array_equal(np.array(embedded), np.array(picture))
 
@@ -56,75 +60,51 @@ def test_named_pictures_can_be_taken_out_again() -> None:
     assert Image.open(io.BytesIO(report.pictures["same"])).getpixel((0, 0)) == (255, 0, 0)
 
 
-def history(*losses: float) -> list[dict]:
-    """Two terms, the second one a tenth of the loss, and an evaluation."""
-    readings: list[dict] = [
-        {"step": i + 1, "lr": 0.1 / (i + 1), "loss": x, "losses": {"loss_cls": 0.9 * x, "new": 0.1}}
-        for i, x in enumerate(losses)
-    ]
-    return [*readings, {"step": len(losses), "metrics": {"mean_iou": 0.25}}]
+class Tags(HTMLParser):
+    """The tags of a page, and its texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
 
 
-def test_training_curves_draw_what_was_recorded() -> None:
-    two = [{k: v for k, v in entry.items() if k != "losses"} for entry in history(5, 4)]
-    figure = training_curves({"one": [history(3, 2), history(4, 1)], "two": [two]})
-    scores, losses, rates, classifier, new = figure.axes
-    assert [line.get_ydata().tolist() for line in losses.lines] == [[3, 2], [4, 1], [5, 4]]
-    assert [line.get_ydata().tolist() for line in scores.lines] == [[25.0]] * 3
-    assert [line.get_ydata().tolist() for line in rates.lines] == [[0.1, 0.05]] * 3
-    # Only a model that has a term is in its panel.
-    assert [line.get_ydata().tolist() for line in classifier.lines] == [
-        pytest.approx([2.7, 1.8]),
-        pytest.approx([3.6, 0.9]),
-    ]
-    assert new.get_title(loc="left") == "new" and len(new.lines) == 2
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
+def test_no_text_becomes_markup() -> None:
+    def fill(text: str) -> str:
+        report = Report(text)
+        report.heading(text)
+        report.text(text)
+        report.code(text)
+        report.legend([text], [[1, 2, 3]])
+        report.table([text], [[text]], fold=text)
+        report.picture(Image.new("RGB", (3, 2)), text, wide=True)
+        return report.html()
+
+    hostile = "<script>{{ 7 * 7 }}</script>\"'><b>&amp;"
+    plain, filled = Tags(fill("plain")), Tags(fill(hostile))
+    assert filled.tags == plain.tags
+    assert filled.texts == [text.replace("plain", hostile) for text in plain.texts]
+    assert filled.texts.count(hostile) == 10  # the title twice
 
 
-def test_training_curves_leave_an_undefined_score_out() -> None:
-    entries = [*history(1.0), {"step": 2, "metrics": {"mean_iou": None}}]
-    (line,) = training_curves({"one": [entries]}).axes[0].lines
-    assert line.get_xdata().tolist() == [1]
-
-
-def test_memory_over_time_draws_the_lines_with_a_memory() -> None:
-    entries: list[dict] = [
-        {"step": 2, "loss": 1.0},
-        {"step": 4, "epoch": 1, "memory": {"mean": [0.1, 0.2], "std": [1.0, 2.0]}},
-        {"step": 8, "epoch": 2, "memory": {"mean": [0.3, 0.5], "std": [1.5, 2.5]}},
-    ]
-    palette = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
-    figure = memory_over_time(entries, ["a", "b"], palette)
-    assert figure is not None
-    means, deviations = figure.axes
-    assert [line.get_xdata().tolist() for line in means.lines] == [[4, 8]] * 2
-    assert [line.get_ydata().tolist() for line in means.lines] == [[0.1, 0.3], [0.2, 0.5]]
-    assert [line.get_ydata().tolist() for line in deviations.lines] == [[1.0, 1.5], [2.0, 2.5]]
-    assert [tuple(line.get_color()) for line in means.lines] == [(1, 0, 0), (0, 0, 1)]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
-    assert memory_over_time(entries[:1], ["a", "b"], palette) is None
-
-
-def test_class_bars_show_the_mean_over_runs() -> None:
-    figure = class_bars(
-        ["a", "b"], {"one": [[0.1, 0.5], [0.3, 0.7]], "two": [[0.4, float("nan")]] * 2}
-    )
-    lengths = [bar.get_width() for bar in figure.axes[0].patches]
-    assert lengths[:3] == pytest.approx([20, 60, 40]) and np.isnan(lengths[3])
-    # The number stands beside its bar; a class that does not occur has none.
-    assert [text.get_text() for text in figure.axes[0].texts] == ["20.0", "60.0", "40.0"]
-
-
-def test_memory_chart_spans_one_deviation_to_each_side() -> None:
-    memory = np.array([[0.5, 0.25], [-1.0, 2.0]])
-    figure = memory_chart(memory, ["a", "b"], np.zeros((2, 3), np.uint8))
-    lines = [line.get_xdata() for line in figure.axes[0].lines]
-    assert list(lines[0]) == [0.25, 0.75] and list(lines[1]) == [0.5]
-    assert list(lines[2]) == [-3.0, 1.0]
-
-
-def test_figures_become_png_files() -> None:
-    figure = class_bars(["a"], {"one": [[0.5]]})
-    image = Image.open(io.BytesIO(png(figure)))
-    assert image.format == "PNG" and image.width > 500
+@pytest.mark.skipif(not (ROOT / "buildtools").is_dir(), reason="needs the source tree")
+def test_a_wheel_holds_the_template(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("buildtools", "csrc", "mcibi_fast"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "*.json"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "."]
+    environment = os.environ | {"CXX": "/no/compiler", "MCIBI_FAST_CUDA": "0"}
+    subprocess.run([*command, "-w", tmp_path], cwd=tree, env=environment, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    folder = ROOT / "mcibi_fast" / "reports" / "templates"
+    templates = {str(path.relative_to(ROOT)) for path in folder.iterdir()}
+    assert templates and templates <= set(zipfile.ZipFile(wheel).namelist())

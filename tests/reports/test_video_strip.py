@@ -9,14 +9,14 @@ import torch
 from mcibi_fast import models, ops
 from mcibi_fast.data import ClipDataset, MovingScenes
 from mcibi_fast.models import Segmentor
-from mcibi_fast.reports import video_strip as film
+from mcibi_fast.reports import video_strip
 from mcibi_fast.reports.gathering import collect, gather, model_input
 from mcibi_fast.reports.video_strip import (
-    film_sheet,
     flips,
     follow,
     middle_frames,
     read_scenes,
+    video_sheet,
     videos_to_show,
 )
 
@@ -99,17 +99,17 @@ def test_the_sheet_has_a_row_per_model(monkeypatch: pytest.MonkeyPatch) -> None:
     label[16:] = 1
     unlabelled = np.full_like(label, 255)
     scenes = [
-        film.Scene(f"frame {i}", np.full((32, 40, 3), 127, np.uint8), shown)
+        video_strip.Scene(f"frame {i}", np.full((32, 40, 3), 127, np.uint8), shown)
         for i, shown in enumerate((label, label, unlabelled))
     ]
     half = label * 0
     seen: dict = {}
-    grid = film.grid
+    grid = video_strip.grid
     monkeypatch.setattr(
-        film, "grid", lambda rows, **o: seen.update(o, rows=rows) or grid(rows, **o)
+        video_strip, "grid", lambda rows, **o: seen.update(o, rows=rows) or grid(rows, **o)
     )
     names = {"UPerNet + MCIBI++": [label, half, half], "UPerNet + Video-MCIBI++": [label] * 3}
-    sheet = film_sheet(scenes, names, ["a", "b", "c"], PALETTE)
+    sheet = video_sheet(scenes, names, ["a", "b", "c"], PALETTE)
     assert sheet.width > 3 * 200 and len(seen["rows"]) == 4
     assert seen["columns"] == ["", "frame 0", "frame 1", "frame 2"]
     assert seen["notes"][2] == ["", "100.0 % right", "50.0 % right, 50.0 % flip", "no label"]

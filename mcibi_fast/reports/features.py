@@ -1,4 +1,4 @@
-"""Figure 6: per-image class vectors in the plane (t-SNE)."""
+"""The section "Features": t-SNE of per-image class vectors (Figure 6)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from mcibi_fast.reports.curves import INK, LEGEND_CLASSES, axes_of, legend_columns, short
+from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.reports.charts import INK, LEGEND_CLASSES, axes_of, legend_columns, png, short
+from mcibi_fast.reports.gathering import collect
+from mcibi_fast.reports.page import Report
+from mcibi_fast.reports.samples import Trained, spread
 
+EMBEDDED_IMAGES = 60
 MIN_VECTORS = 10
 MAX_VECTORS = 2000
 _SEED = 0
@@ -20,11 +25,11 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Space:
-    """One panel of the figure.
+    """The vectors of one panel.
 
     Attributes:
-        title: over it.
-        classes: (n,) of the vectors.
+        title: above the panel.
+        classes: (n,), the class of each vector.
         vectors: (n, Z).
         stars: a representation per class (K, Z) in the same space, or None.
     """
@@ -35,11 +40,58 @@ class Space:
     stars: NDArray[np.floating] | None = None
 
 
+def add_features(
+    report: Report,
+    trained: Sequence[Trained],
+    dataset: SegmentationDataset,
+    *,
+    count: int = EMBEDDED_IMAGES,
+    progress: bool = False,
+) -> None:
+    """Adds the section: class vectors of ``count`` images before and after the context."""
+    indices = spread(len(dataset), count)
+    spaces = []
+    for each in trained:
+        found = collect(each.model, dataset, indices, progress=progress)
+        if found.R_aug is None:
+            spaces.append(Space(f"{each.name}\nR", found.classes, found.R))
+            continue
+        spaces += [
+            Space(f"{each.name}\nR, before the context", found.classes, found.R, found.C_dl),
+            Space(f"{each.name}\nR_aug, after the context", found.classes, found.R_aug),
+        ]
+    report.heading("Features")
+    if min(len(space.classes) for space in spaces) < MIN_VECTORS:
+        report.text(f"Too few images for t-SNE, which needs at least {MIN_VECTORS} vectors.")
+        return
+    stars = any(space.stars is not None for space in spaces)
+    report.text(
+        "A dot is the mean of the features of one class in one image: R, the pixel "
+        "representations (Eq. 1), and R_aug, augmented with the dataset-level context (Eq. 4). "
+        "Classes are well separated if colours lie apart. The silhouette expresses this as a "
+        "number, computed before t-SNE: 1 means apart and compact, 0 overlapping."
+        + (
+            " A star is a class's dataset-level representation, drawn from its Gaussian in the "
+            "memory (Eq. 11). Its channels have the mean and the deviation of the class, but "
+            "each is drawn at random, so a star need not lie among the dots of its class."
+            if stars
+            else ""
+        )
+    )
+    report.picture(
+        png(embedding_chart(spaces, dataset.classes, dataset.palette)),
+        f"t-SNE of per-image class vectors of {len(indices)} images, as Figure 6 of the paper. "
+        "Each panel is projected by itself: positions cannot be compared between panels.",
+        name="features",
+        wide=True,
+    )
+
+
 def embed(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """t-SNE of vectors (n, Z) -> (n, 2), from a fixed random state of its own.
+    """t-SNE of vectors (n, Z) -> (n, 2), the same in every run.
 
     Raises:
-        ValueError: fewer than `MIN_VECTORS`.
+        ValueError: there are fewer than `MIN_VECTORS`.
     """
     from sklearn.manifold import TSNE
 
@@ -50,9 +102,9 @@ def embed(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def separation(space: Space) -> float | None:
-    """Mean silhouette of the vectors, in [-1, 1]: 1 where each class is apart and compact.
+    """Mean silhouette of the vectors, in [-1, 1]: 1 if each class is apart and compact.
 
-    None where it is not defined: one class alone, or none with two vectors.
+    None if it is not defined: there is only one class, or no class has two vectors.
     """
     from sklearn.metrics import silhouette_score
 
@@ -64,12 +116,12 @@ def separation(space: Space) -> float | None:
 def embedding_chart(
     spaces: Sequence[Space], classes: Sequence[str], palette: NDArray[np.uint8]
 ) -> Figure:
-    """One panel per space; a dot per image and class, a star per class that occurs.
+    """One panel per space, with a dot per image and class and a star per class that occurs.
 
     Spaces with more than `MAX_VECTORS` vectors are thinned out evenly.
 
     Args:
-        spaces: what is drawn.
+        spaces: one per panel.
         classes: K names.
         palette: (K, 3) uint8.
     """

@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mcibi_fast.reports.comparison import (
-    Scene,
-    class_weight_sheet,
-    heat,
-    prediction_sheet,
-    weight_sheet,
-)
+from mcibi_fast.reports import predictions, weight_maps
+from mcibi_fast.reports.predictions import prediction_sheet
+from mcibi_fast.reports.sheets import Scene
+from mcibi_fast.reports.weight_maps import class_weight_sheet, heat, weight_sheet
 from mcibi_fast.viz.overlay import fit, grid, legend, mark
 
 PALETTE = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 250]], np.uint8)
@@ -53,15 +50,14 @@ def test_predictions_with_and_without_mistakes() -> None:
 
 
 def test_notes_say_the_share_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcibi_fast.reports import comparison
-
     seen: dict = {}
 
     def spy(rows, **options):
         seen.update(options)
         return grid(rows, **options)
 
-    monkeypatch.setattr(comparison, "grid", spy)
+    monkeypatch.setattr(predictions, "grid", spy)
+    monkeypatch.setattr(weight_maps, "grid", spy)
     wrong = scene().label.copy()
     wrong[:16] = 2  # of 64 rows; the unlabelled strip does not count
     prediction_sheet([scene()], {"m": [scene().label], "n": [wrong]}, CLASSES, PALETTE)
