@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -291,16 +287,11 @@ def test_load_from_a_file(fcn, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def published() -> dict[str, dict[str, torch.Tensor]]:
+def published(published_shapes) -> dict[str, dict[str, torch.Tensor]]:
     """The state dicts of the published configurations, without their values."""
-    path = Path(__file__).parents[3] / "shared" / "golden" / "released_state_dict_shapes.json.gz"
-    if not path.is_file():
-        pytest.skip("needs the shapes of the published checkpoints in ../shared/golden")
-    with gzip.open(path, "rt") as file:
-        configurations = json.load(file)
     return {
         name: {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        for name, shapes in configurations.items()
+        for name, shapes in published_shapes.items()
     }
 
 
