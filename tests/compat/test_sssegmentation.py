@@ -79,7 +79,9 @@ def test_head_reproduces_every_stage(recorded):
 @torch.no_grad()
 def test_backbone(recorded):
     model = sssegmentation.load({"model": state_dict(recorded)}).double()
-    for i, feature in enumerate(model.backbone(torch.as_tensor(recorded["images"]))):
+    features = model.backbone(torch.as_tensor(recorded["images"]))
+    assert len(features) == 4
+    for i, feature in enumerate(features):
         assert relative_error(feature, recorded[f"backbone{i}"]) < 1e-10
 
 
@@ -99,10 +101,11 @@ def test_training_step(recorded):
         sssegmentation.released_name(backbones.released_name(name, model.backbone)): p.grad
         for name, p in model.named_parameters()
     }
-    for key in recorded:
-        if key.startswith("train_grad/"):
-            grad = gradients[key.removeprefix("train_grad/")]
-            assert relative_error(grad, recorded[key]) < 1e-10, key
+    keys = [key for key in recorded if key.startswith("train_grad/")]
+    assert len(keys) == 8
+    for key in keys:
+        grad = gradients[key.removeprefix("train_grad/")]
+        assert relative_error(grad, recorded[key]) < 1e-10, key
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     assert relative_error(norm, recorded["train_grad_norm"]) < 1e-10
 
