@@ -1,7 +1,8 @@
 """MCIBI++ for semantic segmentation, with its own fused kernels.
 
-``ops`` holds the kernels as functions, ``nn`` the modules, ``models`` whole networks, ``data``,
-``engine`` and ``metrics`` what trains and evaluates them, ``compat`` other people's checkpoints.
+``ops`` holds the kernels as functions, ``nn`` the modules, ``models`` whole networks, ``data`` and
+``metrics`` the datasets and scores, ``training`` and ``inference`` what runs them, ``compat`` the
+checkpoints of other code. CONTRIBUTING.md has a map of everything.
 
 Useful to any segmentation network, as drop-ins for what follows ``F.interpolate(logits, size)``:
 ``upsample_cross_entropy``, ``upsample_argmax`` and ``upsample_confusion``, which never form the

@@ -1,7 +1,9 @@
-"""What every test may use: recorded data (where it lies), and memory filled with NaN."""
+"""What every test may use: recorded data, small trainings, memory filled with NaN."""
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +16,31 @@ if TYPE_CHECKING:
     from mcibi_fast.recipes import TrainConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+RECORDED = Path(__file__).parent / "data" / "recorded"
+LARGE = ("mcibipp_fcn.npz", "mcibipp_aspp.npz")  # recordings that are not in the repository
 
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """Loads a file of inputs and outputs recorded from the released code, by its name."""
-    folder = SHARED / "golden"
-    if not folder.is_dir():
-        pytest.skip("needs the recorded outputs of the released code in ../shared/golden")
 
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder / name) as data:
+        path = (SHARED / "golden" if name in LARGE else RECORDED) / name
+        if name in LARGE and not path.is_file():
+            pytest.skip(f"needs {name}, recorded from the released code, in ../shared/golden")
+        with np.load(path) as data:
             return dict(data)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def published_shapes() -> dict[str, dict[str, list[int]]]:
+    """Keys and shapes of the checkpoints of the 13 published configurations, by their names."""
+    with gzip.open(RECORDED / "released_state_dict_shapes.json.gz", "rt") as file:
+        configurations = json.load(file)
+    assert len(configurations) == 13 and all(configurations.values())
+    return configurations
 
 
 @pytest.fixture(scope="session")

@@ -170,10 +170,9 @@ def test_torch_is_found_without_importing_it() -> None:
 def test_pybind11_itself_is_found_before_the_copy_in_torch() -> None:
     """The copy refuses code for the stable ABI before torch 2.13."""
     torch_found = toolchain.find_torch()
-    for folder in toolchain.include_dirs(torch_found):
-        if (Path(folder) / "pybind11" / "pybind11.h").is_file():
-            break
-    assert Path(folder) != torch_found.include
+    folders = [Path(folder) for folder in toolchain.include_dirs(torch_found)]
+    first = next(folder for folder in folders if (folder / "pybind11" / "pybind11.h").is_file())
+    assert first != torch_found.include
 
 
 # --- nvcc ---------------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ def test_tables_of_videos(
     kinds["16"] += ["upernet_video_mcibipp-history=2-past=context"]
     kinds["17"] = ["upernet", "upernet_mcibi", "upernet_video_mcibi-history=2-past=context"]
     assert trained == [f"{kind}-seed0" for kind in kinds[table]]
-    for row in results(tmp_path, table)["rows"]:
+    found = results(tmp_path, table)["rows"]
+    assert len(found) == 3
+    for row in found:
         scores = row["mean"]
         assert {"mIoU", "TC", "VC_8"} <= scores.keys()
         assert "VC_16" not in scores, "videos of 10 frames have no window of 16"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -246,16 +245,13 @@ def test_names_of_backbones() -> None:
         create("fcn_mcibipp", K, name, output_stride=32, pretrained=True)
 
 
-def test_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_shapes(
+    monkeypatch: pytest.MonkeyPatch, published_shapes: dict[str, dict[str, list[int]]]
+) -> None:
     """All published configurations; without values, so that no logits can be compared."""
-    path = Path(__file__).parents[3] / "shared" / "golden" / "released_state_dict_shapes.json.gz"
-    if not path.is_file():
-        pytest.skip("needs the shapes of the published checkpoints in ../shared/golden")
-    with gzip.open(path, "rt") as file:
-        configurations = json.load(file)
     monkeypatch.setattr(convert, "_same_logits", lambda *_: True)
     backbones_found = []
-    for shapes in configurations.values():
+    for shapes in published_shapes.values():
         with torch.device("meta"):
             state = {key: torch.empty(shape) for key, shape in shapes.items()}
             loaded = sssegmentation.load({"model": state})

@@ -240,12 +240,6 @@ def test_memory_stays_where_all_is_ignored(ops: MemoryUpdateHost, generator: Gen
 def test_golden(ops: MemoryUpdateHost, golden: Callable[[str], dict[str, np.ndarray]]) -> None:
     data = {name: torch.from_numpy(array) for name, array in golden("update.npz").items()}
 
-    def update(memory: Tensor, features: Tensor, labels: Tensor, m: float, ac: bool) -> Tensor:
-        return ops.memory_update(memory, features.double(), labels, m, True, -100, ac)
-
-    def agree(value: Tensor, recorded: Tensor) -> bool:
-        return _error(value, recorded.double()) <= 1e-10 * float(recorded.abs().max())
-
     features, labels = data["feats8"], data["labels"]
     cropped = features[..., :5, :7], labels[..., :37, :50]
     for name, (R, GT), momentum, align_corners in [

@@ -155,6 +155,7 @@ def test_training_compiles_in_one_graph_at_every_step(options, generator):
         for each in (head, twin):
             each.schedule(epoch=0, lr_factor=1 - step / 10)
         got, expected = compiled(features, labels).losses, twin(features, labels).losses
+        assert got.keys() == expected.keys() and "loss_cls" in got
         for key, value in expected.items():
             torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.memory.memory, twin.memory.memory)

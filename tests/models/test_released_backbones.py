@@ -6,10 +6,7 @@ modules under test.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -384,12 +381,8 @@ def test_shifted_attention_is_torchvisions(generator, size):
         ("mcibiplusplus_upernet_resnest101os8_ade20k", [256, 512, 1024, 2048]),
     ],
 )
-def test_published_shapes(name, channels):
-    path = Path(__file__).parents[3] / "shared" / "golden" / "released_state_dict_shapes.json.gz"
-    if not path.is_file():
-        pytest.skip("needs the shapes of the published checkpoints in ../shared/golden")
-    with gzip.open(path, "rt") as file:
-        shapes = json.load(file)[name]
+def test_published_shapes(name, channels, published_shapes):
+    shapes = published_shapes[name]
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     with torch.device("meta"):
         backbone = build(state, output_stride=8)

@@ -10,6 +10,7 @@ import torch
 
 import mcibi_fast
 from mcibi_fast import ops
+from mcibi_fast.ops import labels as label_checks
 
 F = torch.zeros
 MEMORY = F(4, 2)
@@ -170,5 +171,14 @@ def test_forced_backend_that_cannot_run_says_why() -> None:
     sums()  # the block has ended
 
 
-def test_check_labels_is_quiet_without_a_gpu() -> None:
+def test_check_labels_raises_for_a_flag_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag of a device, which CUDA kernels set; here it is on the CPU and set by hand."""
+    monkeypatch.setattr(label_checks, "_flags", {})
+    flag = label_checks.flag(torch.device("cpu"))
+    ops.check_labels()
+    flag += torch.tensor([2, 9, 0])  # two bad labels, the first is 9, the op's number is 0
+    message = r"class_feature_sums on cpu met 2 labels outside \[0, num_classes\) .* first is 9"
+    with pytest.raises(ValueError, match=message):
+        ops.check_labels()
+    assert not flag.any()
     ops.check_labels()

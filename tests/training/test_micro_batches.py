@@ -71,6 +71,7 @@ def test_the_same_gradient_and_losses(parts: int, options: dict[str, Any]) -> No
     assert actual.keys() == expected.keys() and len(actual) > 10
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+    assert losses.keys() == whole.keys() and len(whole) > 0
     for name, value in whole.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-6, atol=0)
 

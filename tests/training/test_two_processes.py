@@ -157,6 +157,7 @@ def test_two_processes_equal_one(tmp_path: Path, settings: tuple[str, ...]) -> N
         )
         for world in (1, 2)
     }
+    assert weights[2].keys() == weights[1].keys() and len(weights[1]) > 0
     for name, expected in weights[1].items():
         torch.testing.assert_close(weights[2][name], expected, rtol=1e-4, atol=1e-5, msg=name)
     for name in ("mean_iou", "pixel_accuracy", "mean_class_accuracy"):

@@ -1,7 +1,6 @@
-"""The kernels' arithmetic, run on the CPU by Triton's interpreter.
+"""The arithmetic of confidence_attention's kernels, run on the CPU by Triton's interpreter.
 
-Needs TRITON_INTERPRET=1 before Triton is imported, hence a process of its own, which
-``test_confidence_attention.py`` starts. bfloat16 is left out: the interpreter computes it wrongly.
+bfloat16 is left out: the interpreter computes it wrongly.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="needs Triton")
+
 from mcibi_fast.ops.confidence_attention import tiles as confidence_attention_tiles
 from mcibi_fast.ops.confidence_attention.tiles import Tiles
 from mcibi_fast.ops.confidence_attention.triton import (
@@ -20,7 +21,9 @@ from mcibi_fast.ops.confidence_attention.triton import (
     confidence_attention_forward,
 )
 from mcibi_fast.ops.triton_attention import Tile, readable
-from tests.kernels.relative import assert_at_most_twice
+from tests.ops.triton.relative import assert_at_most_twice
+
+pytestmark = pytest.mark.interpreted
 
 # B, Nq, Nk, D, Dv: odd and prime lengths, tails on both sides, D and Dv no powers of two.
 SHAPES = [
@@ -124,8 +127,10 @@ def test_a_statistic_of_another_backend_serves(generator: torch.Generator) -> No
 def test_any_strides(generator: torch.Generator) -> None:
     q, k, v, grad = tensors((2, 21, 18, 20, 20), torch.float32, generator)
     wide = torch.randn(2, 42, 63, generator=generator)
-    strided = [wide[:, ::2, 3::3], k.flip(1)[:, :, ::1], v[:, :1].expand(-1, 18, -1), grad]
-    check(strided, scale=0.2)
+    # Values that are the same for each key would do for no check: dQ and dK are zero, but for
+    # rounding, which is what would be compared.
+    same_channels, same_queries = v[..., :1].expand(-1, -1, 20), grad[:, :1].expand(-1, 21, -1)
+    check([wide[:, ::2, 3::3], k.flip(1), same_channels, same_queries], scale=0.2)
     check([q, k, v, torch.ones(1, 1, 1).expand(2, 21, 20)], scale=0.2)
 
 

@@ -1,7 +1,6 @@
 """The arithmetic of class_rank_attention's kernels, run on the CPU by Triton's interpreter.
 
-``test_class_rank_attention.py`` starts it, as a process of its own. bfloat16 is left out: the
-interpreter computes it wrongly.
+bfloat16 is left out: the interpreter computes it wrongly.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+pytest.importorskip("triton", reason="needs Triton")
+
 import mcibi_fast
 from mcibi_fast import ops
 from mcibi_fast.ops.class_rank_attention import ATTENTION, ATTENTION_BACKWARD
@@ -21,7 +22,9 @@ from mcibi_fast.ops.class_rank_attention import triton as kernels
 from mcibi_fast.ops.class_rank_attention import triton_hard as hard_kernels
 from mcibi_fast.ops.class_rank_attention.tiles import Tiles
 from mcibi_fast.ops.triton_attention import Tile
-from tests.kernels.relative import assert_at_most_twice
+from tests.ops.triton.relative import assert_at_most_twice
+
+pytestmark = pytest.mark.interpreted
 
 # B, N, K: prime lengths, one pixel, one class, classes of every padding.
 SHAPES = [

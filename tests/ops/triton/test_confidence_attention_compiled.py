@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from mcibi_fast.ops.confidence_attention import triton as kernels
-from tests.kernels.compiled import (
+from tests.ops.triton.compiled import (
     MANY,
     Case,
     Usage,

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from mcibi_fast.ops.class_rank_attention import triton as kernels
 from mcibi_fast.ops.class_rank_attention.triton_hard import class_rank_attention_hard
-from tests.kernels.compiled import MANY, Case, Usage, compiling_for, hold_to_budget, usage
+from tests.ops.triton.compiled import MANY, Case, Usage, compiling_for, hold_to_budget, usage
 
 OP = "class_rank_attention"
 CASES = [
