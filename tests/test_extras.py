@@ -115,6 +115,7 @@ def required(module: str) -> set[str]:
 
 def test_optional_packages_are_required_before_they_are_imported() -> None:
     """Or imported by `extras.load`, so that no import of one fails with a traceback."""
+    base = {PACKAGE.name, "torch", "numpy", "triton", *sys.stdlib_module_names}
     seen, unchecked = set(), []
     for file in sorted(PACKAGE.rglob("*.py")):
         module = ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts])
@@ -122,12 +123,12 @@ def test_optional_packages_are_required_before_they_are_imported() -> None:
         here = required(module)
         at_top = here.union(*(required(name) for name, nested in found if not nested))
         for name, nested in found:
-            optional = name.partition(".")[0]
-            if optional in OPTIONAL:
-                seen.add(optional)
-                if optional not in (at_top if nested else here):
+            package = name.partition(".")[0]
+            if package not in base:
+                seen.add(package)
+                if package not in (at_top if nested else here):
                     unchecked.append(f"{module} imports {name}")
-    assert {"timm", "PIL", "accelerate", "matplotlib"} <= seen
+    assert {"timm", "PIL", "accelerate", "matplotlib"} <= seen <= {*OPTIONAL}
     assert unchecked == []
 
 
@@ -231,6 +232,14 @@ def script(run: Run, code: str) -> str:
     return done.stdout
 
 
+def of_torch() -> set[str]:
+    """Optional modules that torch brings for itself."""
+    brought = distributions(requirements()[0])
+    found = {name for name in OPTIONAL if extras.DISTRIBUTIONS.get(name, name) in brought}
+    assert found <= {"filelock", "jinja2"}
+    return found
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return environment(tmp_path_factory.mktemp("base") / "venv", requirements()[0])
@@ -258,8 +267,7 @@ def test_base(base: Run) -> None:
         assert features.grad.norm() > 0 and confusion.compute().mean_iou is not None
         print([name for name in {OPTIONAL} if importlib.util.find_spec(name)])
     """
-    # filelock is torch's own.
-    assert script(base, code) == "['filelock']\n"
+    assert script(base, code) == f"{sorted(of_torch())}\n"
 
 
 @pytest.mark.parametrize(
@@ -310,8 +318,8 @@ def test_commands_without_extras(base: Run) -> None:
         if not extra:
             assert (done.returncode, done.stderr) == (0, "") and done.stdout
             continue
-        packages = [m for m in EXTRAS[extra] if m != "filelock"]
-        names = ", ".join(extras.DISTRIBUTIONS.get(m, m) for m in packages)
+        packages = [name for name in EXTRAS[extra] if name not in of_torch()]
+        names = ", ".join(extras.DISTRIBUTIONS.get(name, name) for name in packages)
         line = f'mcibi-fast {name} needs {names}: pip install "mcibi-fast[{extra}]"'
         assert (done.returncode, done.stderr) == (2, f"mcibi-fast: error: {line}\n")
 
