@@ -153,12 +153,18 @@ def test_framework_backbone_and_memory(
         cli.main(["train", "ade20k", "--root", str(tmp_path), *options, *settings, "--show"]) == 0
     )
     shown = json.loads(capfd.readouterr().out)
-    assert shown["model"] == {"name": "upernet", "backbone": "resnest101e", "options": {}}
+    assert shown["model"] == {
+        "framework": "upernet",
+        "backbone": "resnest101e",
+        "options": {},
+        "memory": None,
+        "history": 0,
+    }
     assert (shown["epochs"], shown["optimizer"]["lr"]) == (180, 0.003)
     line = fails("train", "demo", "--without-memory")
     assert "--without-memory: the recipe demo has a model of its own" in line
     arguments = ["--root", str(dataset), "--framework", "unet", "--set", "batch_size=2"]
-    assert "no model 'unet_mcibipp'; there are" in fails("train", "folder", *arguments)
+    assert "no model 'unet'; there are" in fails("train", "folder", *arguments)
     assert "give nothing else" in fails("train", "--resume", "x", "--backbone", "resnet18")
 
 
