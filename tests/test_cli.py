@@ -195,6 +195,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch running" in printed and "reference" in printed
 
 
+@pytest.mark.slow
 def test_bench_lists_and_passes_arguments_on(capfd: pytest.CaptureFixture[str]) -> None:
     if not (Path(cli.__file__).parents[1] / "benchmarks").is_dir():
         pytest.skip("needs the benchmarks of a checkout")
@@ -321,6 +322,7 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["info"])
 
 
+@pytest.mark.slow
 def test_ctrl_c(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "folder", "--root", str(dataset), "--out", str(out), "--quiet", "--set"]

@@ -65,6 +65,7 @@ def test_table_2_then_others_that_share_its_runs(
     assert environment["threads"] == 1 and environment["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again(
     tmp_path: Path,
     trained: list[str],

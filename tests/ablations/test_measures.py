@@ -69,6 +69,7 @@ def test_table_8(tmp_path: Path, trained: list[str], fails: Callable[..., str]) 
     assert all("mIoU_without_10" in row["mean"] for row in rows)
 
 
+@pytest.mark.slow
 def test_augmentation_is_tested_under_attack(tmp_path: Path, trained: list[str]) -> None:
     command = arguments("augmentation", tmp_path)
     assert cli.main([*command, "adversarial.epsilon=8"]) == 0

@@ -18,6 +18,7 @@ from mcibi_fast.metrics import DISFlow, VideoMetrics
 from tests.ablations.command import TINY, results, trained_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "rows"), [("16", "1,4,5"), ("17", "1,2,4")])
 def test_tables_of_videos(
     table: str,

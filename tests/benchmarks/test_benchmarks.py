@@ -46,6 +46,7 @@ SMALL: dict[ModuleType, Callable[[], Case]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_measures_and_writes(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def small(monkeypatch):
         monkeypatch.setattr(table7_contexts, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_benchmark_measures_and_writes(tmp_path, capsys):
     contexts, updates = table7_contexts.run("cpu", size=7, update_size=8, budget=0.1)

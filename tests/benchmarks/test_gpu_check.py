@@ -15,6 +15,7 @@ from benchmarks.harness import Candidate, Case, run_cases
 from tests.ops.table import attention_case
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     check = Check("cpu", 2.0, out, tmp_path)

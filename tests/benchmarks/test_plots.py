@@ -23,6 +23,7 @@ def report(op: str) -> Result:
     return run_cases(op, [lambda s=s: case(*s) for s in sizes], "cpu", quick=True)
 
 
+@pytest.mark.slow
 def test_a_curve_joins_cases_that_differ_in_one_size_alone() -> None:
     result = report("toy")
     (title, lines), *rest = plots.curves(result, "K")
@@ -33,6 +34,7 @@ def test_a_curve_joins_cases_that_differ_in_one_size_alone() -> None:
     assert [x for x, _ in lines["reference"]] == [64, 256]
 
 
+@pytest.mark.slow
 def test_pictures_are_written(tmp_path: Path) -> None:
     write(report("toy"), tmp_path / "gpu")
     (tmp_path / "gpu" / "gpu_check.json").write_text(json.dumps({"build": {"ok": True}}))

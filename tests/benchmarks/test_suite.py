@@ -21,6 +21,7 @@ def run_pytest(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_candidates_of_a_case_are_one_group() -> None:
     pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
     only = ("--only", "gaussian_aggregate", "-k", "19")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.results import table
 from benchmarks.table6_stages import stage_cost, table6
 from mcibi_fast import models
@@ -21,6 +23,7 @@ def test_rows() -> None:
     assert "trade_off" in table(rows, digits=3)
 
 
+@pytest.mark.slow
 def test_cost_of_a_stage() -> None:
     rows = stage_cost("cpu", budget=0.01, size=32, num_classes=5, backbone="test_resnet")
     assert [(row["form"], row["folded"]) for row in rows] == [

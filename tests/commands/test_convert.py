@@ -92,6 +92,7 @@ def test_equal_logits_and_prediction(
     assert np.array(Image.open(tmp_path / "p" / "labels" / "photo.png")).max() < K
 
 
+@pytest.mark.slow
 def test_class_names(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "model.safetensors"
     names = [f"thing {k}" for k in range(K)]
@@ -245,6 +246,7 @@ def test_names_of_backbones() -> None:
         create("fcn_mcibipp", K, name, output_stride=32, pretrained=True)
 
 
+@pytest.mark.slow
 def test_published_shapes(
     monkeypatch: pytest.MonkeyPatch, published_shapes: dict[str, dict[str, list[int]]]
 ) -> None:

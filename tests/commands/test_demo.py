@@ -53,6 +53,7 @@ def test_share_of_look_alikes_mistaken() -> None:
     assert mistaken(torch.zeros(3, 3, dtype=torch.int64), [(0, 1)]) == 0
 
 
+@pytest.mark.slow
 def test_demo_runs_twice_in_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["epochs=1", "data.train_count=8", "data.val_count=7", "data.size=[40,48]"]
     settings += [

@@ -98,6 +98,7 @@ def model_classes(run: Path) -> list[str]:
     return load_model(run)[1].classes
 
 
+@pytest.mark.slow
 def test_an_image_model_on_videos(tmp_path: Path, scenes: Path) -> None:
     settings = ["data.train_count=2", "data.val_count=1", "data.size=[32,40]", "data.length=9"]
     settings += ["augmentation.crop_size=[32,32]", "model.name=fcn_mcibipp", "data.history=0"]
@@ -105,6 +106,7 @@ def test_an_image_model_on_videos(tmp_path: Path, scenes: Path) -> None:
     assert found["videos"]["tc_pairs"] == 8 and found["videos"]["vc8"] is not None
 
 
+@pytest.mark.slow
 def test_flow(
     scenes: Path,
     camvid: Path,

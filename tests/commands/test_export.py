@@ -65,6 +65,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_onnx_end_to_end(
     checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_onnx_end_to_end(
     assert (labels == expected.numpy()).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_program_for_any_size(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: torch.Generator
 ) -> None:

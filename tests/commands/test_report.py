@@ -121,6 +121,7 @@ def test_two_runs_are_compared_in_one_file(
     assert f"<td>FCN</td><td>{100 * last['mean_iou']:.2f}</td>" in page
 
 
+@pytest.mark.slow
 def test_a_run_without_memory_leaves_its_sections_out(runs: dict[str, Path]) -> None:
     before, numpys = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     report = build_report([runs["fcn"]], images=1)
@@ -132,6 +133,7 @@ def test_a_run_without_memory_leaves_its_sections_out(runs: dict[str, Path]) -> 
     assert np.array_equal(numpys, np.random.get_state()[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_a_run_with_memory_but_no_lines_of_it(runs: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(runs["fcn_mcibipp"], tmp_path / "run", symlinks=True)
     lines = (copy / "history.jsonl").read_text().splitlines(keepends=True)
@@ -140,6 +142,7 @@ def test_a_run_with_memory_but_no_lines_of_it(runs: dict[str, Path], tmp_path: P
     assert pictures == PICTURES | PICTURES_OF_MEMORY - {"memory_over_time"}
 
 
+@pytest.mark.slow
 def test_an_image_and_a_video_model_on_videos(tmp_path: Path) -> None:
     for model in ("upernet_mcibipp", "upernet_video_mcibipp"):
         history = 2 if "video" in model else 0
@@ -164,6 +167,7 @@ def test_an_image_and_a_video_model_on_videos(tmp_path: Path) -> None:
     assert "Videos, frame by frame" in headings(build_report(runs[1:], images=1).html())
 
 
+@pytest.mark.slow
 def test_names_are_escaped_and_small_data_have_no_features(tmp_path: Path) -> None:
     root = folder(tmp_path / "data <i>", ["<script>x</script>", "a & b"])
     with torch.random.fork_rng():
@@ -179,6 +183,7 @@ def test_names_are_escaped_and_small_data_have_no_features(tmp_path: Path) -> No
     assert "Predictions" in headings(build_report([tmp_path / "run"], root=str(moved)).html())
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_model_are_named_by_their_folders(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -336,6 +336,7 @@ def test_bad_input(checkpoints, folder, tmp_path, capsys, cv2):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_one_line_and_nothing_of_ffmpegs(checkpoints, tmp_path, cv2):
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
@@ -357,6 +358,7 @@ def test_without_opencv(checkpoints, folder, video_file, tmp_path, monkeypatch, 
     assert main(["video", checkpoint, str(folder), "--no-overlay", *out]) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done(checkpoints, tmp_path, cv2):
     source, out = tmp_path / "long", tmp_path / "out"
     source.mkdir()

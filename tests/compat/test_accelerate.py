@@ -206,6 +206,7 @@ def one_rank(rank, rendezvous):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_memories(tmp_path):
     if not dist.is_gloo_available():
         pytest.skip("needs a PyTorch with gloo")

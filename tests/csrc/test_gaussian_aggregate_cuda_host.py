@@ -331,11 +331,13 @@ def test_same_bits_in_any_order_of_threads(ops: GaussianAggregateHost) -> None:
     ops.kernels.set_seed(0)
 
 
+@pytest.mark.slow
 def test_every_barrier_is_needed(ops: GaussianAggregateHost) -> None:
     run = _all_kernels(ops)
     host_kernels.assert_every_site_is_needed("gaussian_aggregate", ops.kernels, run, range(8))
 
 
+@pytest.mark.slow
 def test_no_races(race_checked: GaussianAggregateHost) -> None:
     """Every memory access of every kernel; and without any one barrier there is a race."""
     run = _all_kernels(race_checked)
@@ -344,6 +346,7 @@ def test_no_races(race_checked: GaussianAggregateHost) -> None:
     )
 
 
+@pytest.mark.slow
 def test_binding(compile_cache: Path) -> None:
     """Registration, checks and allocation, in a process of its own: it registers the operators."""
     library = host_kernels.build_binding(compile_cache, "gaussian_aggregate")

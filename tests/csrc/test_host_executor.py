@@ -10,6 +10,8 @@ import pytest
 
 from tests.csrc import host_kernels
 
+pytestmark = pytest.mark.slow
+
 TESTS = sorted(host_kernels.TESTING.glob("*_test.cpp"))
 
 

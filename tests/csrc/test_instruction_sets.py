@@ -14,6 +14,8 @@ from mcibi_fast import _build
 if _build.load_extensions()["cpu"] is not None:
     pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 
 

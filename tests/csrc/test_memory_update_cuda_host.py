@@ -309,12 +309,14 @@ def test_every_barrier_is_needed(ops: MemoryUpdateHost, generator: Generator) ->
     host_kernels.assert_every_site_is_needed("memory_update", ops.kernels, run, range(8))
 
 
+@pytest.mark.slow
 def test_no_races(race_checked: MemoryUpdateHost, generator: Generator) -> None:
     """Every memory access of every kernel; and without any one barrier there is a race."""
     run = _all_kernels(race_checked, generator)
     host_kernels.assert_every_site_is_needed("memory_update", race_checked.kernels, run, range(1))
 
 
+@pytest.mark.slow
 def test_binding(compile_cache: Path) -> None:
     """Registration, checks and allocation, in a process of its own: it registers the operators."""
     library = host_kernels.build_binding(compile_cache, "memory_update")

@@ -21,6 +21,8 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 BUDGETS = Path(__file__).with_name("nvcc_budgets.json")
 SOURCES = sorted(CSRC.glob("*/cuda.cu"))
 
+pytestmark = pytest.mark.slow
+
 Figures = dict[str, dict[str, int]]  # kernel -> registers, spill_bytes, shared_bytes
 
 

@@ -347,12 +347,14 @@ def test_every_barrier_is_needed(ops: UpsampleCrossEntropyHost, generator: Gener
     host_kernels.assert_every_site_is_needed(OP, ops.kernels, run, range(8))
 
 
+@pytest.mark.slow
 def test_no_races(race_checked: UpsampleCrossEntropyHost, generator: Generator) -> None:
     """Every memory access of every kernel; and without any one barrier there is a race."""
     run = _all_kernels(race_checked, generator)
     host_kernels.assert_every_site_is_needed(OP, race_checked.kernels, run, range(1))
 
 
+@pytest.mark.slow
 def test_binding(compile_cache: Path) -> None:
     """Registration, checks and allocation, in a process of its own: it registers the operators."""
     library = host_kernels.build_binding(compile_cache, OP)

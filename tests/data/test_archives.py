@@ -86,6 +86,7 @@ def zipped(tree: Path, tmp_path: Path) -> Files:
     return files
 
 
+@pytest.mark.slow
 def test_workers_read_one_zip_file_at_once(zipped: Files) -> None:
     for method in ("fork", "spawn"):
         loader = DataLoader(

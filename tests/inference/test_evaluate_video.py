@@ -221,6 +221,7 @@ def test_errors():
         evaluate_videos(small(), Blocks(), interrupted=lambda: True)
 
 
+@pytest.mark.slow
 def test_training_on_clips(tiny_config, tmp_path):
     """The trainer as it is: clips in, the memory initialised, evaluated, saved; from an image."""
     size = (40, 44)

@@ -46,6 +46,7 @@ CASES = {
     "isnet_mcibipp paper": (2, False, FIXED),
     "fcn_mcibi released": (2, True, FIXED),
 }
+FAST = ("fcn_mcibipp released", "isnet")
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,10 @@ def test_all_frameworks_are_in_the_table():
     assert others | {"fcn_mcibi"} == {name.split()[0] for name in CASES}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES],
+)
 def test_programs_in_float64(name, generator):
     stages, fold, size = CASES[name]
     model = build(name).double()
@@ -109,6 +113,7 @@ def test_programs_in_float64(name, generator):
         assert len(labels.unique()) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["pspnet", "fcn_mcibipp released", "fcn_mcibipp paper", "isnet_mcibipp released"],

@@ -146,6 +146,7 @@ class Step(nn.Module):
         return self.stream(frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["upernet", "fcn"])
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_a_frame_costs_at_most_1_15_of_an_image(framework, form):

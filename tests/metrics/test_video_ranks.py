@@ -13,6 +13,7 @@ import pytest
 from tests.metrics.video_worker import count, make
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     store = str(tmp_path / "store")

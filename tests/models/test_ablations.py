@@ -141,6 +141,7 @@ def test_gradient_with_the_ground_truth(generator):
     assert torch.autograd.gradcheck(lambda R: head.context.augment(R, weights), R)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"weights_from": "labels"}, {"momentum_schedule": "poly"}, {"memory_update": False}]
 )

@@ -155,6 +155,7 @@ def test_weights_from_a_file(tmp_path):
     assert torch.equal(backbone.body.layer4[0].conv2.weight, model.layer4[0].conv2.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "output_stride", "entry", "timms"),
     [

@@ -12,10 +12,14 @@ from mcibi_fast.models.output import SegmentationOutput
 from tests.models.stub_backbone import FRAMEWORKS, stubbed
 
 K, Z = 5, 16
+FAST = ("isnet", "fcn_mcibipp paper")
 CASES = [
-    *FRAMEWORKS,
-    *(f"{name}_mcibipp {form}" for name in FRAMEWORKS for form in ("released", "paper")),
-    "fcn_mcibi released",
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    for name in (
+        *FRAMEWORKS,
+        *(f"{name}_mcibipp {form}" for name in FRAMEWORKS for form in ("released", "paper")),
+        "fcn_mcibi released",
+    )
 ]
 
 

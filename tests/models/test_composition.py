@@ -93,6 +93,7 @@ def test_one_word_and_arguments_make_the_same(framework: str) -> None:
             assert getattr(models, type(word.head).__name__) is type(word.head)
 
 
+@pytest.mark.slow
 def test_heads_can_be_pickled(tmp_path: Path) -> None:
     """In another process too, where nothing has made their classes yet."""
     heads = [

@@ -98,6 +98,7 @@ def test_fusion_hard_and_downsample_train(form, generator):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_compiles_in_one_graph(form, stages, generator):

@@ -252,6 +252,7 @@ def test_copied_saved_and_loaded(form, generator):
         assert torch.equal(twin(images, stages=2).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["paper", "released"])
 @torch.no_grad()
 def test_traced(form, generator):

@@ -311,6 +311,7 @@ def test_16_bit_and_channels_last(name, generator):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["upernet_mcibipp", "isnet_mcibipp"])
 @torch.no_grad()
 def test_compiled_in_one_graph_and_exported(name, generator):

@@ -279,6 +279,7 @@ def test_saved_and_loaded(name, generator):
     assert isinstance(model.memory, RepresentationMemory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"form": "paper"}, {"representations": 2}])
 def test_training_compiles_in_one_graph_whatever_the_momentum(options, generator):
     features = [torch.randn(2, c, 5, 6, generator=generator) for c in (8, 12)]
@@ -299,6 +300,7 @@ def test_training_compiles_in_one_graph_whatever_the_momentum(options, generator
     torch.testing.assert_close(head.memory.memory, twin.memory.memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folded", [False, True])
 @torch.no_grad()
 def test_exported(folded, generator):

@@ -38,6 +38,7 @@ def gradient(name: str, compiled: bool) -> Tensor:
     return logits.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", memories())
 def test_gradient_of_a_compiled_step(name: str) -> None:
     torch._dynamo.reset()

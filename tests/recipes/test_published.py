@@ -174,6 +174,7 @@ def test_the_evaluation_sees_the_test_size_and_whole_labels(tmp_path: Path) -> N
     assert NamedData("lip", root).dataset("val")[0]["image"].shape == (3, *trees.SIZE)
 
 
+@pytest.mark.slow
 def test_train_resume_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = str(trees.lip(tmp_path / "lip")), str(tmp_path / "run")
     settings = [

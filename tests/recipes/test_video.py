@@ -72,6 +72,7 @@ def test_clips_as_configured(tmp_path: Path) -> None:
         configure("vspw", None, [])
 
 
+@pytest.mark.slow
 def test_an_image_model_trains_on_frames(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     settings = [

@@ -109,6 +109,7 @@ def test_steps_are_drawn_privately_and_as_often_as_asked(data: Scenes) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_training_on_adversarial_images_alone(tiny_config: Callable, tmp_path: Path) -> None:
     losses = {}
     for epsilon in (0, 8):

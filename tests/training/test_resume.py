@@ -109,6 +109,7 @@ def test_the_run_draws_on_everything_it_must_restore(uninterrupted: Path) -> Non
     assert not torch.equal(torch.get_rng_state(), state["random"][0]["torch"])
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_step(
     tiny_config: Callable[..., TrainConfig], uninterrupted: Path, tmp_path: Path
 ) -> None:

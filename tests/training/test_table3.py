@@ -78,6 +78,7 @@ def test_ground_truth_of_table_1(tiny_config: MakeConfig, tmp_path: Path) -> Non
     assert confusion.matrix.sum() == sum(int((label != 255).sum()) for label in labels)
 
 
+@pytest.mark.slow
 def test_a_resumed_mcibi_run_is_the_same(tiny_config: MakeConfig, tmp_path: Path) -> None:
     """The memory, its first values and the schedule need no state but the weights."""
     options = {**WIDTHS, "init": "cluster", "momentum_schedule": "poly"}

@@ -76,6 +76,7 @@ def test_two_steps_on_a_packed_folder(tiny_config: MakeConfig, tmp_path: Path) -
     assert TrainConfig.from_dict(Run(tmp_path / "run").config()) == packed
 
 
+@pytest.mark.slow
 def test_packed_scenes_with_workers_stopped_and_resumed(
     tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_packed_scenes_with_workers_stopped_and_resumed(
     assert_same_run(tmp_path / "run", tmp_path / "expected")
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_shards_for_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,11 +45,13 @@ def measure(case: Case) -> Usage:
     return compile_all(case, *[case.tensor()] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_budget(case: Case) -> None:
     hold_to_budget(OP, case, measure(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2, 1, 1), (1, 67, 256)], ids=str)
 def test_unusual_sizes_compile(size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """One pixel and class (to Triton compile-time 1s), a tail of rows, 64-bit offsets."""

@@ -37,7 +37,7 @@ SHAPES = [
     (1, 31, 256),
 ]
 DTYPES = [torch.float32, torch.float16]
-LAYOUTS = ["rows", "map", "strided"]
+SLOW_LAYOUTS = [pytest.param(layout, marks=pytest.mark.slow) for layout in ("map", "strided")]
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +109,7 @@ def test_against_float64(
     check(tensors(shape, dtype, generator), scale=1.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [-3.0, 0.0, 2.0**-13, 0.044, 40.0, 300.0])
 def test_scales(dtype: torch.dtype, scale: float, generator: torch.Generator) -> None:
@@ -131,6 +132,7 @@ def test_scores_far_from_zero(dtype: torch.dtype, generator: torch.Generator) ->
         check((query + shift, weights, grad), scale=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2, 37, 19), (2, 32, 19), (1, 21, 32)], ids=str)
 def test_layouts(size: tuple[int, ...], generator: torch.Generator) -> None:
     """Read in place or copied, the values are the same."""
@@ -178,7 +180,7 @@ def test_backends_share_the_statistic(
 # --- hard ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["rows", *SLOW_LAYOUTS])
 @pytest.mark.parametrize(("dtype", "shape"), list(product(DTYPES, SHAPES)), ids=str)
 def test_hard(
     dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator
@@ -243,6 +245,7 @@ def test_explain_and_refusals(generator: torch.Generator) -> None:
             ops.class_rank_attention(query.double(), weights.double(), scale=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 def test_compiled_graph(hard: bool, generator: torch.Generator) -> None:
     """The operator and its backward in a traced graph give what they give in eager mode."""

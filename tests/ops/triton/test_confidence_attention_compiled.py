@@ -41,6 +41,7 @@ def measure(case: Case) -> Usage:
     return compile_all(case, *[case.tensor()] * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_budget(case: Case) -> None:
     hold_to_budget(OP, case, measure(case))

@@ -99,12 +99,14 @@ def test_against_float64(
     check(tensors(shape, dtype, generator), scale=shape[3] ** -0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [37, 48])  # 48: read in place
 def test_columns_contiguous(dtype: torch.dtype, length: int, generator: torch.Generator) -> None:
     check(tensors((2, length, length, 32, 16), dtype, generator, columns=True), scale=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [-0.3, 1.0, -2.0, 4.0, 8.0, 20.0])
 def test_peaked_and_negative_scores(
