@@ -30,7 +30,11 @@ from mcibi_fast.training.train import train
 from tests.tiny_run import make_tiny_config
 
 SIZE = (40, 44)
-CASES = [(name, memory) for name in models.frameworks() for memory in (None, "mcibipp")]
+FAST = (("isnet", None), ("deeplabv3", "mcibipp"))
+CASES = [
+    pytest.param(case, marks=() if case in FAST else pytest.mark.slow)
+    for case in ((name, memory) for name in models.frameworks() for memory in (None, "mcibipp"))
+]
 
 
 @dataclass

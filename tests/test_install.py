@@ -188,6 +188,7 @@ def cuda_build(
     return build_module.build(root, tmp_path / "package", tmp_path / "temp")["cuda"]
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_an_nvcc_outside_its_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrapper script on the path is enough; the library needs no CUDA runtime of its own."""
@@ -244,6 +245,7 @@ def test_a_wrong_cuda_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         toolchain.find_cuda()
 
 
+@pytest.mark.slow
 def test_without_ninja_the_build_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +322,7 @@ def test_libraries_of_older_sources_are_a_reason(
     assert "built from older sources" in (load(record) or "")
 
 
+@pytest.mark.slow
 @needs_record
 def test_an_unknown_cpu_flavour_is_named() -> None:
     if mcibi_fast.build_info()["backends"]["cpu"] is not True:

@@ -14,6 +14,7 @@ from tests.ablations.command import TINY, arguments, results, trained_run
 from tests.data import trees
 
 
+@pytest.mark.slow
 def test_table_6_is_one_training_and_stages_change_the_prediction(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_every_benchmark_has_its_turn() -> None:
     assert seconds < 60 * 7.5
 
 
+@pytest.mark.slow
 def test_the_summary_has_a_line_per_case() -> None:
     both = [Candidate(name, lambda: torch.ones(3)) for name in ("eager", "ours")]
     cases = [Case("toy", {"K": K}, torch.float32, both, 4, 1) for K in (19, 150)]

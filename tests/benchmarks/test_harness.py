@@ -78,6 +78,7 @@ def test_with_a_truth_twice_the_first_error_is_allowed() -> None:
         check(toy(0.02, 0.06))
 
 
+@pytest.mark.slow
 def test_parts_are_timed_but_not_compared() -> None:
     one, other = Candidate("a", lambda: torch.ones(2)), Candidate("part", lambda: torch.zeros(1))
     counted = Candidate("ours", lambda: torch.ones(2), counts=lambda: {"host_syncs": 7})
@@ -95,6 +96,7 @@ def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert report["rows"] == [] and report["cases_left_out"] == 2
 
 
+@pytest.mark.slow
 def test_a_failed_case_may_be_listed_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "_survive", False)  # restored afterwards
     harness.survive_failures()

@@ -129,6 +129,7 @@ def test_flow(
     )
 
 
+@pytest.mark.slow
 def test_bad_input(scenes: Path, camvid: Path, tmp_path: Path, fails: Fails) -> None:
     message = fails("evaluate", scenes, "--cpu", "--flow", "rfat")
     assert "--flow rfat: expected dis, raft, a file of its weights, or none" in message

@@ -401,6 +401,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_reads_nothing_out_of_bounds() -> None:
     if sys.platform != "linux":
         pytest.skip("needs mprotect")

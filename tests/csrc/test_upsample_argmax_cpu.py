@@ -168,6 +168,7 @@ def test_the_first_bad_label_is_named() -> None:
         ops.upsample_confusion(make((2, 8, 5, 6)), labels, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_nothing_of_the_upsampled_size_is_allocated() -> None:
     """Peak resident memory of a process of its own: K x H x W would be 150 MiB."""

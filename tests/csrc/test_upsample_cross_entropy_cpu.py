@@ -227,6 +227,7 @@ def test_the_first_bad_label_is_named_by_both_directions() -> None:
         backward(grad, logits, known, lse, None, 255, 0.0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_nothing_of_the_upsampled_size_is_allocated() -> None:
     """Peak resident memory of a process of its own: K x H x W would be 150 MiB."""

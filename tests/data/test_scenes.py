@@ -210,6 +210,7 @@ def test_shapes_cover_their_area(window):
         assert ((covered > 0) & (covered < 1)).any(), f"{name} has no smooth edge"
 
 
+@pytest.mark.slow
 def test_import_needs_neither_timm_nor_torchvision():
     code = (
         "import sys; sys.modules['timm'] = sys.modules['torchvision'] = None\n"

@@ -46,7 +46,7 @@ CASES = {
     "isnet_mcibipp paper": (2, False, FIXED),
     "fcn_mcibi released": (2, True, FIXED),
 }
-FAST = ("fcn_mcibipp released", "isnet")
+FAST = ("fcn_mcibipp released",)
 
 
 @pytest.fixture(autouse=True)

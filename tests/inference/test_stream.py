@@ -91,6 +91,7 @@ def test_each_frame_is_computed_once(generator):
     assert calls == [1, "W", "C_bi"] * 4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(generator):
     stream = VideoStream(small())
     frames = video(generator, 30)

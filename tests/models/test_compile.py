@@ -12,7 +12,7 @@ from mcibi_fast.models.output import SegmentationOutput
 from tests.models.stub_backbone import FRAMEWORKS, stubbed
 
 K, Z = 5, 16
-FAST = ("isnet", "fcn_mcibipp paper")
+FAST = ("fcn_mcibipp paper",)
 CASES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in (

@@ -187,6 +187,7 @@ def from_scratch(model, images, stages):
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 48), (37, 51)])
 @pytest.mark.parametrize("name", MCIBIPP)
 @torch.no_grad()

@@ -103,7 +103,7 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("variant", BUILDERS)
-@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("form", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_training_forward_losses_and_memory_update(form, variant):
     real = BUILDERS[variant](form).train()
     with FakeTensorMode():
@@ -130,7 +130,7 @@ def test_backward(form, variant, generator):
     ("variant", "folded"),
     [(v, folded) for v in BUILDERS for folded in (False, True) if not (folded and "three" in v)],
 )
-@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("form", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_evaluation(form, variant, folded):
     real = BUILDERS[variant](form).eval()
     real = real.fold() if folded else real

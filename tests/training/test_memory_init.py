@@ -103,7 +103,7 @@ def present_classes(trainer: Trainer) -> torch.Tensor:
 MCIBI = ("model.name=fcn_mcibi", "model.options.representations=2")
 
 
-@pytest.mark.parametrize("init", ["pixel", "cluster"])
+@pytest.mark.parametrize("init", ["cluster", pytest.param("pixel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [(), MCIBI], ids=["gaussian", "representations"])
 def test_every_initialisation_meets_every_class(
     settings: tuple[str, ...], init: str, tiny_config: MakeConfig, tmp_path: Path

@@ -115,6 +115,7 @@ def test_the_memory_is_updated_once_per_part() -> None:
         assert int(model.memory.noise_state[1]) == 1 + parts
 
 
+@pytest.mark.slow
 def test_training_with_micro_batches_sees_the_same_samples(
     tiny_config: Callable, tmp_path: Path
 ) -> None:

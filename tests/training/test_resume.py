@@ -188,6 +188,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_last_step_of_an_epoch_is_saved(
     tiny_config: Callable[..., TrainConfig],
     uninterrupted: Path,
@@ -220,6 +221,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert result.metrics == history[-1]["metrics"]
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoint_and_evaluation(
     tiny_config: Callable[..., TrainConfig],
     uninterrupted: Path,

@@ -32,6 +32,7 @@ def config_of(tiny_config: MakeConfig, name: str, options: dict) -> TrainConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_row_of_table_3(row: str, tiny_config: MakeConfig, tmp_path: Path) -> None:
     config = config_of(tiny_config, *ROWS[row])

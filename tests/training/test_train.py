@@ -162,6 +162,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_config: MakeConfig, tmp_
         pack_weights(model, spec)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_checkpoint_before(
     tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
