@@ -19,6 +19,8 @@ from mcibi_fast.reports.page import Report
 from mcibi_fast.reports.samples import Samples, Trained
 
 K = 12
+NAMES = [name for name in models.names() if "_mcibi" not in name or name.endswith("_mcibipp")]
+NAMES = [name for name in NAMES if "_video" not in name]
 
 
 def upsample(maps: Tensor, align: bool) -> Tensor:
@@ -57,7 +59,7 @@ def shown(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[
 
 
 @pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize("name", ["fcn", "fcn_mcibipp", "upernet_mcibipp", "isnet_mcibipp"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_drawn(name: str, align: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Scenes("val", count=2, size=(32, 40), seed=0)
     with torch.random.fork_rng(devices=[]):
@@ -85,13 +87,13 @@ def test_what_is_drawn(name: str, align: bool, monkeypatch: pytest.MonkeyPatch) 
     ]
     np.testing.assert_allclose(found.R, torch.stack(means).numpy(), atol=1e-5)
 
-    if name == "fcn":
+    if not model.head.has_memory:
         return
     given = shown(weight_maps, "weight_sheet", monkeypatch)
     weight_maps.add_weights(Report("page"), trained, samples)
     with torch.no_grad():
         output = model(images)
-    gathered = output.weight_logits if name == "fcn_mcibipp" else output.context_logits
+    gathered = output.weight_logits if model.head.weights_from == "pr" else output.context_logits
     W = upsample(gathered.softmax(1), align)
     right = W.gather(1, labels.clamp(max=K - 1)[:, None])[:, 0].numpy()
     known = labels.numpy() != 255
