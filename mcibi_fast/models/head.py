@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.context import resize
 
 
 class SegmentationHead(nn.Module):
@@ -28,7 +29,7 @@ class SegmentationHead(nn.Module):
         align_corners: of every bilinear resizing, that of the logits to the labels included.
         ignore_index: label that does not count in the losses.
         has_memory: whether it gathers from a memory: it then has ``memory``, ``stages`` (iterative
-            inference), ``schedule`` and ``fold``.
+            inference), ``schedule`` and ``fold``, and its ``context`` is not None.
         concatenates_context: whether the context within the image is concatenated to R_aug before
             the classifier, as in MCIBI++.
         guided: of a framework: whether its context needs a first prediction (ISNet).
@@ -91,7 +92,7 @@ class SegmentationHead(nn.Module):
 
         It allocates all of that; ``class_map`` and ``confusion`` do not.
         """
-        return F.interpolate(logits, list(size), mode="bilinear", align_corners=self.align_corners)
+        return resize(logits, torch.Size(size), self.align_corners)
 
     def class_map(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """The class of each pixel after the final upsampling: (B, K, h, w) -> (B, *size) int64.

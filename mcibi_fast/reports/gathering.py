@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.video import ClipDataset
 from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
-from mcibi_fast.nn.context import ContextBase
+from mcibi_fast.nn.context import ContextBase, resize
 from mcibi_fast.nn.memory import GaussianMemory
 
 
@@ -43,13 +42,12 @@ class Gathering:
 
 def context_of(model: Segmentor) -> ContextBase | None:
     """The model's dataset-level context, or None (a baseline has none)."""
-    context = getattr(model.head, "context", None)
-    return context if isinstance(context, ContextBase) else None
+    return model.head.context
 
 
 def gaussian_memory_of(model: Segmentor) -> GaussianMemory | None:
     """The model's memory of Gaussians, or None if it has no memory or another kind."""
-    memory = getattr(model, "memory", None)
+    memory = model.memory if model.head.has_memory else None
     return memory if isinstance(memory, GaussianMemory) else None
 
 
@@ -140,7 +138,7 @@ def weight_of_class(
         (H, W) in [0, 1].
     """
     W = weight_logits.softmax(dim=0)[k]
-    return F.interpolate(W[None, None], size, mode="bilinear", align_corners=align_corners)[0, 0]
+    return resize(W[None, None], torch.Size(size), align_corners)[0, 0]
 
 
 def weight_of_truth(weight_logits: Tensor, label: Tensor, *, align_corners: bool = False) -> Tensor:

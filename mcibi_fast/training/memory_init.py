@@ -51,8 +51,10 @@ def initialize_memory(
         workers: loader processes.
         progress: show a bar.
     """
-    memory = getattr(model, "memory", None)
-    if memory is None or memory.init == "standard" or bool(memory.met.all()):
+    if not model.head.has_memory:
+        return
+    memory = model.memory
+    if memory.init == "standard" or bool(memory.met.all()):
         return
     batches = training_loader(
         dataset,

@@ -323,8 +323,10 @@ class Trainer:
     def _record_memory(self) -> None:
         """At an epoch's end, what the memory holds; the host has waited for the device anyway."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
-        memory = getattr(self.model, "memory", None)
-        if within == 0 and isinstance(memory, GaussianMemory):
+        if within or not self.model.head.has_memory:
+            return
+        memory = self.model.memory
+        if isinstance(memory, GaussianMemory):
             mean, std = memory.memory.t().tolist()
             self.run.record(step=self.step, epoch=epoch, memory={"mean": mean, "std": std})
 
