@@ -127,7 +127,6 @@ def parse(name: str, memory: str | None = None, history: int | None = None) -> M
     return kind
 
 
-@functools.cache
 def head_type(
     framework: str, memory: str | None = None, *, video: bool = False
 ) -> type[SegmentationHead]:
@@ -138,13 +137,16 @@ def head_type(
         memory: one of :func:`memories`, or None.
         video: with past frames.
     """
-    answers = _FRAMEWORKS[framework].cls
-    forward = PlainHead if memory is None else _MEMORIES[memory][1]
-    bases = (VideoHead, answers, forward) if video else (answers, forward)
-    name = _head_name(ModelKind(framework, memory, int(video)))
-    title = ModelKind(framework, memory, int(video)).title
-    document = f"{title}: {', '.join(f':class:`{base.__name__}`' for base in bases)}."
-    return type(name, bases, {"__doc__": document, "__module__": __name__})
+    return _head_type(ModelKind(framework, memory, int(video)))
+
+
+@functools.cache  # one class of each kind: instances are compared and pickled by it
+def _head_type(kind: ModelKind) -> type[SegmentationHead]:
+    answers = _FRAMEWORKS[kind.framework].cls
+    forward = PlainHead if kind.memory is None else _MEMORIES[kind.memory][1]
+    bases = (VideoHead, answers, forward) if kind.history else (answers, forward)
+    document = f"{kind.title}: {', '.join(f':class:`{base.__name__}`' for base in bases)}."
+    return type(_head_name(kind), bases, {"__doc__": document, "__module__": __name__})
 
 
 def create(

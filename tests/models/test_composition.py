@@ -28,7 +28,7 @@ FRAMEWORKS = models.frameworks()
 def own_framework(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What someone writes who adds a framework: a class, and nothing else."""
     monkeypatch.setattr(registry, "_FRAMEWORKS", dict(registry._FRAMEWORKS))
-    registry.head_type.cache_clear()
+    registry._head_type.cache_clear()
 
     @models.framework("own", "Own")
     class Own(models.SegmentationHead):
@@ -43,7 +43,7 @@ def own_framework(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             )
 
     yield "own"
-    registry.head_type.cache_clear()
+    registry._head_type.cache_clear()
 
 
 def test_a_framework_of_ones_own_has_everything(own_framework: str) -> None:
@@ -91,6 +91,8 @@ def test_one_word_and_arguments_make_the_same(framework: str) -> None:
             assert isinstance(word.head, getattr(registry._FRAMEWORKS[framework], "cls"))  # noqa: B009
             assert word.head.has_memory == (memory is not None) and word.head.history == history
             assert getattr(models, type(word.head).__name__) is type(word.head)
+            if not history:
+                assert models.head_type(framework, memory) is type(word.head)
 
 
 @pytest.mark.slow
