@@ -1,4 +1,17 @@
-"""Modules to build a segmentation network from; they import neither timm nor torchvision."""
+"""Modules to build a segmentation network from; they import neither timm nor torchvision.
+
+The docstrings use the paper's symbols. For an image of h x w feature pixels and K classes:
+
+- R (B, Z, h, w): the pixel representations, that is, the network's features.
+- C_dl (K, Z): one dataset-level representation per class, drawn from the memory.
+- W (B, K, h, w): for each pixel, the weights with which it mixes the classes. H_pr predicts its
+  logits; the softmax over the classes makes each pixel's weights sum to one.
+- C~_bi (B, Z, h, w): W times C_dl, a mixture of class representations for each pixel.
+- C_bi (B, Z, h, w): the context from beyond the image: attention with queries R and keys C~_bi.
+  T is the width of this attention, P its weights between pixels.
+- R_aug: F_T(R, C_bi), the representations augmented with that context.
+- H_cls: the head that predicts the classes from R_aug; its logits are called O.
+"""
 
 from mcibi_fast.nn.attention import PositionConfidenceAttention, SeveralAttentions
 from mcibi_fast.nn.blocks import conv_bn_relu, convert_sync_batchnorm

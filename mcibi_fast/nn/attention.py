@@ -19,7 +19,7 @@ Projections = Literal["paper", "released"]
 
 
 class ClassQuery(NamedTuple):
-    """R and C_dl, projected for attention on class weights.
+    """R and C_dl, projected so that attention can run on the class weights W.
 
     ``scores``: Q F_R2(C_dl)^T (B, K, h, w); ``values``: F_O(F_C(C_dl)) (channels, K, 1, 1).
     """
@@ -29,7 +29,7 @@ class ClassQuery(NamedTuple):
 
 
 class PositionConfidenceAttention(nn.Module):
-    """C_bi = F_O(softmax(F_R1(R) F_R2(C~)^T / sqrt(T)) F_C(C~)): Eq. 13, one head.
+    """C_bi = F_O(softmax(F_R1(R) F_R2(C~)^T / sqrt(T)) F_C(C~)): Eq. 13, with one attention head.
 
     Args:
         channels: channels of the query map and of the result.
@@ -39,8 +39,8 @@ class PositionConfidenceAttention(nn.Module):
             "released": Conv-BN-ReLU, two of them for the query and the key, one for the value
             and the output.
 
-    Over keys that are mixtures of K class representations, ``attend_classes`` computes the same
-    from the mixing weights, where the projections are linear ("paper").
+    If the keys are mixtures of K class representations and the projections are linear ("paper"),
+    ``attend_classes`` computes the same result directly from the mixing weights.
 
     Shape: query_features (B, channels, h, w), key_features (B, key_channels, h', w')
         -> (B, channels, h, w).
@@ -75,7 +75,7 @@ class PositionConfidenceAttention(nn.Module):
         return self.attend(self.query(query_features), key_features)
 
     def attend(self, query: Tensor, key_features: Tensor) -> Tensor:
-        """``forward`` of a query that is projected already, ``self.query(R)`` (B, T, h, w)."""
+        """``forward`` for a query that is already projected: ``self.query(R)`` (B, T, h, w)."""
         key, value = self.key(key_features), self.value(key_features)
         return self.output(attend_pixels(query, key, value, self.scale))
 
@@ -87,9 +87,9 @@ class PositionConfidenceAttention(nn.Module):
     def class_tables(self, representations: Tensor) -> tuple[Tensor, Tensor]:
         """The projected C_dl: keys F_R2(C_dl) (K, T), values F_O(F_C(C_dl)) (channels, K, 1, 1).
 
-        The rows of W sum to one, and so do those of P W: an affine projection of the K rows of C_dl
-        is that of every pixel. So the scores are Q (F_R2(C_dl))^T W^T, an attention over W itself,
-        and C_bi is (P W) F_O(F_C(C_dl)).
+        Each row of W, and of P W, sums to one, so an affine projection of W C_dl equals W times
+        the projection of the K rows of C_dl. Hence the scores are Q (F_R2(C_dl))^T W^T, an
+        attention over W itself, and C_bi is (P W) F_O(F_C(C_dl)).
 
         Args:
             representations: C_dl (K, channels).
@@ -103,7 +103,7 @@ class PositionConfidenceAttention(nn.Module):
         return self.key(C_dl)[0, :, :, 0].T, self.output(self.value(C_dl))[0, ..., None]
 
     def project_classes(self, query_features: Tensor, representations: Tensor) -> ClassQuery:
-        """What ``attend_classes`` needs of R and C_dl, whatever W. Linear projections only.
+        """The part of ``attend_classes`` that does not depend on W. Linear projections only.
 
         Args:
             query_features: R (B, channels, h, w).
@@ -116,12 +116,12 @@ class PositionConfidenceAttention(nn.Module):
     def attend_classes(
         self, query: ClassQuery, weight_logits: Tensor, *, hard: bool = False
     ) -> Tensor:
-        """C_bi of keys C~ = W C_dl (Eq. 12), without forming them. Linear projections only.
+        """C_bi for the keys C~ = W C_dl (Eq. 12), which are not formed. Linear projections only.
 
         Args:
-            query: of ``project_classes``.
+            query: the result of ``project_classes``.
             weight_logits: the logits of W (B, K, h, w).
-            hard: W is the one-hot of the largest logit (the first on ties) instead of the softmax.
+            hard: W is one-hot at the largest logit (the first on ties) instead of the softmax.
 
         Returns:
             (B, channels, h, w), equal to ``self(R, C~)`` up to rounding.
@@ -132,9 +132,9 @@ class PositionConfidenceAttention(nn.Module):
     def explain(self, query_features: Tensor, key_features: Tensor) -> str:
         """The form of attention that ``forward`` takes, and :func:`mcibi_fast.explain` of its op.
 
-        One with a memory in front may take another: see :meth:`DatasetLevelContext.explain`.
+        Inside a :class:`DatasetLevelContext` another form may run; see its ``explain``.
         """
-        twin = copy.deepcopy(self).eval()  # whose batch statistics nobody misses
+        twin = copy.deepcopy(self).eval()  # a copy: the model's batch statistics stay as they are
         operands = twin.query(query_features), twin.key(key_features), twin.value(key_features)
         return (
             f"{type(self).__name__}: general: the keys are a feature map\n"
@@ -143,13 +143,14 @@ class PositionConfidenceAttention(nn.Module):
 
 
 class SeveralAttentions(nn.Module):
-    """n attentions, each over a key map of its own, joined by Conv1x1-BN-ReLU.
+    """n attentions, each over its own key map, joined by Conv1x1-BN-ReLU.
 
-    What MCIBI's released code does with n representations per class: the i-th map is gathered from
-    the i-th representations. ``explain`` of a context shows the first attention.
+    This is what MCIBI's released code does with n representations per class: the i-th map is
+    gathered from the i-th representation of every class. ``explain`` of a context shows the first
+    attention.
 
     Args:
-        count: n.
+        count: n, the number of attentions.
         channels: channels of the query map, of each key map and of the result.
         transform_channels: T, the width of each attention.
         projections: see :class:`PositionConfidenceAttention`.
@@ -181,7 +182,7 @@ class SeveralAttentions(nn.Module):
         return torch.cat([part.query(query_features) for part in self._attentions()], dim=1)
 
     def attend(self, query: Tensor, key_features: Tensor) -> Tensor:
-        """What the n attentions gather, joined (B, channels, h, w)."""
+        """The joined results of the n attentions (B, channels, h, w)."""
         count = len(self.parts)
         pairs = zip(query.chunk(count, dim=1), key_features.chunk(count, dim=1), strict=True)
         maps = [part.attend(*pair) for part, pair in zip(self._attentions(), pairs, strict=True)]
@@ -192,10 +193,10 @@ class SeveralAttentions(nn.Module):
 
 
 def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Q keys^T as one 1x1 convolution of R onto K channels: its weight and bias.
+    """Weight and bias of the 1x1 convolution that computes Q keys^T from R, with K channels.
 
     Args:
-        attention: with linear projections.
+        attention: an attention with linear projections.
         keys: F_R2(C_dl) (K, T).
     """
     query: Any = attention.query
@@ -203,22 +204,22 @@ def class_query(attention: PositionConfidenceAttention, keys: Tensor) -> tuple[T
 
 
 def attend_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """softmax(scale Q K^T) V over the pixels of projected maps, (B, T, h, w) each."""
+    """softmax(scale Q K^T) V over the pixels of projected maps; each is (B, T, h, w)."""
     return to_map(ops.confidence_attention(*map(rows, (query, key, value)), scale=scale), query)
 
 
 def explain_pixels(query: Tensor, key: Tensor, value: Tensor, scale: float) -> str:
-    """The backends of ``attend_pixels``."""
+    """Which backend ``attend_pixels`` takes, and why not the others."""
     return explain(ops.confidence_attention, *map(rows, (query, key, value)), scale=scale)
 
 
 def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> Tensor:
-    """P W (B, K, h, w): each pixel's weights of the K classes after the attention (Eq. 13).
+    """P W (B, K, h, w): the weights of the K classes at each pixel after the attention (Eq. 13).
 
     Args:
         scores: Q F_R2(C_dl)^T (B, K, h, w).
         weight_logits: the logits of W (B, K, h, w).
-        scale: of the attention's scores.
+        scale: factor of the attention's scores.
         hard: see :meth:`PositionConfidenceAttention.attend_classes`.
     """
     out = ops.class_rank_attention(
@@ -228,7 +229,7 @@ def mix_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool)
 
 
 def explain_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> str:
-    """The backends of ``mix_classes``."""
+    """Which backend ``mix_classes`` takes, and why not the others."""
     operands = _class_rows(scores, weight_logits, hard)
     return explain(ops.class_rank_attention, *operands, scale=scale, hard=hard)
 

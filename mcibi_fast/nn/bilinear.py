@@ -1,4 +1,8 @@
-"""Bilinear upsampling without upsampling: which low-resolution pixels a pixel is made of."""
+"""Bilinear upsampling without forming the upsampled map.
+
+Every upsampled pixel is a weighted mean of four low-resolution pixels; these functions give their
+positions and weights.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from torch import Tensor
 
 
 class Taps(NamedTuple):
-    """Where bilinear upsampling to (H, W) reads: two rows and two columns of every pixel.
+    """Where bilinear upsampling to (H, W) reads: for every pixel, two rows and two columns.
 
-    ``y`` (2, H) and ``x`` (2, W) are their indices, ``wy`` and ``wx`` their weights; ``corners``
-    the four positions y * w + x with their weights, each (H, W).
+    ``y`` (2, H) and ``x`` (2, W) are their indices, ``wy`` and ``wx`` their weights. ``corners``
+    holds the four positions y * w + x and their weights, each (H, W).
     """
 
     y: Tensor
@@ -25,7 +29,7 @@ class Taps(NamedTuple):
 def upsampling_taps(
     source: tuple[int, int], size: torch.Size, align_corners: bool, like: Tensor
 ) -> Taps:
-    """Of maps of the size ``source`` upsampled to ``size``, in the dtype and device of ``like``."""
+    """Where upsampling from ``source`` to ``size`` reads; weights in the dtype of ``like``."""
     (y, wy), (x, wx) = (
         axis_taps(n, out, align_corners, like.dtype, like.device)
         for n, out in zip(source, size, strict=True)
@@ -37,13 +41,13 @@ def upsampling_taps(
 
 
 def pixels(features: Tensor, labels: Tensor, positions: Tensor, align_corners: bool) -> Tensor:
-    """The upsampled features (M, Z) of some of the labels' pixels alone.
+    """The upsampled features (M, Z) at some of the labels' pixels only.
 
     Args:
         features: (B, Z, h, w).
-        labels: (B, H, W), for their size.
+        labels: (B, H, W); only their size is used.
         positions: (M,), indices into the flattened labels.
-        align_corners: of the upsampling.
+        align_corners: as in ``torch.nn.functional.interpolate``.
     """
     height, width = labels.shape[1:]
     image, row, column = (
@@ -68,7 +72,7 @@ def axis_taps(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Indices and weights (2, size) of one axis, those of ``torch.nn.functional.interpolate``."""
+    """Indices and weights (2, size) along one axis, as ``torch.nn.functional.interpolate`` does."""
     at = torch.arange(size, device=device, dtype=dtype)
     if align_corners:
         at = at * ((source - 1) / max(1, size - 1))

@@ -1,4 +1,4 @@
-"""The convolution block that every head is built from, and its batch norm across ranks."""
+"""The convolution block that every head is built from, and batch norm across processes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 class ConvBNReLU(nn.Sequential):
     """Convolution, batch norm, ReLU.
 
-    A convolution of two concatenated maps is the sum of one of each. Where one of the maps stays
-    and the other changes (iterative inference), ``prepare`` computes the summand of the first once
-    and ``join`` the rest.
+    The convolution of two concatenated maps is the sum of one convolution of each. If one map stays
+    the same and the other changes (iterative inference), ``prepare`` computes the summand of the
+    fixed map once and ``join`` adds the rest.
     """
 
     def prepare(self, fixed: Tensor, *, first: bool) -> Tensor:
-        """What ``join`` needs of the map that stays.
+        """What ``join`` needs of the map that stays the same.
 
-        Training has nothing to reuse, and one convolution rounds once where a sum of two rounds
-        three times (1.5 times the error in bfloat16), at the same speed: there it is the map.
+        In training this is the map itself: there is nothing to reuse, and one convolution rounds
+        once whereas a sum of two rounds three times (1.5 times the error in bfloat16) at the same
+        speed.
 
         Args:
-            fixed: the first channels of the block's input or the last ones.
-            first: which of the two.
+            fixed: the first channels of the block's input, or its last ones.
+            first: whether they are the first.
         """
         return fixed if self.training else self._summand(fixed, first)
 
@@ -34,7 +35,7 @@ class ConvBNReLU(nn.Sequential):
         """The block on the prepared map and ``other`` concatenated, up to rounding.
 
         Args:
-            prepared: of ``prepare``.
+            prepared: the result of ``prepare``.
             other: the remaining channels of the block's input.
             first: whether the prepared channels come first.
         """
@@ -47,7 +48,7 @@ class ConvBNReLU(nn.Sequential):
         conv: Any = self[0]
         channels = features.shape[1]
         weight = conv.weight[:, :channels] if first else conv.weight[:, -channels:]
-        bias = conv.bias if first else None  # there is one where the batch norm was folded
+        bias = conv.bias if first else None  # a bias exists once the batch norm has been folded
         return F.conv2d(features, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
@@ -64,10 +65,10 @@ def conv_bn_relu(
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with SyncBatchNorm where that works: in a distributed run, on CUDA.
+    """The model with SyncBatchNorm if that works: in a distributed run, on CUDA.
 
-    Elsewhere the model is returned as it is (SyncBatchNorm raises on a CPU tensor). Call it once
-    the model is on its device, before wrapping it in DistributedDataParallel.
+    Otherwise the model is returned as it is (SyncBatchNorm raises on a CPU tensor). Call it when
+    the model is on its device and before wrapping it in DistributedDataParallel.
     """
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if distributed and all(p.is_cuda for p in model.parameters()):

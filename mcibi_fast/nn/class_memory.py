@@ -1,4 +1,4 @@
-"""What the memories have in common: a momentum with its schedule, the switch, the first values."""
+"""The base class of the memories: their momentum and its schedule, ``fixed``, initialisation."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ MomentumSchedule = Literal["fixed", "poly"]
 
 
 class ClassMemory(nn.Module):
-    """A memory of every class, filled by ``update``; ``memory`` is its only state.
+    """What the network remembers of every class; ``update`` fills it.
+
+    The buffer ``memory`` is what a state dict holds. The buffer ``met`` (K,) says which classes
+    have been set.
 
     Args:
         num_classes: K.
         channels: Z, the channels of the pixel representations.
         momentum: m; a plain attribute that may be set at any time.
-        momentum_schedule: what ``schedule`` makes of it: "fixed" leaves it, "poly" scales it as the
-            learning rate is ("0.9-Poly" in Table 4).
-        fixed: never moves what it holds.
-        init: "standard", "pixel" or "cluster", see the memories.
-        seed: of the pixels that ``initialize`` picks; give every rank the same one.
+        momentum_schedule: how ``schedule`` changes the momentum: "fixed" keeps it, "poly" scales
+            it with the learning rate ("0.9-Poly" in Table 4).
+        fixed: never change what was set once.
+        init: "standard", "pixel" or "cluster"; each memory says what they do.
+        seed: seed for the pixels that ``initialize`` picks; give every rank the same one.
         ignore_index: label that belongs to no class.
-        align_corners: of the bilinear upsampling of the features to the labels' size.
+        align_corners: whether features are upsampled to the labels' size with aligned corners.
     """
 
     memory: Tensor
     met: Tensor
-    per_class = 1  # representations of each class
+    per_class = 1  # number of representations of each class
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class ClassMemory(nn.Module):
         """Sets the momentum for the next update; call it before every training step.
 
         Args:
-            lr_factor: the learning rate as a share of the initial one.
+            lr_factor: the current learning rate divided by the initial one.
         """
         if self.momentum_schedule == "poly":
             self.momentum = self.initial_momentum * lr_factor
@@ -83,15 +86,15 @@ class ClassMemory(nn.Module):
         raise NotImplementedError
 
     def initialize(self, features: Tensor, labels: Tensor) -> None:
-        """Sets what is not set yet from pixels of R (B, Z, h, w), picked at random."""
+        """Sets the classes that are not set yet from pixels of R (B, Z, h, w) picked at random."""
         raise NotImplementedError
 
     def initialize_from(self, centres: Tensor) -> None:
-        """Sets what is not set yet from cluster centres (K, n, Z), zero where there is none."""
+        """Sets the classes that are not set yet from cluster centres (K, n, Z); zero means none."""
         raise NotImplementedError
 
     def _pick_pixels(self, labels: Tensor, seed: int) -> Tensor:
-        """``labels`` with all ignored but one random pixel of each class not met before."""
+        """``labels`` in which only one random pixel of each class that is not set is kept."""
         picked = torch.full(
             labels.shape, self.ignore_index, dtype=torch.int64, device=labels.device
         )
@@ -129,7 +132,7 @@ def _process_group() -> dist.ProcessGroup | None:
 
 
 def _from_first_rank(values: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class the values of the lowest rank that found it, and who was found by any."""
+    """For each class the values of the lowest rank that found it; and which classes any found."""
     group = _process_group()
     if group is None:
         return values, found

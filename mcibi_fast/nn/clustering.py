@@ -1,8 +1,9 @@
 """Initialisation by clustering: composite vectors of each class's pixel representations.
 
 The paper (section 4.2) initialises the memory with the statistics of "the composite vector of each
-category, ... obtained by cosine similarity clustering", as MCIBI (arXiv 2108.11819) does with the
-vectors themselves. Neither says more. Here: k-means of the pixels' directions (spherical k-means).
+category, ... obtained by cosine similarity clustering"; MCIBI (arXiv 2108.11819) stores the vectors
+themselves. Neither paper says more about the clustering. Here it is k-means of the pixels'
+directions (spherical k-means).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ class PixelSample:
     Args:
         num_classes: K.
         channels: Z.
-        per_class: pixels held of each class: at most K x per_class x Z numbers in all.
-        per_batch: pixels of one class drawn from one batch, so that they come from many images.
-        seed: of the draws.
+        per_class: how many pixels of each class are kept: at most K x per_class x Z numbers in all.
+        per_batch: how many pixels of one class are drawn from one batch; a small number makes them
+            come from many images.
+        seed: seed of the draws.
         ignore_index: label that belongs to no class.
-        align_corners: of the bilinear upsampling of the features to the labels' size.
+        align_corners: whether features are upsampled to the labels' size with aligned corners.
 
     Attributes:
-        counts: pixels held of each class.
+        counts: how many pixels of each class are kept so far.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class PixelSample:
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Draws from R (B, Z, h, w) and its labels (B, H, W) for the classes that lack pixels."""
+        """Draws pixels of R (B, Z, h, w) with labels (B, H, W) for classes that still need some."""
         features = features.float()
         for k, count in enumerate(self.counts):
             wanted = min(self.per_class - count, self.per_batch)
@@ -70,7 +72,10 @@ class PixelSample:
                 self.counts[k] += len(found)
 
     def centres(self, clusters: int) -> Tensor:
-        """(K, clusters, Z): those of each class by size, zero where its pixels give no more."""
+        """Each class's cluster centres (K, clusters, Z), the largest cluster first.
+
+        Rows are zero if a class's pixels give fewer clusters.
+        """
         result = torch.zeros(len(self.counts), clusters, self.channels)
         for k, vectors in enumerate(self._vectors):
             if vectors:
@@ -80,12 +85,12 @@ class PixelSample:
 
 
 def spherical_centres(vectors: Tensor, clusters: int, *, seed: int = 0) -> Tensor:
-    """Centres of clusters by cosine similarity: the mean direction, at the mean length.
+    """Centres of clusters by cosine similarity: the mean direction with the mean length.
 
     Args:
         vectors: (M, Z).
-        clusters: how many; fewer where there are fewer directions.
-        seed: of scikit-learn's k-means.
+        clusters: how many; fewer are returned if there are fewer different directions.
+        seed: seed of scikit-learn's k-means.
 
     Returns:
         (at most clusters, Z), the largest cluster first, in the dtype of the vectors.
@@ -93,7 +98,7 @@ def spherical_centres(vectors: Tensor, clusters: int, *, seed: int = 0) -> Tenso
     exact = vectors.double()
     directions, lengths = F.normalize(exact, dim=1), exact.norm(dim=1)
     clusters = min(clusters, len(directions.unique(dim=0)))
-    members = torch.zeros(len(vectors), dtype=torch.int64)  # of one cluster: all
+    members = torch.zeros(len(vectors), dtype=torch.int64)  # a single cluster holds all vectors
     if clusters > 1:
         # On unit vectors |a - b|^2 = 2 - 2 cos(a, b).
         cluster = extras.load("mcibi_fast.nn.clustering", "sklearn.cluster")

@@ -1,4 +1,7 @@
-"""Dataset-level context aggregation A_bi and the transform F_T (section 3.3, Eq. 4, Table 2)."""
+"""The context that pixels gather from the dataset (section 3.3), and its fusion with R.
+
+The paper calls the gathering A_bi (Eqs. 10-13) and the fusion F_T (Eq. 4, Table 2).
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,17 @@ Past = Literal["context", "features"]
 
 
 class DatasetLevelOutput(NamedTuple):
-    """``features``: R_aug (B, out_channels, h, w); ``weight_logits``: H_pr's (B, K, h, w)."""
+    """``features``: R_aug (B, out_channels, h, w); ``weight_logits``: of H_pr, (B, K, h, w)."""
 
     features: Tensor
     weight_logits: Tensor
 
 
 class ContextState(NamedTuple):
-    """What the weights W do not change: computed once per image, whatever the number of stages.
+    """What does not depend on the weights W: computed once per image for any number of stages.
 
     ``query``: the projected R (B, T, h, w), or R and C_dl projected for attention on the weights.
-    ``fused``: what F_T takes of R.
+    ``fused``: what the fusion F_T needs from R.
     """
 
     query: Tensor | ClassQuery
@@ -45,26 +48,27 @@ class ContextState(NamedTuple):
 
 
 class ContextBase(nn.Module):
-    """R and W to R_aug: what a dataset-level context and its folded form have in common.
+    """Computes R_aug from R and W; the base of a dataset-level context and of its folded form.
 
-    Several W of one R (iterative inference) share ``prepare(R)``: one ``gather`` each.
+    In iterative inference several W belong to one R: they share ``prepare(R)``, and each takes one
+    ``gather``.
     """
 
     weight_head: Decoder  # H_pr
     fuse: Any  # F_T: fuse(fuse.prepare(R), C_bi)
 
     def forward(self, features: Tensor, weight_logits: Tensor | None = None) -> DatasetLevelOutput:
-        """``weight_logits`` replaces H_pr's as the weights that gather (iterative inference)."""
+        """``weight_logits``, if given, gather instead of those of H_pr (iterative inference)."""
         predicted = self.weight_head(features)
         gathering = predicted if weight_logits is None else weight_logits
         return DatasetLevelOutput(self.augment(features, gathering), predicted)
 
     def augment(self, features: Tensor, weight_logits: Tensor) -> Tensor:
-        """R_aug for given logits of W."""
+        """R_aug for the given logits of W."""
         return self.gather(self.prepare(features), weight_logits)
 
     def prepare(self, features: Tensor) -> ContextState:
-        """What ``gather`` needs of R (B, Z, h, w), whatever the weights."""
+        """The part of ``gather`` that depends on R (B, Z, h, w) and not on the weights."""
         return ContextState(self.project(features), self.fuse.prepare(features))
 
     def gather(self, state: ContextState, weight_logits: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class ContextBase(nn.Module):
     @torch.no_grad()
     def explain(self, features: Tensor, weight_logits: Tensor) -> str:
         """The form of attention and why, and :func:`mcibi_fast.explain` of the op that runs it."""
-        twin = copy.deepcopy(self).eval()  # whose batch statistics nobody misses
+        twin = copy.deepcopy(self).eval()  # a copy: the model's batch statistics stay as they are
         op = twin._explain_attention(twin.project(features), weight_logits)
         return f"{type(self).__name__}: {': '.join(self.form())}\n{op}"
 
@@ -84,11 +88,11 @@ class ContextBase(nn.Module):
         raise NotImplementedError
 
     def project(self, features: Tensor) -> Any:
-        """The queries of R: what ``attend`` needs, whatever the weights."""
+        """The queries from R: the part of ``attend`` that does not depend on the weights."""
         raise NotImplementedError
 
     def attend(self, query: Any, weight_logits: Tensor, size: torch.Size) -> Tensor:
-        """C_bi, or what ``fuse`` takes for it, of this height and width."""
+        """C_bi, or what ``fuse`` takes instead of it, with this height and width."""
         raise NotImplementedError
 
     def _explain_attention(self, query: Any, weight_logits: Tensor) -> str:
@@ -102,24 +106,25 @@ class DatasetLevelContext(ContextBase):
 
     With linear projections ("paper"), without ``downsample`` and with no more classes than
     ``transform_channels``, C~_bi is not formed: the attention runs on W itself
-    (:meth:`PositionConfidenceAttention.attend_classes`), equal up to rounding. ``explain`` says
-    which form it is.
+    (:meth:`PositionConfidenceAttention.attend_classes`), which gives the same up to rounding.
+    ``explain`` says which form runs.
 
     Args:
-        memory: a :class:`GaussianMemory`, or a :class:`RepresentationMemory`, with n
-            representations per class as :class:`SeveralAttentions` takes them. Call its ``update``
-            once per training step.
-        out_channels: channels of R_aug, default those of R; only "concatenation" can change them.
+        memory: a :class:`GaussianMemory` or a :class:`RepresentationMemory`; one with several
+            representations per class uses :class:`SeveralAttentions`. Call its ``update`` once per
+            training step.
+        out_channels: channels of R_aug, by default those of R; only "concatenation" can change
+            them.
         transform_channels: width of the attention.
-        projections: of the attention, see :class:`PositionConfidenceAttention`.
+        projections: see :class:`PositionConfidenceAttention`.
         fusion: F_T. "add": R + C_bi. "weighted_add": the two summed with weights that a 1x1
             convolution predicts per pixel (softmax over the two). "concatenation": Conv3x3-BN-ReLU
             on both.
-        hard: gather with the one-hot of the largest weight instead of the softmax.
-        downsample: halve R and C~_bi by a shared Conv3x3-BN-ReLU of stride 2 before the attention;
-            C_bi is resized back.
-        dropout: of H_pr.
-        align_corners: of that resizing.
+        hard: gather with one-hot weights, at the largest logit, instead of the softmax.
+        downsample: halve the size of R and C~_bi by a shared Conv3x3-BN-ReLU of stride 2 before the
+            attention, and resize C_bi back afterwards.
+        dropout: dropout probability in H_pr.
+        align_corners: whether that resizing aligns corners.
 
     Shape: (B, Z, h, w) -> R_aug (B, out_channels, h, w) and the logits of W (B, K, h, w).
     """
@@ -154,14 +159,14 @@ class DatasetLevelContext(ContextBase):
     def form(self) -> tuple[str, str]:
         """The form of attention, "class-rank" (it runs on W) or "general", and why.
 
-        The cost is N^2 times the width of queries, keys and values: K on weights, T in general. A
-        hard W needs no N^2.
+        With N pixels the cost is N^2 times the width of queries, keys and values, which is K for
+        attention on the weights and T in general. Attention on a hard W has no cost in N^2.
         """
         K, T = self.memory.num_classes, self.attention.transform_channels
         if self.downsample is not None:
-            return "general", "a stride-2 convolution stands before the attention"
+            return "general", "a stride-2 convolution comes before the attention"
         if isinstance(self.attention, SeveralAttentions):
-            return "general", "each class has several representations, with an attention of its own"
+            return "general", "each class has several representations, each with its own attention"
         if not self.attention.linear:
             return "general", "the projections have ReLU"
         if self.hard:
@@ -183,7 +188,7 @@ class DatasetLevelContext(ContextBase):
         return resize(context, size, self.align_corners)
 
     def _coarse(self, weight_logits: Tensor) -> Tensor:
-        """C~_bi (Eq. 12), as the attention takes it."""
+        """C~_bi (Eq. 12) at the resolution that the attention uses."""
         return self._halved(self.memory.aggregate(weight_logits, hard=self.hard))
 
     def _halved(self, features: Tensor) -> Tensor:
@@ -224,7 +229,7 @@ def check_size(weight_logits: Tensor, size: torch.Size) -> None:
 
 
 def resize(values: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
-    """Bilinear, where the size is another."""
+    """The values resized bilinearly, or as they are if they have this size already."""
     if values.shape[2:] == size:
         return values
     return F.interpolate(values, size, mode="bilinear", align_corners=align_corners)
@@ -256,16 +261,16 @@ class WeightedAdd(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """Conv3x3-BN-ReLU on [R, C_bi]; ``prepare`` computes what all but C_bi make of it.
+    """Conv3x3-BN-ReLU on [R, C_bi]; ``prepare`` computes the part that does not depend on C_bi.
 
-    Of videos (Eq. 19) on [R, past frames' maps, C_bi]. Eq. 19 names them in another order, which a
-    convolution can be given as well; this one leaves what changes between stages at the end.
+    For videos (Eq. 19) it runs on [R, past frames' maps, C_bi]. Eq. 19 lists them in another order,
+    which makes no difference to a learnt convolution; here what changes between stages comes last.
 
     Args:
-        channels: Z, of each map.
-        out_channels: of the result.
+        channels: Z, the channels of each map.
+        out_channels: channels of the result.
         history: h, the number of past frames.
-        past: what their maps are: "context", C_bi^{N-i}, or "features", R_{N-i} (Table 16).
+        past: what is taken from them: "context", C_bi^{N-i}, or "features", R_{N-i} (Table 16).
     """
 
     def __init__(
@@ -280,10 +285,12 @@ class Concatenation(nn.Module):
         self.conv = conv_bn_relu((2 + history) * channels, out_channels, 3)
 
     def prepare(self, features: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
-        """Of R and the past frames' maps, the earliest first; all (B, channels, h, w).
+        """The part that R and the past frames' maps, the earliest first, contribute.
+
+        All maps are (B, channels, h, w).
 
         Raises:
-            ValueError: another number of past maps than ``history``.
+            ValueError: the number of past maps is not ``history``.
         """
         if len(past) != self.history:
             raise ValueError(f"past: {len(past)} maps of past frames, expected {self.history}")

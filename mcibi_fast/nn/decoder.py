@@ -16,10 +16,10 @@ class Decoder(nn.Module):
         in_channels: channels of the features.
         hidden_channels: channels between the two convolutions.
         num_classes: K.
-        kernel_size: of the first convolution.
+        kernel_size: kernel size of the first convolution.
         dropout: probability that a channel is dropped while training.
-        conv: in place of Conv-BN-ReLU, a module from ``in_channels`` to ``hidden_channels``, say a
-            context within the image; ``prepare`` is then not available.
+        conv: a module from ``in_channels`` to ``hidden_channels`` that is used instead of
+            Conv-BN-ReLU, for example a context within the image; ``prepare`` is then not available.
 
     Shape: (B, in_channels, h, w) -> logits (B, K, h, w).
     """
@@ -44,11 +44,11 @@ class Decoder(nn.Module):
     def forward(
         self, features: Tensor, prepared: Tensor | None = None, *, first: bool = False
     ) -> Tensor:
-        """``prepared`` stands for the input's last (or first) channels, if ``features`` lacks them.
+        """The logits; some of the input's channels may have been prepared before.
 
         Args:
-            features: the input, or its channels that were not prepared.
-            prepared: of ``prepare``.
+            features: the input, or, with ``prepared``, its channels that were not prepared.
+            prepared: the result of ``prepare`` for the input's last (or first) channels.
             first: whether the prepared channels come first.
         """
         if prepared is None:
@@ -58,5 +58,5 @@ class Decoder(nn.Module):
         return self.classifier(self.dropout(hidden))
 
     def prepare(self, fixed: Tensor, *, first: bool = False) -> Tensor:
-        """What the input's last (or first) channels add; to be computed once for several calls."""
+        """What the input's last (or first) channels contribute, computed once for several calls."""
         return self.conv.prepare(fixed, first=first)

@@ -1,4 +1,6 @@
-"""What can be computed ahead once a model is trained: batch norms and the class representations.
+"""Folding: what can be computed in advance once a model is trained.
+
+These are batch norms and what a context makes of the class representations C_dl.
 
 Everything is folded in float64 and rounded once.
 """
@@ -39,11 +41,11 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module) -> None:
-    """Folds each batch norm that follows a convolution into it, in place; evaluation mode only.
+    """Folds each batch norm into the convolution before it, in place; evaluation mode only.
 
-    Found are the pairs next to each other in an ``nn.Sequential``, and those that a symbolic trace
-    of ``forward`` shows. A model whose control flow depends on its input cannot be traced: it keeps
-    the batch norms that are in no ``nn.Sequential``.
+    The pairs are found next to each other in an ``nn.Sequential`` and in a symbolic trace of
+    ``forward``. A model whose control flow depends on its input cannot be traced: it keeps the
+    batch norms that are in no ``nn.Sequential``.
     """
     pairs = {**dict(_pairs_in_sequence(model)), **dict(_traced_pairs(model))}
     for conv_name, norm_name in pairs.items():
@@ -63,10 +65,10 @@ def _pairs_in_sequence(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _traced_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Modules of which the second is the only reader of the first, each called once."""
+    """Pairs of modules, each called once, where only the second reads what the first returns."""
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # whatever a model does with values that it does not have here
+    except Exception:  # a model may do anything with values, which a trace does not have
         return
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
@@ -81,7 +83,7 @@ def _traced_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Tracer(fx.Tracer):
-    """Looks only into modules that hold batch norms: less that could resist being traced."""
+    """Traces only modules that hold batch norms, so that less can fail to be traced."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(isinstance(child, _NORMS) for child in m.modules()) or isinstance(m, _NORMS)
@@ -98,13 +100,13 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_context(context: DatasetLevelContext) -> FoldedContext:
-    """The context for inference, its modules taken over.
+    """The context for inference; it takes over the modules of ``context``.
 
     Args:
-        context: in evaluation mode, its batch norms folded.
+        context: a context in evaluation mode whose batch norms are folded.
 
     Raises:
-        ValueError: its memory has several representations per class.
+        ValueError: the memory has several representations per class.
     """
     if isinstance(context.attention, SeveralAttentions):
         raise ValueError(
@@ -120,7 +122,8 @@ def fold_context(context: DatasetLevelContext) -> FoldedContext:
 class FoldedContext(ContextBase):
     """A :class:`DatasetLevelContext` whose class representations C_dl are folded into tables.
 
-    At evaluation the noise is fixed and so is C_dl. Has no memory and cannot be trained.
+    At evaluation the noise is fixed, and therefore so is C_dl. A folded context has no memory and
+    cannot be trained.
     """
 
     def __init__(self, context: DatasetLevelContext) -> None:
@@ -136,12 +139,12 @@ class FoldedContext(ContextBase):
 
 
 class FoldedClassContext(FoldedContext):
-    """Attention on the weights: keys and values are tables of K rows.
+    """Attention on the weights W: keys and values are tables of K rows.
 
     Args:
-        context: what is folded.
-        scores: R to Q keys^T (B, K, h, w).
-        values: P W (B, K, h, w) to what F_T takes for C_bi.
+        context: the context that is folded.
+        scores: computes Q keys^T (B, K, h, w) from R.
+        values: computes from P W (B, K, h, w) what the fusion F_T takes as C_bi.
     """
 
     def __init__(self, context: DatasetLevelContext, scores: nn.Module, values: nn.Module) -> None:
@@ -161,13 +164,13 @@ class FoldedClassContext(FoldedContext):
 
 
 def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
-    """Linear projections: the scores are one convolution of R, C_bi is one of P W.
+    """Folds linear projections: the scores are one convolution of R, C_bi is one of P W.
 
-    With a concatenating F_T the context half of its convolution folds too: the rows of P W sum to
-    one, so with T = F_O(F_C(C_dl)) conv(P W T) is a convolution of the K channels of P W with
-    weight[o, k] = sum_c w[o, c] T[k, c], exact at the zero-padded border. What ``attend`` gives is
-    then P W, and so are the past frames' contexts that F_T takes of videos. Not done for more
-    classes than channels, where it would cost more.
+    If F_T concatenates, the half of its convolution that reads the context folds too. With the
+    table V = F_O(F_C(C_dl)), conv(P W V) is a convolution of the K channels of P W with
+    weight[o, k] = sum_c w[o, c] V[k, c], which is exact at the zero-padded border as well.
+    ``attend`` then returns P W, and so are the contexts of past frames that F_T takes for videos.
+    With more classes than channels this would cost more and is not done.
     """
     attention = copy.deepcopy(context.attention).double()
     keys, values = attention.class_tables(context.memory.representations().double())
@@ -192,15 +195,15 @@ def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
 
 
 def _on_classes(weight: Tensor, values: Tensor) -> Tensor:
-    """A convolution of C_bi as one of P W: (o, c, y, x), (c, K, 1, 1) -> (o, K, y, x)."""
+    """Turns a convolution of C_bi into one of P W: (o, c, y, x), (c, K, 1, 1) -> (o, K, y, x)."""
     return torch.einsum("ocyx,ck->okyx", weight, values.flatten(1))
 
 
 def _fold_hard(context: DatasetLevelContext) -> FoldedClassContext:
-    """One-hot weights, projections with ReLU: a pixel's key and value are those of its class.
+    """Folds one-hot weights and ReLU projections: a pixel's key and value are its class's.
 
-    So they are tables whatever computes them. While training they are not: batch norm makes them
-    depend on how many pixels each class has.
+    So keys and values are tables of K rows, whatever computes them. This does not hold in training,
+    where batch norm makes them depend on how many pixels each class has.
     """
     attention: Any = copy.deepcopy(context.attention).double()
     C_dl = context.memory.representations().double().T[None, :, :, None]  # (1, channels, K, 1)
@@ -221,8 +224,8 @@ def _fold_hard(context: DatasetLevelContext) -> FoldedClassContext:
 class FoldedPixelContext(FoldedContext):
     """General attention: the tables are C_dl after the first convolution of the keys and values.
 
-    The rows of W sum to one, so that this convolution of W C_dl is W times that of the K rows of
-    C_dl, up to the first ReLU. Where a stride-2 convolution stands before it, the table is C_dl.
+    Each row of W sums to one, so up to the first ReLU this convolution of W C_dl is W times the
+    convolution of the K rows of C_dl. If a stride-2 convolution comes before it, the table is C_dl.
     """
 
     tables: Tensor
@@ -240,8 +243,8 @@ class FoldedPixelContext(FoldedContext):
             value_table, self.value = _after_first_convolution(attention.value, C_dl)
             C_dl = torch.cat([key_table, value_table], dim=1)
         self.register_buffer("tables", C_dl.to(next(attention.parameters()).dtype))
-        # With mean 0, deviation 1 and the table as noise the aggregation's kernel mixes any table;
-        # on the CPU in half the time of a softmax and a matrix product.
+        # With mean 0, deviation 1 and the table as noise, the kernel of the aggregation mixes the
+        # rows of any table; on the CPU in half the time of a softmax and a matrix product.
         standard = torch.zeros_like(C_dl[:, :2])
         standard[:, 1] = 1
         self.register_buffer("standard", standard, persistent=False)
@@ -274,7 +277,7 @@ class FoldedPixelContext(FoldedContext):
 
 
 class SumReLU(nn.Module):
-    """ReLU(conv([R, past frames' maps]) + values(P W)), the first summand prepared."""
+    """ReLU(conv([R, past frames' maps]) + values(P W)); ``prepare`` computes the first summand."""
 
     def __init__(self, conv: nn.Conv2d, values: nn.Conv2d) -> None:
         super().__init__()
@@ -289,9 +292,9 @@ class SumReLU(nn.Module):
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Conv2d:
-    """The convolution with this weight that keeps the size, in the dtype of the module's."""
+    """The convolution with this weight that keeps the map's size, in the dtype of ``like``."""
     out_channels, in_channels, size, _ = weight.shape
-    # On meta, where initial weights draw no random numbers.
+    # Built on the meta device, where initial weights draw no random numbers.
     conv = nn.Conv2d(
         in_channels, out_channels, size, padding=size // 2, bias=bias is not None, device="meta"
     )
@@ -302,7 +305,7 @@ def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.
 
 
 def _after_first_convolution(projection: nn.Module, C_dl: Tensor) -> tuple[Tensor, nn.Module]:
-    """C_dl (K, channels) after the projection's first convolution (K, T), and what comes then."""
+    """C_dl (K, channels) after the projection's first convolution (K, T), and the layers left."""
     first: Any = projection
     rest: list[nn.Module] = []
     if isinstance(projection, nn.Sequential) and not isinstance(projection, ConvBNReLU):

@@ -11,20 +11,20 @@ from mcibi_fast import ops
 
 
 class PixelLoss(nn.Module):
-    """Cross entropy of the upsampled logits with what segmentation adds to it.
+    """Cross entropy of the upsampled logits, with class weights, smoothing and hard examples.
 
     Without options it is ``ops.upsample_cross_entropy``. Logits of the labels' size (K x H x W) are
     never formed.
 
     Args:
-        class_weights: w_c, one per class. The mean is then over the weights of the valid pixels:
+        class_weights: w_c, one per class. The mean is then weighted over the valid pixels:
             sum_i w(y_i) l_i / sum_i w(y_i).
-        label_smoothing: s, the share of the target spread over all classes.
+        label_smoothing: s, the share of the target that is spread over all classes.
         ohem_threshold: online hard example mining: only pixels whose right class has a probability
-            below this count, and the loss is the mean over these pixels (class weights, if any, do
-            not enter into what it is divided by).
-        ohem_min_kept: but at least this many of a call, the hardest (all, where fewer are valid;
-            more, where probabilities are equal).
+            below this threshold count, and the loss is the mean over these pixels (divided by their
+            number, even with class weights).
+        ohem_min_kept: keep at least this many pixels per call, the hardest ones (all if fewer are
+            valid; more if several have the same probability).
 
     Raises:
         ValueError: an option out of range.
@@ -44,12 +44,17 @@ class PixelLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
         if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
             raise ValueError(
-                f"class_weights: expected numbers from 0, got {list(class_weights or [])}"
+                f"class_weights: expected finite numbers of at least 0, "
+                f"got {list(class_weights or [])}"
             )
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing: expected 0 to 1 (not 1), got {label_smoothing}")
+            raise ValueError(
+                f"label_smoothing: expected at least 0 and less than 1, got {label_smoothing}"
+            )
         if ohem_threshold is not None and not 0 < ohem_threshold <= 1:
-            raise ValueError(f"ohem_threshold: expected a probability, got {ohem_threshold}")
+            raise ValueError(
+                f"ohem_threshold: expected a probability above 0, up to 1, got {ohem_threshold}"
+            )
         if ohem_min_kept < 1:
             raise ValueError(f"ohem_min_kept: expected at least 1, got {ohem_min_kept}")
         self.register_buffer("class_weights", weights, persistent=False)
@@ -64,7 +69,7 @@ class PixelLoss(nn.Module):
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> Tensor:
-        """A scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
+        """The loss, a scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
         losses = ops.upsample_cross_entropy(
             logits,
             labels,
@@ -89,8 +94,8 @@ class PixelLoss(nn.Module):
         return losses.where(kept, 0).sum() / kept.sum().clamp(min=1)
 
     def _hard(self, losses: Tensor, valid: Tensor, threshold: float) -> Tensor:
-        """Which pixels count, (B, H, W), of their plain cross entropies: -log p."""
-        # Ignored pixels sort last, so with fewer valid ones than min_kept all of these are kept.
+        """Which pixels count (B, H, W), given their plain cross entropies -log p."""
+        # Ignored pixels sort last, so all valid ones are kept if there are fewer than min_kept.
         probability = (-losses).exp().where(valid, torch.inf)
         last = min(self.ohem_min_kept, probability.numel()) - 1
         hardest = probability.flatten().sort().values[last]
@@ -118,17 +123,20 @@ def joint_losses(
     align_corners: bool = False,
     loss: Callable[..., Tensor] = ops.upsample_cross_entropy,
 ) -> dict[str, Tensor]:
-    """The weighted terms whose sum is the training loss: L = alpha L_W + L_O (Eq. 16) and more.
+    """The weighted terms whose sum is the training loss.
+
+    L = alpha L_W + L_O (Eq. 16), and one term for each further head whose logits are given.
 
     Args:
-        logits: of H_cls; ``loss_cls``, weight 1 (L_O).
+        logits: the prediction O of H_cls; gives ``loss_cls`` with weight 1 (L_O).
         labels: (B, H, W).
-        weight_logits: of H_pr; ``loss_pr``, weight ``alpha`` (L_W).
-        context_logits: of the head on the within-image context; ``loss_cwi``, weight 1.
-        auxiliary_logits: of the head on an earlier stage; ``loss_aux``, weight
-            ``auxiliary_weight``.
+        weight_logits: the logits of W from H_pr; give ``loss_pr`` with weight ``alpha`` (L_W).
+        context_logits: logits of the head on the within-image context; give ``loss_cwi`` with
+            weight 1.
+        auxiliary_logits: logits of the head on an earlier stage of the backbone; give ``loss_aux``
+            with weight ``auxiliary_weight``.
         ignore_index, align_corners: see ``ops.upsample_cross_entropy``.
-        loss: of each term, such as a :class:`PixelLoss`.
+        loss: computes each term, for example a :class:`PixelLoss`.
     """
     terms = {
         "loss_cls": (1.0, logits),

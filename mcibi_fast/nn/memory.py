@@ -24,9 +24,9 @@ Noise = Literal["released", "fresh", "fixed"]
 
 
 class GaussianMemory(ClassMemory):
-    """Dataset-level distribution of every class: its mean and standard deviation.
+    """The distribution of every class over the dataset: its mean and standard deviation.
 
-    ``form`` sets the three choices below at once; each can also be given by itself.
+    ``form`` sets the three choices below at once; each can also be given separately.
 
     ============  ==================================  =====================================
     choice        "paper"                             "released" (published checkpoints)
@@ -39,25 +39,25 @@ class GaussianMemory(ClassMemory):
     ============  ==================================  =====================================
 
     ``init="cluster"`` takes the statistics of a cluster's centre, see :meth:`initialize_from`.
-    ``noise="fixed"`` is one Philox draw for training and evaluation alike.
+    ``noise="fixed"`` is a single Philox draw that training and evaluation share.
 
     The only state-dict key is ``memory`` (K, 2): float32, or float64 after ``.double()``.
-    ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` leave it as it is. To continue a run bit for
-    bit, save ``noise_state`` and ``met`` too: they are buffers outside the state dict.
+    ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` do not change its dtype. To continue a run bit
+    for bit, save ``noise_state`` and ``met`` too: they are buffers outside the state dict.
 
     Args:
         num_classes: K.
         channels: Z, the channels of the pixel representations.
         form: "released" or "paper".
         momentum: m of Eq. 6, in [0, 1]; a plain attribute that may be set at any time.
-        momentum_schedule: "poly" scales the momentum as the learning rate is (Table 4), where
-            ``schedule`` is called before every step; "fixed" leaves it.
-        fixed: what was initialised never moves.
+        momentum_schedule: "poly" scales the momentum with the learning rate (Table 4), provided
+            that ``schedule`` is called before every step; "fixed" keeps it.
+        fixed: never change a class after its initialisation.
         unbiased, noise, init: override the form's choice.
-        seed: of the Philox noise and of the pixels that ``initialize`` picks; give every rank
+        seed: seed of the Philox noise and of the pixels that ``initialize`` picks; give every rank
             the same one.
         ignore_index: label that belongs to no class.
-        align_corners: of the bilinear upsampling in Eq. 7.
+        align_corners: whether the bilinear upsampling in Eq. 7 aligns corners.
     """
 
     noise_state: Tensor
@@ -102,7 +102,7 @@ class GaussianMemory(ClassMemory):
         )
         met = torch.full((num_classes,), self.init == "standard")
         self.register_buffer("met", met, persistent=False)
-        # Training steps count from 1; step 0 is the draw that evaluation keeps.
+        # Training steps count from 1; step 0 is the draw that evaluation uses.
         self.register_buffer("noise_state", torch.tensor([seed, 1]), persistent=False)
         self.register_buffer("fixed_noise_state", torch.tensor([seed, 0]), persistent=False)
         table = _released_noise(num_classes, channels) if self.noise == "released" else None
@@ -139,10 +139,10 @@ class GaussianMemory(ClassMemory):
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
-        """Sets each class not met before from one of its pixels, picked at random (section 3.2).
+        """Sets each class that is not set yet from one random pixel of it (section 3.2).
 
-        Call it over the train split until ``met.all()``; a class never met stays at (0, 1).
-        Across ranks, the first rank that sees a class decides; every rank must call it.
+        Call it on batches of the train split until ``met.all()``; a class that never occurs stays
+        at (0, 1). Across ranks, the first rank that sees a class decides; every rank must call it.
 
         Args:
             features: R (B, Z, h, w).
@@ -163,11 +163,13 @@ class GaussianMemory(ClassMemory):
 
     @torch.no_grad()
     def initialize_from(self, centres: Tensor) -> None:
-        """Sets each class not met before from its cluster's centre (section 4.2); rank 0 decides.
+        """Sets each class that is not set yet from its cluster's centre (section 4.2).
+
+        All ranks take the centres of rank 0.
 
         Args:
-            centres: (K, 1, Z) of :class:`mcibi_fast.nn.clustering.PixelSample`; a class whose
-                centre is zero is left alone.
+            centres: (K, 1, Z) from :class:`mcibi_fast.nn.clustering.PixelSample`; a class whose
+                centre is zero is not changed.
         """
         if centres.shape != (self.num_classes, 1, self.channels):
             raise ValueError(
@@ -180,8 +182,9 @@ class GaussianMemory(ClassMemory):
         self.met |= found
 
     def _updated(self, features: Tensor, labels: Tensor) -> Tensor:
-        # An op's float is a constant of a compiled graph: one that changes at every step would
-        # compile it anew each time. So there it is a factor outside, which absent classes cancel.
+        # A float argument of an op is a constant of a compiled graph: one that changes at every
+        # step would compile the graph again each time. So a scheduled momentum is multiplied
+        # outside the op; for absent classes the difference is zero.
         poly = self.momentum_schedule == "poly"
         updated = ops.memory_update(
             self.memory,
@@ -196,7 +199,7 @@ class GaussianMemory(ClassMemory):
         return self.memory + self.momentum * (updated - self.memory) if poly else updated
 
     def _statistics(self, vectors: Tensor) -> Tensor:
-        """Mean and deviation (K, 2) over the channels of (K, Z), Eq. 9."""
+        """Mean and standard deviation (K, 2) over the channels of (K, Z), Eq. 9."""
         mean, std = vectors.mean(1), vectors.std(1, correction=int(self.unbiased))
         return torch.stack([mean, std], dim=1).to(self.memory.dtype)
 
@@ -210,8 +213,8 @@ class GaussianMemory(ClassMemory):
         table = self.noise_table
         super()._apply(fn, recurse)
         if table is not None and self.noise_table is not None:
-            # The table's bits are float32 ones, whatever the model's dtype; restored from the
-            # original also after to_empty().
+            # The table stays float32 in a model of any dtype, and is restored from the original
+            # after to_empty() as well.
             self.noise_table = table.to(self.noise_table.device)
         return self
 

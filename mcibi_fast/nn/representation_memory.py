@@ -1,7 +1,7 @@
 """MCIBI's memory: class representations themselves instead of their distribution.
 
-MCIBI (ICCV 2021, arXiv 2108.11819) is what MCIBI++ was made from; "Memory-R" in Table 3 and the
-MCIBI rows of Table 7.
+MCIBI (ICCV 2021, arXiv 2108.11819) is the predecessor of MCIBI++. Its memory is called "Memory-R"
+in Table 3 and appears in the MCIBI rows of Table 7.
 """
 
 from __future__ import annotations
@@ -29,36 +29,39 @@ Strategy = Literal["mean", "cosine_similarity"]
 
 
 class RepresentationMemory(ClassMemory):
-    """Dataset-level representations of every class: (K, n, Z), zero until a class is met.
+    """Dataset-level representations of every class: (K, n, Z), zero until a class is seen.
 
-    The first n times that a class is met, the mean of its pixels is copied to the next of its n
+    The first n times that a class occurs, the mean of its pixels is copied to the next of its n
     representations. From then on each moves towards a target, M <- (1 - m) M + m target:
 
     * ``strategy="mean"``: the mean of the class's pixels.
     * ``strategy="cosine_similarity"``: sum_i w_i R_i, w_i = (1 - s_i) / sum (1 - s_i), s_i the
-      cosine between pixel and representation: pixels that the memory knows least weigh most. With
-      n > 1 each pixel counts for the representation nearest to it, and as in the released code one
-      that is nearest to no pixel moves towards zero.
+      cosine between pixel and representation: pixels that are least like the memory weigh most.
+      With n > 1 each pixel counts only for the representation nearest to it; as in the released
+      code, a representation that is nearest to no pixel moves towards zero.
 
-    It takes the place of :class:`GaussianMemory` in :class:`DatasetLevelContext`.
+    :class:`DatasetLevelContext` takes it instead of a :class:`GaussianMemory`.
 
     The only state-dict key is ``memory`` (K, n, Z), as the released code saves it: float32, or
-    float64 after ``.double()``. ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` leave it as it is.
+    float64 after ``.double()``. ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` do not change its
+    dtype.
 
     Args:
         num_classes: K.
         channels: Z, the channels of the pixel representations.
-        representations: n per class; more than one needs "cosine_similarity".
+        representations: n, per class; more than one needs "cosine_similarity".
         strategy: see above.
         momentum: m, in [0, 1]; a plain attribute that may be set at any time.
-        momentum_schedule: "poly" scales the momentum as the learning rate is, as the released code
-            does, where ``schedule`` is called before every step; "fixed" leaves it.
-        fixed: representations that were set never move ("Memory-R" without update in Table 3).
-        init: "standard": zero, a class's first pixels set it. "pixel": one pixel each, see
-            :meth:`initialize`. "cluster": centres of n clusters, see :meth:`initialize_from`.
-        seed: of the pixels that ``initialize`` picks; give every rank the same one.
+        momentum_schedule: "poly" scales the momentum with the learning rate, as the released code
+            does, provided that ``schedule`` is called before every step; "fixed" keeps it.
+        fixed: representations never change once they are set ("Memory-R" without update in
+            Table 3).
+        init: "standard": zero until the class's first pixels set it. "pixel": each is one pixel,
+            see :meth:`initialize`. "cluster": the centres of n clusters, see
+            :meth:`initialize_from`.
+        seed: seed for the pixels that ``initialize`` picks; give every rank the same one.
         ignore_index: label that belongs to no class.
-        align_corners: of the bilinear upsampling of the features to the labels' size.
+        align_corners: whether features are upsampled to the labels' size with aligned corners.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class RepresentationMemory(ClassMemory):
         self.register_buffer("memory", torch.zeros(num_classes, representations, channels))
 
     def representations(self) -> Tensor:
-        """C_dl (K, Z), of a memory with one representation per class."""
+        """C_dl (K, Z); only for a memory with one representation per class."""
         if self.per_class > 1:
             raise ValueError(
                 f"representations: there are {self.per_class} per class; read the attribute memory "
@@ -110,15 +113,15 @@ class RepresentationMemory(ClassMemory):
 
     @property
     def met(self) -> Tensor:  # type: ignore[override]
-        """(K,): all n representations of the class are set."""
+        """(K,): whether all n representations of the class are set."""
         return (self.memory != 0).any(dim=2).all(dim=1)
 
     def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
-        """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, n Z, h, w), n maps one by one.
+        """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, n Z, h, w), n maps in a row.
 
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
-        # A Gaussian of mean 0 and deviation 1 whose draw is given is that draw.
+        # A sample is mean + deviation * noise: with mean 0 and deviation 1 it is the given noise.
         unit = self.memory.new_zeros(self.num_classes, 2)
         unit[:, 1] = 1
         table = snapshot(self.memory.flatten(1))
@@ -129,19 +132,19 @@ class RepresentationMemory(ClassMemory):
         """Moves the representations of the classes present in ``labels``.
 
         All ranks of the default process group pool their batches: the result is what one process
-        with the whole batch would compute. Nothing waits for the device. Features are not
-        upsampled: allocates, besides the K x n x Z results, at the features' resolution two more
-        copies of them and 3 K n numbers per pixel, at the labels' resolution some 3 n + 20 numbers
-        per pixel; "mean" only what ``ops.class_feature_sums`` does. On CUDA the sums of
-        "cosine_similarity" come in any order, and are the same bits every run only under
-        ``torch.use_deterministic_algorithms``.
+        with the whole batch would compute. Nothing waits for the device, and features are not
+        upsampled. Besides the K x n x Z results, "cosine_similarity" allocates two copies of the
+        features and 3 K n numbers per pixel at the features' resolution, and about 3 n + 20 numbers
+        per pixel at the labels' resolution; "mean" allocates only what ``ops.class_feature_sums``
+        does. On CUDA "cosine_similarity" sums in no fixed order, so its bits are the same in every
+        run only under ``torch.use_deterministic_algorithms``.
 
         Args:
             features: R (B, Z, h, w).
             labels: (B, H, W), any integer dtype.
 
         Raises:
-            TypeError, ValueError: as ``ops.class_feature_sums``, or the channels are not Z.
+            TypeError, ValueError: as in ``ops.class_feature_sums``, or the channels are not Z.
         """
         self._check_features(features)
         sums, counts = ops.class_feature_sums(
@@ -177,10 +180,10 @@ class RepresentationMemory(ClassMemory):
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
-        """Sets the empty representations of each class from its pixels, picked at random.
+        """Sets the empty representations of each class to random pixels of the class.
 
-        Call it over the train split until ``met.all()``. Across ranks, the first rank that sees a
-        class decides; every rank must call it.
+        Call it on batches of the train split until ``met.all()``. Across ranks, the first rank that
+        sees a class decides; every rank must call it.
 
         Args:
             features: R (B, Z, h, w).
@@ -202,10 +205,11 @@ class RepresentationMemory(ClassMemory):
 
     @torch.no_grad()
     def initialize_from(self, centres: Tensor) -> None:
-        """Sets what is empty to the centres (K, n, Z), where they are not zero; of rank 0 on all.
+        """Sets the empty representations to the centres (K, n, Z); zero centres leave them empty.
 
-        MCIBI's initialisation by clustering; :class:`mcibi_fast.nn.clustering.PixelSample` finds
-        the centres.
+        This is MCIBI's initialisation by clustering;
+        :class:`mcibi_fast.nn.clustering.PixelSample` finds the centres. All ranks take the result
+        of rank 0.
         """
         if centres.shape != self.memory.shape:
             raise ValueError(
@@ -216,12 +220,13 @@ class RepresentationMemory(ClassMemory):
         self.memory.copy_(_of_rank_zero(updated))
 
     def _least_known(self, features: Tensor, labels: Tensor) -> list[Tensor]:
-        """Sums (K, n, Z) of the pixels weighted by 1 - s, and of the weights (K, n).
+        """Sums (K, n, Z) of the pixels weighted by 1 - s, and sums of the weights (K, n).
 
-        As a bilinear mean of four low-resolution pixels, the scalar product of a pixel with a
-        representation is the mean of theirs, and its norm follows from their scalar products with
-        each other. The weighted sum is the adjoint: each weight goes to the four, with which the
-        low-resolution features are then summed.
+        Nothing is upsampled. A pixel is a bilinear mean of four low-resolution pixels, so its
+        scalar product with a representation is the same mean of their scalar products, and its norm
+        follows from their scalar products with each other. The weighted sum is the adjoint: each
+        pixel's weight is spread over the four, and the low-resolution features are summed with the
+        weights that these receive.
         """
         R = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
         B, _, h, w = R.shape
@@ -242,7 +247,7 @@ class RepresentationMemory(ClassMemory):
             _norms(R, taps).clamp(min=1e-8)[..., None] * M.norm(dim=2).clamp(min=1e-8)[classes]
         )
         cosine, nearest = cosine.max(dim=3)  # (B, H, W)
-        # Not 0: pixels that all agree with the memory weigh the same (0 / 0 in the released code).
+        # At least eps: pixels that all equal the memory weigh the same (the released code: 0 / 0).
         weights = (1 - cosine).clamp(min=torch.finfo(R.dtype).eps).where(known, 0)
 
         row = classes * n + nearest
@@ -251,7 +256,7 @@ class RepresentationMemory(ClassMemory):
             index = (images + position) * (K * n) + row
             adjoint.index_add_(0, index.flatten(), (weights * weight).flatten())
         sums = (R.flatten(2) @ adjoint.view(B, h * w, K * n)).sum(0).mT  # (K n, Z)
-        # Corner weights add up to one, so every pixel's weight is in the adjoint once.
+        # Corner weights sum to one, so every pixel's weight is in the adjoint exactly once.
         return [sums.unflatten(0, (K, n)), adjoint.view(-1, K * n).sum(0).view(K, n)]
 
     def extra_repr(self) -> str:

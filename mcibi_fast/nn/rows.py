@@ -11,5 +11,5 @@ def rows(features: Tensor) -> Tensor:
 
 
 def to_map(pixels: Tensor, like: Tensor) -> Tensor:
-    """(B, h*w, C) -> (B, C, h, w) of the height and width of ``like``."""
+    """(B, h*w, C) -> (B, C, h, w) with the height and width of ``like``."""
     return pixels.transpose(1, 2).unflatten(2, like.shape[2:])

@@ -291,7 +291,7 @@ def test_one_state_serves_several_weights(projections, options, training, genera
         ),
         (
             {"projections": "paper", "downsample": True},
-            "general: a stride-2 convolution stands before the attention",
+            "general: a stride-2 convolution comes before the attention",
             "confidence_attention: ",
         ),
     ],

@@ -143,10 +143,19 @@ def test_ohem_keeps_hard_pixels_only(generator):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_weights": [1.0, -1.0]}, "class_weights: expected numbers from 0"),
-        ({"class_weights": [1.0, float("nan")]}, "class_weights: expected numbers from 0"),
-        ({"label_smoothing": 1.0}, "label_smoothing: expected 0 to 1"),
-        ({"ohem_threshold": 0.0}, "ohem_threshold: expected a probability, got 0.0"),
+        (
+            {"class_weights": [1.0, -1.0]},
+            "class_weights: expected finite numbers of at least 0, got",
+        ),
+        (
+            {"class_weights": [1.0, float("nan")]},
+            "class_weights: expected finite numbers of at least 0, got",
+        ),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and less than 1, got 1.0"),
+        (
+            {"ohem_threshold": 0.0},
+            "ohem_threshold: expected a probability above 0, up to 1, got 0.0",
+        ),
         ({"ohem_threshold": 0.5, "ohem_min_kept": 0}, "ohem_min_kept: expected at least 1"),
     ],
 )

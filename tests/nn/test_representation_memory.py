@@ -270,7 +270,7 @@ def test_several_representations_have_an_attention_each(projections, generator):
     first, second, *_ = mcibi_fast.explain(module, R, logits).splitlines()
     assert first == (
         "DatasetLevelContext: general: each class has several representations, "
-        "with an attention of its own"
+        "each with its own attention"
     )
     assert second.startswith("confidence_attention: ")
 

@@ -1,9 +1,9 @@
 """Context within the image, A_wi (Eq. 3): the schemes that the paper's Table 7 compares.
 
 Each is a module from the backbone's last map (B, in_channels, h, w) to (B, out_channels, h, w);
-ANN takes the map before the last as well, ISNet's takes R and a prediction on R. They are the
-published structures with the convolution that fuses their result with the input, and without the
-classifier.
+ANN also takes the map before the last, and ISNet's context takes R and a prediction from R. They
+are the published structures, including the convolution that fuses their result with the input, but
+without the classifier.
 """
 
 from mcibi_fast.nn.within_image.ann import ANN

@@ -1,4 +1,4 @@
-"""Asymmetric non-local attention: the keys and values are a pyramid of pooled ones."""
+"""Asymmetric non-local attention: keys and values are pooled over a pyramid of regions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ _SCALES = (1, 3, 6, 8)
 class ANN(nn.Module):
     """Asymmetric non-local network (arXiv 1908.07678).
 
-    AFNB fuses the last map with the one before, Conv3x3-BN-ReLU reduces the channels, APNB adds
-    attention over the reduced map.
+    :class:`AFNB` fuses the last map with the one before it, Conv3x3-BN-ReLU reduces the channels,
+    and :class:`APNB` adds attention over the reduced map.
 
     Args:
         low_channels: channels of the map before the last.
         in_channels: channels of the last map.
-        out_channels: of the reduced map and of the result.
-        transform_channels: of queries, keys and values.
-        pool_scales: of the pyramid: sum of squares many keys, 110.
-        dropout: of channels, after the fusion, in training.
+        out_channels: channels of the reduced map and of the result.
+        transform_channels: channels of queries, keys and values.
+        pool_scales: regions per side at each level of the pyramid. The number of keys is the sum of
+            their squares, by default 110.
+        dropout: probability that a channel is dropped after the fusion, in training.
 
     Shape: last map (B, in_channels, h, w), the one before (B, low_channels, h', w')
         -> (B, out_channels, h, w).
@@ -61,11 +62,11 @@ class ANN(nn.Module):
 
 
 class AFNB(nn.Module):
-    """Asymmetric fusion: the last map attends to the pooled map before it.
+    """Asymmetric fusion: the last map attends to the map before it, pooled.
 
     Args:
-        low_channels: of the map that gives keys and values.
-        channels: of the map that gives the queries, and of the result.
+        low_channels: channels of the map that gives keys and values.
+        channels: channels of the map that gives the queries, and of the result.
         transform_channels, pool_scales: see :class:`ANN`.
 
     Shape: (B, channels, h, w), (B, low_channels, h', w') -> (B, channels, h, w).
@@ -101,10 +102,12 @@ class AFNB(nn.Module):
 
 
 class APNB(nn.Module):
-    """Asymmetric pyramid attention: a map attends to itself, pooled; queries and keys are the same.
+    """Asymmetric pyramid attention: a map attends to itself, pooled.
+
+    Queries and keys share one projection.
 
     Args:
-        channels: of the map and of the result.
+        channels: channels of the map and of the result.
         transform_channels, pool_scales: see :class:`ANN`.
 
     Shape: (B, channels, h, w) -> the same.
@@ -118,7 +121,7 @@ class APNB(nn.Module):
         pool_scales: Sequence[int] = _SCALES,
     ) -> None:
         super().__init__()
-        self.query = conv_bn_relu(channels, transform_channels, 1)  # and key, before pooling
+        self.query = conv_bn_relu(channels, transform_channels, 1)  # and the key, before pooling
         self.value = nn.Conv2d(channels, transform_channels, 1, bias=False)
         self.output = nn.Conv2d(transform_channels, channels, 1, bias=False)
         self.pool = PooledPyramid(pool_scales)
@@ -146,6 +149,7 @@ class PooledPyramid(nn.Module):
 def asymmetric_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k / sqrt(T)) v: queries (B, T, h, w), keys and values (B, S, T) -> (B, T, h, w).
 
-    S is 110 whatever the map's size; the h w x S scores are not written to memory.
+    S (110 by default) does not depend on the map's size; the h w x S scores are not written to
+    memory.
     """
     return to_map(ops.confidence_attention(rows(query), keys, values), query)

@@ -15,12 +15,12 @@ from mcibi_fast.nn.rows import rows, to_map
 class APCNet(nn.Module):
     """Adaptive pyramid context network (CVPR 2019).
 
-    The input and one :class:`AdaptiveContext` per scale, concatenated, Conv3x3-BN-ReLU.
+    Conv3x3-BN-ReLU on the concatenation of the input and one :class:`AdaptiveContext` per scale.
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of each context and of the result.
-        pool_scales: regions per side, one context each.
+        out_channels: channels of each context and of the result.
+        pool_scales: regions per side; one context for each.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w). Allocates the concatenation
     (B, in_channels + len(pool_scales) * out_channels, h, w).
@@ -40,14 +40,15 @@ class APCNet(nn.Module):
 
 
 class AdaptiveContext(nn.Module):
-    """Every pixel weighs s x s regions of the image by an affinity of its own (a sigmoid).
+    """Every pixel weighs s x s regions of the image with its own affinities (sigmoids).
 
-    With x the reduced map, y the reduced means of the regions and g the image's mean of x through
-    a convolution: F(relu(x + R(sigmoid(A(x + g)) y))). Allocates s^2 affinities per pixel.
+    The result is F(relu(x + R(sigmoid(A(x + g)) y))), where x is the reduced map, y the reduced
+    means of the regions and g a convolution of the mean of x over the image. Allocates s^2
+    affinities per pixel.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the result.
+        in_channels: channels of the input.
+        out_channels: channels of the result.
         pool_scale: s.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
@@ -69,4 +70,4 @@ class AdaptiveContext(nn.Module):
         information = self.global_information(F.adaptive_avg_pool2d(x, 1))
         affinity = rows(self.affinity(x + information)).sigmoid()  # (B, N, s*s)
         context = self.residual(to_map(affinity @ regions, x))
-        return self.fuse(context + x)  # relu would do nothing: neither is negative
+        return self.fuse(context + x)  # no relu needed: neither summand is negative

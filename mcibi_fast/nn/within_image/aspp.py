@@ -16,10 +16,10 @@ class ASPP(nn.Module):
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of each branch and of the result.
-        dilations: one branch each; dilation 1 is a 1x1 convolution. A further branch holds the
+        out_channels: channels of each branch and of the result.
+        dilations: one branch for each; dilation 1 is a 1x1 convolution. One more branch holds the
             mean over the image.
-        align_corners: of the resizing of that branch.
+        align_corners: whether the resizing of that branch aligns corners.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """

@@ -12,12 +12,13 @@ class CCNet(nn.Module):
     """Recurrent criss-cross attention (CCNet, arXiv 1811.11721).
 
     Conv3x3-BN-ReLU, ``recurrence`` passes of one :class:`CrissCrossAttention`, Conv3x3-BN-ReLU,
-    concatenated with the input, Conv3x3-BN-ReLU. After two passes every pixel has met every other.
+    concatenation with the input, Conv3x3-BN-ReLU. After two passes every pixel has received
+    something from every other pixel.
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of the attention and of the result.
-        recurrence: passes.
+        out_channels: channels of the attention and of the result.
+        recurrence: number of passes.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
@@ -40,12 +41,12 @@ class CCNet(nn.Module):
 class CrissCrossAttention(nn.Module):
     """x + gamma * sum_j softmax_j(q_i k_j) v_j over the pixels j in the row and column of i.
 
-    A pixel meets itself once, so there are h + w - 1 keys; the scores are not scaled. Allocates
-    the scores, B h w (h + w) numbers, and never h w x h w.
+    A pixel counts itself once, so there are h + w - 1 keys; the scores are not scaled. Allocates
+    the scores, B h w (h + w) numbers, and never an h w x h w matrix.
 
     Args:
-        channels: of input, value and result.
-        reduction: queries and keys have ``channels // reduction``.
+        channels: channels of input, value and result.
+        reduction: queries and keys have ``channels // reduction`` channels.
 
     Shape: (B, channels, h, w) -> the same.
     """
@@ -59,13 +60,13 @@ class CrissCrossAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         h, w = features.shape[2:]
-        # (B, h, w, C), one batched product for the lines of each direction.
+        # (B, h, w, C): one batched product for all columns, and one for all rows.
         query, key, value = (
             project(features).permute(0, 2, 3, 1) for project in (self.query, self.key, self.value)
         )
         column = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, w, h, h)
         itself = torch.eye(h, dtype=torch.bool, device=features.device)
-        column = column.masked_fill(itself, -torch.inf)  # it is among the row's keys
+        column = column.masked_fill(itself, -torch.inf)  # the pixel is among its row's keys
         row = query @ key.transpose(2, 3)  # (B, h, w, w)
         weights = torch.cat([column.transpose(1, 2), row], dim=3).softmax(dim=3)
         column, row = weights.split([h, w], dim=3)

@@ -17,8 +17,8 @@ class DANet(nn.Module):
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of both branches and of the result.
-        transform_channels: of the queries and keys of the position attention.
+        out_channels: channels of both branches and of the result.
+        transform_channels: channels of the queries and keys of the position attention.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
@@ -49,8 +49,8 @@ class PositionAttention(nn.Module):
     The h w x h w scores are not written to memory.
 
     Args:
-        channels: of input, value and result.
-        transform_channels: of queries and keys.
+        channels: channels of input, value and result.
+        transform_channels: channels of queries and keys.
 
     Shape: (B, channels, h, w) -> the same.
     """
@@ -71,10 +71,10 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """x + gamma * softmax(-X X^T) X with X the (C, h w) matrix of the map, softmax over rows of C.
+    """x + gamma * softmax(-X X^T) X, where X is the map as a (C, h w) matrix.
 
-    The sign favours channels that differ, as published: softmax(max - X X^T). Allocates C x C
-    scores per image.
+    The softmax runs along each row of the C x C scores, which are allocated once per image. The
+    sign favours channels that differ, as in the published softmax(max - X X^T).
 
     Shape: (B, C, h, w) -> the same.
     """

@@ -13,13 +13,13 @@ from mcibi_fast.nn.rows import rows, to_map
 class DNL(nn.Module):
     """Disentangled non-local network (arXiv 2006.06668).
 
-    Conv3x3-BN-ReLU, :class:`DisentangledNonLocal`, Conv3x3-BN-ReLU, concatenated with the input,
+    Conv3x3-BN-ReLU, :class:`DisentangledNonLocal`, Conv3x3-BN-ReLU, concatenation with the input,
     Conv3x3-BN-ReLU.
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of the block and of the result.
-        temperature: of the pairwise term.
+        out_channels: channels of the block and of the result.
+        temperature: temperature t of the pairwise softmax.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
@@ -39,12 +39,12 @@ class DNL(nn.Module):
 class DisentangledNonLocal(nn.Module):
     """x + F((softmax_j((q_i - mean q)(k_j - mean k) / (sqrt(T) t)) + softmax_j(m_j)) v_j).
 
-    The first term is whitened: relations between pixels. The second, unary one is the same for all
-    pixels i: salience. F is a 1x1 convolution with batch norm. The h w x h w scores are not written
-    to memory.
+    The first, pairwise term is whitened and measures relations between pixels. The second, unary
+    term is the same for all pixels i and measures how salient pixel j is. F is a 1x1 convolution
+    with batch norm. The h w x h w scores are not written to memory.
 
     Args:
-        channels: of input and result.
+        channels: channels of input and result.
         reduction: queries, keys and values have T = ``channels // reduction`` channels.
         temperature: t.
 
@@ -65,7 +65,8 @@ class DisentangledNonLocal(nn.Module):
         query, key, value = (
             rows(project(features)) for project in (self.query, self.key, self.value)
         )  # (B, N, T)
-        # The mean key would shift all scores of a query alike, which the softmax does not see.
+        # The mean key is not subtracted: it shifts all scores of a query by the same amount, which
+        # does not change the softmax.
         query = query - query.mean(dim=1, keepdim=True)
         pairwise = ops.confidence_attention(query, key, value, scale=self.scale)
         unary = rows(self.salience(features)).softmax(dim=1).mT @ value  # (B, 1, T)

@@ -1,4 +1,4 @@
-"""ISNet: context of the whole image and of the regions that each class is predicted in."""
+"""ISNet: context from the whole image, and from the regions where each class is predicted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ISNetContext(nn.Module):
     """Image-level, then semantic-level context (ISNet, arXiv 2108.12382).
 
     Args:
-        channels: C, of the features and of the result.
+        channels: C, the channels of the features and of the result.
         transform_channels: width of both attentions.
 
     Shape: features (B, C, h, w), logits of a first prediction on them (B, K, h, w)
@@ -30,10 +30,10 @@ class ISNetContext(nn.Module):
 
 
 class ImageLevelContext(nn.Module):
-    """Attention of each pixel to [mean over the image, pixel], fused with the input.
+    """Attention over pixels whose keys are [mean over the image, pixel], fused with the input.
 
     Args:
-        channels: C, of the features and of the result.
+        channels: C, the channels of the features and of the result.
         transform_channels: width of the attention.
 
     Shape: (B, C, h, w) -> (B, C, h, w).
@@ -53,12 +53,13 @@ class ImageLevelContext(nn.Module):
 
 
 class SemanticLevelContext(nn.Module):
-    """Attention of each pixel to the representations of the predicted classes' regions.
+    """Attention of each pixel to the representations of the regions of the predicted classes.
 
-    Fused with the image-level context, see :func:`class_regions` for the representations.
+    The result is fused with the image-level context. :func:`class_regions` computes the
+    representations.
 
     Args:
-        channels: C, of the features and of the result.
+        channels: C, the channels of the features and of the result.
         transform_channels: width of the attention.
 
     Shape: features (B, C, h, w), logits (B, K, h, w), image-level context (B, C, h, w)
@@ -76,22 +77,23 @@ class SemanticLevelContext(nn.Module):
 
 
 def class_regions(features: Tensor, logits: Tensor) -> Tensor:
-    """Each pixel's representation of its class in its image.
+    """For each pixel, the representation of its class in its image.
 
-    A pixel belongs to the class of its largest logit. A class is represented, per image, by the sum
-    of its pixels' features weighted by the softmax of their logits of that class.
+    A pixel belongs to the class of its largest logit. In each image a class is represented by the
+    weighted sum of its pixels' features; the weights are the softmax, over these pixels, of their
+    logits for that class.
 
     Args:
         features: (B, C, h, w).
         logits: (B, K, h, w).
 
     Returns:
-        (B, C, h, w). Allocates three maps of the logits' size.
+        (B, C, h, w). The function allocates three maps of the logits' size.
     """
     scores = logits.flatten(2)  # (B, K, N)
     classes = torch.arange(scores.shape[1], device=scores.device)[:, None]
     member = scores.argmax(dim=1, keepdim=True) == classes  # (B, K, N)
-    # A class without pixels gets equal weights, finite, and no pixel reads it.
+    # A class without pixels gets equal, finite weights; no pixel reads it.
     lowest = torch.finfo(scores.dtype).min
     weights = scores.masked_fill(~member, lowest).softmax(dim=2)
     pixels = features.flatten(2)  # (B, C, N)

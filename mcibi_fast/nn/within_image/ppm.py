@@ -14,14 +14,14 @@ from mcibi_fast.nn.blocks import conv_bn_relu
 class PPM(nn.Module):
     """Pyramid pooling module (PSPNet, arXiv 1612.01105).
 
-    The map is averaged over s x s regions for every scale s; Conv1x1-BN-ReLU, resized back and
-    concatenated with the map, then Conv3x3-BN-ReLU.
+    For every scale s the map is averaged over s x s regions, goes through Conv1x1-BN-ReLU and is
+    resized back. The results are concatenated with the map and go through Conv3x3-BN-ReLU.
 
     Args:
         in_channels: channels of the backbone's last map.
-        out_channels: of each branch and of the result.
-        pool_scales: the regions per side, one branch each.
-        align_corners: of the resizing of the branches.
+        out_channels: channels of each branch and of the result.
+        pool_scales: the regions per side; one branch for each.
+        align_corners: whether the resizing of the branches aligns corners.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w). Allocates the concatenation
     (B, in_channels + len(pool_scales) * out_channels, h, w).
