@@ -1,7 +1,8 @@
-"""Whole networks. Needs the extra ``models``: timm for the backbones, and what stores weights.
+"""Whole networks: a backbone and a head.
 
-A model is a framework (one class in one file), a memory or none, and for videos past frames:
-:func:`create` puts them together.
+:func:`create` builds a model from a framework (one class in one file), an optional memory and, for
+videos, a number of past frames. Needs the extra ``models``: timm for the backbones, safetensors and
+huggingface_hub for weights.
 """
 
 from __future__ import annotations
@@ -65,11 +66,14 @@ __all__ = [
     "set_drop_path",
 ]
 
-# Each combination by its one-word name: models.upernet_mcibipp(num_classes, backbone, ...) is
-# create("upernet_mcibipp", ...).
+# A function for each combination's one-word name: models.upernet_mcibipp(num_classes, ...) is
+# create("upernet_mcibipp", num_classes, ...).
 globals().update({name: partial(create, name) for name in names()})
 
 
 def __getattr__(name: str) -> type[SegmentationHead]:
-    """Each combination's class: ``UperNetMCIBIPPHead`` is ``head_type("upernet", "mcibipp")``."""
+    """The head class of a combination by its name.
+
+    ``models.UperNetMCIBIPPHead`` is ``head_type("upernet", "mcibipp")``.
+    """
     return getattr(registry, name)

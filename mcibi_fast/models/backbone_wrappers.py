@@ -1,4 +1,4 @@
-"""Feature extractors of timm as this package uses them: images to four maps, finest first."""
+"""Wrappers that make timm's feature extractors return four maps, the finest first."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Backbone(nn.Module):
     """A timm feature extractor: images (B, 3, H, W) -> at most four maps, finest first.
 
     Args:
-        body: with timm's ``feature_info``; images -> feature maps.
+        body: a module with timm's ``feature_info`` that computes feature maps from images.
         pad_to: images are padded with zeros, right and below, to multiples of this.
 
     Attributes:
-        channels: of each map.
+        channels: channels of each map.
         reductions: stride of each map; sizes are rounded up or down as the model does.
     """
 
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
         self.pad_to = pad_to
         self.channels: list[int] = body.feature_info.channels()[-4:]
         self.reductions: list[int] = body.feature_info.reduction()[-4:]
-        # Transformers with windows keep their channels last; "NHWC" is timm's word for it.
+        # Transformers with windows keep their channels last; timm calls this "NHWC".
         self.nhwc = str(getattr(body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -39,14 +39,14 @@ class Backbone(nn.Module):
 
 
 class HighResolutionBackbone(Backbone):
-    """HRNetV2: the four branches resized to the finest, of stride 4, and concatenated.
+    """HRNetV2: the four branches, resized to the finest one (stride 4) and concatenated.
 
-    The one map is given four times, so that heads with an auxiliary classifier or a pyramid take
-    it as they take any other backbone.
+    The resulting map is returned four times, so that heads with an auxiliary classifier or a
+    pyramid work as with any other backbone.
 
     Args:
         body: timm's HRNet without ``incre`` modules. Its fusions are replaced by ones that resize
-            to whatever size the finer branch has, so that images may have any size.
+            to the size that the finer branch has, so that images may have any size.
         mode: how the fusions upsample: "nearest" (timm) or "bilinear" (the released code).
     """
 
@@ -89,5 +89,5 @@ class _Fusion(nn.Module):
 
 
 def _resize(x: Tensor, like: Tensor, mode: str) -> Tensor:
-    align_corners = False if mode == "bilinear" else None  # "nearest" refuses either
+    align_corners = False if mode == "bilinear" else None  # "nearest" accepts neither value
     return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=align_corners)

@@ -1,7 +1,7 @@
 """Backbones: any timm model that gives feature maps, at a chosen output stride.
 
-timm is imported where it is used: it takes seconds, which ``--help`` and heads on a backbone of
-one's own can do without.
+timm is imported inside the functions because it takes seconds, and neither ``--help`` nor a head on
+a backbone from elsewhere needs it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
 
 Pretrained = bool | str | os.PathLike[str]
 
-# By timm's module: what makes a family take images of any size, and give the maps wanted here.
+# For each of timm's modules: the options with which its models accept images of any size and give
+# the maps that are needed here.
 _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    # Without always_partition, stages that are one window at the size of pretraining never shift.
+    # Without always_partition, a stage that is a single window at the pretraining size never shifts
+    # its windows.
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
     "swin_transformer_v2": {"strict_img_size": False, "always_partition": True},
     "vision_transformer": {"dynamic_img_size": True, "dynamic_img_pad": True},
     "deit": {"dynamic_img_size": True, "dynamic_img_pad": True},
     "eva": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    # The branches themselves, not those of 128 to 1024 channels made of them for classification.
+    # The branches themselves, not the maps of 128 to 1024 channels computed for classification.
     "hrnet": {"feature_location": "", "out_indices": (1, 2, 3, 4)},
 }
 
@@ -36,19 +38,19 @@ def create_backbone(
     """A timm model's stages as feature maps.
 
     HRNet (stride 4) gives its concatenated branches, see :class:`HighResolutionBackbone`. Models
-    of one scale, such as ViT (stride 16), give the maps of four evenly spaced blocks, all at that
-    one stride. The other families give their last four stages.
+    with a single scale, such as ViT (stride 16), give the maps of four evenly spaced blocks, all at
+    that stride. The other families give their last four stages.
 
     Args:
-        name: of the timm model, or of a converted checkpoint's backbone
+        name: name of the timm model, or of a converted checkpoint's backbone
             (:func:`mcibi_fast.models.released_backbones.create`).
-        output_stride: of the last map; 8 dilates the last two stages instead of striding.
-        pretrained: True loads the weights that timm names, from its cache or the network; a path
-            loads that file (timm's own formats, safetensors or a state dict).
+        output_stride: stride of the last map; 8 dilates the last two stages instead of striding.
+        pretrained: True loads the weights that timm lists for the model, from its cache or the
+            network; a path loads that file (timm's own formats, safetensors or a state dict).
 
     Raises:
         ValueError: timm has no such model, or it has no feature maps at this stride.
-        RuntimeError: the weights could not be had; the message says which and what to do.
+        RuntimeError: the weights could not be loaded; the message says which and what to do.
     """
     import timm
 
@@ -73,11 +75,12 @@ def create_backbone(
 
 
 def set_drop_path(backbone: nn.Module, rate: float) -> None:
-    """Sets stochastic depth (Huang et al., 2016) to ``rate`` in the last block; in those before it
-    stays in proportion. Of transformers such as Swin, whose blocks have it.
+    """Sets the rate of stochastic depth (Huang et al., 2016) of a backbone that has it, as Swin.
+
+    The last block gets ``rate``; the rates of the blocks before it are scaled in proportion.
 
     Raises:
-        ValueError: the backbone has none, or the rate is not in 0..1.
+        ValueError: the backbone has no stochastic depth, or the rate is below 0 or not below 1.
     """
     from timm.layers import DropPath
 
@@ -92,7 +95,7 @@ def set_drop_path(backbone: nn.Module, rate: float) -> None:
 
 
 def _feature_extractor(name: str, family: str, output_stride: int) -> tuple[Any, dict[str, Any]]:
-    """The model without weights, and the options that made it."""
+    """The model with fresh weights, and the options that it was created with."""
     import timm
 
     own_options = {"features_only": True, **_FAMILY_OPTIONS.get(family, {})}
@@ -101,7 +104,7 @@ def _feature_extractor(name: str, family: str, output_stride: int) -> tuple[Any,
     try:
         body: Any = timm.create_model(name, **options)
     except refusals:
-        # Some models take no output_stride; their own will do if it is the one asked for.
+        # Some models take no output_stride; they can be used if theirs is the requested one.
         options = own_options
         body = _without_stride(name, options, refusals)
     own = _stride(body, family)  # some releases of timm let Swin ignore the stride
@@ -112,7 +115,7 @@ def _feature_extractor(name: str, family: str, output_stride: int) -> tuple[Any,
         )
     strides = {stage["reduction"] for stage in body.feature_info.info}
     depth = len(body.feature_info.info)
-    if len(strides) == 1 and depth > 4:  # blocks of one scale: timm would give the last three
+    if len(strides) == 1 and depth > 4:  # a single scale: by default timm gives the last 3 blocks
         options["out_indices"] = tuple(depth * (i + 1) // 4 - 1 for i in range(4))
         body = timm.create_model(name, **options)
     return body, options
@@ -147,25 +150,25 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
         if not Path(source).is_file():
             raise RuntimeError(f"pretrained: there is no file {source} with weights for {name}")
         overlay: dict[str, Any] = {"file": source}
-        if not source.endswith(".npz"):  # some of timm's configurations expect nothing else
+        if not source.endswith(".npz"):  # some of timm's configurations load only .npz files
             overlay["custom_load"] = False
         options = {**options, "pretrained_cfg_overlay": overlay}
     elif not source:
-        raise RuntimeError(f"pretrained: timm has no weights for {name}; give a file of your own")
+        raise RuntimeError(f"pretrained: timm has no weights for {name}; pass the path of a file")
     try:
         if pretrained is not True:
             _check_entries(name, source)
         return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # the hub, the network and the file each have their own kinds
+    except Exception as error:  # the hub, the network and the file raise errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(
-            f"pretrained: could not load {source} for {name} ({reason}). Download it where there "
-            "is a network and pass its path as pretrained=PATH, or train with pretrained=False"
+            f"pretrained: could not load {source} for {name} ({reason}). Download it on a machine "
+            "with a network and pass its path as pretrained=PATH, or train with pretrained=False"
         ) from error
 
 
 def _check_entries(name: str, file: str) -> None:
-    """timm skips unknown entries without a word, all of them if need be."""
+    """Raises if no entry of the file belongs to the model: timm skips unknown entries silently."""
     import timm
     from timm.models import load_state_dict
 
@@ -173,4 +176,4 @@ def _check_entries(name: str, file: str) -> None:
     with torch.random.fork_rng(devices=[]):
         known = timm.create_model(name).state_dict()
     if not known.keys() & load_state_dict(file).keys():
-        raise ValueError(f"none of the file's entries is one of {name}'s")
+        raise ValueError(f"none of the file's entries belongs to {name}")

@@ -1,4 +1,4 @@
-"""Models out of what a weights file says: created, with its weights or fresh ones."""
+"""Creates the model that a weights file describes, with the file's weights or fresh ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mcibi_fast.models.weights import ModelSpec, find_weights, load_weights, rea
 
 
 def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
-    """The model with fresh weights (or pretrained ones, where its options say so).
+    """The model with fresh weights (or pretrained ones, if its options say so).
 
     Args:
-        spec: of the model.
-        changes: options in place of the stored ones.
+        spec: the model's specification.
+        changes: options that replace the stored ones.
 
     Raises:
         ValueError: no such framework, backbone or option.
@@ -34,12 +34,13 @@ def load_model(
     """Rebuilds a trained model, in evaluation mode on the CPU.
 
     Args:
-        path: whatever `find_weights` takes.
-        classes: the data's class names, where there is data to agree with.
+        path: a weights file, or a directory as `find_weights` takes it.
+        classes: class names of the data that the model will be used with, if any.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: not ours, its weights do not fit its model, or another number of classes.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the file is not a checkpoint of this package, its weights do not fit its model,
+            or its number of classes differs from that of ``classes``.
     """
     file = find_weights(path)
     spec = read_spec(file)
@@ -47,6 +48,6 @@ def load_model(
         raise ValueError(
             f"checkpoint: {file} has {len(spec.classes)} classes, the data has {len(classes)}"
         )
-    model = create_model(spec, pretrained=False)  # the stored weights would replace them anyway
+    model = create_model(spec, pretrained=False)  # the stored weights replace pretrained ones
     load_weights(model, file)
     return model.eval(), spec

@@ -20,11 +20,11 @@ class DeepLabV3(SegmentationHead):
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
-        dilations: of the branches; 1 is a 1x1 convolution.
-        within_image: a context of your own in place of the ASPP.
+        dilations: dilation of each branch; 1 is a 1x1 convolution.
+        within_image: a context of your own to use instead of the ASPP.
         feats_channels: Z, channels of the context and of the pixel representations.
-        align_corners: of every bilinear resizing.
-        options: more of :class:`PlainHead`'s, :class:`MCIBIPPHead`'s or :class:`MCIBIHead`'s.
+        align_corners: whether every bilinear resizing aligns corners.
+        options: further options of :class:`PlainHead`, :class:`MCIBIPPHead` or :class:`MCIBIHead`.
     """
 
     def __init__(

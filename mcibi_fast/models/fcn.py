@@ -10,6 +10,6 @@ from mcibi_fast.models.registry import framework
 class FCN(SegmentationHead):
     """Conv3x3-BN-ReLU on the last stage, then a classifier.
 
-    With MCIBI++ or MCIBI (the first rows of Tables 1 and 3) the dataset-level context stands
-    between R and the classifier.
+    With MCIBI++ or MCIBI (the first rows of Tables 1 and 3) the dataset-level context comes between
+    R and the classifier.
     """

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a head, and what a framework answers."""
+"""The base class of heads: what the package expects of a head, and what a framework defines."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from mcibi_fast.nn.context import resize
 
 
 class SegmentationHead(nn.Module):
-    """Feature maps to logits, losses and class maps: the base of every head.
+    """The base of every head: computes logits, losses and class maps from feature maps.
 
-    A head is put together of up to three classes (:func:`mcibi_fast.models.head_type`):
+    A head's class combines up to three classes (:func:`mcibi_fast.models.head_type`):
 
-    * A **framework**, one subclass in one file, says what is gathered within the image
+    * A **framework**, one subclass in one file, defines what is gathered within the image
       (``gather_within_image``) and what of it is classified (``expand``).
-    * :class:`PlainHead`, or for a memory :class:`MCIBIHead` or :class:`MCIBIPPHead`, has the
+    * :class:`PlainHead`, or with a memory :class:`MCIBIHead` or :class:`MCIBIPPHead`, has the
       forward pass that calls them.
-    * :class:`VideoHead` adds past frames to a memory.
+    * :class:`VideoHead` adds past frames to a head with a memory.
 
     Attributes:
         num_classes: K.
-        align_corners: of every bilinear resizing, that of the logits to the labels included.
+        align_corners: whether every bilinear resizing aligns corners, including that of the logits
+            to the labels' size.
         ignore_index: label that does not count in the losses.
-        has_memory: whether it gathers from a memory: it then has ``memory``, ``stages`` (iterative
-            inference), ``schedule`` and ``fold``, and its ``context`` is not None.
+        has_memory: whether the head gathers from a memory; if so, it has ``memory``, ``stages``
+            (iterative inference), ``schedule`` and ``fold``, and its ``context`` is not None.
         concatenates_context: whether the context within the image is concatenated to R_aug before
             the classifier, as in MCIBI++.
-        guided: of a framework: whether its context needs a first prediction (ISNet).
-        history: past frames of a video model, 0 of an image model.
+        guided: set by a framework whose context needs a first prediction (ISNet).
+        history: number of past frames of a video model; 0 for an image model.
     """
 
     has_memory: ClassVar[bool] = False
@@ -48,14 +49,14 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], labels: Tensor | None = None, **options: Any
     ) -> SegmentationOutput:
-        """Classifies the backbone's maps, finest first; with labels (B, H, W) also the losses."""
+        """Classifies the backbone's maps, finest first; labels (B, H, W) add the losses."""
         raise NotImplementedError
 
     def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
-        """R (Eq. 1): (B, Z, h, w), what is augmented and classified."""
+        """R (Eq. 1): (B, Z, h, w), the features that are augmented and classified."""
         raise NotImplementedError
 
-    # What a framework says.
+    # What a framework defines.
 
     def gather_within_image(
         self, features: Sequence[Tensor], R: Tensor | None, weight_logits: Tensor | None
@@ -67,37 +68,37 @@ class SegmentationHead(nn.Module):
         """What is classified of the context within the image: the context itself, or a pyramid."""
         return within
 
-    # What is the same for all.
+    # What is the same in every framework.
 
     @property
     def needs_labels(self) -> bool:
-        """Whether evaluation needs labels: the ground truth gathers (GT-MCIBI++, Table 1)."""
+        """Whether evaluation needs labels, as when they are the weights W (GT-MCIBI++, Table 1)."""
         return False
 
     def schedule(self, *, epoch: int, lr_factor: float) -> None:
         """Prepares the next training step; see :meth:`Segmentor.schedule`."""
 
     def fold(self) -> SegmentationHead:
-        """A copy for inference with everything folded that can be; of a head with a memory.
+        """A copy for inference in which everything is folded that can be.
 
         Raises:
-            TypeError: it has none.
+            TypeError: the head has no memory.
         """
         raise TypeError(
             f"fold: {type(self).__name__} has no memory; heads with MCIBI++ or MCIBI can be folded"
         )
 
     def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """The final upsampling, as the losses do it: (B, K, h, w) -> (B, K, *size).
+        """The final upsampling, as in the losses: (B, K, h, w) -> (B, K, *size).
 
-        It allocates all of that; ``class_map`` and ``confusion`` do not.
+        It allocates the whole result; ``class_map`` and ``confusion`` do not need it.
         """
         return resize(logits, torch.Size(size), self.align_corners)
 
     def class_map(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """The class of each pixel after the final upsampling: (B, K, h, w) -> (B, *size) int64.
 
-        Probabilities do as well as logits. The first class on ties.
+        Takes logits or probabilities. If several classes are largest, the first one is taken.
         """
         height, width = size
         return ops.upsample_argmax(logits, (height, width), align_corners=self.align_corners)
@@ -110,7 +111,7 @@ class SegmentationHead(nn.Module):
         Args:
             logits: (B, K, h, w), or probabilities.
             labels: (B, H, W), any integer dtype.
-            num_classes: K of the labels, which must be that of the logits.
+            num_classes: K of the labels; it must equal that of the logits.
             ignore_index: label that does not count.
         """
         return ops.upsample_confusion(
@@ -123,9 +124,9 @@ class SegmentationHead(nn.Module):
 
 
 def made(module: nn.Module | Any) -> nn.Module:
-    """A module that was given as it is or as a function that makes it.
+    """The given module, or the one that the given function makes.
 
-    A framework gives its context as a function: which head it stands in decides when it is made,
-    and thus which random numbers it starts from.
+    A framework passes its context as a function, because the head decides when to make it, and with
+    that from which random numbers it is initialised.
     """
     return module if isinstance(module, nn.Module) else module()

@@ -1,11 +1,12 @@
-"""Models in folders and on the Hugging Face Hub: safetensors with their configuration inside.
+"""Saves models to folders and the Hugging Face Hub, and loads them.
 
-A folder holds ``model.safetensors``, whose header holds the :class:`ModelSpec`; ``config.json``,
-the same for people and for the Hub's page; and a ``README.md`` that says how to load it.
+A folder holds ``model.safetensors``, whose header contains the :class:`ModelSpec`; ``config.json``,
+the same specification for people and for the Hub's page; and a ``README.md`` that says how to load
+the model.
 
-The Hub's ``ModelHubMixin`` is not used: it creates the repository before the model is checked,
-deletes ``config.json`` before the weights are written, and downloads and reads it by itself,
-unchecked and perhaps from another commit than the weights.
+The Hub's ``ModelHubMixin`` is not used: it creates the repository before the model is checked and
+deletes ``config.json`` before the weights are written, and on loading it downloads and reads
+``config.json`` separately, unchecked and perhaps from another commit than the weights.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def save_pretrained(model: Segmentor, spec: ModelSpec, folder: str | os.PathLike
     """Writes a model into a folder, which is created if needed; a ``README.md`` there is kept.
 
     Args:
-        model: as ``spec`` creates it; not folded.
-        spec: what :func:`from_pretrained` will rebuild the model from.
+        model: the model that ``spec`` describes; it must not be folded.
+        spec: the specification from which :func:`from_pretrained` will rebuild the model.
 
     Returns:
         The folder.
@@ -71,28 +72,30 @@ def from_pretrained(
     """A saved model in evaluation mode on the CPU, and its specification.
 
     Args:
-        repo_or_folder: an existing folder, or "owner/name" on the Hub. What was once downloaded
-            is found in the cache without a network.
+        repo_or_folder: an existing folder, or "owner/name" on the Hub. Files that were downloaded
+            before are found in the cache without a network.
         revision: branch, tag or commit on the Hub; its main branch by default.
-        token: for private repositories; by default that of ``hf auth login``.
-        cache_dir: for downloads; the Hub's own by default.
+        token: access token for private repositories; by default that of ``hf auth login``.
+        cache_dir: folder for downloads; the Hub's default cache if not given.
 
     Raises:
         FileNotFoundError: the folder does not exist, or there are no weights in it.
         RuntimeError: the repository could not be fetched; the message says what to do.
-        ValueError: not weights of this package, ``config.json`` contradicts them, or a revision of
-            a folder.
+        ValueError: these are not weights of this package, ``config.json`` contradicts them, or a
+            revision was given for a folder.
     """
     if Path(repo_or_folder).exists():
         if revision is not None:
-            raise ValueError(f"revision: {repo_or_folder} is a local folder, which has none")
+            raise ValueError(
+                f"revision: {repo_or_folder} is a local folder, which has no revisions"
+            )
         folder = Path(repo_or_folder)
     elif isinstance(repo_or_folder, str) and _is_repository(repo_or_folder):
         folder = _download(repo_or_folder, revision=revision, token=token, cache_dir=cache_dir)
     else:
         raise FileNotFoundError(
-            f"from_pretrained: {repo_or_folder} is neither a folder here nor an owner/name on the "
-            "Hub"
+            f"from_pretrained: {repo_or_folder} is neither an existing folder nor an owner/name on "
+            "the Hub"
         )
     weights = find_weights(folder)
     _check_config(weights)
@@ -111,17 +114,17 @@ def push_to_hub(
     """Uploads a model to the Hub's repository ``repo``, which is created if needed.
 
     Args:
-        model, spec: as for :func:`save_pretrained`.
+        model, spec: see :func:`save_pretrained`.
         repo: "owner/name". A ``README.md`` there is kept.
-        private: of a repository that is made; its owner's setting by default.
-        token: with the right to write; by default that of ``hf auth login``.
-        commit_message: of the upload.
+        private: whether a newly created repository is private; its owner's setting by default.
+        token: access token with the right to write; by default that of ``hf auth login``.
+        commit_message: message of the commit.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ValueError: as :func:`save_pretrained`, or ``repo`` is no "owner/name".
+        ValueError: as in :func:`save_pretrained`, or ``repo`` is not of the form "owner/name".
         RuntimeError: the Hub could not be reached or refused; the message says what to do.
     """
     if not _is_repository(repo):
@@ -138,7 +141,7 @@ def push_to_hub(
                 ignore_patterns=keep,
                 commit_message=commit_message,
             )
-        except Exception as error:  # the hub and the network each have their own kinds
+        except Exception as error:  # the hub and the network raise errors of many kinds
             raise RuntimeError(
                 f"push_to_hub: could not upload to {repo} ({_reason(error)}). Log in with `hf auth "
                 "login` or pass token=, with the right to write there; without a network, use "
@@ -155,17 +158,17 @@ def _is_repository(name: str) -> bool:
 def _download(repo: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=[WEIGHTS, CONFIG], **options))
-    except Exception as error:  # the hub and the network each have their own kinds
+    except Exception as error:  # the hub and the network raise errors of many kinds
         if isinstance(error, RepositoryNotFoundError):
             advice = (
-                "There is no such folder here, and no such repository, or it is private or "
+                "There is no such folder, and the repository does not exist or is private or "
                 "gated: log in with `hf auth login` or pass token="
             )
         elif isinstance(error, (RevisionNotFoundError, HFValidationError)):
             advice = "Check the repository's name and the revision"
         else:
             advice = (
-                "Without a network, download the repository where there is one "
+                "Without a network, download the repository on a machine that has one "
                 f"(`hf download {repo} --local-dir FOLDER`) and pass the folder"
             )
         raise RuntimeError(
@@ -179,15 +182,15 @@ def _reason(error: Exception) -> str:
 
 
 def _check_spec(model: Segmentor, spec: ModelSpec) -> None:
-    """A specification that does not rebuild the model would only be noticed when it is needed."""
+    """Raises unless the specification rebuilds the model; else that would show only on loading."""
     with torch.random.fork_rng(devices=[]):  # saving must not change what a run draws next
         rebuilt = create_model(spec, pretrained=False).state_dict()
     own = model.state_dict()
     for name in sorted(own.keys() ^ rebuilt.keys()):
-        where = "the model's only" if name in own else "missing in the model"
+        where = "only in the model" if name in own else "missing in the model"
         raise ValueError(
-            f"spec: it describes another model ({name} is {where}); folded models "
-            "cannot be saved, save the one they were made from"
+            f"spec: it describes another model ({name} is {where}); folded models cannot be saved: "
+            "save the model that fold() was called on"
         )
     for name, value in own.items():
         if value.shape != rebuilt[name].shape:
@@ -198,7 +201,7 @@ def _check_spec(model: Segmentor, spec: ModelSpec) -> None:
 
 
 def _check_config(weights: Path) -> None:
-    """What was changed in ``config.json`` alone has no effect, which nobody would expect."""
+    """Raises if ``config.json`` was edited: only the weights file's header is read on loading."""
     file = weights.parent / CONFIG
     if not file.is_file():
         return
@@ -209,8 +212,8 @@ def _check_config(weights: Path) -> None:
     for name, value in asdict(read_spec(weights)).items():
         if not isinstance(config, dict) or config.get(name) != value:
             raise ValueError(
-                f"{file}: its {name!r} is not what {weights.name} was saved with; delete the file, "
-                "or save the model again with the specification that you want"
+                f"{file}: {name!r} differs from what {weights.name} was saved with; delete the "
+                "file, or save the model again with the specification that you want"
             )
 
 

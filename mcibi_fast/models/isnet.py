@@ -15,20 +15,21 @@ from mcibi_fast.nn.within_image import ISNetContext
 
 @framework("isnet", "ISNet")
 class ISNet(SegmentationHead):
-    """R, a first prediction on it, the two contexts of both, and a classifier on these.
+    """R, a first prediction from R, image-level and semantic-level context, and a classifier.
 
-    The paper's Table 9 has ISNet with MCIBI++, but neither says how it is put together nor was it
-    ever released; the same goes for MCIBI. Chosen here: both parts begin alike, with
-    Conv3x3-BN-ReLU to R and a prediction on R, so they share them. H_pr's logits also guide the
-    semantic-level context; that context is C_wi, as any other context within the image is.
+    The paper's Table 9 has ISNet with MCIBI++, but the paper does not say how the two are combined,
+    and the model was never released; the same holds for ISNet with MCIBI. The choice made here:
+    ISNet and the memory's part both begin with Conv3x3-BN-ReLU to R and a prediction from R, so
+    they share these. The logits of H_pr also guide the semantic-level context, and that context is
+    C_wi, as in any other framework.
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
-        within_image: a context of your own, which takes R and the first prediction's logits.
+        within_image: a context of your own that takes R and the logits of the first prediction.
         feats_channels: Z, channels of R and of the contexts.
-        transform_channels: width of the contexts' attentions, and of the memory's.
-        options: more of :class:`PlainHead`'s, :class:`MCIBIPPHead`'s or :class:`MCIBIHead`'s.
+        transform_channels: width of the attentions, both within the image and to the memory.
+        options: further options of :class:`PlainHead`, :class:`MCIBIPPHead` or :class:`MCIBIHead`.
     """
 
     guided = True

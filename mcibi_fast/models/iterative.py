@@ -1,4 +1,7 @@
-"""Weights W other than a head's own: the next stage's (section 3.5), the ground truth's."""
+"""Weights W that a head does not predict itself.
+
+They belong to the next stage of iterative inference (section 3.5), or they are the ground truth.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from mcibi_fast.nn.context import resize
 def mix_probabilities(
     weight_logits: Tensor, logits: Tensor, *, align_corners: bool = False
 ) -> Tensor:
-    """W_{s+1} = (O_s + W) / 2 on probabilities (Eq. 17), as its logarithm.
+    """The logarithm of W_{s+1} = (O_s + W) / 2, computed on probabilities (Eq. 17).
 
-    The logarithm, of which a softmax gives W_{s+1} back, is what the aggregation takes.
+    The aggregation takes logits; the softmax of the logarithm is W_{s+1}.
 
     Args:
-        weight_logits: H_pr's (B, K, h, w); always those of the first stage.
-        logits: O_s (B, K, h', w'); softmaxed at its own stride, then resized to W's.
+        weight_logits: logits of W from H_pr (B, K, h, w); always those of the first stage.
+        logits: O_s (B, K, h', w'). The softmax is taken at this size, then resized to that of W.
     """
     O = resize(logits.softmax(dim=1), weight_logits.shape[2:], align_corners)
     return ((O + weight_logits.softmax(dim=1)) / 2).log()
@@ -34,8 +37,8 @@ def mix_logits(
     """(a W + b O_s) / (a + b - 1) on logits: the released code's form of Eq. 17.
 
     Args:
-        weight_logits: of the first stage (B, K, h, w).
-        logits: O_s (B, K, h', w'), resized to the size of W.
+        weight_logits: logits of the first stage's W (B, K, h, w).
+        logits: O_s (B, K, h', w'), which is resized to the size of W.
         weights: (a, b).
     """
     a, b = weights
@@ -46,12 +49,12 @@ def mix_logits(
 def label_weights(labels: Tensor, weight_logits: Tensor, *, ignore_index: int) -> Tensor:
     """The ground truth as one-hot weights (B, K, h, w): GT-MCIBI++ of Table 1.
 
-    Each feature pixel takes the label nearest to its centre; where that is ``ignore_index`` or no
-    class, the class that H_pr predicts.
+    Each feature pixel takes the label nearest to its centre; if that is ``ignore_index`` or no
+    class, it takes the class that H_pr predicts.
 
     Args:
         labels: (B, H, W), any integer dtype.
-        weight_logits: H_pr's (B, K, h, w).
+        weight_logits: logits of W from H_pr (B, K, h, w).
         ignore_index: label that belongs to no class.
     """
     num_classes, size = weight_logits.shape[1], weight_logits.shape[2:]

@@ -1,7 +1,8 @@
-"""MCIBI after the backbone: a head whose memory holds class representations themselves.
+"""The head of MCIBI, whose memory holds class representations themselves.
 
-MCIBI (ICCV 2021, arXiv 2108.11819) is what MCIBI++ was made from: "Memory-R" in Table 3. Structure,
-losses and defaults are those of the released code (sssegmentation, ``mcibi``).
+MCIBI (ICCV 2021, arXiv 2108.11819) is the predecessor of MCIBI++; Table 3 calls its memory
+"Memory-R". Structure, losses and defaults are those of the released code (sssegmentation,
+``mcibi``).
 """
 
 from __future__ import annotations
@@ -24,42 +25,44 @@ from mcibi_fast.nn.representation_memory import RepresentationMemory, Strategy
 
 
 class MCIBIHead(MemoryHead):
-    """MCIBI's head. It differs from MCIBI++'s in the memory and in three more things.
+    """MCIBI's head. It differs from that of MCIBI++ in the memory and in three more points.
 
     * A within-image context is not concatenated before the classifier: an attention relates it to
-      R (query R, key C_wi), Conv3x3-BN-ReLU fuses the result with R_aug into Z channels. It has no
-      classifier and no loss of its own.
-    * The final classifier thus takes Z channels and can classify what the memory holds:
-      ``loss_memory``, the cross entropy of all K n representations, each as its class, from the
-      second epoch on (``schedule`` says which epoch it is). As in the released code that includes
-      classes never met, and the classifier's batch norm takes the representations for a batch.
-    * The momentum of 0.9 follows the learning rate (``schedule`` says what that is).
+      R (query R, key C_wi), and Conv3x3-BN-ReLU fuses the result with R_aug into Z channels. The
+      context has no classifier and no loss of its own.
+    * The final classifier therefore takes Z channels and can also classify what the memory holds.
+      From the second epoch on (``schedule`` passes the epoch) ``loss_memory`` is the cross entropy
+      of all K n representations, each with its class as the target. As in the released code, this
+      includes classes that were never seen, and the classifier's batch norm treats the
+      representations as a batch.
+    * The momentum of 0.9 follows the learning rate (which ``schedule`` passes).
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first; the last one feeds
             the head, the one before it the auxiliary head.
-        form: of the projections and the mixing, see :class:`MemoryHead`.
+        form: "released" or "paper" for the projections and the mixing, see :class:`MemoryHead`.
         feats_channels: Z, channels of the pixel representations.
         transform_channels: width of the attentions.
         dropout: channel dropout before each classifier.
         within_image: A_wi, a module from the last feature map to (B, Z, h, w), or a function that
             makes it.
-        within_channels: channels of what ``expand`` makes of the context, if not Z.
-        representations: n per class; with several, each has an attention of its own and
+        within_channels: channels of the output of ``expand``, if not Z.
+        representations: n, per class; with several, each has its own attention, and
             Conv1x1-BN-ReLU joins them (:class:`mcibi_fast.nn.SeveralAttentions`).
-        strategy: "cosine_similarity" or, for n = 1, "mean": what the memory moves towards.
+        strategy: what the memory moves towards: "cosine_similarity" or, for n = 1, "mean".
         momentum, momentum_schedule, init, seed: see :class:`RepresentationMemory`.
-        memory_update: whether training moves representations that are set (Table 3).
-        memory_loss_weight: of ``loss_memory``; 0 leaves it out.
-        weights_from: see :class:`MemoryHead`; there is no within-image head, so not "cwi".
+        memory_update: whether training changes representations that are set (Table 3).
+        memory_loss_weight: weight of ``loss_memory``; 0 leaves it out.
+        weights_from: see :class:`MemoryHead`; "cwi" is not possible, as there is no within-image
+            head.
         ignore_index: label that counts neither in the losses nor in the memory.
-        align_corners: of every bilinear resizing.
-        options: more of :class:`MemoryHead`'s: ``alpha``, ``auxiliary_weight``, ``fusion``,
-            ``hard``, ``downsample``, ``stages``, ``mixing``, ``stage_weights``.
+        align_corners: whether every bilinear resizing aligns corners.
+        options: further options of :class:`MemoryHead`: ``alpha``, ``auxiliary_weight``,
+            ``fusion``, ``hard``, ``downsample``, ``stages``, ``mixing``, ``stage_weights``.
 
     Attributes:
-        memory_loss_due: whether ``schedule`` was told of the second epoch, or a later one.
+        memory_loss_due: whether ``schedule`` was called for the second epoch or a later one.
     """
 
     context_attention: PositionConfidenceAttention | None
@@ -94,7 +97,9 @@ class MCIBIHead(MemoryHead):
         if within_image is not None:
             within_image = made(within_image)
         if weights_from == "cwi":
-            raise ValueError("weights_from: 'cwi' needs a within-image head, which MCIBI has not")
+            raise ValueError(
+                "weights_from: 'cwi' needs a within-image head, which MCIBI does not have"
+            )
         memory = RepresentationMemory(
             num_classes,
             Z,
@@ -139,7 +144,7 @@ class MCIBIHead(MemoryHead):
     def within_image_context(
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
     ) -> Tensor | None:
-        """C_wi related to R (B, Z, h, w), or None without a context."""
+        """C_wi after the attention that relates it to R (B, Z, h, w); None without a context."""
         if self.within_image is None or self.context_attention is None:
             return None
         return self.context_attention(R, self.gather_within_image(features, R, weight_logits))
@@ -156,7 +161,7 @@ class MCIBIHead(MemoryHead):
         return self.decoder(augmented)
 
     def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """``loss_memory`` from the second epoch on; of one class alone it would be zero."""
+        """``loss_memory`` from the second epoch on; with a single class it would be zero."""
         if not (self.memory_loss_due and self.memory_loss_weight and self.memory.num_classes > 1):
             return {}
         K, n, _ = self.memory.memory.shape

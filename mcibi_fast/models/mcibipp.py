@@ -1,4 +1,4 @@
-"""MCIBI++ after the backbone: a head whose memory holds one Gaussian per class."""
+"""The head of MCIBI++, whose memory holds one Gaussian per class."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mcibi_fast.nn.memory import Form, GaussianMemory, Noise
 
 
 class MCIBIPPHead(MemoryHead):
-    """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
+    """Augments the last stage's features with dataset-level context and classifies them (Eqs. 1-5).
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first; the last one feeds
             the head, the one before it the auxiliary head.
         form: "released" (published checkpoints) or "paper" (the equations as printed); sets
-            ``projections``, ``mixing``, ``unbiased``, ``noise`` and ``init``, each of which can be
-            given by itself.
+            ``projections``, ``mixing``, ``unbiased``, ``noise`` and ``init``, each of which can
+            also be given separately.
         feats_channels: Z, channels of the pixel representations.
         momentum, momentum_schedule, unbiased, noise, init, seed: see :class:`GaussianMemory`.
-        memory_update: whether training moves the memory once it is initialised (Table 3).
+        memory_update: whether training changes the memory once it is initialised (Table 3).
         ignore_index: label that counts neither in the losses nor in the memory.
-        align_corners: of every bilinear resizing.
-        options: more of :class:`MemoryHead`'s.
+        align_corners: whether every bilinear resizing aligns corners.
+        options: further options of :class:`MemoryHead`.
     """
 
     concatenates_context = True

@@ -26,15 +26,18 @@ Mixing = Literal["paper", "released"]
 
 
 class _Image(NamedTuple):
-    """What the weights W do not change: computed once, whatever the number of stages."""
+    """What does not depend on the weights W: computed once for any number of stages."""
 
     context: ContextState
-    query: Tensor | None  # of the extra attention
+    query: Tensor | None  # the extra attention's
     classifier: Any  # see MemoryHead.prepare_classifier
 
 
 class _Weights(NamedTuple):
-    """``predicted``: H_pr's logits; ``gather``: those of the first stage's W; C_wi, its logits."""
+    """``predicted``: logits of H_pr; ``gather``: logits of the first stage's W.
+
+    ``within``: C_wi; ``context_logits``: the logits that the within-image head predicts from it.
+    """
 
     predicted: Tensor
     gather: Tensor
@@ -42,48 +45,50 @@ class _Weights(NamedTuple):
     context_logits: Tensor | None
 
     def last(self, count: int) -> _Weights:
-        """Those of the last maps of the batch."""
+        """The same for the last ``count`` maps of the batch."""
         rest = (None if m is None else m[-count:] for m in (self.within, self.context_logits))
         return _Weights(self.predicted[-count:], self.gather[-count:], *rest)
 
 
 class MemoryHead(SegmentationHead):
-    """Augments the last stage's features with dataset-level context and classifies (Eqs. 1-5).
+    """Augments the last stage's features with dataset-level context and classifies them (Eqs. 1-5).
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first; the last one feeds
             the head, the one before it the auxiliary head.
-        memory: of K classes and Z channels; what the context is gathered from.
+        memory: the memory of K classes and Z channels that the context is gathered from.
         form: "released" (published checkpoints) or "paper" (the equations as printed); sets
-            ``projections`` and ``mixing``, each of which can be given by itself.
+            ``projections`` and ``mixing``, each of which can also be given separately.
         feats_channels: Z, channels of the pixel representations.
         transform_channels: width of the attention.
         dropout: channel dropout before each classifier.
         alpha: weight of L_W (Eq. 16).
-        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 leaves the head out.
         within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w), or a
-            function that makes it; its output is classified by a head of its own and concatenated
-            before the final classifier.
-        extra_attention: one more attention, which the paper has not: the context within the image
-            is its query, R_aug its key; what it gathers takes R_aug's place before the classifier.
-            Some published checkpoints have it.
-        kernel_sizes: of the first convolutions of H_pr, of the head on the within-image context and
-            of the final classifier, in which published checkpoints differ. By default (1, 1, 3),
-            and (1, 1, 1) without a within-image context, where the second has no meaning.
-        weights_from: whose logits gather, "pr" (H_pr) or "cwi" (the within-image head). "auto" is
-            "cwi" for the released form with a within-image context, "pr" otherwise. "labels": the
-            ground truth, one-hot (GT-MCIBI++, Table 1); ignored pixels take H_pr's class. Training
-            and evaluation then need labels, and further stages would change nothing.
-        fusion: F_T, see :class:`DatasetLevelContext`, also for ``hard`` and ``downsample``.
-        projections: of the attention, see :class:`PositionConfidenceAttention`.
-        stages: of iterative inference, when ``forward`` is not told; 1 is none.
-        mixing: the next stage's weights. "paper": Eq. 17 on probabilities. "released":
-            (a W + b O) / (a + b - 1) on logits.
+            function that makes it. A separate head classifies its output, which is also
+            concatenated to R_aug before the final classifier.
+        extra_attention: adds an attention that the paper does not have but some published
+            checkpoints do: its query is the context within the image, its key R_aug, and its result
+            replaces R_aug before the classifier.
+        kernel_sizes: kernel sizes of the first convolutions of H_pr, of the head on the
+            within-image context and of the final classifier; published checkpoints differ in them.
+            By default (1, 1, 3), and (1, 1, 1) without a within-image context (the second is then
+            not used).
+        weights_from: whose logits are used as W: "pr" (H_pr) or "cwi" (the within-image head).
+            "auto" is "cwi" for the released form with a within-image context, "pr" otherwise.
+            "labels": the one-hot ground truth (GT-MCIBI++, Table 1), where ignored pixels take the
+            class that H_pr predicts. Training and evaluation then need labels, and further stages
+            would change nothing.
+        fusion, hard, downsample: see :class:`DatasetLevelContext`; the fusion is F_T.
+        projections: projections of the attention, see :class:`PositionConfidenceAttention`.
+        stages: stages of iterative inference if ``forward`` gets no number; 1 means no iteration.
+        mixing: how the next stage's weights are computed. "paper": Eq. 17 on probabilities.
+            "released": (a W + b O) / (a + b - 1) on logits.
         stage_weights: (a, b) of the released mixing.
         ignore_index: label that counts neither in the losses nor in the memory.
-        align_corners: of every bilinear resizing.
-        loss: of every classifier's logits; by default plain cross entropy.
+        align_corners: whether every bilinear resizing aligns corners.
+        loss: the loss of every classifier's logits; by default plain cross entropy.
     """
 
     has_memory = True
@@ -167,7 +172,7 @@ class MemoryHead(SegmentationHead):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether evaluation, too, needs labels."""
+        """Whether evaluation needs labels as well as training."""
         return self.weights_from == "labels"
 
     def schedule(self, *, epoch: int, lr_factor: float) -> None:
@@ -176,14 +181,14 @@ class MemoryHead(SegmentationHead):
 
     @property
     def memory(self) -> ClassMemory:
-        """The context's memory; a folded head has no such attribute."""
+        """The context's memory; a folded head does not have this attribute."""
         return cast(DatasetLevelContext, self.context).memory
 
     def fold(self) -> MemoryHead:
         """A copy for inference, in evaluation mode, equal up to rounding.
 
-        Batch norms are folded into their convolutions, and what is left of the class
-        representations into tables (:mod:`mcibi_fast.nn.fold`). It refuses to train.
+        Batch norms are folded into their convolutions, and the class representations into tables
+        (:mod:`mcibi_fast.nn.fold`). The copy cannot be trained.
         """
         folded = copy.deepcopy(self).eval()
         if isinstance(folded.context, DatasetLevelContext):
@@ -192,10 +197,10 @@ class MemoryHead(SegmentationHead):
         return folded.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MemoryHead:
-        """Training mode, or evaluation mode.
+        """Switches to training mode, or to evaluation mode.
 
         Raises:
-            RuntimeError: training mode of a folded head.
+            RuntimeError: training mode for a folded head.
         """
         if mode:
             self._refuse_if_folded()
@@ -220,14 +225,14 @@ class MemoryHead(SegmentationHead):
         previous_logits: Tensor | None = None,
         stages: int | None = None,
     ) -> SegmentationOutput:
-        """Classifies; with labels also the losses, and in training mode the memory's update.
+        """Classifies; labels add the losses and, in training mode, the update of the memory.
 
         Args:
             features: the backbone's maps, finest first.
             labels: (B, H, W), any integer dtype; needed with ``weights_from="labels"``.
-            previous_logits: O of an earlier stage (B, K, h', w'); this pass is then the next one.
-            stages: passes of iterative inference in evaluation mode (section 3.5). Training is
-                always one.
+            previous_logits: O of an earlier stage (B, K, h', w'); this pass is then the next stage.
+            stages: number of stages of iterative inference in evaluation mode (section 3.5).
+                Training always has one.
 
         Raises:
             ValueError: labels are needed and there are none, or ``stages`` is less than 1.
@@ -249,7 +254,7 @@ class MemoryHead(SegmentationHead):
         return self._output(features, R, labels, logits, weights)
 
     def _weights(self, features: Sequence[Tensor], R: Tensor, predicted: Tensor) -> _Weights:
-        """The first stage's W, of H_pr's logits or of those of the context within the image."""
+        """The first stage's W: logits of H_pr, or those of the head on the within-image context."""
         within = self.within_image_context(features, R, predicted)
         context_logits = None
         if within is not None and self.within_image_head is not None:
@@ -262,7 +267,7 @@ class MemoryHead(SegmentationHead):
     def _prepare(
         self, features: Sequence[Tensor], context: ContextState, within: Tensor | None
     ) -> _Image:
-        """What W does not change is computed once; each stage is the rest."""
+        """Computes once what does not depend on W; each stage computes the rest."""
         query = None if self.extra_attention is None else self.extra_attention.query(within)
         return _Image(context, query, self.prepare_classifier(features, within))
 
@@ -270,7 +275,7 @@ class MemoryHead(SegmentationHead):
         return self._classify(image, self.context.gather(image.context, weight_logits))
 
     def _classify(self, image: _Image, augmented: Tensor) -> Tensor:
-        """O before the upsampling, of what F_T gives (Eqs. 4 and 5)."""
+        """O before the upsampling, computed from the result of F_T (Eqs. 4 and 5)."""
         if self.extra_attention is not None and image.query is not None:
             augmented = self.extra_attention.attend(image.query, augmented)
         return self.classify(augmented, image.classifier)
@@ -290,7 +295,7 @@ class MemoryHead(SegmentationHead):
         logits: Tensor,
         weights: _Weights,
     ) -> SegmentationOutput:
-        """With labels also the losses, and in training mode the memory's update."""
+        """The output; labels add the losses and, in training mode, the update of the memory."""
         losses = {}
         if labels is not None:
             losses = joint_losses(
@@ -313,24 +318,24 @@ class MemoryHead(SegmentationHead):
     def within_image_context(
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
     ) -> Tensor | None:
-        """C_wi (B, Z, h, w), Eq. 3, or None without one."""
+        """C_wi (B, Z, h, w), Eq. 3; None for a framework without a context."""
         if self.within_image is None:
             return None
         return self.gather_within_image(features, R, weight_logits)
 
     def prepare_classifier(self, features: Sequence[Tensor], within: Tensor | None) -> Any:
-        """What ``classify`` needs besides R_aug; to be computed once for several stages."""
+        """What ``classify`` needs besides R_aug, computed once for several stages."""
         return None if within is None else self.decoder.prepare(self.expand(features, within))
 
     def classify(self, augmented: Tensor, prepared: Any) -> Tensor:
-        """O before the upsampling (Eq. 5), of R_aug (B, Z, h, w)."""
+        """O before the upsampling (Eq. 5), computed from R_aug (B, Z, h, w)."""
         return self.decoder(augmented, prepared)
 
     def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Loss terms on what the memory holds after its update; none here.
+        """Loss terms on what the memory holds after its update; a subclass may add some.
 
         Args:
-            dtype: of the features.
+            dtype: dtype of the features.
         """
         return {}
 
@@ -338,12 +343,12 @@ class MemoryHead(SegmentationHead):
         if labels is None:
             raise ValueError(
                 "labels: this model gathers with the ground truth (weights_from='labels') and "
-                "needs labels, in evaluation too: model(images, labels)"
+                "needs labels in evaluation as well: model(images, labels)"
             )
         return label_weights(labels, weight_logits, ignore_index=self.ignore_index)
 
     def next_weights(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
-        """Logits of the next stage's W (Eq. 17): the first stage's and O of this one, mixed."""
+        """Logits of the next stage's W (Eq. 17): a mixture of the first stage's W and this O."""
         if self.mixing == "paper":
             return mix_probabilities(weight_logits, logits, align_corners=self.align_corners)
         return mix_logits(

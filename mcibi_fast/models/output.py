@@ -12,9 +12,9 @@ class SegmentationOutput(NamedTuple):
 
     Attributes:
         logits: O before the upsampling (B, K, h, w).
-        losses: weighted terms, empty without labels; the training loss is their sum.
-        weight_logits: H_pr's (Eq. 10), None for a model without a memory.
-        context_logits: those of the head on the within-image context, None without one.
+        losses: the weighted terms, empty without labels; the training loss is their sum.
+        weight_logits: logits of W from H_pr (Eq. 10); None for a model without a memory.
+        context_logits: logits of the head on the within-image context; None without such a head.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""A head without a memory: the frameworks by themselves."""
+"""The head without a memory: a framework as its own paper describes it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from mcibi_fast.nn.losses import PixelLoss, joint_losses
 
 
 class PlainHead(SegmentationHead):
-    """Classifies what a framework makes of the feature maps; an auxiliary head is one stage before.
+    """Classifies what a framework computes from the feature maps.
 
-    The classifier follows the framework's context directly, or Conv3x3-BN-ReLU on what ``expand``
-    makes of it. Of a ``guided`` framework the context is of R and of a first prediction on R. A
+    An auxiliary head classifies the stage before the last. The classifier follows the framework's
+    context directly or, if the framework expands its context (``expand``), with Conv3x3-BN-ReLU in
+    between. A ``guided`` framework computes its context from R and a first prediction from R. A
     framework without a context (FCN) has Conv3x3-BN-ReLU on the last stage.
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
-        decoder: what classifies ``decoder_input``, in place of the above.
+        decoder: a module that classifies ``decoder_input``, instead of the one described above.
         within_image: the framework's context, a module or a function that makes it.
-        within_channels: channels of what ``expand`` makes of the context; None: it expands nothing.
+        within_channels: channels of the output of ``expand``; None if nothing is expanded.
         feats_channels: Z, channels of the pixel representations.
         dropout: channel dropout before each classifier.
-        first_weight: of the first prediction's loss, ``loss_pr``; 0.4 if None. Of a guided
-            framework only.
-        auxiliary_weight: of the auxiliary head's loss; 0 leaves the head out.
+        first_weight: weight of ``loss_pr``, the loss of the first prediction; 0.4 if None. Only for
+            a guided framework.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 leaves the head out.
         ignore_index: label that does not count in the losses.
-        align_corners: of every bilinear resizing.
-        loss: of every term; the plain mean cross entropy by default.
+        align_corners: whether every bilinear resizing aligns corners.
+        loss: the loss of every term; plain mean cross entropy by default.
 
     Raises:
-        TypeError: ``first_weight`` of a framework without a first prediction.
+        TypeError: ``first_weight`` was given for a framework without a first prediction.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class PlainHead(SegmentationHead):
         self.loss = loss or PixelLoss()
 
     def pixel_representations(self, features: Sequence[Tensor]) -> Tensor:
-        """R (B, Z, h, w), what is classified."""
+        """R (B, Z, h, w), the features that are classified."""
         return self.decoder.conv(self.decoder_input(features)[0])
 
     def decoder_input(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What the decoder takes, and the first prediction's logits of a guided framework."""
+        """The decoder's input and, for a guided framework, the logits of the first prediction."""
         if self.within_image is None:
             return features[-1], None
         R = first = None

@@ -1,4 +1,4 @@
-"""Models by name: any framework, with any memory or none, of images or of videos."""
+"""Creates models by name: any framework with any memory or none, for images or for videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mcibi_fast.models.plain_head import PlainHead
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.video import VideoHead, VideoSegmentor, load_image_weights, own_checkpoint
 
-HISTORY = 2  # past frames of a video model whose number is not given
+HISTORY = 2  # number of past frames of a video model if none is given
 
 _FRAMEWORKS: dict[str, _Framework] = {}
 _MEMORIES: dict[str, tuple[str, type[SegmentationHead]]] = {
@@ -30,12 +30,12 @@ class _Framework(NamedTuple):
 
 
 class ModelKind(NamedTuple):
-    """What a model is put together of.
+    """The parts that a model is combined from.
 
     Attributes:
         framework: one of :func:`frameworks`.
         memory: one of :func:`memories`, or None.
-        history: past frames; 0 of an image model.
+        history: number of past frames; 0 for an image model.
     """
 
     framework: str
@@ -44,13 +44,16 @@ class ModelKind(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The three in one word, such as "upernet_video_mcibipp", without the number of frames."""
+        """The combination in one word, such as "upernet_video_mcibipp".
+
+        It does not contain the number of past frames.
+        """
         parts = (self.framework, "video" if self.history else None, self.memory)
         return "_".join(part for part in parts if part)
 
     @property
     def title(self) -> str:
-        """As it is written, such as "UPerNet + Video-MCIBI++"."""
+        """The combination as it is written in tables, such as "UPerNet + Video-MCIBI++"."""
         title = _FRAMEWORKS[self.framework].title
         if self.memory is None:
             return title
@@ -58,11 +61,11 @@ class ModelKind(NamedTuple):
 
 
 def framework(name: str, title: str) -> Callable[[_Class], _Class]:
-    """Declares a framework: its name in :func:`create`, and how it is written.
+    """Class decorator that declares a framework.
 
     Args:
-        name: lower case, without "_".
-        title: such as "PSPNet".
+        name: its name in :func:`create`, in lower case and without "_".
+        title: its name as it is written in tables, such as "PSPNet".
     """
 
     def declare(cls: _Class) -> _Class:
@@ -73,27 +76,27 @@ def framework(name: str, title: str) -> Callable[[_Class], _Class]:
 
 
 def frameworks() -> list[str]:
-    """The frameworks there are."""
+    """Names of all frameworks."""
     return sorted(_FRAMEWORKS)
 
 
 def memories() -> list[str]:
-    """The memories there are."""
+    """Names of all memories."""
     return sorted(_MEMORIES)
 
 
 def names() -> list[str]:
-    """Every combination in one word, as :func:`create` takes it, too."""
+    """The one-word names of all combinations, which :func:`create` also takes."""
     return sorted(kind.name for kind in _kinds())
 
 
 def parse(name: str, memory: str | None = None, history: int | None = None) -> ModelKind:
-    """The model that is meant.
+    """The parts of the model that a name and further arguments describe.
 
     Args:
-        name: a framework, or a name of :func:`names`, which says what memory there is.
+        name: a framework, or one of :func:`names`, which includes the memory.
         memory: one of :func:`memories`.
-        history: past frames; None is 0, and 2 where the name says "video".
+        history: number of past frames; None means 0, or 2 if the name contains "video".
 
     Raises:
         ValueError: an unknown name or memory, a name that contradicts the other arguments, or past
@@ -130,12 +133,14 @@ def parse(name: str, memory: str | None = None, history: int | None = None) -> M
 def head_type(
     framework: str, memory: str | None = None, *, video: bool = False
 ) -> type[SegmentationHead]:
-    """The class of a head: a framework's answers under a memory's forward pass, or the plain one.
+    """The class of a head: it inherits from a framework and from the head of a memory.
+
+    Without a memory the second is :class:`PlainHead`.
 
     Args:
         framework: one of :func:`frameworks`.
         memory: one of :func:`memories`, or None.
-        video: with past frames.
+        video: whether the head also takes past frames.
     """
     return _head_type(ModelKind(framework, memory, int(video)))
 
@@ -161,24 +166,26 @@ def create(
     drop_path: float | None = None,
     **options: Any,
 ) -> Segmentor:
-    """Any framework on any backbone, with any memory or none; with past frames, of videos.
+    """Creates a model: any framework on any backbone, with any memory or none.
+
+    With past frames it is a video model.
 
     Args:
         framework: "fcn", "pspnet", "upernet", "deeplabv3", "isnet", ... (:func:`frameworks`); or a
-            name that holds the memory, too, such as "upernet_mcibipp" (:func:`names`).
+            name that includes the memory, such as "upernet_mcibipp" (:func:`names`).
         num_classes: K.
         backbone: any timm model with ``features_only``.
-        memory: "mcibipp" (MCIBI++), "mcibi" (the conference version, Memory-R of Table 3), or None,
-            the baseline.
-        history: h, past frames that the memory gathers from (Eq. 19); 0, the default, is a model of
-            images.
-        output_stride: of the backbone's last map.
-        pretrained: True: timm's weights; a path: that file's. For a video model also a checkpoint
-            of this package, a run's directory or a ``.safetensors`` file, of the image model that
-            has the same options: see :func:`load_image_weights`.
-        drop_path: see :func:`set_drop_path`; None leaves timm's rate.
-        options: of the head: see the framework's class (:class:`FCN`, :class:`PSPNet`, ...) and
-            :class:`PlainHead`, :class:`MCIBIPPHead`, :class:`MCIBIHead` or :class:`VideoHead`.
+        memory: "mcibipp" (MCIBI++), "mcibi" (the conference version, Memory-R of Table 3), or None
+            for the baseline.
+        history: h, the number of past frames from which context is taken (Eq. 19); the default, 0,
+            gives an image model.
+        output_stride: stride of the backbone's last map.
+        pretrained: True loads timm's weights, a path loads that file. For a video model it may also
+            be a checkpoint of this package (a run's directory or a ``.safetensors`` file) of the
+            image model with the same options: see :func:`load_image_weights`.
+        drop_path: see :func:`set_drop_path`; None keeps timm's rate.
+        options: options of the head: see the framework's class (:class:`FCN`, :class:`PSPNet`, ...)
+            and :class:`PlainHead`, :class:`MCIBIPPHead`, :class:`MCIBIHead` or :class:`VideoHead`.
 
     Raises:
         ValueError: an unknown name, or a backbone that cannot be used (the message says why).
@@ -216,9 +223,9 @@ def _head_name(kind: ModelKind) -> str:
 
 
 def __getattr__(name: str) -> type[SegmentationHead]:
-    """The classes that :func:`head_type` makes, under their names, so that heads can be pickled."""
+    """The classes that :func:`head_type` makes, by their names, so that heads can be pickled."""
     for kind in _kinds():
-        # FCN's also without its name, as it adds nothing: VideoMCIBIPPHead, ...
+        # Those of FCN also without "FCN", which adds nothing to a head: VideoMCIBIPPHead, ...
         if name in (_head_name(kind), _head_name(kind).removeprefix("FCN")):
             return head_type(kind.framework, kind.memory, video=kind.history > 0)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

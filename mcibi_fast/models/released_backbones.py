@@ -1,7 +1,8 @@
 """Backbones of the released checkpoints: ResNet-v1c, ResNeSt, HRNet and Swin.
 
-All is inferred from keys and shapes, except the output stride of ResNet and ResNeSt. A name holds
-what was inferred, so that a converted checkpoint can be built again without them.
+Everything is inferred from the checkpoint's keys and shapes, except the output stride of ResNet and
+ResNeSt. A backbone's name contains what was inferred, so that the model of a converted checkpoint
+can be built from the name alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mcibi_fast.models.released_swin import Swin
 
 StateDict = Mapping[str, Tensor]
 
-PREFIX = "released_"  # of the names that create() takes
+PREFIX = "released_"  # the names that create() takes begin with it
 _PREFIX = "backbone_net."
 
 
@@ -32,17 +33,18 @@ def build(state: StateDict, output_stride: int) -> Backbone | None:
 
     Args:
         state: the checkpoint's entries; only their names and shapes are read.
-        output_stride: of ResNet and ResNeSt: 8 for the published ones. HRNet has 4, Swin 32.
+        output_stride: stride of a ResNet or ResNeSt (8 in the published checkpoints). An HRNet
+            always has 4, a Swin 32.
 
     Returns:
-        None for anything unknown.
+        The backbone, or None if it is unknown.
     """
     name = describe(state)
     return None if name is None else _create(name, output_stride)
 
 
 def describe(state: StateDict) -> str | None:
-    """The name that :func:`create` builds the checkpoint's backbone from, None if it is unknown.
+    """The name from which :func:`create` builds the checkpoint's backbone; None if unknown.
 
     Args:
         state: the checkpoint's entries; only their names and shapes are read.
@@ -61,7 +63,7 @@ def describe(state: StateDict) -> str | None:
                 return f"{PREFIX}{kind} {json.dumps(describe_kind(shapes))}"
             except KeyError as error:
                 raise ValueError(
-                    f"checkpoint: key {_PREFIX}{error.args[0]} is missing, which every {kind} has"
+                    f"checkpoint: key {_PREFIX}{error.args[0]} is missing; every {kind} has it"
                 ) from error
     return None
 
@@ -70,19 +72,20 @@ def create(name: str, *, output_stride: int = 8) -> Backbone:
     """A released backbone with fresh weights.
 
     Args:
-        name: of :func:`describe`: the family and its sizes, ``released_swin {"width": 192, ...}``.
-        output_stride: of ResNet and ResNeSt; HRNet has 4, Swin 32.
+        name: a name from :func:`describe` with the family and its sizes, for example
+            ``released_swin {"width": 192, ...}``.
+        output_stride: stride of a ResNet or ResNeSt; an HRNet always has 4, a Swin 32.
 
     Raises:
-        ValueError: no such family or sizes, or it cannot have this stride.
+        ValueError: there is no such family, or it cannot have these sizes or this stride.
     """
     try:
         backbone = _create(name, output_stride)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"backbone: {name!r} is no name of a released backbone") from error
+        raise ValueError(f"backbone: {name!r} is not the name of a released backbone") from error
     own = backbone.reductions[-1]
     if own != output_stride:
-        raise ValueError(f"backbone: {name.split()[0]} has output_stride={own}, its only one")
+        raise ValueError(f"backbone: {name.split()[0]} can only have output_stride={own}")
     return backbone
 
 
@@ -92,11 +95,11 @@ def _create(name: str, output_stride: int) -> Backbone:
 
 
 def released_name(name: str, backbone: nn.Module) -> str:
-    """A name in a :class:`Segmentor`'s state dict -> the checkpoint's.
+    """Translates a name in a :class:`Segmentor`'s state dict into the checkpoint's name.
 
     Args:
-        name: beginning with ``backbone.``; others are returned as they are.
-        backbone: from :func:`build`.
+        name: a name that begins with ``backbone.``; other names are returned as they are.
+        backbone: the result of :func:`build`.
     """
     if isinstance(backbone, Backbone) and isinstance(backbone.body, FeatureListNet):  # a ResNet
         name = re.sub(r"^backbone\.body\.conv1\.", f"{_PREFIX}stem.", name)
@@ -145,7 +148,7 @@ def _resnet(
         channels=tuple(channels),
     )
     for module in resnet.modules():
-        if isinstance(module, BasicBlock):  # timm dilates its second convolution too
+        if isinstance(module, BasicBlock):  # timm also dilates the second convolution
             module.conv2.dilation = module.conv2.padding = (1, 1)
     return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
 
@@ -176,7 +179,8 @@ def _resnest(
         block_args={"radix": radix, "avd": True, "avd_first": False},
     )
     for name, module in list(resnet.named_modules()):
-        # Where dilation takes a stride's place timm averages all the same, over 2x2 positions.
+        # If dilation replaces a stride, timm still averages, over 2x2 positions; the released code
+        # does not.
         if isinstance(module, AvgPool2dSame):
             resnet.get_submodule(name.rpartition(".")[0])[0] = nn.Identity()  # type: ignore[operator]
     return Backbone(FeatureListNet(resnet, out_indices=(1, 2, 3, 4)))
@@ -234,8 +238,8 @@ def _swin(*, output_stride: int, **sizes: Any) -> Backbone:
     return Backbone(Swin(**sizes))
 
 
-# An entry that only this family has (a ResNeSt has the ResNet's, too), its sizes, and how it is
-# built from them.
+# For each family: an entry by which it is recognised (in this order: a ResNeSt also has the entry
+# of a ResNet), the function that reads its sizes, and the one that builds it from them.
 _KINDS: dict[str, tuple[str, Callable[[Shapes], dict[str, Any]], Callable[..., Backbone]]] = {
     "swin": ("patch_embed.projection.weight", _describe_swin, _swin),
     "hrnet": ("stage2.0.branches.0.0.conv1.weight", _describe_hrnet, _hrnet),

@@ -1,9 +1,9 @@
-"""Swin as the released checkpoints need it; module names are the checkpoint's.
+"""Swin as the released checkpoints need it; its modules have the names used in the checkpoints.
 
-It departs from timm's in three places. Maps are padded to whole windows before they are shifted
-(timm shifts first: other neighbours at sizes that need padding); windows shift even where the map
-is a single window; and a stage ends with its own downsampling, whose channels are ordered as
-``nn.Unfold`` orders them.
+It differs from timm's in three points. Maps are padded to whole windows before they are shifted
+(timm shifts first, which gives other neighbours at sizes that need padding); windows shift even if
+the map is a single window; and each stage ends with its own downsampling, whose channels are in the
+order of ``nn.Unfold``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Swin(nn.Module):
 
     Args:
         width: channels of the first map; each stage doubles them.
-        depths: blocks of each stage; every second one shifts its windows.
-        heads: of each stage.
+        depths: number of blocks in each stage; every second one shifts its windows.
+        heads: number of attention heads in each stage.
         window_size: side of a window.
-        mlp_ratio: hidden channels of the feed-forward layers by their input's.
+        mlp_ratio: hidden channels of a feed-forward layer divided by its input channels.
         patch_size: stride of the first map.
     """
 
@@ -154,7 +154,7 @@ class _ShiftedWindows(nn.Module):
         self.w_msa = _WindowAttention(channels, heads, window_size)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, h, w, C) -> the same; mask as :func:`region_mask` gives it."""
+        """(B, h, w, C) -> the same; ``mask`` comes from :func:`region_mask`."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
         if self.shift:
@@ -178,13 +178,13 @@ class _WindowAttention(nn.Module):
         span = 2 * window_size - 1
         self.relative_position_bias_table = nn.Parameter(torch.zeros(span * span, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        # An entry of the checkpoints, although the window's size says all of it.
+        # A buffer because the checkpoints contain it, although it follows from the window's size.
         self.register_buffer("relative_position_index", relative_position_index(window_size))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, W, N, C), and (W, N, N) to be added to the logits -> (B, W, N, C)."""
+        """(B, W, N, C) -> (B, W, N, C); the mask (W, N, N) is added to the attention's logits."""
         batch, count, positions, _ = windows.shape
         heads = self.qkv(windows).view(batch, count, positions, 3, self.heads, -1)
         q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # each (B, W, heads, N, C / heads)
@@ -201,7 +201,7 @@ class _WindowAttention(nn.Module):
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """(N, N): row in the bias table of what position i (row) sees of position j (column)."""
+    """(N, N): for positions i (row) and j (column), the row of the bias table for their offset."""
     i = torch.arange(window_size)
     offset = i[:, None] - i[None, :] + window_size - 1  # (M, M), from 0
     rows = offset[:, None, :, None] * (2 * window_size - 1)
@@ -209,10 +209,10 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def region_mask(x: Tensor, window_size: int) -> Tensor:
-    """What shifted windows add to their logits, for x (B, h, w, C): (W, N, N).
+    """What shifted windows add to their attention's logits, for x (B, h, w, C): (W, N, N).
 
-    Padded to whole windows and rolled by half a window, the last window of a row or column holds
-    two regions that were never neighbours.
+    After padding to whole windows and rolling by half a window, the last window of each row and
+    column contains two regions that are not neighbours in the image.
     """
 
     def regions(size: int) -> Tensor:
@@ -226,7 +226,7 @@ def region_mask(x: Tensor, window_size: int) -> Tensor:
 
 
 def _pad_to_windows(x: Tensor, window_size: int) -> Tensor:
-    """(B, h, w, C) with zeros below and right."""
+    """(B, h, w, C), padded with zeros below and on the right."""
     height, width = x.shape[1:3]
     return F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
 

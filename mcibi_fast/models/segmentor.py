@@ -1,4 +1,4 @@
-"""A backbone and a head."""
+"""A model: a backbone and a head."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mcibi_fast.nn.fold import fold_batch_norms
 
 
 class Segmentor(nn.Module):
-    """Images to logits: ``head(backbone(images))``.
+    """Computes logits from images: ``head(backbone(images))``.
 
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
         head: feature maps -> :class:`SegmentationOutput`.
     """
 
-    head: Any  # a SegmentationHead; nn.Module's own annotation would hide what it has
+    head: Any  # a SegmentationHead; mypy would take attributes of subclasses for Tensor | Module
 
     def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
         super().__init__()
@@ -31,13 +31,14 @@ class Segmentor(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, **options: Any
     ) -> SegmentationOutput:
-        """Logits, and with labels the losses; in training mode the memory is then updated.
+        """Computes logits; labels add the losses and, in training mode, the update of the memory.
 
         Args:
             images: (B, 3, H, W), normalised as the backbone expects.
             labels: (B, H, W), any integer dtype. In evaluation of a model that ``needs_labels``
-                they may have another size than the images: the ground truth of resized ones.
-            options: for the head; those with a memory take ``stages`` (iterative inference).
+                they may have another size than the images, if the images were resized.
+            options: options for the head; heads with a memory take ``stages`` (iterative
+                inference).
 
         Raises:
             ValueError: images or labels of another shape.
@@ -59,18 +60,18 @@ class Segmentor(nn.Module):
     def schedule(self, *, epoch: int, lr_factor: float) -> None:
         """Prepares the next training step: the memory's momentum, losses that begin later.
 
-        Call it before every training step where an option says that something follows the
-        schedule; touches no device. Does nothing for a model without a memory.
+        Call it before every training step if an option depends on the schedule. It does nothing on
+        a device, and nothing at all for a model without a memory.
 
         Args:
-            epoch: of the step, from 0.
-            lr_factor: its learning rate as a share of the initial one.
+            epoch: the step's epoch, counted from 0.
+            lr_factor: the step's learning rate divided by the initial one.
         """
         self.head.schedule(epoch=epoch, lr_factor=lr_factor)
 
     @property
     def needs_labels(self) -> bool:
-        """Whether evaluation must pass labels: the ground truth gathers (GT-MCIBI++, Table 1)."""
+        """Whether evaluation needs labels, as when they are the weights W (GT-MCIBI++, Table 1)."""
         return self.head.needs_labels
 
     def pixel_representations(self, images: Tensor) -> Tensor:
@@ -80,9 +81,9 @@ class Segmentor(nn.Module):
     def fold(self) -> Segmentor:
         """A copy for inference, in evaluation mode; the logits are equal up to rounding.
 
-        Folds the batch norms into their convolutions, in the backbone those that a symbolic trace
-        finds, and the memory's class representations into the head. The copy supports everything
-        but training: ``stages``, losses, saving, ``torch.compile``, ``torch.export``.
+        Batch norms are folded into their convolutions (in the backbone those that a symbolic trace
+        finds), and the memory's class representations into the head. The copy supports everything
+        except training: ``stages``, losses, saving, ``torch.compile``, ``torch.export``.
 
         Raises:
             TypeError: the head has no memory.
@@ -94,25 +95,25 @@ class Segmentor(nn.Module):
         return type(self)(backbone.requires_grad_(False), head).eval()
 
     def train(self, mode: bool = True) -> Segmentor:
-        """Training mode, or evaluation mode.
+        """Switches to training mode, or to evaluation mode.
 
         Raises:
-            RuntimeError: training mode of a folded model.
+            RuntimeError: training mode for a folded model.
         """
-        self.head.train(mode)  # first: a folded head refuses, and nothing has changed yet
+        self.head.train(mode)  # first: if a folded head refuses, nothing has been changed yet
         return super().train(mode)
 
     @property
     def memory(self) -> ClassMemory:
-        """The head's memory; a model without one, or folded, has no such attribute."""
+        """The head's memory; a model without a memory, or a folded one, lacks this attribute."""
         return self.head.memory
 
 
 class SegmentorWrapper(nn.Module):
-    """What stands for a model where models are tested: called as one, upsampled as the wrapped one.
+    """Base of wrappers that are called as a model in evaluation, with the wrapped model's head.
 
     Args:
-        model: the wrapped one.
+        model: the wrapped model.
     """
 
     def __init__(self, model: Segmentor) -> None:
@@ -121,10 +122,10 @@ class SegmentorWrapper(nn.Module):
 
     @property
     def head(self) -> SegmentationHead:
-        """The wrapped model's."""
+        """The wrapped model's head, which does the final upsampling."""
         return self.model.head
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it must be called with labels."""
+        """Whether the wrapped model must be called with labels."""
         return self.model.needs_labels

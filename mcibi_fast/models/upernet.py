@@ -22,34 +22,34 @@ MemoryJoins = Literal["before", "after"]
 
 @framework("upernet", "UPerNet")
 class UperNet(SegmentationHead):
-    """A context module on the last stage, C_wi (Eq. 3), a pyramid down to the first, a classifier.
+    """A context on the last stage (C_wi, Eq. 3), a feature pyramid over all stages, a classifier.
 
     With MCIBI++ the pyramid is part of the classifier; ``memory_joins`` says where R_aug enters it.
     Neither the paper nor the released code has UperNet with MCIBI, whose memory loss needs a final
-    classifier of Z channels. Chosen here: the pyramid's top is C_wi related to R; its maps and
-    R_aug, resized to the finest, are fused by MCIBI's Conv3x3-BN-ReLU into the Z channels that are
-    classified.
+    classifier on Z channels. The choice made here: the pyramid's top is C_wi after the attention
+    that relates it to R; the pyramid's maps and R_aug, resized to the finest map, are fused by
+    MCIBI's Conv3x3-BN-ReLU into the Z channels that are classified.
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
-        context: on the last stage; "ppm" as in the paper, or "aspp" as in several published
-            checkpoints of this name.
-        within_image: a context of your own in its place.
-        memory_joins: of MCIBI++. "before" (the default): the pyramid's top is [R_aug, C_wi], 2 Z
-            wide, as in every published checkpoint. "after": the top is C_wi alone; R_aug is resized
-            to the finest map and concatenated last, so that a stage of iterative inference costs
-            less.
+        context: the context on the last stage: "ppm" as in the paper, or "aspp" as in several
+            published checkpoints of this name.
+        within_image: a context of your own to use instead.
+        memory_joins: only for MCIBI++. "before" (the default): the pyramid's top is [R_aug, C_wi],
+            2 Z wide, as in every published checkpoint. "after": the top is C_wi alone; R_aug is
+            resized to the finest map and concatenated after the pyramid, so that a stage of
+            iterative inference costs less.
         feats_channels: Z, channels of the context, the pyramid and the pixel representations.
         dropout: channel dropout before each classifier.
-        align_corners: of every bilinear resizing.
-        options: more of :class:`PlainHead`'s, :class:`MCIBIPPHead`'s or :class:`MCIBIHead`'s.
+        align_corners: whether every bilinear resizing aligns corners.
+        options: further options of :class:`PlainHead`, :class:`MCIBIPPHead` or :class:`MCIBIHead`.
 
     The logits have the size of the finest map.
 
     Raises:
-        ValueError: no such context, or no such way to join.
-        TypeError: ``memory_joins`` without MCIBI++.
+        ValueError: an unknown ``context`` or ``memory_joins``.
+        TypeError: ``memory_joins`` was given without MCIBI++.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class UperNet(SegmentationHead):
         if self.concatenates_context:
             memory_joins = memory_joins or "before"
         elif memory_joins is not None:
-            raise TypeError("memory_joins: an option of UperNet with MCIBI++ alone")
+            raise TypeError("memory_joins: only UperNet with MCIBI++ has this option")
         else:
-            options["within_channels"] = maps * Z  # what `expand` gives
+            options["within_channels"] = maps * Z  # channels of what `expand` returns
         super().__init__(
             num_classes,
             in_channels,
@@ -106,8 +106,8 @@ class UperNet(SegmentationHead):
             return memory.prepare_classifier(features, within)
         if self.memory_joins == "after":
             return self.decoder.prepare(self.expand(features, within), first=True)
-        # Everything up to the 3x3 convolutions treats each channel of the sums by itself, so those
-        # of C_wi are computed once, and so is what they add to the convolutions.
+        # Everything up to the 3x3 convolutions treats the channels of the sums separately, so the
+        # channels of C_wi are computed once, and so is what they add to the convolutions.
         pyramid, below, Z = self.pyramid, features[:-1], within.shape[1]
         laterals = pyramid.lateral(below)
         fixed = pyramid.sums([m[:, Z:] for m in laterals], within)
@@ -135,10 +135,11 @@ class UperNet(SegmentationHead):
 
 
 class _Pyramid(NamedTuple):
-    """What R_aug does not change of a pyramid whose top is [R_aug, C_wi].
+    """What does not depend on R_aug in a pyramid whose top is [R_aug, C_wi].
 
-    ``laterals``: the lateral maps' first Z channels, to which R_aug is added; ``outputs`` and
-    ``classifier``: what the other Z make of the convolutions after the sums and of the classifier.
+    ``laterals``: the first Z channels of the lateral maps, to which R_aug is added. ``outputs`` and
+    ``classifier``: what the other Z channels contribute to the convolutions after the sums and to
+    the classifier.
     """
 
     laterals: list[Tensor]
@@ -154,17 +155,17 @@ def _top_context(name: TopContext, in_channels: int, channels: int, align_corner
 
 
 class FeaturePyramid(nn.Module):
-    """Top-down sums: Conv1x1-BN-ReLU on each finer map, plus the resized one above it.
+    """Top-down sums: Conv1x1-BN-ReLU on each finer map, plus the resized sum above it.
 
-    A Conv3x3-BN-ReLU follows each sum. The top map is given and goes through no convolution.
+    A Conv3x3-BN-ReLU follows each sum. The top map is passed in and goes through no convolution.
 
     Args:
-        in_channels: of the maps below the top one, finest first.
-        top_channels: of the top map, and of the sums.
-        out_channels: of the maps after the last convolutions.
-        align_corners: of every resizing.
+        in_channels: channels of the maps below the top one, finest first.
+        top_channels: channels of the top map and of the sums.
+        out_channels: channels of the maps after the last convolutions.
+        align_corners: whether every resizing aligns corners.
 
-    Shape: maps and the top map (B, top_channels, h, w) -> all at the finest size, concatenated
+    Shape: maps and the top map (B, top_channels, h, w) -> their concatenation at the finest size
         (B, len(in_channels) * out_channels + top_channels, h0, w0).
     """
 
@@ -189,7 +190,7 @@ class FeaturePyramid(nn.Module):
         return self.stack([*maps, top])
 
     def lateral(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps below the top one at the sums' width."""
+        """The maps below the top one, with as many channels as the sums."""
         if len(features) != len(self.laterals):
             raise ValueError(
                 f"features: this pyramid has {len(self.laterals)} maps below the top one, "
@@ -200,7 +201,7 @@ class FeaturePyramid(nn.Module):
     def sums(self, laterals: Sequence[Tensor], top: Tensor) -> list[Tensor]:
         """Each lateral map plus the resized sum above it, finest first, without the top map.
 
-        Channels do not mix: some of the channels of all maps give those channels of the sums.
+        Channels do not mix: a subset of the channels of all maps gives that subset of the sums.
         """
         sums = []
         for lateral in reversed(laterals):

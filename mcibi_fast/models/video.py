@@ -1,4 +1,7 @@
-"""Video-MCIBI++ and Video-MCIBI: past frames' contexts in F_T (section 3.6, Eqs. 18 and 19)."""
+"""Video-MCIBI++ and Video-MCIBI: the fusion F_T also takes the contexts of past frames.
+
+See section 3.6, Eqs. 18 and 19.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +21,35 @@ from mcibi_fast.nn.attention import ClassQuery
 from mcibi_fast.nn.context import Concatenation, ContextState, Past
 
 Recall = Callable[[Tensor], Sequence[Tensor]]
-"""Takes what a frame leaves to later ones, (B, c, h, w), and gives what the h frames before it
-left, the earliest first."""
+"""A function that stores the map a frame leaves for later frames, (B, c, h, w), and returns the
+maps that the h frames before it left, the earliest first."""
 
 _FUSING = "head.context.fuse.conv.0.weight"
 
 
 class VideoHead(MemoryHead):
-    """A head whose F_T also takes what the h frames before left (Eq. 19).
+    """A head whose fusion F_T also takes a map from each of the h frames before (Eq. 19).
 
-    It stands before a framework and a memory's head: see :class:`SegmentationHead`.
+    It is the first base class of a video model's head, followed by a framework and the head of a
+    memory: see :class:`SegmentationHead`.
 
-    Each past frame goes through the same modules as the current one: R_{N-i}, the weights W_{N-i}
-    (Eq. 18) and C_bi^{N-i} (Eqs. 11-13), all frames in one call. Eq. 18 has W_{N-i} of H_pr; here
-    it is of the head that gathers for the current frame, too, so ``weights_from="cwi"`` (the
-    released form's default) takes that for all. Past frames enter the fusing convolution,
-    (2 + h) Z -> Z channels, and nothing else: no pyramid, no classifier. They do so with the first
-    stage's W in every stage of iterative inference. Losses and memory are the current frame's;
-    gradients also flow through the past frames, whose weights are the same.
+    Each past frame goes through the same modules as the current one, all frames in one call:
+    R_{N-i}, the weights W_{N-i} (Eq. 18) and C_bi^{N-i} (Eqs. 11-13). In Eq. 18 W_{N-i} comes from
+    H_pr; here it comes from the same head as the current frame's W, so with ``weights_from="cwi"``
+    (the default of the released form) it is the within-image head for all frames. Past frames enter
+    the fusing convolution, (2 + h) Z -> Z channels, and nothing else: no pyramid, no classifier. In
+    every stage of iterative inference they enter with their first stage's W. Losses and the update
+    of the memory are those of the current frame; gradients also flow through the past frames, which
+    share the weights.
 
     Args:
         num_classes: K.
         in_channels: channels of the backbone's feature maps, finest first.
         history: h, at least 1.
-        past: what enters of a past frame: "context", C_bi^{N-i}, or "features", R_{N-i} (Table 16).
-        weights_from: as for the image's head, without "labels": only frame N has any.
-        options: of the image's head; ``fusion`` must be "concatenation".
+        past: what is taken from a past frame: "context", C_bi^{N-i}, or "features", R_{N-i}
+            (Table 16).
+        weights_from: as for the image model's head, except "labels": only frame N has labels.
+        options: options of the image model's head; ``fusion`` must be "concatenation".
     """
 
     def __init__(
@@ -59,7 +65,9 @@ class VideoHead(MemoryHead):
         if history < 1:
             raise ValueError(f"history: expected at least 1 past frame, got {history}")
         if weights_from == "labels":
-            raise ValueError("weights_from: 'labels' needs those of past frames, which have none")
+            raise ValueError(
+                "weights_from: 'labels' would need labels of the past frames, which have none"
+            )
         super().__init__(num_classes, in_channels, weights_from=weights_from, **options)
         if not isinstance(self.context.fuse, Concatenation):
             raise ValueError("fusion: past frames need 'concatenation'")
@@ -78,11 +86,12 @@ class VideoHead(MemoryHead):
         """Classifies the last frame; see :meth:`MemoryHead.forward`.
 
         Args:
-            features: the backbone's maps of clips, ((h + 1) B, c, h', w') each, ordered by frame:
-                all B earliest ones first. With ``recall`` those of the current frames alone.
-            labels: (B, H, W), of the last frames.
-            recall: stands for the past frames (streaming).
-            stages: of iterative inference.
+            features: the backbone's maps of all frames of B clips, each ((h + 1) B, c, h', w') and
+                ordered by frame: the B earliest ones first. With ``recall`` only those of the
+                current frames.
+            labels: (B, H, W), labels of the last frames.
+            recall: provides the maps of the past frames instead (streaming).
+            stages: number of stages of iterative inference.
         """
         if self.training:
             self._refuse_if_folded()
@@ -90,7 +99,7 @@ class VideoHead(MemoryHead):
         last = [m[-batch:] for m in features]
         R_all = self.pixel_representations(features)
         R = R_all[-batch:]
-        # The frames that an attention is wanted of, in one launch.
+        # All frames whose C_bi is needed go through the attention in one launch.
         seen, maps = (R_all, features) if self.past == "context" else (R, last)
         gather = self.context.weight_head(seen)  # Eqs. 10 and 18
         if self.weights_from == "cwi":
@@ -112,14 +121,14 @@ class VideoHead(MemoryHead):
 
 
 def _last(query: Tensor | ClassQuery, batch: int) -> Tensor | ClassQuery:
-    """The queries of the last frames."""
+    """The part of the queries that belongs to the last frames."""
     if isinstance(query, ClassQuery):
         return query._replace(scores=query.scores[-batch:])
     return query[-batch:]
 
 
 class VideoSegmentor(Segmentor):
-    """Clips to the logits of their last frames.
+    """Computes, from clips of h + 1 frames, the logits of the last frame.
 
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
@@ -131,14 +140,13 @@ class VideoSegmentor(Segmentor):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, **options: Any
     ) -> SegmentationOutput:
-        """Logits, and with labels the losses; in training mode the memory is then updated.
+        """Computes logits; labels add the losses and, in training mode, the update of the memory.
 
         Args:
-            images: (B, h + 1, 3, H, W), the earliest frame first; where a video has just begun its
-                first frame stands for those before. Or, in evaluation, (B, 3, H, W): videos of one
-                frame.
-            labels: (B, H, W), any integer dtype, of the last frames.
-            options: for the head: ``stages`` (iterative inference).
+            images: (B, h + 1, 3, H, W), the earliest frame first; at the beginning of a video its
+                first frame is repeated. Or, in evaluation, (B, 3, H, W): videos of one frame.
+            labels: (B, H, W), any integer dtype; labels of the last frames.
+            options: options for the head: ``stages`` (iterative inference).
 
         Raises:
             ValueError: images or labels of another shape.
@@ -157,7 +165,7 @@ class VideoSegmentor(Segmentor):
         return self.head(self.backbone(frames), labels, **options)
 
     def step(self, images: Tensor, recall: Recall, **options: Any) -> SegmentationOutput:
-        """One frame of B videos, (B, 3, H, W); ``recall`` gives what the frames before it left."""
+        """One frame of B videos (B, 3, H, W); ``recall`` returns what the frames before left."""
         return super().forward(images, None, recall=recall, **options)
 
     @property
@@ -174,8 +182,8 @@ class VideoSegmentor(Segmentor):
         if images.ndim != 5 or images.shape[1] != frames or not images.is_floating_point():
             raise ValueError(
                 f"images: expected floating point clips (B, {frames}, 3, H, W) for history="
-                f"{self.history}, got {images.dtype} {tuple(images.shape)}; the data's history "
-                "must be the model's"
+                f"{self.history}, got {images.dtype} {tuple(images.shape)}; the data must have the "
+                "same history as the model"
             )
         expected = (len(images), *images.shape[3:])
         if labels is not None and labels.shape != expected:
@@ -186,19 +194,19 @@ class VideoSegmentor(Segmentor):
 
 @torch.no_grad()
 def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
-    """Starts a video model from an image model of the same options.
+    """Initialises a video model with the weights of an image model with the same options.
 
-    The fusing convolution's past part becomes zero: in evaluation the video model then computes
-    what the image model does, and training departs from there. A video model's own checkpoint is
-    loaded as it is.
+    The part of the fusing convolution that takes past frames becomes zero: in evaluation the video
+    model then computes what the image model does, and training starts from there. A checkpoint of
+    a video model is loaded as it is.
 
     Args:
-        model: with a memory of the same kind.
+        model: a video model with a memory of the same kind.
         checkpoint: a run's directory or a weights file of this package.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is not a checkpoint of ours, or of another architecture.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is not a checkpoint of this package, or belongs to another architecture.
     """
     file = find_weights(checkpoint)
     read_spec(file)  # a clear error for other files
@@ -214,7 +222,7 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
 
 
 def own_checkpoint(pretrained: Pretrained) -> Path | None:
-    """This package's own checkpoint, as against weights of a backbone."""
+    """The path, if it is a checkpoint of this package; None for weights of a backbone."""
     if isinstance(pretrained, bool):
         return None
     path = Path(pretrained)

@@ -1,4 +1,4 @@
-"""Weights as safetensors that say what model they belong to."""
+"""Weights files: safetensors with the model's specification in their header."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _METADATA_KEY = "mcibi_fast"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What rebuilds a model, feeds it and reads its predictions; stored beside the weights.
+    """What is needed to rebuild a model, prepare its input and read its predictions.
+
+    It is stored with the weights.
 
     Attributes:
         name, backbone, options: arguments of `mcibi_fast.models.create`.
         classes: K class names.
         palette: K colours (r, g, b).
         mean, std: normalisation of the images, per channel.
-        ignore_index: label of pixels that count nowhere.
+        ignore_index: label of pixels that count neither in losses nor in scores.
     """
 
     name: str
@@ -41,7 +43,7 @@ def pack_weights(model: nn.Module, spec: ModelSpec) -> bytes:
     """The model's state dict and its specification as the bytes of a safetensors file.
 
     Raises:
-        ValueError: a weight is not finite; such a file would only replace a good one.
+        ValueError: a weight is not finite; the file could replace a good one.
     """
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
@@ -53,12 +55,13 @@ def pack_weights(model: nn.Module, spec: ModelSpec) -> bytes:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file meant by a path: the file itself, a checkpoint's or a run's directory.
+    """The weights file that a path means: the file itself, or one in a directory.
 
-    A run's directory means its best checkpoint, or its last where none was evaluated yet.
+    The directory may be that of a checkpoint or of a run. A run's directory means its best
+    checkpoint, or its last one if none was evaluated yet.
 
     Raises:
-        FileNotFoundError: nothing of the kind is there.
+        FileNotFoundError: there is no checkpoint.
     """
     path = Path(path)
     if path.is_file():
@@ -75,7 +78,7 @@ def read_spec(path: str | Path) -> ModelSpec:
     """The specification stored in a weights file.
 
     Raises:
-        ValueError: the file is not one of ours.
+        ValueError: the file was not written by this package.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -93,13 +96,13 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Loads a weights file into a model of the same architecture.
 
     Raises:
-        ValueError: names or shapes differ, naming the first that does.
+        ValueError: names or shapes differ; the message names the first that does.
     """
     fit_weights(model, read_weights(file), file)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a weights file. Raises ValueError for a damaged one."""
+    """The state dict in a weights file. Raises ValueError if the file is damaged."""
     try:
         return safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
@@ -107,7 +110,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Loads a state dict that came from ``file``; raises as `load_weights`."""
+    """Loads a state dict that was read from ``file``; raises errors as `load_weights` does."""
     own = model.state_dict()
     for what, names in (
         ("has no", sorted(own.keys() - state.keys())),

@@ -239,5 +239,5 @@ def test_training_on_clips(tiny_config, tmp_path):
     past = model.head.context.fuse.conv[0].weight[:, 8:-8]
     assert past.count_nonzero() == past.numel(), "past frames' part of F_T has learnt nothing"
     config.data.history = 1
-    with pytest.raises(ValueError, match="the data's history must be the model's"):
+    with pytest.raises(ValueError, match="the data must have the same history as the model"):
         train(config, tmp_path / "other", progress=False)
