@@ -162,7 +162,7 @@ def test_framework_backbone_and_memory(
     }
     assert (shown["epochs"], shown["optimizer"]["lr"]) == (180, 0.003)
     line = fails("train", "demo", "--without-memory")
-    assert "--without-memory: the recipe demo has a model of its own" in line
+    assert "--without-memory: the recipe demo has its own model" in line
     arguments = ["--root", str(dataset), "--framework", "unet", "--set", "batch_size=2"]
     assert "no model 'unet'; there are" in fails("train", "folder", *arguments)
     assert "give nothing else" in fails("train", "--resume", "x", "--backbone", "resnet18")
@@ -171,11 +171,11 @@ def test_framework_backbone_and_memory(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("ema=1.5", "ema: expected a decay from 0 to 1, not 1, got 1.5"),
+        ("ema=1.5", "ema: expected a decay of at least 0, less than 1, got 1.5"),
         ("accumulate=0", "accumulate: expected at least 1, got 0"),
         ("accumulate=3", "batch_size: 2 is not a multiple of accumulate=3"),
         ("loss.class_weights=[1,2]", "loss.class_weights: 2 weights, but the data has 3 classes"),
-        ("adversarial.epsilon=-1", "adversarial.epsilon: expected 0 or more, of 255, got -1"),
+        ("adversarial.epsilon=-1", "adversarial.epsilon: expected 0 or more, in 1/255, got -1"),
         ("augmentation.style_mixing=2", "style_mixing: 2.0 is no probability in 0..1"),
     ],
 )
@@ -220,8 +220,8 @@ def test_data_check(
 def test_bad_usage(fails: Fails, trained: Path, tmp_path: Path) -> None:
     assert "no such field; did you mean optimizer.lr?" in fails("train", "demo", "--set", "lr=1")
     assert "no recipe 'camvit'" in fails("train", "camvit")
-    assert "which recipe" in fails("train")
-    assert "name it with --root" in fails("train", "folder")
+    assert "no recipe given" in fails("train")
+    assert "give it with --root" in fails("train", "folder")
     assert "invalid choice: 'trian'" in fails("trian")
     assert "COMMAND" in fails()
     assert "own settings" in fails("train", "demo", "--resume", str(trained))

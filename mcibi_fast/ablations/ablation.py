@@ -1,4 +1,4 @@
-"""One of the paper's tables on one dataset: its rows are trained, measured and compared."""
+"""Trains, measures and compares the rows of one of the paper's tables on one dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mcibi_fast.recipes import TrainConfig
 
 @dataclass(frozen=True)
 class Planned:
-    """One row with one seed, and the run that it shows."""
+    """One row with one seed, and the run whose numbers it shows."""
 
     row: Row
     seed: int
@@ -31,12 +31,12 @@ class Ablation:
 
     Attributes:
         data: the dataset's name.
-        table: what is compared.
-        rows: those that were asked for.
-        base: what they share.
+        table: the table.
+        rows: the rows that were asked for.
+        base: the configuration that they share.
         plan: all rows with the first seed, then all with the next.
-        folder: where the results go.
-        measured: by row and seed.
+        folder: where the results are written.
+        measured: scores by row and seed.
     """
 
     data: str
@@ -48,29 +48,29 @@ class Ablation:
     measured: dict[str, dict[int, results.Scores]]
 
     def carry_out(self) -> Iterator[Planned]:
-        """Trains and measures in turn what is not there yet.
+        """Trains and measures, one after another, the rows that have no results yet.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C; what was done is kept.
+            KeyboardInterrupt: after Ctrl-C; finished work is kept.
         """
         for planned in self.plan:
             row, run = planned.row, planned.run
             line = (
                 f"row {self.rows.index(row) + 1}/{len(self.rows)} {row.name}, seed {planned.seed}"
             )
-            tell(f"{line}: {'there already' if run.has(row) else run.folder}")
+            tell(f"{line}: {'already done' if run.has(row) else run.folder}")
             try:
                 if not run.is_trained():
                     run.train(lambda text: tell(f"  {text}"))
                 scores = run.scores(row)
             except KeyboardInterrupt:
-                message = f"stopped at {line}; the same command goes on there"
+                message = f"stopped at {line}; the same command continues there"
                 raise KeyboardInterrupt(message) from None
             self.measured.setdefault(row.name, {})[planned.seed] = scores
             yield planned
 
     def write(self) -> None:
-        """``results.json`` and ``results.md``."""
+        """Writes ``results.json`` and ``results.md``."""
         if not _is_main():
             return
         content = {
@@ -97,7 +97,7 @@ class Ablation:
         return "\n".join(lines)
 
     def report(self) -> str:
-        """The table in Markdown, and under it what its numbers are."""
+        """The table in Markdown, and under it how its numbers were measured."""
         seeds = sorted({p.seed for p in self._done()})
         spread = ": mean ± standard deviation" if len(seeds) > 1 else ""
         versus = {self.table.versus(row) for row in self.rows}
@@ -131,7 +131,7 @@ class Ablation:
         )
 
     def _remarks(self) -> list[str]:
-        """What measurements had to say, with the rows where it is not all of them."""
+        """The remarks of the measurements; a remark that is not about all rows names its rows."""
         rows: dict[str, dict[str, None]] = {}
         for planned in self._done():
             for text in planned.run.remarks:
@@ -158,20 +158,21 @@ def prepare(
     settings: Sequence[str],
     progress: bool,
 ) -> Ablation:
-    """Everything that can be wrong is found here, before anything is trained.
+    """Plans a table's runs, and checks everything that can be wrong before anything is trained.
 
     Args:
-        name: of the table.
-        data, root: the dataset, and its folder; the table's own by default.
-        test_root: folder of the dataset that the models are tested on, where it is another one.
+        name: the table's name.
+        data, root: the dataset and its folder; by default the table's own dataset.
+        test_root: folder of the dataset that the models are tested on, if it is another one.
         out: folder of all runs; ``runs/ablate/DATA`` by default.
-        seeds: how many, from 0.
-        rows: names or numbers, comma-separated; all by default.
+        seeds: number of seeds, counted from 0.
+        rows: names or numbers of rows, separated by commas; all rows by default.
         settings: changes to all rows, as ``--set`` takes them.
-        progress: show bars.
+        progress: show progress bars.
 
     Raises:
-        ValueError: the arguments, the data, an option, or a directory of another configuration.
+        ValueError: an argument, the data or an option cannot be used, or a directory holds a run
+            with another configuration.
         OSError: a folder is missing.
     """
     if name not in TABLES:
@@ -201,7 +202,7 @@ def prepare(
 
 
 def list_tables() -> str:
-    """The tables there are."""
+    """A text that lists all tables."""
     width = max(map(len, TABLES))
     lines = [
         f"{name.ljust(width)}  {table.title} ({len(table.rows)} rows)"
@@ -211,7 +212,7 @@ def list_tables() -> str:
 
 
 def tell(text: str) -> None:
-    """Prints, on the first of several processes."""
+    """Prints the text; of several processes only the first one does."""
     if _is_main():
         print(text, flush=True)
 

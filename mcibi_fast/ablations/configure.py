@@ -15,18 +15,17 @@ from mcibi_fast.recipes.registry import RECIPES, configure
 
 
 def base_config(table: Table, data: str, root: str | None, settings: Sequence[str]) -> TrainConfig:
-    """What all rows share.
+    """The configuration that all rows share.
 
     Args:
-        table: whose model is the base's.
-        data: "scenes", the built-in data with the demo's recipe, or a dataset with a recipe of its
-            own.
+        table: the table; its model is the model of the base.
+        data: "scenes" (the built-in data with the demo's recipe) or a dataset that has a recipe.
         root: the dataset's folder.
         settings: changes, as ``--set`` takes them.
 
     Raises:
-        ValueError: no such data, data that does not suit the table, or a setting of a field that
-            the rows vary.
+        ValueError: there is no such dataset, it does not suit the table, or a setting changes a
+            field that the rows vary.
     """
     if data not in (known := datasets()):
         raise ValueError(f"--data: no dataset {data!r}; there are {', '.join(known)}")
@@ -39,21 +38,21 @@ def base_config(table: Table, data: str, root: str | None, settings: Sequence[st
         raise ValueError(f"--data: {which} is about videos; there are {', '.join(VIDEOS)}")
     varied = sorted({s.partition("=")[0].strip() for s in settings} & table.varied())
     if varied:
-        raise ValueError(f"--set {varied[0]}: the rows of this table vary it")
+        raise ValueError(f"--set {varied[0]}: cannot be set, as the rows of this table vary it")
     recipe = "demo" if data == SCENES else data
     own = table.base.get(data, ())
     return configure(recipe, root, [f"model.name={table.model}", *own, *settings])
 
 
 def datasets() -> list[str]:
-    """What ``--data`` knows."""
+    """The names that ``--data`` accepts."""
     return [name for name in RECIPES if name != "demo"]
 
 
 def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
     """The base with the row's settings.
 
-    A row with another model keeps those of the base's options that its model takes: options of
+    A row with another model keeps only the options of the base that its model has: options of
     MCIBI++ mean nothing to FCN.
     """
     config = copy.deepcopy(base)
@@ -67,7 +66,7 @@ def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
 
 
 def _options_of(model: str) -> set[str]:
-    """The options that a model's function takes, or hands on to its head."""
+    """The options that `registry.create` takes for a model, including those of its head."""
     kind = registry.parse(model)
     head = registry.head_type(kind.framework, kind.memory, video=kind.history > 0)
     makers: list[Any] = [registry.create, *head.__mro__[:-1]]
@@ -75,7 +74,7 @@ def _options_of(model: str) -> set[str]:
 
 
 def run_name(base: TrainConfig, row: Row, seed: int) -> str:
-    """The name of a run's directory: its model, what else differs from the base, its seed."""
+    """The name of a run's directory: its model, what else differs from the base, and its seed."""
     fields = dict(setting.split("=", 1) for setting in row.settings)
     model = fields.pop("model.name", base.model.name)
     changes = {f"{name.rpartition('.')[2]}={value}": None for name, value in fields.items()}
@@ -83,7 +82,7 @@ def run_name(base: TrainConfig, row: Row, seed: int) -> str:
 
 
 def select_rows(table: Table, chosen: str | None) -> list[Row]:
-    """The rows meant by ``--rows``: names or numbers, from 1 on, with commas between them.
+    """The rows that ``--rows`` asks for: names or numbers (from 1), separated by commas.
 
     Raises:
         ValueError: there is no such row.
@@ -102,28 +101,29 @@ def select_rows(table: Table, chosen: str | None) -> list[Row]:
 
 
 def check_test_data(table: Table, test_root: str | None) -> None:
-    """Opens the dataset that a table tests on besides its own.
+    """Opens the second dataset of a table that tests its models on another one as well.
 
     Raises:
-        ValueError: it needs one that was not given, or needs none, or it cannot be read.
+        ValueError: the table needs a second dataset and none was given, or it needs none and one
+            was given, or the dataset cannot be read.
     """
     if table.test_data is None:
         if test_root is not None:
-            raise ValueError("--test-root: this table tests on no second dataset")
+            raise ValueError("--test-root: this table does not test on a second dataset")
         return
     if test_root is None:
         raise ValueError(
-            f"--test-root: {table.source.partition(',')[0]} tests on {table.test_data}, too; name "
+            f"--test-root: {table.source.partition(',')[0]} also tests on {table.test_data}; give "
             "its folder with --test-root DIR"
         )
     recipes.NamedData(table.test_data, root=test_root).dataset("val")
 
 
 def check_models(configs: Sequence[TrainConfig]) -> None:
-    """Opens the data and builds every model once, before hours go into the first one.
+    """Opens the data and builds every model once, so that errors show before any training.
 
     Args:
-        configs: of the rows; they do not differ in their data.
+        configs: the configurations of the rows, all with the same data.
 
     Raises:
         ValueError: the data, or an option of a model, cannot be used.

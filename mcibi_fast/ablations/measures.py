@@ -1,6 +1,6 @@
-"""What is measured on a trained model beyond the last evaluation of its training.
+"""What is measured on a trained model in addition to the last evaluation of its training.
 
-Each function takes a trained run and returns scores by part; rows say which part they show.
+Each function takes a trained run and returns scores by part; a row says which part it shows.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mcibi_fast.models import SegmentationOutput, Segmentor, SegmentorWrapper
 from mcibi_fast.recipes import NamedData
 from mcibi_fast.training.adversarial import fgsm
 
-TENTH = 10  # jumpsuits in LIP, torso skin in CIHP
+TENTH = 10  # class 10 is jumpsuits in LIP and torso skin in CIHP
 
 
 def two_stages(run: TrainedRun) -> dict[str, Scores]:
-    """One more stage of inference: O_{s_2} of section 3.5."""
+    """Scores with one more stage of inference: O_{s_2} of section 3.5."""
     confusion = run.evaluate(run.model(), run.validation(), stages=2)
     return {"inference.stages=2": percent(confusion.compute())}
 
 
 def four_stages(run: TrainedRun) -> dict[str, Scores]:
-    """One to four stages: scores of O and of the weights W that gathered for it, and time."""
+    """For one to four stages: scores of O, scores of the weights W of that stage, and the time."""
     model, dataset = run.model(), run.validation()
     image = dataset[0]["image"][None].to(run.device())
     times = [1e3 * seconds for seconds in fastest(model, image)]
@@ -47,7 +47,7 @@ def four_stages(run: TrainedRun) -> dict[str, Scores]:
 
 
 def by_ground_truth(run: TrainedRun) -> dict[str, Scores]:
-    """A model that was trained without it, with the ground truth as W (Table 1)."""
+    """A model that was trained with its own W, tested with the ground truth as W (Table 1)."""
     model = run.model(weights_from="labels")
     return {
         "model.options.weights_from=labels": percent(
@@ -57,7 +57,7 @@ def by_ground_truth(run: TrainedRun) -> dict[str, Scores]:
 
 
 def lip_and_cihp(run: TrainedRun) -> dict[str, Scores]:
-    """LIP's validation split and CIHP's, at LIP's test size."""
+    """Scores on the validation splits of LIP and CIHP, both at LIP's test size."""
     data = run.config.data
     assert isinstance(data, NamedData) and run.test_root is not None
     cihp = NamedData("cihp", root=run.test_root, size=data.size)
@@ -71,7 +71,7 @@ def lip_and_cihp(run: TrainedRun) -> dict[str, Scores]:
 
 
 def under_attack(run: TrainedRun) -> dict[str, Scores]:
-    """The validation split with every image moved by FGSM to raise the model's own loss."""
+    """Scores on the validation split after FGSM changed every image to raise the model's loss."""
     dataset = run.validation()
     model = UnderAttack(
         run.model(), epsilon=run.config.adversarial.epsilon, mean=dataset.mean, std=dataset.std
@@ -81,12 +81,12 @@ def under_attack(run: TrainedRun) -> dict[str, Scores]:
 
 
 class UnderAttack(SegmentorWrapper):
-    """A model that meets attacked images.
+    """A model that predicts attacked images.
 
     Args:
-        model: attacked, and then asked.
+        model: the model that is attacked and then predicts.
         epsilon: see `mcibi_fast.training.adversarial.fgsm`.
-        mean, std: of the images' normalisation, per channel.
+        mean, std: normalisation of the images, per channel.
     """
 
     mean: Tensor
@@ -103,7 +103,7 @@ class UnderAttack(SegmentorWrapper):
 
     @property
     def needs_labels(self) -> bool:
-        """The attack does."""
+        """True: the attack needs the labels."""
         return True
 
     def forward(self, images: Tensor, labels: Tensor) -> SegmentationOutput:

@@ -37,9 +37,9 @@ TABLE_1 = Table(
             "model.options.weights_from=labels",
         ),
     ),
-    note="GT: W is the one-hot ground truth, in training and in testing; the last row is the "
-    "second row's model that meets it in testing alone. The paper does not say which of the two "
-    "it means.",
+    note="GT: W is the one-hot ground truth, in training and in testing; the last row is the model "
+    "of the second row, with the ground truth in testing only. The paper does not say which of the "
+    "two it means.",
 )
 
 TABLE_2 = Table(
@@ -69,9 +69,9 @@ TABLE_3 = Table(
         Row("Memory-D updated", (), (43.39,)),
         Row("Memory-D updated + IIS", (), (43.74,), two_stages, "inference.stages=2"),
     ),
-    note="IIS: two stages of inference with the very model of the row above. Memory-R is MCIBI "
-    "with its own momentum, schedule and loss of the memory; fixed, it keeps what it first saw of "
-    "a class.",
+    note="IIS: two stages of inference with the same model as the row above. Memory-R is MCIBI "
+    "with its own momentum, schedule and loss of the memory; when fixed, it keeps what it first "
+    "saw of a class.",
 )
 
 TABLE_4 = Table(
@@ -124,9 +124,9 @@ TABLE_6 = Table(
         Column("W_mIoU", "W mIoU"),
         Column("W_pixel_accuracy", "W pixel accuracy"),
     ),
-    note="All stages are of one trained model. ms is the fastest of several passes over the first "
-    "validation image. The trade-off is points of mIoU gained per millisecond added, both against "
-    "the stage before.",
+    note="All stages belong to one trained model. ms is the fastest of several passes over the "
+    "first validation image. The trade-off is points of mIoU gained per millisecond added, both "
+    "compared with the stage before.",
 )
 
 
@@ -153,7 +153,7 @@ TABLE_9 = Table(
         ),
         *_framework("ISNet", "isnet", (44.22, 79.32, 53.14, 38.06), (45.33, 80.49, 54.06, 39.33)),
     ),
-    note="Each framework with MCIBI++ is compared with itself without.",
+    note="Each framework with MCIBI++ is compared with the same framework without it.",
 )
 
 
@@ -190,33 +190,34 @@ TABLE_8 = Table(
         SECONDS,
     ),
     note="Class 10 is jumpsuits in LIP and torso skin in CIHP; without it the mean is over the "
-    "other 19 classes. Each framework with MCIBI++ is compared with "
-    "itself without, on the same test set.",
+    "other 19 classes. Each framework with MCIBI++ is compared with the same framework without it, "
+    "on the same test set.",
     data="lip",
     test_data="cihp",
 )
 
 INIT = Table(
-    "how the memory begins",
+    "how the memory is initialised",
     f"section 4.2, {_ADE20K}",
     ("mIoU",),
     _option("init", ("pixel", 43.39), ("cluster", 43.43), ("standard", None)),
-    note="pixel: mean and deviation of one pixel of each class. cluster: of the centre of each "
-    "class's pixels by cosine similarity. standard: 0 and 1, as the released code.",
+    note="pixel: mean and deviation of one pixel of each class. cluster: mean and deviation of the "
+    "centre of each class's pixels by cosine similarity. standard: 0 and 1, as in the released "
+    "code.",
 )
 
 WEIGHTS = Table(
-    "whose prediction is W, where there is a context within the image, too",
+    "whose prediction is W in a model that also has a context within the image",
     f"Table 9, PSPNet+MCIBI++, {_ADE20K}",
     ("mIoU",),
     _option("weights_from", ("pr", 43.89), ("cwi", None)),
     model="pspnet_mcibipp",
-    note="pr: H_pr's, as in Eq. 10. cwi: that of the head on the context within the image, as in "
-    "every released checkpoint with such a context but PSPNet's of ADE20K.",
+    note="pr: the prediction of H_pr, as in Eq. 10. cwi: that of the head on the context within "
+    "the image, as in every released checkpoint with such a context except PSPNet on ADE20K.",
 )
 
 AUGMENTATION = Table(
-    "what section 6 suggests against other domains and attacks",
+    "what section 6 suggests for other domains and against attacks",
     "section 6, which has no numbers",
     (),
     (
@@ -237,9 +238,9 @@ AUGMENTATION = Table(
         ),
     ),
     columns=(MEAN_IOU, Column("attacked_mIoU", "mIoU under FGSM"), PIXEL_ACCURACY, SECONDS),
-    note="style mixing: half of the training images take another one's style. FGSM: half of the "
-    "steps train on attacked images. The attack in testing is FGSM with the recipe's "
-    "adversarial.epsilon, of 255, on the model itself.",
+    note="style mixing: half of the training images take the style of another one. FGSM: half of "
+    "the steps train on attacked images. The attack in testing is FGSM on the model itself, with "
+    "the recipe's adversarial.epsilon in units of 1/255.",
 )
 
 TABLES = {
@@ -257,4 +258,4 @@ TABLES = {
     "weights": WEIGHTS,
     "augmentation": AUGMENTATION,
 }
-"""By the name that the command line knows them by."""
+"""The tables by their name on the command line."""

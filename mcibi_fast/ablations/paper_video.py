@@ -12,7 +12,7 @@ from mcibi_fast.inference.evaluate_video import evaluate_videos, usual_flow
 PROTOCOL = "vspw2021"
 _SPLIT = "whole videos"
 
-# Minutes a row on one core.
+# With these settings a row takes minutes on one core.
 _SMALL = (
     "data.size=[96,96]",
     "augmentation.crop_size=[80,80]",
@@ -81,13 +81,13 @@ def _video(name: str, model: str, *printed: float | None, history: int, past: st
 
 _CONSISTENCY = (Column("TC", "TC"), Column("VC_8", "VC_8"), Column("VC_16", "VC_16"))
 _NOTE = (
-    "All rows are trained alike, as in the paper: none starts from another's weights, and all take "
-    "as many steps on the same labelled frames; a video model sees past frames besides, and takes "
-    "longer. Measured by streaming, each frame once, in order."
+    "All rows are trained in the same way, as in the paper: none starts from the weights of "
+    "another, and all take the same number of steps on the same labelled frames; a video model "
+    "also sees past frames and takes longer. Measured by streaming, each frame once, in order."
 )
 
 TABLE_16 = Table(
-    "Video-MCIBI++: the number of past frames, and what enters of them (Eq. 19)",
+    "Video-MCIBI++: how many past frames, and what is taken from them (Eq. 19)",
     "Table 16, VSPW val, ResNet-50",
     ("mIoU",),
     (
@@ -112,7 +112,7 @@ TABLE_16 = Table(
     ),
     model="upernet_mcibipp",
     columns=(MEAN_IOU, *_CONSISTENCY, SECONDS),
-    note="UperNet+Video-MCIBI++ with h past frames; R: R_(N-i) in place of C_bi^(N-i). " + _NOTE,
+    note="UperNet+Video-MCIBI++ with h past frames; R: R_(N-i) instead of C_bi^(N-i). " + _NOTE,
     videos=True,
     base={"moving_scenes": _SMALL, "vspw": ("model.backbone=resnet50",)},
 )
@@ -196,8 +196,8 @@ TABLE_17 = Table(
         *_CONSISTENCY,
         SECONDS,
     ),
-    note="Δ of a video model is to its image model (the paper's with Swin-L), of an image model to "
-    "UperNet. " + _NOTE,
+    note="Δ compares a video model with its image model (in the paper's columns, with Swin-L), and "
+    "an image model with UperNet. " + _NOTE,
     videos=True,
     base={"moving_scenes": _SMALL},
 )

@@ -9,7 +9,7 @@ from typing import Any
 from mcibi_fast.ablations.table import Column, Row, Scores, Table
 
 Measured = Mapping[str, Mapping[int, Scores]]
-"""Scores by row and seed; of rows that have none yet there is no entry."""
+"""Scores by row and seed; rows that have no scores yet have no entry."""
 
 
 def as_data(table: Table, rows: Sequence[Row], measured: Measured) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def as_data(table: Table, rows: Sequence[Row], measured: Measured) -> list[dict[
 
 
 def differences(table: Table, row: Row, measured: Measured) -> list[float]:
-    """The first column's difference to the row it is compared with, per seed that both have."""
+    """Differences in the first column to the row it is compared with, for each seed of both."""
     name, other = table.columns[0].score, table.versus(row)
     if other == row.name:
         return []
@@ -43,7 +43,7 @@ def differences(table: Table, row: Row, measured: Measured) -> list[float]:
 
 
 def markdown(table: Table, rows: Sequence[Row], measured: Measured) -> str:
-    """The table, aligned also as plain text."""
+    """The table in Markdown; its columns are aligned in plain text, too."""
     has_paper = any(row.paper for row in table.rows)
     header = ["row"]
     if has_paper:
@@ -64,7 +64,7 @@ def markdown(table: Table, rows: Sequence[Row], measured: Measured) -> str:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2, *, signed: bool = False) -> str:
-    """Mean ± standard deviation over seeds, "-" of nothing."""
+    """Mean ± standard deviation over seeds; "-" if there are no values."""
     if not values:
         return "-"
     mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
@@ -76,12 +76,12 @@ def _values(runs: Mapping[int, Scores], column: Column) -> list[float]:
 
 
 def _printed(value: float | None) -> str:
-    """As in the paper: two digits after the point, or as many as there are."""
+    """The number with two digits after the point, or more if the paper prints more."""
     return "-" if value is None else max(f"{value:.2f}", f"{value:g}", key=len)
 
 
 def _printed_difference(table: Table, row: Row) -> str:
-    """In the first column that both rows have."""
+    """The difference in the first column for which the paper prints both rows."""
     if (other := table.versus(row)) == row.name:
         return "-"
     theirs = next(each.paper for each in table.rows if each.name == other)

@@ -1,4 +1,4 @@
-"""Trained models of the rows: trained, continued or found finished, and measured once."""
+"""Trained models of the rows: each is trained, continued or found finished, and measured once."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _REMARKS = "remarks"
 
 
 class TrainedRun:
-    """One run's directory, with what was measured of its model in ``measured.json``.
+    """A run's directory; what was measured on its model is in its ``measured.json``.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         folder: its directory.
-        test_root: the folder of the second dataset, where a table has one.
-        progress: show bars.
+        test_root: the folder of the second dataset, if the table has one.
+        progress: show progress bars.
 
     Raises:
-        ValueError: the directory holds a run of another configuration.
+        ValueError: the directory holds a run with another configuration.
     """
 
     def __init__(
@@ -61,34 +61,34 @@ class TrainedRun:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Commit, versions, device and threads of the training."""
+        """The commit, versions, device and number of threads of the training."""
         return self.stored["environment"]
 
     @property
     def remarks(self) -> list[str]:
-        """What measurements had to say of how they were made."""
+        """Remarks on how the measurements were made."""
         return self.stored.get(_REMARKS, [])
 
     def remark(self, text: str) -> None:
-        """Keeps a remark, which stands under the table; written with the next scores."""
+        """Keeps a remark to be printed under the table; it is stored with the next scores."""
         self.stored[_REMARKS] = list(dict.fromkeys([*self.remarks, text]))
 
     def is_trained(self) -> bool:
-        """Whether the training came to its end."""
+        """Whether the training has finished."""
         return _TRAINING in self.stored
 
     def has(self, row: Row) -> bool:
-        """Whether all that the row shows is measured."""
+        """Whether everything that the row shows has been measured."""
         return self.is_trained() and (row.measure is None or _key(row) in self.stored)
 
     def train(self, report: Callable[[str], None]) -> None:
-        """Trains the model, from the last checkpoint on where there is one.
+        """Trains the model, continuing from the last checkpoint if there is one.
 
         Raises:
-            ValueError, TrainingError, OSError, KeyboardInterrupt: as `training.train.train`.
+            ValueError, TrainingError, OSError, KeyboardInterrupt: as in `training.train.train`.
         """
         leave_cores_to_loaders(self.config.workers)
-        # Each process its own dropout; the weights of the first are broadcast.
+        # Each process draws its own dropout; the first one's initial weights go to all.
         seed_global_generators(self.config.seed + int(os.environ.get("RANK", "0")))
         result = train(
             self.config,
@@ -106,7 +106,7 @@ class TrainedRun:
         self._store(_TRAINING, {"": scores})
 
     def scores(self, row: Row) -> Scores:
-        """What the row shows, measured now where it was not yet."""
+        """The scores that the row shows, measured now if they were not measured before."""
         training = self.stored[_TRAINING][""]
         if row.measure is None:
             return training
@@ -115,10 +115,10 @@ class TrainedRun:
         return training | self.stored[_key(row)][row.part]
 
     def model(self, **options: Any) -> Segmentor:
-        """The model after the last step, in evaluation mode, where it is to be evaluated.
+        """The model after the last step, in evaluation mode, on the device for evaluation.
 
         Args:
-            options: of the model, in place of those that it was trained with.
+            options: options of the model that replace those it was trained with.
         """
         file = find_weights(self.folder / "checkpoints" / "last")
         model = create_model(read_spec(file), pretrained=False, **options)
@@ -130,12 +130,12 @@ class TrainedRun:
         return self.config.data.dataset(self.config.data.val_split)
 
     def evaluate(self, model: Any, dataset: SegmentationDataset, **changes: Any) -> ConfusionMatrix:
-        """The confusion matrix, as the training evaluates.
+        """The confusion matrix, evaluated as in training.
 
         Args:
-            model: a `Segmentor` in evaluation mode, or what stands for one.
-            dataset: what it is evaluated on.
-            changes: fields of `recipes.InferenceConfig` that are not the run's.
+            model: a `Segmentor` in evaluation mode, or a wrapper around one.
+            dataset: the dataset it is evaluated on.
+            changes: fields of `recipes.InferenceConfig` that differ from the run's.
         """
         return evaluate(
             model,
@@ -148,11 +148,11 @@ class TrainedRun:
         )
 
     def device(self) -> Any:
-        """Where the run's models are trained and evaluated."""
+        """The device on which the run's model is trained and evaluated."""
         return self.accelerator().device
 
     def accelerator(self) -> Any:
-        """As the training's: its device and mixed precision."""
+        """An accelerator with the training's device and mixed precision."""
         from accelerate import Accelerator
 
         config = self.config
@@ -169,13 +169,13 @@ class TrainedRun:
         here = self.config.to_dict()
         weights = there["loss"]["class_weights"]
         if here["loss"]["class_weights"] == "balanced" and weights is not None:
-            here["loss"]["class_weights"] = weights  # a run writes the numbers down
+            here["loss"]["class_weights"] = weights  # a run stores the computed numbers
         differing = _first_difference(there, here)
         if differing:
             name, old, new = differing
             raise ValueError(
                 f"--out: {self.folder} holds a run with {name} {old!r}, now it is {new!r}; give "
-                "the same settings as then, or another --out"
+                "the same settings as before, or another --out"
             )
 
 
@@ -197,7 +197,7 @@ def _first_difference(
         if isinstance(a, dict) and isinstance(b, dict):
             if difference := _first_difference(a, b, f"{prefix}{name}."):
                 return difference
-        # A configuration from a file has lists where tuples were.
+        # A configuration read from a file has lists instead of tuples.
         elif json.dumps(a) != json.dumps(b):
             return prefix + name, a, b
     return None

@@ -1,4 +1,4 @@
-"""Stages of coarse-to-fine iterative inference (section 3.5): their weights and their cost."""
+"""Stages of coarse-to-fine iterative inference (section 3.5): their weights W and their cost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ STAGES = (1, 2, 3, 4)
 
 
 def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
-    """The logits of the weights W that a stage gathers with.
+    """The logits of the weights W with which a stage gathers.
 
     Args:
-        model: with MCIBI++, in evaluation mode.
+        model: a model with MCIBI++ in evaluation mode.
         images: (B, 3, H, W).
-        stage: from 1 on.
+        stage: the stage, counted from 1.
 
     Returns:
         (B, K, h, w).
@@ -34,11 +34,11 @@ def gathering_logits(model: Segmentor, images: Tensor, stage: int) -> Tensor:
 
 
 class StageWeights(SegmentorWrapper):
-    """A model whose prediction is W, so that W is evaluated as O is (section 4.2).
+    """A model whose prediction is W, so that W can be evaluated as O is (section 4.2).
 
     Args:
-        model: with MCIBI++.
-        stage: whose W.
+        model: a model with MCIBI++.
+        stage: the stage whose W it predicts.
     """
 
     def __init__(self, model: Segmentor, stage: int) -> None:
@@ -52,14 +52,15 @@ class StageWeights(SegmentorWrapper):
 
 @torch.inference_mode()
 def fastest(model: Segmentor, images: Tensor, budget: float = 3.0) -> list[float]:
-    """Seconds of the fastest pass with each of `STAGES`, taken in turns, five of each at least.
+    """Seconds of the fastest pass with each number of `STAGES`.
 
-    The fastest, not the median: stages are told apart by small differences of large times.
+    The numbers of stages take turns, with at least five passes each. The fastest pass is taken, not
+    the median, because the differences between stages are small compared with their times.
 
     Args:
-        model: with MCIBI++, in evaluation mode.
+        model: a model with MCIBI++ in evaluation mode.
         images: (B, 3, H, W).
-        budget: seconds to go on for.
+        budget: seconds for which passes are repeated.
     """
     times: list[list[float]] = [[] for _ in STAGES]
     begin = time.perf_counter()
@@ -74,9 +75,9 @@ def fastest(model: Segmentor, images: Tensor, budget: float = 3.0) -> list[float
 
 
 def trade_off(mean_ious: Sequence[float], times: Sequence[float]) -> list[float | None]:
-    """Percent of mIoU gained per unit of time added, against the stage before (Table 6).
+    """Points of mIoU gained per unit of time added, compared with the stage before (Table 6).
 
-    None for the first stage, and where a stage cost less than the clock can tell.
+    None for the first stage, and for a stage whose added time is too small to measure.
     """
     result: list[float | None] = [None]
     for (m0, t0), (m1, t1) in itertools.pairwise(zip(mean_ious, times, strict=True)):

@@ -1,4 +1,4 @@
-"""What an ablation table is made of."""
+"""The parts of an ablation table: columns, rows and the table itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SCENES = "scenes"
 VIDEOS = ("moving_scenes", "camvid_video", "vspw")
 
 Scores = dict[str, float]
-"""What was measured, by the name of a `Column`; a score that does not exist is left out."""
+"""Measured values by the score name of a `Column`; a score that does not exist is left out."""
 
 Measure = Callable[[Any], dict[str, Scores]]
-"""A function of a `runs.TrainedRun` to scores; several rows may each take a part of one
-measurement."""
+"""A function that takes a `runs.TrainedRun` and returns scores by part; each of several rows may
+show one part of the same measurement."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Column:
 
     Attributes:
         score: its name in `Scores`.
-        heading: of the printed table.
-        digits: after the decimal point.
+        heading: its heading in the printed table.
+        digits: number of digits after the decimal point.
     """
 
     score: str
@@ -42,14 +42,14 @@ class Row:
     """A row: how it is trained, how it is measured, and what the paper prints.
 
     Attributes:
-        name: unique in its table.
+        name: the row's name, unique in its table.
         settings: what it changes in the base configuration, as ``--set`` takes it; rows with equal
             settings share their trained model.
-        paper: the printed numbers, one per `Table.paper`; None where the paper has none.
-        measure: what is measured; None takes the scores of the training's last evaluation.
-        part: which part of the measurement this row shows, such as
-            "inference.stages=2".
-        versus: the row that it is compared with; None is the table's first.
+        paper: the numbers that the paper prints, one for each of `Table.paper`; None if it prints
+            none.
+        measure: the measurement; None takes the scores of the training's last evaluation.
+        part: which part of the measurement this row shows, such as "inference.stages=2".
+        versus: the row that it is compared with; None means the first row of the table.
     """
 
     name: str
@@ -60,27 +60,27 @@ class Row:
     versus: str | None = None
 
     def difference(self) -> str:
-        """What it changes in the base."""
+        """What the row changes in the base, as text."""
         changes = [*self.settings, *([self.part] if self.part else [])]
         return "; ".join(changes) or "the base"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or an ablation of its text.
+    """A table of the paper, or an ablation that its text describes.
 
     Attributes:
         title: what is compared.
-        source: the paper's table or section, with what its numbers were measured on.
-        paper: headings of the printed columns; rows are compared in the first.
-        rows: in the paper's order.
-        model: of the base configuration.
+        source: the paper's table or section, and what its numbers were measured on.
+        paper: headings of the columns that the paper prints; rows are compared in the first.
+        rows: the rows in the paper's order.
+        model: the model of the base configuration.
         columns: what is measured; rows are compared in the first.
-        note: what a reader has to know of the rows.
-        data: the only dataset that it can be measured on; None is any.
-        videos: it needs one of videos, `VIDEOS`; the first is the default.
-        base: changes of the recipe by the dataset's name.
-        test_data: a second dataset, which the models are tested on.
+        note: what a reader has to know about the rows.
+        data: the only dataset on which it can be measured; None means any.
+        videos: whether it needs a dataset of videos (one of `VIDEOS`; the first is the default).
+        base: changes to the recipe, by the dataset's name.
+        test_data: a second dataset on which the models are tested.
     """
 
     title: str
@@ -97,11 +97,11 @@ class Table:
 
     @property
     def default_data(self) -> str:
-        """What it is measured on where nothing is named."""
+        """The dataset that is used if none is named."""
         return VIDEOS[0] if self.videos else SCENES
 
     def versus(self, row: Row) -> str:
-        """The name of the row that this one is compared with; the first row's is its own."""
+        """The name of the row that this one is compared with; for the first row its own name."""
         return row.versus or self.rows[0].name
 
     def varied(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What the paper's settings change with the backbone (section 4.1 and the released code)."""
+"""The settings that depend on the backbone (section 4.1 of the paper and the released code)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Memory = str | bool | None
 
 
 def family(backbone: str) -> Family:
-    """The family whose settings a timm model gets; ResNet's where the paper has none."""
+    """The family whose settings a timm model gets; "resnet" if the paper has no settings for it."""
     if backbone.startswith("resnest"):
         return "resnest"
     if backbone.startswith("hrnet"):
@@ -24,9 +24,9 @@ def family(backbone: str) -> Family:
 def model(framework: str, backbone: str, memory: Memory) -> ModelConfig:
     """A framework on a backbone, at the backbone's output stride, with a memory or without.
 
-    On HRNet, at stride 4, there is no earlier stage for an auxiliary head, and the memory's
-    attention halves its inputs first; so does the released code. Swin has stochastic depth at the
-    rate of the released code, 0.3.
+    As in the released code, an HRNet (stride 4) gets no auxiliary head, since it has no earlier
+    stage, and the memory's attention runs at half the resolution. A Swin has the released code's
+    rate of stochastic depth, 0.3.
 
     Args:
         framework: one of `mcibi_fast.models.frameworks()`.
@@ -48,7 +48,7 @@ def model(framework: str, backbone: str, memory: Memory) -> ModelConfig:
 def optimizer(
     backbone: str, *, lr: float, weight_decay: float, backbone_lr: float = 1.0
 ) -> OptimizerConfig:
-    """SGD as given; for Swin, whatever the dataset, the AdamW that it was published with."""
+    """SGD with these settings; for a Swin, on any dataset, the AdamW that it was published with."""
     if family(backbone) == "swin":
         return OptimizerConfig(
             name="adamw",

@@ -13,8 +13,8 @@ def camvid(
 ) -> TrainConfig:
     """CamVid in the folder layout; the root is given with ``--root``.
 
-    ResNet-50 at output stride 8 from scratch (``--set model.options.pretrained=true`` for timm's
-    ImageNet weights), the paper's optimiser.
+    By default a ResNet-50 at output stride 8, trained from scratch (``--set
+    model.options.pretrained=true`` loads timm's ImageNet weights) with the paper's optimiser.
     """
     from mcibi_fast.data import CAMVID_CLASSES
 

@@ -1,4 +1,4 @@
-"""What a training run is made of: one dataclass, every field settable on the command line."""
+"""The configuration of a training run: a dataclass whose fields the command line can set."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ScenesData:
     """The built-in procedural scenes; splits "train", "val" and "test".
 
     Attributes:
-        train_count: images of the training split.
-        val_count: images of each other split.
+        train_count: number of images in the training split.
+        val_count: number of images in each other split.
         size: (height, width) of the scenes.
-        seed: of the scenes; augmentation has its own.
+        seed: seed of the scenes; augmentation has its own seed.
     """
 
     train_count: int = 2000
@@ -54,7 +54,7 @@ class FolderData:
     Attributes:
         root: the folder.
         train_split, val_split: names of the two splits.
-        classes: class names, where the folder itself lists none.
+        classes: class names, if the folder itself lists none.
     """
 
     root: str = ""
@@ -70,13 +70,13 @@ class FolderData:
 
 @dataclass
 class NamedData:
-    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size it is tested at.
+    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size at which it is tested.
 
     Attributes:
         name: "ade20k", "cityscapes", ...
         root: its folder, its zip file, or the folder that holds its zip files.
         train_split, val_split: names of the two splits.
-        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; without any,
+        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; if none is given,
             images are tested at their own size.
     """
 
@@ -89,7 +89,7 @@ class NamedData:
     size: tuple[int, int] | None = None
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        """The split with the transform for evaluation, which the trainer replaces for training."""
         from mcibi_fast.data import named
 
         return _with_eval_transform(named(self.name)(self.root, split), self)
@@ -97,14 +97,14 @@ class NamedData:
 
 @dataclass
 class ShardsData:
-    """A dataset packed by ``mcibi-fast data pack``, and the size it is tested at.
+    """A dataset packed by ``mcibi-fast data pack``, and the size at which it is tested.
 
     Attributes:
         root: its folder, a URL, or "pipe:COMMAND" with {} for a path below the root; see
             `mcibi_fast.data.ShardedDataset`.
         train_split, val_split: names of the two splits.
         short_side, long_side, size: as in `NamedData`.
-        cache: where shards from a URL are kept; None is the user's cache folder.
+        cache: folder where shards from a URL are kept; None means the user's cache folder.
     """
 
     root: str = ""
@@ -127,7 +127,7 @@ class ShardsData:
         return shards
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        """The split with the transform for evaluation, which the trainer replaces for training."""
         from mcibi_fast.data import ShardedDataset
 
         return _with_eval_transform(ShardedDataset(self.root, split, cache=self.cache), self)
@@ -160,11 +160,11 @@ class VideoData(NamedData):
     """A published video dataset as clips: "vspw" or "camvid".
 
     Attributes, besides `NamedData`'s:
-        history: past frames of each sample, h of Eq. 19; 0 for an image model.
+        history: number of past frames in each sample, h of Eq. 19; 0 for an image model.
         train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
-        seed: of that choice.
-        bad: of VSPW: files that are empty or in colour "raise" an error when they are met, or are
-            looked for beforehand, which takes minutes, and left out: "skip".
+        seed: seed for the choice of that frame.
+        bad: what happens to label files of VSPW that are empty or in colour: "raise" an error when
+            one is read, or "skip" them (they are searched for beforehand, which takes minutes).
     """
 
     history: int = 2
@@ -173,7 +173,7 @@ class VideoData(NamedData):
     bad: Literal["raise", "skip"] = "raise"
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split's clips with the evaluation's transform; see `NamedData.dataset`."""
+        """The split's clips with the transform for evaluation; see `NamedData.dataset`."""
         from mcibi_fast.data import ClipDataset, video_dataset
 
         source = video_dataset(self.name, self.root, split, bad=self.bad)
@@ -184,10 +184,10 @@ class VideoData(NamedData):
 
 @dataclass
 class MovingScenesData(ScenesData):
-    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` are videos.
+    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` count videos.
 
     Attributes, besides `ScenesData`'s:
-        length: frames of each video.
+        length: number of frames in each video.
         degraded: share of the frames that are degraded.
         history, train_frames: see `VideoData`.
     """
@@ -221,7 +221,8 @@ class ModelConfig:
         backbone: any timm model with feature maps.
         options: further options of that model (feats_channels, form, ...).
         memory: one of `mcibi_fast.models.memories()`, or None.
-        history: past frames of a video model (``data.history`` must be as many); 0 for images.
+        history: number of past frames of a video model (``data.history`` must be the same); 0 for
+            an image model.
     """
 
     framework: str = "fcn"
@@ -239,9 +240,9 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """Framework, memory and whether it is of videos in one word, such as "fcn_mcibipp".
+        """The model in one word, such as "fcn_mcibipp" or "upernet_video_mcibipp".
 
-        Setting it sets all three; raises ValueError for an unknown name.
+        Setting it sets framework, memory and history; an unknown name raises ValueError.
         """
         return self._kind().name
 
@@ -252,12 +253,12 @@ class ModelConfig:
         self.framework, self.memory, self.history = parse(name)
 
     def arguments(self) -> dict[str, Any]:
-        """The options, with the past frames of a video model: what goes with ``name``."""
+        """The options that `create` takes with ``name``, including a video model's history."""
         kind = self._kind()
         return self.options | ({"history": kind.history} if kind.history else {})
 
     def validate(self) -> None:
-        """Raises ValueError, naming the field, where there is no such model."""
+        """Raises ValueError, naming the field, if there is no such model."""
         self._kind()
 
     def _kind(self) -> ModelKind:
@@ -276,26 +277,28 @@ class TrainConfig:
 
     Attributes:
         data: where the images come from.
-        model: what is trained.
-        optimizer: how.
-        augmentation: what happens to a training image.
-        loss: of every head.
-        adversarial: images that raise the loss, in place of some.
-        inference: how it is tested, by training's evaluations and later ones.
-        epochs: passes over the training split.
-        batch_size: images of an optimizer step, over all processes and micro-batches; the
+        model: the model that is trained.
+        optimizer: the optimiser and its schedule.
+        augmentation: how training images are augmented.
+        loss: the loss of every head.
+        adversarial: training on images that are changed to raise the loss.
+        inference: how the model is tested, during training and by later evaluations.
+        epochs: number of passes over the training split.
+        batch_size: number of images per optimizer step, over all processes and micro-batches; an
             incomplete last batch is dropped.
-        accumulate: micro-batches that each process's share of a batch goes through the model in.
-        ema: decay of the average of the weights that is evaluated and saved; None is no average.
-        sync_batchnorm: batch norms over all processes (of a distributed run on GPUs).
-        seed: of initial weights, dropout, order and augmentation.
+        accumulate: number of micro-batches in which each process computes its share of a batch.
+        ema: decay of the moving average of the weights that is evaluated and saved; None means no
+            average.
+        sync_batchnorm: compute batch norms over all processes (in a distributed run on GPUs).
+        seed: seed of initial weights, dropout, the order of images and augmentation.
         mixed_precision: "no", "bf16" or "fp16".
-        device: "auto" (a GPU where there is one) or "cpu".
-        workers: loader processes per training process.
-        log_every: steps between readings of the loss.
-        checkpoint_every: steps between checkpoints within an epoch; 0 means at its end only.
-        evaluate_every: epochs between evaluations; the last epoch always is evaluated.
-        eval_batch_size: images of equal size evaluated at once, per process.
+        device: "auto" (a GPU if there is one) or "cpu".
+        workers: number of loader processes per training process.
+        log_every: number of steps between readings of the loss.
+        checkpoint_every: number of steps between checkpoints within an epoch; 0 saves only at the
+            end of each epoch.
+        evaluate_every: number of epochs between evaluations; the last epoch is always evaluated.
+        eval_batch_size: number of images of equal size that each process evaluates at once.
     """
 
     data: ScenesData | FolderData | NamedData | ShardsData = field(default_factory=ScenesData)
@@ -327,7 +330,7 @@ class TrainConfig:
         for name in ("workers", "checkpoint_every", "seed"):
             check_range(name, getattr(self, name), "0 or more", least=0)
         if self.ema is not None:
-            check_range("ema", self.ema, "a decay from 0 to 1, not 1", least=0, below=1)
+            check_range("ema", self.ema, "a decay of at least 0, less than 1", least=0, below=1)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of accumulate={self.accumulate}"
@@ -335,11 +338,11 @@ class TrainConfig:
         for part in (self.model, self.optimizer, self.loss, self.adversarial):
             part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
-            raise ValueError("data.root: this recipe reads a folder; name it with --root DIR")
+            raise ValueError("data.root: this recipe reads a folder; give it with --root DIR")
         self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """The configuration as dictionaries, lists and values that JSON can hold."""
         return asdict(self) | {"data": {"kind": type(self.data).__name__} | asdict(self.data)}
 
     @classmethod
@@ -347,7 +350,7 @@ class TrainConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: it is not such a dictionary.
+            ValueError: the dictionary is not a training configuration.
         """
         try:
             data = dict(stored["data"])
@@ -358,10 +361,10 @@ class TrainConfig:
                 "model": _rebuild_model(stored["model"]),
                 "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
                 "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
-                # Runs of versions that stored no choice were tested by the default.
+                # Early versions did not store this and tested with the default.
                 "inference": _rebuild(InferenceConfig, stored.get("inference", {})),
             }
-            # Runs of earlier versions have none of these.
+            # Runs of earlier versions did not store these.
             for name, part in (("loss", LossConfig), ("adversarial", AdversarialConfig)):
                 parts[name] = _rebuild(part, stored.get(name, {}))
             return _rebuild(cls, stored | parts)
@@ -375,12 +378,12 @@ _DATA = (ScenesData, FolderData, NamedData, ShardsData, VideoData, MovingScenesD
 def _rebuild_model(values: dict[str, Any]) -> ModelConfig:
     if "name" not in values:
         return _rebuild(ModelConfig, values)
-    # Earlier versions stored one word.
+    # Earlier versions stored the model as one word.
     return ModelConfig.named(values["name"], values["backbone"], values["options"])
 
 
 def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
-    """The dataclass, with JSON's lists as tuples again where they were."""
+    """The dataclass from values read from JSON; its tuple fields are tuples again, not lists."""
     types = {item.name: item.type for item in fields(cls)}
     unknown = values.keys() - types.keys()
     if unknown:

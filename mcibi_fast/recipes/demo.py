@@ -1,4 +1,4 @@
-"""What `mcibi-fast demo` trains: minutes on two CPU cores."""
+"""What `mcibi-fast demo` trains: it takes minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 
 
 def demo(model: str = "fcn_mcibipp") -> TrainConfig:
-    """Built-in scenes at 128x128 with a small ResNet from scratch.
+    """Built-in scenes at 128x128 with a small ResNet, trained from scratch.
 
-    Both models get the same data, backbone, schedule, augmentation and seeds.
+    All models get the same data, backbone, schedule, augmentation and seeds.
 
     Args:
         model: "fcn", "fcn_mcibipp", ...

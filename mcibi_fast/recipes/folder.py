@@ -10,10 +10,10 @@ from mcibi_fast.recipes.config import FolderData, TrainConfig
 def folder(
     framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """A folder of one's own; the root is given with ``--root``.
+    """Your own dataset in a folder; the root is given with ``--root``.
 
-    The paper's optimiser and augmentation (SGD 0.01, weight decay 5e-4, poly 0.9, crop 512x512,
-    batch 16) and a ResNet-50 at output stride 8.
+    It has the paper's optimiser and augmentation (SGD 0.01, weight decay 5e-4, poly 0.9, crop
+    512x512, batch 16) and by default a ResNet-50 at output stride 8.
     """
     return TrainConfig(
         data=FolderData(),

@@ -17,17 +17,19 @@ class OptimizerConfig:
     Attributes:
         name: "sgd" or "adamw".
         lr: initial learning rate.
-        momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW.
+        momentum: momentum of SGD.
+        weight_decay: weight decay: an L2 penalty for SGD, decoupled for AdamW.
         power: exponent of the poly schedule.
-        floor: final learning rate as a share of the initial: 0 in the paper, 0.01 in the released
-            code.
-        clip_norm: largest total norm of the gradient; None leaves it alone.
-        backbone_lr: factor on the backbone's learning rate.
-        layer_decay: one more, for each block of the backbone from its end to the block; 1 is none.
-        decay_norms: weight decay also for norms, biases and tables of positions.
-        warmup_steps: optimizer steps of the linear warm-up, times which the schedule goes; 0 none.
-        warmup_start: the warm-up's factor at the first step.
+        floor: final learning rate as a share of the initial one: 0 in the paper, 0.01 in the
+            released code.
+        clip_norm: largest total norm of the gradient; None means no clipping.
+        backbone_lr: factor on the learning rate of the backbone.
+        layer_decay: factor by which the learning rate decreases with each block of the backbone,
+            counted from its end; 1 means no decrease.
+        decay_norms: apply weight decay to norms, biases and position tables as well.
+        warmup_steps: number of optimizer steps during which a factor that rises linearly to 1
+            multiplies the schedule; 0 means no warm-up.
+        warmup_start: the value of that factor at the first step.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -61,13 +63,14 @@ class AugmentationConfig:
     Attributes:
         crop_size: (height, width).
         scale: range of the random scale.
-        short_side, long_side, size: what the scale multiplies; without any, the image's own size.
+        short_side, long_side, size: the size that the scale multiplies; if none is given, the
+            image's own size.
         max_class_share: largest share of one class in a crop.
-        rotation: largest angle in degrees, either way.
-        rotation_probability: of a rotation.
-        style_mixing: probability that a crop takes another image's style, see
+        rotation: largest angle of rotation in degrees, in either direction.
+        rotation_probability: probability of a rotation.
+        style_mixing: probability that a crop takes the style of another image, see
             `mcibi_fast.data.StyleMixing`.
-        style_band: of the frequencies whose amplitude it takes.
+        style_band: the band of frequencies whose amplitudes it takes.
     """
 
     crop_size: tuple[int, int] = (512, 512)
@@ -82,10 +85,10 @@ class AugmentationConfig:
     style_band: float = 0.01
 
     def transform(self, dataset: SegmentationDataset, seed: int) -> TrainTransform:
-        """The transform of a training split; its draws are seeded by ``seed``.
+        """The transform of a training split; ``seed`` seeds its random draws.
 
         Raises:
-            ValueError: a field out of range.
+            ValueError: a field is out of range.
         """
         from mcibi_fast.data import StyleMixing, TrainTransform
 
@@ -110,12 +113,12 @@ class LossConfig:
     """Arguments of `mcibi_fast.nn.PixelLoss`, the loss of every head.
 
     Attributes:
-        label_smoothing: share of the target spread over all classes.
-        class_weights: one number per class, or "balanced": ``a / ln(1.02 + p_c)`` with p_c the
-            class's share of the train split's labelled pixels and ``a`` such that the weights'
-            mean over these pixels is 1. A run's config.json holds the numbers.
-        ohem_threshold: only pixels whose right class has a probability below this count.
-        ohem_min_kept: but at least this many per process and micro-batch.
+        label_smoothing: share of the target that is spread over all classes.
+        class_weights: one number per class, or "balanced": ``a / ln(1.02 + p_c)``, where p_c is the
+            class's share of the labelled pixels in the train split and ``a`` makes the mean of the
+            weights over these pixels 1. A run's config.json holds the numbers.
+        ohem_threshold: only pixels whose right class has a probability below this threshold count.
+        ohem_min_kept: keep at least this many pixels per process and micro-batch.
     """
 
     label_smoothing: float = 0.0
@@ -126,7 +129,7 @@ class LossConfig:
     def validate(self) -> None:
         """Raises ValueError, naming the field, for a number that makes no sense."""
         smoothing = self.label_smoothing
-        check_range("loss.label_smoothing", smoothing, "0 to 1, not 1", least=0, below=1)
+        check_range("loss.label_smoothing", smoothing, "0 or more, less than 1", least=0, below=1)
         if self.ohem_threshold is not None:
             threshold = self.ohem_threshold
             check_range("loss.ohem_threshold", threshold, "above 0, at most 1", above=0, most=1)
@@ -140,8 +143,9 @@ class AdversarialConfig:
     """Adversarial images in training, see `mcibi_fast.training.adversarial`.
 
     Attributes:
-        probability: of a step with such images instead of the plain ones; 0 is off.
-        epsilon: largest change of a colour in 0..255.
+        probability: probability that a step trains on such images instead of the plain ones; 0
+            turns them off.
+        epsilon: largest change of a colour, on a scale from 0 to 255.
     """
 
     probability: float = 0.0
@@ -150,7 +154,7 @@ class AdversarialConfig:
     def validate(self) -> None:
         """Raises ValueError, naming the field, for a number that makes no sense."""
         check_range("adversarial.probability", self.probability, "0 to 1", least=0, most=1)
-        check_range("adversarial.epsilon", self.epsilon, "0 or more, of 255", least=0)
+        check_range("adversarial.epsilon", self.epsilon, "0 or more, in 1/255", least=0)
 
 
 def check_range(
@@ -164,24 +168,26 @@ def check_range(
     below: float = math.inf,
 ) -> None:
     """Raises ValueError, naming the field, unless ``least <= value <= most`` and so on."""
-    if not (least <= value <= most and above < value < below):  # nor NaN nor infinite
+    if not (least <= value <= most and above < value < below):  # refuses NaN and infinity, too
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is tested: views of an image, averaged. See `mcibi_fast.inference.labels`.
+    """How a model is tested: predictions for several views of an image are averaged.
+
+    See `mcibi_fast.inference.labels`.
 
     Attributes:
-        scales: factors of the test image's sides, one view each.
-        flip: each view mirrored, too.
-        window: (height, width) of sliding windows; None takes a view as a whole.
-        stride: (down, right) from one window to the next; None is two thirds of the window, such
-            as 341 of 512.
-        softmax: where probabilities are formed: at the "labels" size, or at the network's "stride"
-            (``use_probs_before_resize`` of the released code, on in its MCIBI++ configurations with
-            sliding windows).
-        stages: of iterative inference (section 3.5); None leaves it to the model.
+        scales: factors on the sides of the test image; each gives a view.
+        flip: also use each view mirrored.
+        window: (height, width) of sliding windows; None takes each view as a whole.
+        stride: (down, right) from one window to the next; None is two thirds of the window, for
+            example 341 for 512.
+        softmax: where probabilities are computed: at the size of the "labels", or at the network's
+            "stride" (the released code's ``use_probs_before_resize``, which its MCIBI++
+            configurations with sliding windows turn on).
+        stages: number of stages of iterative inference (section 3.5); None uses the model's own.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -193,7 +199,7 @@ class InferenceConfig:
 
     @property
     def is_single_view(self) -> bool:
-        """One pass over the whole image."""
+        """Whether testing is a single pass over the whole image."""
         return len(self.scales) == 1 and not self.flip and self.window is None
 
     def validate(self) -> None:
@@ -206,7 +212,7 @@ class InferenceConfig:
             raise ValueError(f"inference.stages: expected at least 1, got {self.stages}")
         if self.window is None:
             if self.stride is not None:
-                raise ValueError("inference.stride: is that of sliding windows; give window, too")
+                raise ValueError("inference.stride: needs sliding windows; give inference.window")
             return
         for name, sides in (("window", self.window), ("stride", self.window_stride)):
             if min(sides) < 1:
@@ -214,7 +220,7 @@ class InferenceConfig:
         if any(s > w for s, w in zip(self.window_stride, self.window, strict=True)):
             raise ValueError(
                 f"inference.stride: {self.window_stride} is more than the window {self.window}: "
-                "pixels between two windows would never be seen"
+                "pixels between two windows would be left out"
             )
 
     @property
@@ -224,7 +230,7 @@ class InferenceConfig:
         return self.stride or (max(1, 2 * height // 3), max(1, 2 * width // 3))
 
     def __str__(self) -> str:
-        """Such as "scales 0.5, 1 with flip, windows 512x512 by 341x341, 2 stages"."""
+        """For example "scales 0.5, 1 with flip, windows 512x512 by 341x341, 2 stages"."""
         words = "whole image" if self.window is None else ""
         if self.scales != (1.0,):
             words = "scales " + ", ".join(f"{scale:g}" for scale in self.scales)

@@ -1,10 +1,11 @@
 """The paper's settings for the published datasets (Section 4.1 and the sections of the results).
 
-Each recipe takes a framework, a backbone (any of timm's) and a memory or None. Backbones start from
-scratch; ``--set model.options.pretrained=true`` takes timm's ImageNet weights, as the paper does.
-Where the paper's settings differ between backbones they are those of the backbone's family, see
-`recipes.backbones`. What the paper leaves open is the released code's: what the random scale
-multiplies in training, the size of the test images, and the settings of ResNeSt, HRNet and Swin.
+Each recipe takes a framework, a backbone (any of timm's) and a memory or None. Backbones are
+trained from scratch; ``--set model.options.pretrained=true`` loads timm's ImageNet weights, as the
+paper does. If the paper's settings differ between backbones, a recipe uses those of the backbone's
+family, see `recipes.backbones`. What the paper leaves open is taken from the released code: the
+size that the random scale multiplies in training, the size of the test images, and the settings of
+ResNeSt, HRNet and Swin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 def ade20k(
     framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """ADE20K, 150 classes: 20,210 / 2,000 images. Crops and tests at 640 with Swin."""
+    """ADE20K, 150 classes: 20,210 / 2,000 images. With Swin, crops and test images are of 640."""
     side = 640 if family(backbone) == "swin" else 512
     long_side = 4 * side
     resnest = family(backbone) == "resnest"
@@ -34,14 +35,17 @@ def ade20k(
 def lip(
     framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """LIP, 20 classes: 30,462 / 10,000 images; proportions are not kept."""
+    """LIP, 20 classes: 30,462 / 10,000 images, resized without keeping their proportions."""
     return _human_parsing("lip", framework, backbone, memory)
 
 
 def cihp(
     framework: str = "fcn", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """CIHP as LIP: 28,280 / 5,000 images. The paper trains none; it tests LIP's models there."""
+    """CIHP with LIP's settings: 28,280 / 5,000 images.
+
+    The paper trains no model on CIHP; it only tests models on it that were trained on LIP.
+    """
     return _human_parsing("cihp", framework, backbone, memory)
 
 
@@ -65,7 +69,7 @@ def cityscapes_trainval(
 ) -> TrainConfig:
     """Cityscapes for the test server (Table 13): trained on train and val, 3,475 images.
 
-    Its scores are of val, so of images it was trained on.
+    It is scored on val, that is, on images it was trained on.
     """
     config = cityscapes(framework, backbone, memory=memory)
     config.data.train_split = "trainval"
@@ -95,8 +99,8 @@ def pascal_context(
 ) -> TrainConfig:
     """PASCAL-Context, 59 classes: 4,998 / 5,105 images.
 
-    ResNet-101 and ResNeSt-101 learn at a tenth of the head's rate, as in the released code.
-    ``--set data.name=pascal_context_60`` has the background as a class.
+    As in the released code, a ResNet-101 or ResNeSt-101 has a tenth of the head's learning rate.
+    With ``--set data.name=pascal_context_60`` the background is a class as well.
     """
     backbone_lr = 0.1 if backbone.startswith(("resnet101", "resnest101")) else 1.0
     return _config(

@@ -1,4 +1,4 @@
-"""Recipes by name, and a recipe with the changes of a command line."""
+"""Finds recipes by name and applies the changes given on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mcibi_fast import recipes
 from mcibi_fast.data.shards import holds_shards, is_remote
 from mcibi_fast.recipes.config import NamedData, ScenesData, ShardsData, TrainConfig
 
-# Any framework on any backbone, with and without a memory.
+# These take any framework, backbone and memory.
 FREE_RECIPES = {
     "camvid": recipes.camvid,
     "folder": recipes.folder,
@@ -38,25 +38,25 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 def configure(
     recipe: str | None, root: str | None, settings: list[str], **model: Any
 ) -> TrainConfig:
-    """A recipe's configuration with the command line's changes.
+    """A recipe's configuration with the changes from the command line.
 
     Args:
         recipe: a key of `RECIPES`.
         root: the dataset's folder or zip file.
         settings: see `recipes.apply_settings`.
-        model: ``framework``, ``backbone`` and ``memory`` of a recipe that takes them; a memory of
-            None is none.
+        model: ``framework``, ``backbone`` and ``memory``, for a recipe that takes them; the memory
+            None means no memory.
 
     Raises:
-        ValueError: no such recipe or field, or a value that does not fit.
+        ValueError: there is no such recipe or field, or a value does not fit.
     """
     if recipe not in RECIPES:
-        named = f"no recipe {recipe!r}" if recipe else "which recipe"
+        named = f"no recipe {recipe!r}" if recipe else "no recipe given"
         raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
     if model and recipe not in FREE_RECIPES:
         option = "without-memory" if model.get("memory", "") is None else next(iter(model))
         raise ValueError(
-            f"--{option}: the recipe {recipe} has a model of its own; change it with "
+            f"--{option}: the recipe {recipe} has its own model; change it with "
             "--set model.framework=... model.memory=... model.backbone=..."
         )
     config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()

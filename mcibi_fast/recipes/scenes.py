@@ -1,4 +1,4 @@
-"""The built-in scenes at a size worth a GPU's while."""
+"""The built-in scenes at a size that suits a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
 
 
 def scenes() -> TrainConfig:
-    """Built-in scenes with a ResNet-18 from scratch."""
+    """Built-in scenes with a ResNet-18, trained from scratch."""
     return TrainConfig(
         data=ScenesData(train_count=4000, val_count=400, size=(192, 192)),
         model=ModelConfig(

@@ -1,4 +1,4 @@
-"""``--set field=value``: any field of a nested configuration dataclass, checked and typed."""
+"""``--set field=value``: sets any field of a nested dataclass after checking the value's type."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from typing import Any
 
 
 def apply_settings(config: Any, settings: Iterable[str]) -> None:
-    """Applies ``field=value`` texts to a dataclass in place.
+    """Applies strings ``field=value`` to a dataclass in place.
 
-    Nested fields are dotted (``optimizer.lr=0.02``); a dict field takes any key after its name
-    (``model.options.feats_channels=64``), a property with a setter its text. Values are read as
-    JSON where they are JSON, else as text, and must fit the field's type.
+    Names of nested fields contain dots (``optimizer.lr=0.02``). A dict field takes any key after
+    its name (``model.options.feats_channels=64``), a property with a setter takes the value as
+    text. Values are read as JSON if they are JSON, otherwise as text, and must fit the field's
+    type.
 
     Args:
-        config: dataclass instance; nested dataclasses are fields of it.
-        settings: texts ``name=value``.
+        config: dataclass instance, whose fields may be dataclasses themselves.
+        settings: strings ``name=value``.
 
     Raises:
-        ValueError: no ``=``, an unknown field (naming the nearest), or a value of the wrong type.
+        ValueError: no ``=``, an unknown field (the message names the nearest one), or a value of
+            the wrong type.
     """
     for setting in settings:
         name, separator, text = setting.partition("=")
@@ -33,7 +35,7 @@ def apply_settings(config: Any, settings: Iterable[str]) -> None:
 
 
 def field_names(config: Any) -> list[str]:
-    """Every settable name, dotted; dict fields end in ``.*``."""
+    """The names of all fields, nested ones with dots; dict fields end in ``.*``."""
     names = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -56,7 +58,7 @@ def _set(config: Any, name: str, text: str) -> None:
             raise ValueError(_unknown(config, name))
     alias = getattr(type(target), last, None)
     if isinstance(alias, property) and alias.fset is not None:
-        setattr(target, last, text)  # several fields by one word
+        setattr(target, last, text)  # a property such as model.name, which sets several fields
         return
     if not _has_field(target, last) or dataclasses.is_dataclass(getattr(target, last)):
         raise ValueError(_unknown(config, name))
@@ -76,7 +78,7 @@ def _has_field(target: Any, name: str) -> bool:
 
 def _unknown(config: Any, name: str) -> str:
     names = field_names(config)
-    # "lr" means optimizer.lr, so the last part is compared as well as the whole.
+    # "lr" probably means optimizer.lr, so the last part of each name is compared as well.
     by_last = {full.removesuffix(".*").rsplit(".", 1)[-1]: full for full in names}
     near = difflib.get_close_matches(name, names, 1, cutoff=0.75) or [
         by_last[last]
@@ -129,13 +131,13 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _items(option: Any, length: int) -> tuple[Any, ...]:
-    """Types of a tuple's entries; ``tuple[float, ...]`` takes any number of them."""
+    """Types of a tuple's entries; ``tuple[float, ...]`` accepts any number of them."""
     items = typing.get_args(option)
     return items[:1] * length if items[-1] is Ellipsis else items
 
 
 def _widen(value: Any, annotation: Any) -> Any:
-    """An integer given for a float field becomes a float."""
+    """The value; an integer for a float field becomes a float."""
     wants_float = float in _options(annotation) and int not in _options(annotation)
     return float(value) if wants_float and type(value) is int else value
 

@@ -1,7 +1,7 @@
-"""Video: VSPW by the paper's settings (Section 5.1), CamVid's videos, the built-in moving scenes.
+"""Recipes for videos: VSPW (the paper's settings, Section 5.1), CamVid, the built-in moving scenes.
 
-The recipes train image models on single frames (``data.history=0``); a video model sets its own
-``data.history``.
+They train image models on single frames (``data.history=0``); for a video model set
+``model.history`` and ``data.history`` to the same number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def vspw(
     """VSPW 480p, 124 classes: 2,806 / 343 videos, one random frame of each per epoch.
 
     240 epochs of 175 steps are the paper's 42,000 iterations; the backbone's learning rate and the
-    sliding windows are the released code's.
+    sliding windows are those of the released code.
     """
     return TrainConfig(
         data=VideoData("vspw", short_side=512, history=0),
@@ -39,7 +39,7 @@ def vspw(
 def camvid_video(
     framework: str = "upernet", backbone: str = "resnet50", *, memory: Memory = "mcibipp"
 ) -> TrainConfig:
-    """CamVid's labelled frames as videos: one second apart in train and test, 1/15 in val."""
+    """CamVid's labelled frames as videos: 1 second apart in train and test, 1/15 second in val."""
     return TrainConfig(
         data=VideoData("camvid", history=0, train_frames="all"),
         model=backbones.model(framework, backbone, memory),

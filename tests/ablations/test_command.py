@@ -51,7 +51,7 @@ def test_table_2_then_others_that_share_its_runs(
     capsys.readouterr()
     assert cli.main(more) == 0
     assert trained == [] and results(tmp_path, "2") == found
-    assert capsys.readouterr().out.count("there already") == 4
+    assert capsys.readouterr().out.count("already done") == 4
 
     # Another table trains only what it does not share.
     assert cli.main(arguments("5", tmp_path, "--rows", "0.2,0.4")) == 0
@@ -130,7 +130,9 @@ def test_bad_input_is_one_line_before_anything_is_trained(
     assert "--root" in fails("ablate", "2", "--data", "camvid", "--out", out)
     assert "--root" in fails("ablate", "2", "--root", str(tmp_path), *tiny)
     assert "give --data lip" in fails("ablate", "8", *tiny)
-    assert "no second dataset" in fails("ablate", "2", "--test-root", str(tmp_path), *tiny)
+    assert "does not test on a second dataset" in fails(
+        "ablate", "2", "--test-root", str(tmp_path), *tiny
+    )
     assert "wdth" in fails("ablate", "2", "--out", out, *tiny, "model.options.wdth=1")
     assert "vary" in fails("ablate", "2", "--out", out, *tiny, "model.options.fusion=add")
     assert trained == [] and not Path(out).exists()

@@ -149,7 +149,9 @@ def test_an_unknown_option_stays_with_all_rows_and_is_an_error() -> None:
     ],
 )
 def test_a_field_that_the_rows_vary_cannot_be_set(name: str, settings: str) -> None:
-    with pytest.raises(ValueError, match=f"--set {settings.split('=')[0]}: the rows"):
+    with pytest.raises(
+        ValueError, match=f"--set {settings.split('=')[0]}: cannot be set, as the rows"
+    ):
         configure.base_config(TABLES[name], "scenes", None, [settings])
 
 

@@ -211,7 +211,7 @@ def test_evaluate_refuses(lip_run: Path, tmp_path: Path, fails: Fails) -> None:
         (["--scales", "0"], "scales: expected positive numbers, got (0.0,)"),
         (["--scales", "1;2"], "--scales 1;2: expected numbers such as 0.5,0.75,1"),
         (["--window", "8,8", "--stride", "9"], "stride: (9, 9) is more than the window (8, 8)"),
-        (["--stride", "9"], "inference.stride: is that of sliding windows; give window, too"),
+        (["--stride", "9"], "inference.stride: needs sliding windows; give inference.window"),
         (["--window", "1,2,3"], "--window 1,2,3: expected H,W such as 512,512"),
         (["--stages", "0"], "inference.stages: expected at least 1, got 0"),
         (["--without-class", "20"], "--without-class 20: classes are 0..19"),
@@ -229,7 +229,7 @@ def test_training_refuses_settings_that_no_evaluation_could_follow(
 ) -> None:
     command = ["train", "lip", "--root", str(lip_run.parent / "data"), "--out", str(tmp_path)]
     command += ["--set", *(text for text in SETTINGS if "transform_channels" not in text)]
-    assert "stride: is that of" in fails(*command, "inference.stride=[8,8]")
+    assert "stride: needs sliding windows" in fails(*command, "inference.stride=[8,8]")
     assert "FCNHead has no memory" in fails(*command, "model.name=fcn", "inference.stages=2")
 
 

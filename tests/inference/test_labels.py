@@ -260,7 +260,7 @@ def test_labels_for_a_model_that_gathers_by_the_ground_truth() -> None:
         (InferenceConfig(window=(0, 4)), "window: expected positive sides"),
         (InferenceConfig(window=(8, 8), stride=(8, 0)), "stride: expected positive sides"),
         (InferenceConfig(window=(8, 8), stride=(4, 9)), r"stride: \(4, 9\) is more than the win"),
-        (InferenceConfig(stride=(4, 4)), "give window, too"),
+        (InferenceConfig(stride=(4, 4)), "needs sliding windows; give inference.window"),
         (InferenceConfig(stages=0), "stages: expected at least 1"),
         (InferenceConfig(softmax="none"), "softmax: expected labels or stride"),  # type: ignore[arg-type]
     ],

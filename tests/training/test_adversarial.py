@@ -131,7 +131,7 @@ def test_training_on_adversarial_images_alone(tiny_config: Callable, tmp_path: P
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("adversarial.epsilon=-1", "adversarial.epsilon: expected 0 or more, of 255, got -1"),
+        ("adversarial.epsilon=-1", "adversarial.epsilon: expected 0 or more, in 1/255, got -1"),
         ("adversarial.probability=2", "adversarial.probability: expected 0 to 1, got 2"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_wrong_number_of_weights(tiny_config: Callable) -> None:
     ("setting", "message"),
     [
         ("loss.class_weights=[1,-2]", "loss.class_weights: expected 0 or more, got -2"),
-        ("loss.label_smoothing=1", "loss.label_smoothing: expected 0 to 1, not 1, got 1"),
+        ("loss.label_smoothing=1", "loss.label_smoothing: expected 0 or more, less than 1, got 1"),
         ("loss.ohem_threshold=0", "loss.ohem_threshold: expected above 0, at most 1, got 0"),
         ("loss.ohem_min_kept=0", "loss.ohem_min_kept: expected at least 1, got 0"),
     ],

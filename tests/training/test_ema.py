@@ -53,5 +53,5 @@ def test_the_average_is_evaluated_and_saved(tiny_config: Callable, tmp_path: Pat
 
 @pytest.mark.parametrize("decay", [1.5, 1, -0.1, "NaN"])
 def test_a_decay_that_makes_no_sense(tiny_config: Callable, decay: object) -> None:
-    with pytest.raises(ValueError, match="ema: expected a decay from 0 to 1, not 1"):
+    with pytest.raises(ValueError, match="ema: expected a decay of at least 0, less than 1"):
         tiny_config(f"ema={decay}").validate()
