@@ -1,1 +1,1 @@
-"""Other people's checkpoints."""
+"""Loads and accelerates models of other code: the authors' released package, sssegmentation."""

@@ -1,8 +1,8 @@
-"""A live model of the authors' released package (sssegmentation), made fast where it stands.
+"""Accelerates a model of the authors' released package (sssegmentation) in place.
 
-Modules are found by the names of the classes whose methods they run, so the package is not
-imported. A found module keeps its parameters, buffers and hooks; its class becomes a subclass of
-its own in which the slow methods are replaced.
+Modules are recognised by the names of the classes whose methods they run, so the package is not
+imported. Such a module keeps its parameters, buffers and hooks; its class is replaced by a subclass
+in which the slow methods are replaced.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mcibi_fast.nn.rows import rows, to_map
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Swaps the released package's slow modules in place; results are unchanged up to rounding.
+    """Replaces the slow methods of the released package in place; results are equal up to rounding.
 
-    Weights, keys of the state dict, hooks and ``isinstance`` stay as they are, and the model can
-    be copied and pickled if it could before. What changes:
+    Weights, keys of the state dict, hooks and ``isinstance`` stay the same, and the model can be
+    copied and pickled if it could be before. What changes:
 
-    * ``FeaturesMemoryV2.forward`` draws from a fixed table instead of seeding the global generator
-      once per class. So dropout and augmentation are no longer the same in every step.
+    * ``FeaturesMemoryV2.forward`` reads its noise from a fixed table instead of seeding the global
+      generator once per class. So dropout and augmentation no longer repeat in every step.
     * ``FeaturesMemoryV2.update`` never forms the upsampled features: the ``F.interpolate`` in
-      ``MCIBIPlusPlus.forward``, which is not replaced, gives a stand-in that is upsampled only if
-      something other than ``update`` looks into it. A label that is neither a class nor
-      ``ignore_index`` is an error (on a GPU see :func:`mcibi_fast.check_labels`), where -1 used to
-      update the last class; so is a momentum outside [0, 1].
+      ``MCIBIPlusPlus.forward``, which is not replaced, returns a stand-in that is upsampled only if
+      something other than ``update`` reads it. A label that is neither a class nor
+      ``ignore_index`` is an error (on a GPU see :func:`mcibi_fast.ops.check_labels`), whereas -1
+      used to update the last class; a momentum outside [0, 1] is an error as well.
     * ``SelfAttentionBlock.forward`` never forms the attention's scores. Its gradient can be taken
-      once, not twice.
+      once, but not a second time (no second derivatives).
 
-    Subclasses that override one of these methods keep theirs. Calling it again changes nothing.
+    Subclasses that override one of these methods keep their own. Calling it again changes nothing.
 
     Args:
         model: the released model, or anything that contains it (such as DistributedDataParallel).
@@ -47,8 +47,8 @@ def accelerate(model: nn.Module) -> nn.Module:
         ``model`` itself.
 
     Raises:
-        TypeError: not a module.
-        ValueError: nothing to accelerate in it.
+        TypeError: ``model`` is not a module.
+        ValueError: there is nothing to accelerate in it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: expected a torch.nn.Module, got {type(model).__name__}")
@@ -57,8 +57,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     if not found:
         raise ValueError(
             f"accelerate: {type(model).__name__} holds no FeaturesMemoryV2 and no "
-            "SelfAttentionBlock of sssegmentation; pass that package's own model "
-            "(compat.sssegmentation.load makes a fast one of its checkpoint)"
+            "SelfAttentionBlock of sssegmentation; pass a model of that package (to load one of "
+            "its checkpoints, use compat.sssegmentation.load)"
         )
     for module in modules:
         bottleneck = getattr(module, "bottleneck", None)
@@ -68,7 +68,10 @@ def accelerate(model: nn.Module) -> nn.Module:
 
 
 class _Swapped(nn.Module):
-    """Base of the replaced methods. Classes made by `_subclass` have no name to pickle them by."""
+    """Base of the classes with the new methods.
+
+    Classes made by `_subclass` cannot be pickled by name, so `_revive` makes them again.
+    """
 
     replaces: str
     methods: Sequence[str] = ("forward",)
@@ -80,7 +83,7 @@ class _Swapped(nn.Module):
 
 
 class _Memory(_Swapped):
-    """The methods of FeaturesMemoryV2 (Eqs. 6-9 and 11-13, in the released form)."""
+    """The new methods of FeaturesMemoryV2 (Eqs. 6-9 and 11-13, in the released form)."""
 
     replaces = "FeaturesMemoryV2"
     methods = ("forward", "update")
@@ -128,7 +131,11 @@ class _Memory(_Swapped):
         momentum_cfg: Any = None,
         learning_rate: float | None = None,
     ) -> None:
-        """Features of the labels' size, upsampled or still to be; over ranks the mean memory."""
+        """Updates the memory; across ranks it becomes the mean of their memories.
+
+        The features have the labels' size: they are upsampled, or a stand-in that is not upsampled
+        yet.
+        """
         momentum = momentum_cfg["base_momentum"]
         if momentum_cfg["adjust_by_learning_rate"]:
             momentum = momentum / momentum_cfg["base_lr"] * learning_rate
@@ -151,7 +158,7 @@ class _Memory(_Swapped):
 
 
 class _Attention(_Swapped):
-    """The method of SelfAttentionBlock (Eq. 13)."""
+    """The new method of SelfAttentionBlock (Eq. 13)."""
 
     replaces = "SelfAttentionBlock"
     attributes = (
@@ -187,7 +194,7 @@ class _Attention(_Swapped):
 
 
 def _swap(module: nn.Module) -> bool:
-    """Whether the module is one of ours now."""
+    """Gives the module its new methods, if it is of a known class; returns whether it has them."""
     kind: Any = type(module)
     if isinstance(module, _Swapped):
         return True
@@ -210,15 +217,15 @@ def _subclass(own: type[_Swapped], released: type[nn.Module]) -> type[_Swapped]:
 
 
 def _revive(own: Any, released: Any) -> _Swapped:
-    """The empty module that copying and unpickling fill."""
+    """The empty module that copying and unpickling then fill."""
     kind: Any = _subclass(own, released)
     return kind.__new__(kind)
 
 
 @cache
 def _unit_table(num_classes: int, channels: int, device: torch.device) -> Tensor:
-    """eps (K, Z) of the released code; kept, for drawing it takes milliseconds."""
-    with torch.inference_mode(False):  # training may read it later
+    """The noise (K, Z) of the released code; cached, because drawing it takes milliseconds."""
+    with torch.inference_mode(False):  # so that training can use it as well
         table = GaussianMemory(num_classes, channels, form="released").noise_table
         assert table is not None
         return table.to(device)
@@ -228,7 +235,7 @@ def _wide(memory: Tensor) -> Tensor:
     return memory if memory.dtype == torch.float64 else memory.float()
 
 
-# --- upsampling put off -------------------------------------------------------------------------
+# --- postponed upsampling -----------------------------------------------------------------------
 
 
 def _mark_output(bottleneck: nn.Module) -> None:
@@ -241,7 +248,7 @@ def _mark(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
 
 
 class _PixelRepresentations(Tensor):
-    """R, an ordinary tensor but for its upsampling without a gradient, which waits for its use."""
+    """R: a tensor whose upsampling without a gradient is postponed until the result is used."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -260,7 +267,7 @@ class _PixelRepresentations(Tensor):
 
 
 class _Upsampled(Tensor):
-    """``F.interpolate(low, size, mode="bilinear")`` without memory; any op on it computes it."""
+    """``F.interpolate(low, size, mode="bilinear")`` that is computed only when an op reads it."""
 
     low: Tensor
     align_corners: bool

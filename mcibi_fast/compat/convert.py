@@ -1,4 +1,4 @@
-"""A released checkpoint as `sssegmentation` loads it, as a model of `mcibi_fast.models`."""
+"""Converts a model loaded from a released checkpoint into one that `mcibi_fast.models` creates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mcibi_fast.models.checkpoint import create_model
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.nn.within_image import PPM
 
-# timm's names of the released ResNet-v1c; the other backbones have names of their own.
+# timm's names of the released ResNet-v1c; the other backbones get names from `released_backbones`.
 _RESNETS = ("resnet50c", "resnet101c", "resnet152c")
 
 
 def convert(
     loaded: Segmentor, classes: list[str], palette: list[list[int]]
 ) -> tuple[Segmentor, ModelSpec]:
-    """The model as `mcibi_fast.models.create` makes it, and what makes it.
+    """The model as `mcibi_fast.models.create` makes it, and its specification.
 
     Args:
-        loaded: of `compat.sssegmentation.load`.
-        classes, palette: K each.
+        loaded: the result of `compat.sssegmentation.load`.
+        classes, palette: names and colours of the K classes.
 
     Raises:
-        NotImplementedError: `create` makes no such model (the message says what it lacks).
+        NotImplementedError: `create` cannot make this model (the message says why).
     """
     name, shapes = _framework(loaded.head), _shapes(loaded)
     entries = {
@@ -65,7 +65,7 @@ def convert(
 
 
 def _framework(head: nn.Module) -> str:
-    """Its name for `create`."""
+    """The name with which `create` makes a model with this head."""
     if not isinstance(head, MCIBIPPHead):
         raise NotImplementedError(f"its head is a {type(head).__name__}")
     if isinstance(head, UperNet):
@@ -76,7 +76,7 @@ def _framework(head: nn.Module) -> str:
 
 
 def _options(loaded: Segmentor) -> dict[str, Any]:
-    """The model's arguments, as far as the released code knows more than one value of them."""
+    """The model's arguments, as far as they vary in the released code."""
     head, backbone = loaded.head, cast(Backbone, loaded.backbone)
     context = head.context
     decoders = (context.weight_head, head.within_image_head, head.decoder)
@@ -103,7 +103,7 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 @torch.inference_mode()
 def _same_logits(loaded: Segmentor, model: Segmentor) -> bool:
-    """On noise: shapes do not show strides and dilations."""
+    """Whether both give the same logits for noise; shapes do not show strides and dilations."""
     images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
     expected, logits = loaded(images).logits, model(images).logits
     if logits.shape != expected.shape:

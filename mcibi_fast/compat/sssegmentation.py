@@ -1,9 +1,9 @@
-"""Checkpoints of the authors' released code (sssegmentation), as models of this package.
+"""Loads checkpoints of the authors' released code (sssegmentation) as models of this package.
 
-A checkpoint is ``{"model": state_dict}``. Everything that keys and shapes show is inferred from
-them: the backbone's depth and widths, channels, classes, the kind of context. What they do not show
-is an argument. All heads: FCN, PPM, ASPP, and UperNet with one of these. Backbones are those of
-:mod:`mcibi_fast.models.released_backbones`.
+A checkpoint is ``{"model": state_dict}``. Everything that its keys and shapes show is inferred: the
+backbone's depth and widths, channels, classes, the kind of context. What they do not show is an
+argument. All released heads are supported: FCN, PPM, ASPP, and UperNet with PPM or ASPP. The
+backbones are those of :mod:`mcibi_fast.models.released_backbones`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ StateDict = Mapping[str, Tensor]
 
 _WITHIN_IMAGE = "context_within_image_module"
 
-# This package's names -> the checkpoint's, applied in this order.
+# From this package's names to the checkpoint's; applied in this order.
 _RENAMING = [
     (r"^head\.", ""),
     (r"^context\.memory\.", "memory_module."),
@@ -62,16 +62,17 @@ def load(
     output_stride: int = 8,
     **options: Any,
 ) -> Segmentor:
-    """A released checkpoint as a model, in evaluation mode.
+    """Loads a released checkpoint as a model in evaluation mode.
 
     Args:
-        checkpoint: a file, or what ``torch.load`` gives for it: ``{"model": state_dict}``.
-        output_stride: of the backbone; 8 for every published ResNet.
+        checkpoint: a file, or what ``torch.load`` returns for it: ``{"model": state_dict}``.
+        output_stride: output stride of the backbone; 8 for every published ResNet.
         options: see :func:`head`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a checkpoint, or keys missing, unknown or of another shape (named).
+        ValueError: it is not such a checkpoint, or keys are missing, unknown or of another shape
+            (the message names them).
     """
     state = _read(checkpoint)
     backbone = _build_backbone(state, output_stride)
@@ -91,22 +92,24 @@ def head(
     align_corners: bool = False,
     **options: Any,
 ) -> MCIBIPPHead:
-    """A released checkpoint's head alone, in evaluation mode: ``forward([f0, f1, f2, f3])``.
+    """Loads only the head of a released checkpoint, in evaluation mode.
+
+    It is called with the backbone's maps: ``forward([f0, f1, f2, f3])``.
 
     Args:
-        state_dict: the checkpoint's entries; those of the backbone are not looked at.
-        weights_from: whose logits gather. "auto" is the within-image head's where there is one;
-            of the published checkpoints only ppm_resnet50os8_ade20k needs "pr".
-        hard: one-hot gathering weights.
-        dilations: of the ASPP branches.
-        pool_scales: of the PPM branches.
-        dropout: channel dropout when the model is trained further.
-        align_corners: of every resizing.
-        options: more of :class:`MCIBIPPHead`'s, for example ``ignore_index`` (255 here, -100 in
-            the released code), ``momentum`` and ``stages``.
+        state_dict: the checkpoint's entries; those of the backbone are ignored.
+        weights_from: whose logits are used as W. "auto" takes the within-image head's if there is
+            one; of the published checkpoints only ppm_resnet50os8_ade20k needs "pr".
+        hard: gather with one-hot weights.
+        dilations: dilations of the ASPP branches.
+        pool_scales: scales of the PPM branches.
+        dropout: channel dropout if the model is trained further.
+        align_corners: whether every resizing aligns corners.
+        options: further options of :class:`MCIBIPPHead`, for example ``ignore_index`` (255 here,
+            -100 in the released code), ``momentum`` and ``stages``.
 
     Raises:
-        ValueError: as :func:`load`.
+        ValueError: as in :func:`load`.
     """
     state = {k: v for k, v in state_dict.items() if not k.startswith("backbone_net.")}
     module = _build_head(
@@ -130,9 +133,9 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
             raise FileNotFoundError(f"checkpoint: there is no file {path}")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling anything at all can raise anything at all
+        except Exception as error:  # unpickling an arbitrary file can raise any error
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"checkpoint: {path} is not one torch can load ({reason})") from error
+            raise ValueError(f"checkpoint: torch cannot load {path} ({reason})") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
     return checkpoint["model"]
@@ -162,8 +165,8 @@ def _build_head(
     if laterals:
         if within_image is None:
             raise ValueError(
-                f"checkpoint: a feature pyramid (lateral_convs.*) without {_WITHIN_IMAGE}.*; every "
-                "UperNet of the released code has that"
+                f"checkpoint: it has a feature pyramid (lateral_convs.*) but no {_WITHIN_IMAGE}.*, "
+                "which every UperNet of the released code has"
             )
         framework = head_type("upernet", "mcibipp")
         widths = [*(lateral[1] for lateral in laterals), last_channels]
@@ -185,13 +188,13 @@ def _build_head(
 
 
 def _kernel_sizes(state: StateDict) -> list[int]:
-    """Of the classifiers' first convolutions; 1 where there is no classifier."""
+    """Kernel sizes of the classifiers' first convolutions; 1 for a classifier that is absent."""
     names = [f"decoder_{name}.conv1.weight" for name in ("pr", "cwi", "cls")]
     return [state[name].shape[2] if name in state else 1 for name in names]
 
 
 def _laterals(state: StateDict) -> list[torch.Size]:
-    """Of the feature pyramid's lateral convolutions, none without a pyramid."""
+    """Shapes of the feature pyramid's lateral convolutions; empty without a pyramid."""
     count = len({key.split(".")[1] for key in state if key.startswith("lateral_convs.")})
     return [_shape(state, f"lateral_convs.{i}.0.weight") for i in range(count)]
 
@@ -213,11 +216,11 @@ def _build_within_image(
 
 
 def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
-    _shape(state, "bottleneck.0.weight")  # where there is not even that, it is no such checkpoint
+    _shape(state, "bottleneck.0.weight")  # raises if this is another kind of checkpoint
     backbone = backbones.build(state, output_stride)
     if backbone is None:
         raise ValueError(
-            "checkpoint: its entries backbone_net.* are none of ResNet, ResNeSt, HRNet and Swin"
+            "checkpoint: its entries backbone_net.* belong to none of ResNet, ResNeSt, HRNet, Swin"
         )
     return backbone
 
@@ -226,16 +229,16 @@ def _shape(state: StateDict, key: str) -> torch.Size:
     if key not in state:
         kinds = ", ".join(sorted({k.split(".")[0] for k in state})) or "none"
         raise ValueError(
-            f"checkpoint: key {key} is missing, this is no MCIBI++ checkpoint of sssegmentation "
-            f"(its keys begin with: {kinds})"
+            f"checkpoint: key {key} is missing, so this is not an MCIBI++ checkpoint of "
+            f"sssegmentation (its keys begin with: {kinds})"
         )
     return state[key].shape
 
 
 def released_name(name: str) -> str:
-    """A name in a head's state dict, also a model's (``head.``) -> the checkpoint's.
+    """Translates a name in the state dict of a head or model (``head.``) to the checkpoint's name.
 
-    Those of a backbone: :func:`mcibi_fast.models.released_backbones.released_name`.
+    For names of a backbone see :func:`mcibi_fast.models.released_backbones.released_name`.
     """
     for pattern, replacement in _RENAMING:
         name = re.sub(pattern, replacement, name)
@@ -243,10 +246,10 @@ def released_name(name: str) -> str:
 
 
 def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = released_name) -> None:
-    """Copies every entry into the model; all or nothing."""
+    """Copies every entry into the model; if one does not fit, nothing is copied."""
     names = {rename(name): name for name in model.state_dict()}
     target = {rename(name): value for name, value in model.state_dict().items()}
-    # Batch norm's step counters are in no published checkpoint and change nothing.
+    # No published checkpoint contains batch norm's step counters, which do not affect the results.
     missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
     shapes = {
         k: f"{k} {tuple(state[k].shape)} instead of {tuple(target[k].shape)}"

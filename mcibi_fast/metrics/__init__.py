@@ -1,4 +1,4 @@
-"""Evaluation metrics: one integer confusion matrix over a whole split, and what videos add."""
+"""Evaluation metrics: a confusion matrix over a whole split, and the consistency of videos."""
 
 from mcibi_fast.metrics.confusion import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.metrics.flow import DISFlow, FlowFunction, RAFTFlow, default_flow, warp_backward

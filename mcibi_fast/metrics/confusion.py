@@ -1,4 +1,4 @@
-"""Streaming confusion matrix and the scores read from it."""
+"""A confusion matrix that is filled batch by batch, and the scores computed from it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Scores of one split.  All are fractions in [0, 1]; NaN where nothing defines them.
+    """Scores of one split. All are fractions in [0, 1], and NaN if they are undefined.
 
     Attributes:
-        iou: (K,) float64, intersection over union per class; NaN where the union is empty.
-        accuracy: (K,) float64, share of a class's pixels that were predicted as it; NaN where the
+        iou: (K,) float64, intersection over union per class; NaN if the union is empty.
+        accuracy: (K,) float64, share of a class's pixels that were predicted correctly; NaN if the
             class has no ground truth.
-        pixels: (K,) int64, ground-truth pixels per class.
-        mean_iou: mean of ``iou`` over classes with a non-empty union (most toolkits; the default).
-        mean_iou_present: mean of ``iou`` over classes with ground truth (VSPW's evaluator).  It
-            differs from ``mean_iou`` only when a class is predicted that never occurs.
-        pixel_accuracy: trace / sum.
+        pixels: (K,) int64, number of ground-truth pixels per class.
+        mean_iou: mean of ``iou`` over classes with a non-empty union (the default, as in most
+            toolkits).
+        mean_iou_present: mean of ``iou`` over classes with ground truth (as in VSPW's evaluation).
+            It differs from ``mean_iou`` only if a class is predicted that never occurs.
+        pixel_accuracy: share of all pixels that were predicted correctly.
         mean_class_accuracy: mean of ``accuracy`` over classes with ground truth.
     """
 
@@ -51,9 +52,10 @@ class SegmentationMetrics:
         }
 
     def without(self, classes: Sequence[int]) -> SegmentationMetrics:
-        """The means over the other classes; those left out become NaN.
+        """The scores with means over the other classes; the given classes become NaN.
 
-        Their pixels still count in the other classes' scores, and in ``pixel_accuracy``.
+        Pixels of the given classes still count in the scores of the others and in
+        ``pixel_accuracy``.
         """
         iou, accuracy = self.iou.clone(), self.accuracy.clone()
         iou[list(classes)] = accuracy[list(classes)] = math.nan
@@ -112,12 +114,12 @@ def _percent(value: float) -> str:
 class ConfusionMatrix:
     """Counts of (ground truth, prediction) pairs, added up batch by batch in int64.
 
-    One matrix serves a whole split, so no score is an average of averages.  An update allocates
-    a few integers per pixel and nothing of K times the label map's size.
+    One matrix counts a whole split, so no score is an average of averages. An update allocates a
+    few integers per pixel and nothing of K times the label map's size.
 
     Args:
         num_classes: K.
-        ignore_index: label of pixels that count nowhere.
+        ignore_index: label of pixels that do not count.
 
     Attributes:
         matrix: (K, K) int64; row = ground truth, column = prediction.
@@ -184,14 +186,14 @@ class ConfusionMatrix:
     def reduce(
         self, accelerator_or_group: Accelerator | torch.distributed.ProcessGroup | None = None
     ) -> ConfusionMatrix:
-        """The sum over ranks, as a new object (so reducing twice never counts twice).
+        """The sum over ranks, as a new object (so that reducing twice counts nothing twice).
 
-        Each rank must have seen samples that no other rank has: `inference.evaluate` deals a split
-        out without padding.  With `None` the default process group is used; without an
-        initialised process group the result is a copy.
+        No two ranks may have counted the same sample: `inference.evaluate` distributes a split over
+        the ranks without padding.
 
         Args:
-            accelerator_or_group: an ``accelerate.Accelerator``, a process group, or None.
+            accelerator_or_group: an ``accelerate.Accelerator``, a process group, or None for the
+                default process group. Without an initialised process group the result is a copy.
         """
         total = ConfusionMatrix(self.num_classes, self.ignore_index)
         total.matrix = self.matrix.clone()
@@ -206,11 +208,11 @@ class ConfusionMatrix:
         return total
 
     def compute(self) -> SegmentationMetrics:
-        """The scores of what was counted so far."""
+        """The scores of everything counted so far."""
         matrix = self.matrix.cpu().double()
         hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         union = truth + predicted - hit
-        # 0/0 is NaN: no pixel says anything about that class.
+        # 0/0 gives NaN: there is no pixel from which to judge that class.
         iou, accuracy = hit / union, hit / truth
         return SegmentationMetrics(
             iou=iou,

@@ -1,7 +1,8 @@
-"""Optical flow for temporal consistency, and the warp that follows it.
+"""Optical flow for temporal consistency, and warping by the flow.
 
-`RAFTFlow` is what VSPW's evaluation used (torchvision's port of the Chairs+Things weights),
-`DISFlow` needs no weights and no GPU. `default_flow` takes the first where its weights can be had.
+`RAFTFlow` is the flow that VSPW's evaluation used (torchvision's port with the Chairs+Things
+weights). `DISFlow` needs no weights and no GPU. `default_flow` takes RAFT if its weights are
+available.
 """
 
 from __future__ import annotations
@@ -18,33 +19,34 @@ from mcibi_fast import extras
 from mcibi_fast.protocols import check_protocol
 
 _RAFT_STRIDE = 8
-_RAFT_SMALLEST = 128  # its correlation pyramid has four levels at stride 8
-_DAMAGED = (RuntimeError, EOFError, UnpicklingError)  # what torch.load raises for such files
+_RAFT_SMALLEST = 128  # RAFT's correlation pyramid has four levels at stride 8
+_DAMAGED = (RuntimeError, EOFError, UnpicklingError)  # what torch.load raises for damaged files
 
 
 class FlowFunction(Protocol):
-    """Two frames -> flow from the first to the second; ``name`` is what result tables print."""
+    """A function from two frames to the flow between them; tables of results print its ``name``."""
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """(3, H, W) uint8 RGB each -> (2, H, W) float32, x and y in pixels."""
+        """Two frames (3, H, W) uint8 RGB -> flow (2, H, W) float32, x and y in pixels."""
         ...
 
 
 class RAFTFlow:
     """torchvision's ``raft_large`` with the original Chairs+Things weights (``C_T_V1``).
 
-    Frames are padded evenly to multiples of 8 by repeating their rims, as VSPW's evaluation does.
+    Frames are padded evenly to multiples of 8 by repeating their border pixels, as in VSPW's
+    evaluation.
 
     Args:
         weights: a file with the state dictionary; None lets torchvision find or download it.
-        device: where it runs.
-        iterations: updates of the flow.
+        device: the device on which it runs.
+        iterations: number of updates of the flow.
 
-    Raises OSError when there are no weights, and ValueError for torchvision that does not import,
-    a file of other weights, and frames with a side below 128 after padding.
+    Raises OSError if there are no weights, and ValueError if torchvision cannot be imported, the
+    file holds other weights, or a side of the frames is below 128 after padding.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class RAFTFlow:
                 model = models.raft_large(weights=published)
             except (OSError, *_DAMAGED) as error:  # torch.hub: RuntimeError for a wrong hash
                 raise OSError(
-                    f"RAFT's weights ({published.url}) cannot be had: {error or 'empty file'}; "
-                    f"name their file, or take DIS; what torch keeps of them is in "
+                    f"RAFT's weights ({published.url}) cannot be loaded: {error or 'empty file'}; "
+                    f"give the path of a file with them, or use DIS; torch keeps downloads in "
                     f"{torch.hub.get_dir()}/checkpoints"
                 ) from error
         else:
@@ -85,8 +87,8 @@ class RAFTFlow:
         down, right = -height % _RAFT_STRIDE, -width % _RAFT_STRIDE
         if not _large_enough(height, width):
             raise ValueError(
-                f"first: {height}x{width} is too small for RAFT, at least "
-                f"{_RAFT_SMALLEST}x{_RAFT_SMALLEST}; take DIS (DISFlow)"
+                f"first: {height}x{width} is too small for RAFT, which needs at least "
+                f"{_RAFT_SMALLEST}x{_RAFT_SMALLEST}; use DIS (DISFlow)"
             )
         pad = [right // 2, right - right // 2, down // 2, down - down // 2]
         frames = torch.stack([first, second]).to(self.device).float() / 127.5 - 1
@@ -96,9 +98,9 @@ class RAFTFlow:
 
 
 class DISFlow:
-    """Dense inverse search (Kroeger et al., 2016) by OpenCV, its medium preset, on the CPU.
+    """OpenCV's dense inverse search (Kroeger et al., 2016), medium preset, on the CPU.
 
-    Raises ValueError where OpenCV is missing.
+    Raises ValueError if OpenCV is missing.
     """
 
     def __init__(self) -> None:
@@ -121,13 +123,13 @@ class DISFlow:
 def default_flow(
     device: torch.device | str = "cpu", size: tuple[int, int] | None = None
 ) -> FlowFunction:
-    """`RAFTFlow` where its weights can be had, else `DISFlow`; the name says which.
+    """`RAFTFlow` if its weights are available, otherwise `DISFlow`; the flow's name says which.
 
     Args:
-        device: where RAFT runs.
-        size: (H, W) of the frames, where it is known: RAFT takes no small ones.
+        device: the device on which RAFT runs.
+        size: (H, W) of the frames, if known: RAFT cannot process small ones.
 
-    Raises ValueError when there is neither.
+    Raises ValueError if neither is available.
     """
     if size is not None and not _large_enough(*size):
         return DISFlow()
@@ -138,20 +140,20 @@ def default_flow(
 
 
 def _large_enough(height: int, width: int) -> bool:
-    """For RAFT, after padding."""
+    """Whether frames of this size are large enough for RAFT after padding."""
     smaller = min(height, width)
     return smaller + -smaller % _RAFT_STRIDE >= _RAFT_SMALLEST
 
 
 def warp_backward(labels: Tensor, flow: Tensor, protocol: str) -> Tensor:
-    """The next frame's labels as this frame sees them: labels[p + flow(p)], nearest, 0 outside.
+    """The next frame's labels, moved to this frame: labels[p + flow(p)], nearest, 0 outside.
 
     Args:
-        labels: (H, W) integers, of the next frame.
+        labels: (H, W) integers, the labels of the next frame.
         flow: (2, H, W), x and y in pixels, from this frame to the next.
-        protocol: "vspw2021": the grid is scaled as with ``align_corners=True`` and sampled as with
-            False, as in VSPW's evaluation, which samples x W / (W - 1) - 1/2 in place of x;
-            "strict": both as with False, which samples x.
+        protocol: "vspw2021": as in VSPW's evaluation, the grid is scaled for ``align_corners=True``
+            but sampled with False, which reads x W / (W - 1) - 1/2 instead of x; "strict": both
+            use False, which reads x.
 
     Returns:
         (H, W) int64.
@@ -160,7 +162,7 @@ def warp_backward(labels: Tensor, flow: Tensor, protocol: str) -> Tensor:
     height, width = labels.shape
     if flow.shape != (2, height, width):
         raise ValueError(
-            f"flow: expected shape {(2, height, width)} as the labels', got {tuple(flow.shape)}"
+            f"flow: expected shape {(2, height, width)} to fit the labels, got {tuple(flow.shape)}"
         )
     flow = flow.to(labels.device, torch.float32)
     rows = torch.arange(height, device=labels.device, dtype=torch.float32)[:, None]

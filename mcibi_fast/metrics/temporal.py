@@ -1,17 +1,17 @@
 """Metrics of video segmentation: temporal consistency (TC) and video consistency (VC).
 
-Two protocols, never mixed: "vspw2021" is VSPW's evaluation code with its quirks, which published
-figures follow; "strict" is what the definitions say. Videos are fed frame by frame; what is kept of
-one does not grow with its length.
+There are two protocols, which are never mixed: "vspw2021" is VSPW's evaluation code with its
+quirks, which published figures follow; "strict" follows the definitions. Videos are passed in frame
+by frame, and what is kept does not grow with their length.
 
 ======  ==================================================  =====================================
         vspw2021                                            strict
 ======  ==================================================  =====================================
 TC      the warp shifts by up to half a pixel (`flow`);     the warp samples where the flow points;
         mean over the classes of the earlier predictions    mean over classes with a union
-VC_n    the last window of a video is missed; unlabelled    the last window counts; unlabelled
-        pixels count as a class of their own; a constant    pixels do not; the constant prediction
-        prediction counts, right or wrong                   must be the right one
+VC_n    the last window of a video is left out;             the last window counts; unlabelled
+        unlabelled pixels count as one more class; a        pixels do not; the constant prediction
+        constant prediction counts, right or wrong          must be the right one
 ======  ==================================================  =====================================
 """
 
@@ -41,7 +41,7 @@ TC_VIDEOS = 100
 
 @dataclass(frozen=True)
 class TemporalScore:
-    """TC: ``score`` in 0..1 (NaN without a pair), the pairs of frames counted, by which flow."""
+    """TC: ``score`` in 0..1 (NaN without a pair), number of pairs of frames, name of the flow."""
 
     score: float
     pairs: int
@@ -51,8 +51,10 @@ class TemporalScore:
 
 @dataclass(frozen=True)
 class ConsistencyScore:
-    """VC_n: ``score`` in 0..1 (NaN without a window), n, windows counted, and windows skipped
-    because no pixel's ground truth is constant (``empty``).
+    """VC_n: ``score`` in 0..1 (NaN without a window), n (``window``) and the numbers of windows.
+
+    ``windows`` were counted; ``empty`` ones were skipped because no pixel's ground truth is
+    constant.
     """
 
     score: float
@@ -65,14 +67,15 @@ class ConsistencyScore:
 class TemporalConsistency:
     """TC: how well the prediction at t agrees with that at t + 1, warped back by optical flow.
 
-    The warped prediction (nearest, class 0 from outside) is scored against the earlier one over all
-    pixels, without an occlusion mask, for all adjacent pairs; one mIoU of all videos.
+    The warped prediction (nearest neighbour, class 0 from outside the image) is compared with the
+    earlier one over all pixels, without an occlusion mask, for all pairs of adjacent frames. TC is
+    one mIoU over all videos.
 
     Args:
         num_classes: K.
-        flow: estimates the flow from two frames; None: it is given with each frame.
-        protocol: "vspw2021" or "strict", see the module.
-        max_videos: only videos numbered below it count (VSPW's first 100); None counts all.
+        flow: estimates the flow from two frames; None if the flow is given with each frame.
+        protocol: "vspw2021" or "strict", see the module's documentation.
+        max_videos: only videos with a lower number count (VSPW's first 100); None counts all.
 
     Call `start` for each video and `update` for each of its frames.
     """
@@ -95,11 +98,11 @@ class TemporalConsistency:
 
     @property
     def flow_name(self) -> str:
-        """Which flow it is."""
+        """The name of the flow."""
         return GIVEN_FLOW if self.flow is None else self.flow.name
 
     def check_ranks(self, group: Group = None) -> None:
-        """Raises ValueError where the ranks of a distributed run have different flows."""
+        """Raises ValueError if the ranks of a distributed run use different flows."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = group if isinstance(group, torch.distributed.ProcessGroup) else None
             names = [""] * torch.distributed.get_world_size(ranks)
@@ -110,7 +113,7 @@ class TemporalConsistency:
                 )
 
     def start(self, video: int) -> None:
-        """A new video; ``video`` is its number in the split, on whatever rank."""
+        """Begins a new video; ``video`` is its number in the split, counted over all ranks."""
         self._counts = self.max_videos is None or video < self.max_videos
         self._last = None
 
@@ -121,12 +124,12 @@ class TemporalConsistency:
 
         Args:
             prediction: (H, W) class indices.
-            image: (3, H, W) uint8, the frame; for a flow that is estimated.
-            flow: (2, H, W), from the frame before to this one; for a flow that is given (nothing
-                at the first frame).
+            image: (3, H, W) uint8, the frame; needed if the flow is estimated.
+            flow: (2, H, W), the flow from the frame before to this one; needed if the flow is given
+                (except at the first frame).
 
         Raises:
-            ValueError: what is missing, shapes that differ, a class out of range.
+            ValueError: the image or the flow is missing, shapes differ, or a class is out of range.
         """
         if not self._counts:
             return
@@ -146,7 +149,7 @@ class TemporalConsistency:
         self.pairs += 1
 
     def reduce(self, group: Group = None) -> TemporalConsistency:
-        """The sum over ranks, which have had different videos, as a new object."""
+        """The sum over ranks, which must have processed different videos, as a new object."""
         total = TemporalConsistency(
             self.confusion.num_classes,
             self.flow,
@@ -158,7 +161,7 @@ class TemporalConsistency:
         return total
 
     def compute(self) -> TemporalScore:
-        """The score of what was counted so far."""
+        """The score of everything counted so far."""
         scores = self.confusion.compute()
         published = self.protocol == "vspw2021"
         return TemporalScore(
@@ -170,16 +173,16 @@ class TemporalConsistency:
 
 
 class VideoConsistency:
-    """VC_n: of the pixels whose ground truth is constant over n frames, the share whose prediction
-    is, too; the mean over all windows of n frames of all videos.
+    """VC_n: among pixels whose ground truth is constant over n frames, the share whose prediction
+    is constant, too; the mean over all windows of n frames in all videos.
 
-    A window in which no pixel's ground truth is constant is skipped and counted. vspw2021 takes the
-    windows that begin at 0..L-n-1 of a video of L frames, strict also the last; neither takes any
-    of a shorter video.
+    A window in which no pixel's ground truth is constant is skipped, and skipped windows are
+    counted. In a video of L frames, vspw2021 takes the windows that begin at 0..L-n-1, strict also
+    the last one; a video shorter than n gives no window.
 
     Args:
         window: n, at least 1.
-        protocol: "vspw2021" or "strict", see the module.
+        protocol: "vspw2021" or "strict", see the module's documentation.
         ignore_index: label of unlabelled pixels.
 
     Call `start` for each video and `update` for each of its frames; `compute` and `reduce` end the
@@ -193,23 +196,23 @@ class VideoConsistency:
         if window < 1:
             raise ValueError(f"window: {window} frames, expected at least 1")
         self.window, self.protocol, self.ignore_index = window, protocol, ignore_index
-        self._totals = torch.zeros(3, dtype=torch.float64)  # of ratios, of windows, of empty ones
+        self._totals = torch.zeros(3, dtype=torch.float64)  # sum of ratios, windows, empty windows
         self._last: tuple[Tensor, Tensor] | None = None  # prediction and label
-        self._steady: tuple[Tensor, Tensor] | None = None  # for how many frames, of the two
+        self._steady: tuple[Tensor, Tensor] | None = None  # for how many frames both are constant
         self._pending: Tensor | None = None  # the newest window, which may be the video's last
         self._frames = 0
 
     def start(self) -> None:
-        """A new video."""
+        """Begins a new video."""
         self._totals = self._ended()
         self._last = self._steady = self._pending = None
         self._frames = 0
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Adds the video's next frame: (H, W) class indices each. Nothing waits for the device.
+        """Adds the video's next frame: two maps (H, W) of class indices. Does not wait for a GPU.
 
         Raises:
-            ValueError: shapes that differ, from each other or from the last frame's.
+            ValueError: the two shapes differ, or differ from those of the last frame.
         """
         expected = label.shape if self._last is None else self._last[1].shape
         for name, tensor in (("prediction", prediction), ("label", label)):
@@ -220,7 +223,7 @@ class VideoConsistency:
         if self._last is None or self._steady is None:
             self._steady = one, one
         else:
-            # For how many frames a pixel has been what it is now.
+            # For how many frames each pixel has had its present class.
             self._steady = (
                 torch.where(prediction == self._last[0], self._steady[0] + 1, one),
                 torch.where(label == self._last[1], self._steady[1] + 1, one),
@@ -232,7 +235,7 @@ class VideoConsistency:
             self._pending = self._score(self._steady, prediction, label)
 
     def reduce(self, group: Group = None) -> VideoConsistency:
-        """The sum over ranks, which have had different videos, as a new object."""
+        """The sum over ranks, which must have processed different videos, as a new object."""
         total = VideoConsistency(
             self.window, protocol=self.protocol, ignore_index=self.ignore_index
         )
@@ -240,13 +243,13 @@ class VideoConsistency:
         return total
 
     def compute(self) -> ConsistencyScore:
-        """The score of what was counted so far."""
+        """The score of everything counted so far."""
         total, windows, empty = self._ended().tolist()
         score = total / windows if windows else math.nan
         return ConsistencyScore(score, self.window, int(windows), int(empty), self.protocol)
 
     def _score(self, steady: tuple[Tensor, Tensor], prediction: Tensor, label: Tensor) -> Tensor:
-        """What the window that ends here adds to the totals."""
+        """What the window that ends at this frame adds to the totals."""
         constant, truth = (frames >= self.window for frames in steady)  # P and G
         if self.protocol == "strict":
             truth = truth & (label != self.ignore_index)
@@ -263,7 +266,7 @@ class VideoConsistency:
 
 
 def _sum_over_ranks(totals: Tensor, group: Group) -> Tensor:
-    """A copy, added up over the ranks of a distributed run; see `ConfusionMatrix.reduce`."""
+    """A copy, summed over the ranks of a distributed run; see `ConfusionMatrix.reduce`."""
     totals = totals.clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         ranks = group if isinstance(group, torch.distributed.ProcessGroup) else None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoScores:
-    """All scores of a split: those of single frames, TC (None if not asked for), and VC_n."""
+    """All scores of a split: scores of single frames, TC (None if not asked for) and each VC_n."""
 
     frames: SegmentationMetrics
     tc: TemporalScore | None
@@ -36,7 +36,7 @@ class VideoScores:
 
     @property
     def mean_iou(self) -> float:
-        """By the protocol's convention: over classes with ground truth, or with a union."""
+        """mIoU by the protocol's convention: over classes with ground truth, or with a union."""
         published = self.protocol == "vspw2021"
         return self.frames.mean_iou_present if published else self.frames.mean_iou
 
@@ -59,7 +59,7 @@ class VideoScores:
         }
 
     def table(self) -> str:
-        """Text in percent, with the protocol, the flow and what was skipped."""
+        """A text table in percent, with the protocol, the flow and the numbers of windows."""
         lines = [f"protocol {self.protocol}"]
         rows = [
             ("pixel accuracy", self.frames.pixel_accuracy, ""),
@@ -78,18 +78,18 @@ class VideoScores:
 
 
 class VideoMetrics:
-    """Everything Table 17 has, in one pass over the frames: accuracies, mIoU, TC and VC_n.
+    """All scores of Table 17 in one pass over the frames: accuracies, mIoU, TC and VC_n.
 
     Args:
         num_classes: K.
-        protocol: "vspw2021" or "strict", for all of them.
-        windows: n of each VC_n.
-        flow: for TC, a function that estimates it, or "given"; None leaves TC out.
+        protocol: "vspw2021" or "strict", for all scores.
+        windows: the number n for each VC_n.
+        flow: a function that estimates the flow for TC, or "given"; None leaves TC out.
         max_videos: see `TemporalConsistency`.
         ignore_index: label of unlabelled pixels.
 
     Call `start` for each video, `update` for each of its frames, and `reduce` at the end of a
-    distributed run, in which every rank has had whole videos that no other had.
+    distributed run, in which each video must have been processed, as a whole, by one rank.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class VideoMetrics:
         ]
 
     def start(self, video: int) -> None:
-        """A new video; ``video`` is its number in the split, on whatever rank."""
+        """Begins a new video; ``video`` is its number in the split, counted over all ranks."""
         if self.tc is not None:
             self.tc.start(video)
         for vc in self.vc:
@@ -136,8 +136,8 @@ class VideoMetrics:
 
         Args:
             prediction: (H, W) class indices.
-            label: (H, W), or None for a frame without one: it counts for TC only, and no VC window
-                reaches across it.
+            label: (H, W), or None for a frame without a label: it counts for TC only, and no window
+                of VC_n extends across it.
             image, flow: see `TemporalConsistency.update`.
         """
         if self.tc is not None:
@@ -164,7 +164,7 @@ class VideoMetrics:
         return total
 
     def compute(self) -> VideoScores:
-        """The scores of what was counted so far."""
+        """The scores of everything counted so far."""
         return VideoScores(
             self.confusion.compute(),
             None if self.tc is None else self.tc.compute(),

@@ -1,4 +1,4 @@
-"""Palettes, overlays and captioned grids."""
+"""Colours of classes, overlays on images, and grids of pictures with captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of labels and predictions: colours, overlays, captioned grids."""
+"""Draws labels and predictions: in colour, as overlays, in grids with captions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ _GAP = 6
 
 
 def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """Undo the normalisation: (3, H, W) float -> (H, W, 3) uint8."""
+    """Undoes the normalisation: (3, H, W) float -> (H, W, 3) uint8."""
     rgb = image.detach().float().cpu().numpy().transpose(1, 2, 0)
     rgb = rgb * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def colourise(label: ArrayLike, palette: Pixels) -> Pixels:
-    """Class indices (H, W) -> colours (H, W, 3) uint8; pale grey for what is no class."""
+    """Class indices (H, W) -> colours (H, W, 3) uint8; values that are no class are pale grey."""
     table = np.concatenate([palette, np.array([_UNLABELLED], np.uint8)])
     return table[_rows(label, len(palette))]
 
 
 def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55) -> Pixels:
-    """Classes in colour over the image, ``alpha`` opaque; unlabelled pixels stay as they are.
+    """The image with classes in colour on top, with opacity ``alpha``.
 
-    ``image`` (H, W, 3) uint8 and ``label`` (H, W); raises ValueError when their sizes differ.
+    Unlabelled pixels keep the image's colour. Takes ``image`` (H, W, 3) uint8 and ``label`` (H, W);
+    raises ValueError if their sizes differ.
     """
     rows = _rows(label, len(palette))
     if image.shape[:2] != rows.shape:
@@ -45,7 +46,7 @@ def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55)
 
 
 def indexed(label: ArrayLike, palette: Pixels) -> Image.Image:
-    """Class indices (H, W) in 0..255 -> a palette image: saved as PNG it holds the indices."""
+    """Class indices (H, W) in 0..255 -> a palette image; a PNG of it stores the indices."""
     picture = Image.fromarray(np.asarray(label).astype(np.uint8))
     table = np.full((256, 3), _UNLABELLED, np.uint8)
     table[: len(palette)] = palette
@@ -54,22 +55,23 @@ def indexed(label: ArrayLike, palette: Pixels) -> Image.Image:
 
 
 def mark(picture: Pixels, where: NDArray[np.bool_]) -> Pixels:
-    """Hatches the pixels ``where`` (H, W) of a picture (H, W, 3) uint8 in dark diagonals."""
+    """Hatches the pixels ``where`` (H, W) of a picture (H, W, 3) uint8 with dark diagonal lines."""
     rows, columns = np.indices(where.shape)
     lines = (rows + columns) % 8 < 3
     return np.where((where & lines)[..., None], np.array(_INK, np.uint8), picture)
 
 
 def fit(picture: Pixels, width: int, *, smooth: bool) -> Pixels:
-    """A picture (H, W, 3) or map (H, W), uint8, about ``width`` wide.
+    """A picture (H, W, 3) or map (H, W), uint8, resized to a width of about ``width``.
 
-    Smaller ones grow by a whole factor, pixel by pixel, so that they stay sharp.
+    Smaller ones are enlarged by a whole factor, each pixel becoming a square, so that they stay
+    sharp.
 
     Args:
-        picture: to be resized.
-        width: in pixels.
-        smooth: whether larger ones shrink by averaging (photographs) or by nearest (colours of
-            classes).
+        picture: the picture to resize.
+        width: width in pixels.
+        smooth: shrink larger ones by averaging (photographs) instead of taking the nearest pixel
+            (colours of classes).
     """
     H, W = picture.shape[:2]
     if width >= W:
@@ -90,18 +92,18 @@ def grid(
     footer: Sequence[Image.Image] = (),
     font_size: int = 10,
 ) -> Image.Image:
-    """Pictures side by side: one row per entry.
+    """A grid of pictures: each entry of ``rows`` is a row.
 
-    Raises ValueError when the numbers of headings, captions or notes do not fit.
+    Raises ValueError if the numbers of headings, captions or notes do not fit.
 
     Args:
         rows: pictures (H, W, 3) uint8, of any sizes.
-        columns: a heading per column; broken into lines where it is long.
-        captions: a caption under each row.
-        notes: a line under each picture.
-        title: a line over all.
-        footer: pictures under all rows, such as a legend.
-        font_size: in pixels.
+        columns: a heading for each column; long ones are broken into lines.
+        captions: a caption below each row.
+        notes: a line below each picture.
+        title: a line above everything.
+        footer: pictures below all rows, such as a legend.
+        font_size: size of the font in pixels.
     """
     across = max((len(row) for row in rows), default=0)
     if across == 0:
@@ -169,10 +171,10 @@ def legend(
     Args:
         classes: names.
         palette: a colour (3,) uint8 for each.
-        columns: at most so many.
-        width: in place of ``columns``, as many as fit into so many pixels.
-        mistaken: explain `mark` and the colour of what is no class, too.
-        font_size: in pixels.
+        columns: the largest number of columns.
+        width: width in pixels; if given, it decides the number of columns instead.
+        mistaken: also explain the hatching of `mark` and the colour of unlabelled pixels.
+        font_size: size of the font in pixels.
     """
     font = ImageFont.load_default(font_size)
     line = 2 * font_size
@@ -199,7 +201,7 @@ def legend(
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The text in lines of at most ``width`` pixels; a word too long for one ends in dots."""
+    """The text in lines of at most ``width`` pixels; a word longer than that ends in dots."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def distinct_palette(num_classes: int) -> NDArray[np.uint8]:
     """Colours that are easy to tell apart, (K, 3) uint8, the same on every call.
 
-    Each colour is the one farthest from those before it, in the perceptual space OKLab
+    Each colour is the one farthest from those before it in the perceptual colour space OKLab
     (https://bottosson.github.io/posts/oklab), so a longer palette begins with the shorter one.
     Raises ValueError for more than 1000 classes.
     """
@@ -21,7 +21,7 @@ def distinct_palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def voc_palette(num_classes: int) -> NDArray[np.uint8]:
-    """The PASCAL VOC colours, (K, 3) uint8: the bits of the index spread over RGB, 0 black."""
+    """The PASCAL VOC colours, (K, 3) uint8: the index's bits are spread over RGB; 0 is black."""
     index = np.arange(num_classes)
     colours = np.zeros((num_classes, 3), np.uint8)
     for bit in range(8):
@@ -36,7 +36,7 @@ def _farthest_points(count: int) -> NDArray[np.uint8]:
     levels = np.linspace(24, 248, 15).round()
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lab = _oklab(rgb / 255)
-    # Near-black, near-white and neon colours are hard on the eye in overlays.
+    # Colours that are almost black, almost white or very bright are hard to look at in overlays.
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     calm = (lab[:, 0] > 0.35) & (lab[:, 0] < 0.93) & (chroma < 0.22)
     rgb, lab = rgb[calm], lab[calm] * (0.8, 1.0, 1.0)

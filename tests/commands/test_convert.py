@@ -149,11 +149,11 @@ def test_bad_files(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
     assert "nowhere.pth" in fails(tmp_path / "nowhere.pth", out)
     text = tmp_path / "text.pth"
     text.write_text("hello")
-    assert "text.pth is not one torch can load" in fails(text, out)
+    assert f"torch cannot load {text}" in fails(text, out)
     torch.save({"weights": {}}, text)
     assert 'expected {"model": state_dict}' in fails(text, out)
     torch.save({"model": {"a": torch.zeros(1)}}, text)
-    assert "no MCIBI++ checkpoint" in fails(text, out)
+    assert "not an MCIBI++ checkpoint" in fails(text, out)
     assert "a .safetensors file, not" in fails(checkpoint, checkpoint)
     assert "there is no folder" in fails(checkpoint, tmp_path / "nowhere" / out.name)
     assert not out.exists()

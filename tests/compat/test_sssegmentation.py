@@ -269,9 +269,7 @@ def test_upernet_checkpoint(aspp, memory_joins, extra, generator):
 
 def test_a_pyramid_needs_a_context(fcn):
     state = {**fcn, "lateral_convs.0.0.weight": torch.zeros(32, 32, 1, 1)}
-    with pytest.raises(
-        ValueError, match=r"lateral_convs\.\*\) without context_within_image_module"
-    ):
+    with pytest.raises(ValueError, match=r"lateral_convs\.\*\) but no context_within_image_module"):
         sssegmentation.head(state)
 
 
@@ -405,7 +403,9 @@ def test_keys_that_do_not_fit_are_named(fcn):
             {"model": {k: v for k, v in fcn.items() if k != "backbone_net.layer2.0.bn1.weight"}}
         )
     without_memory = {k: v for k, v in fcn.items() if not k.startswith("memory_module")}
-    with pytest.raises(ValueError, match=r"memory_module\.\S+ is missing.*no MCIBI\+\+ checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"memory_module\.\S+ is missing.*not an MCIBI\+\+ checkpoint"
+    ):
         sssegmentation.head(without_memory)
     many = {f"extra.{i}": torch.zeros(1) for i in range(9)}
     with pytest.raises(ValueError, match=r"extra\.0, .* and 4 more"):
@@ -416,7 +416,7 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path, fcn):
     with pytest.raises(FileNotFoundError, match=r"nowhere"):
         sssegmentation.load(tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pth is not one torch can load"):
+    with pytest.raises(ValueError, match=r"torch cannot load .*text\.pth"):
         sssegmentation.load(tmp_path / "text.pth")
     with pytest.raises(ValueError, match=r'expected {"model": state_dict}'):
         sssegmentation.load(fcn)
