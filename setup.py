@@ -1,4 +1,4 @@
-"""Everything but the compiled parts is in pyproject.toml; how those are built is in buildtools/."""
+"""Builds the compiled parts with buildtools/; everything else is described in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from buildtools.build import RECORD, build  # noqa: E402
 
 
 class BuildKernels(build_ext):
-    """Builds what this machine can build; what it cannot is recorded and said, not an error."""
+    """Builds what this machine can build; what it cannot is recorded and printed, not an error."""
 
     def run(self) -> None:
         build(ROOT, self._package_dir(), ROOT / self.build_temp)

@@ -1,1 +1,1 @@
-"""How the compiled parts of mcibi_fast are built: used by setup.py and CMakeLists.txt alone."""
+"""Builds the compiled parts of mcibi_fast; only setup.py and CMakeLists.txt use it."""

@@ -1,4 +1,4 @@
-"""Builds the compiled parts into a package folder and records which there are, and why not others.
+"""Builds the compiled parts into a package folder; records what was built and why other parts not.
 
 Environment: MCIBI_FAST_CUDA=1 makes a CUDA part that cannot be built an error, =0 leaves it out;
 MCIBI_FAST_CUDA_ARCHS (or TORCH_CUDA_ARCH_LIST) chooses its architectures; CXX, CUDA_HOME and
@@ -20,7 +20,7 @@ RECORD = "_build_record.json"
 
 
 def build(root: Path, out: Path, temp: Path) -> dict[str, Any]:
-    """Build _C and _cuda into `out`, write the record beside them, print it and return it."""
+    """Builds _C and _cuda into `out`, writes the record beside them, prints and returns it."""
     temp.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     version = runpy.run_path(str(root / "mcibi_fast" / "version.py"))["__version__"]
@@ -32,7 +32,7 @@ def build(root: Path, out: Path, temp: Path) -> dict[str, Any]:
         cxx = toolchain.find_cxx(toolchain.include_dirs(torch))
     except Unavailable as error:
         record["cpu"] = {"built": False, "reason": str(error)}
-        record["cuda"] = {"built": False, "reason": "it needs the C++ compiler too"}
+        record["cuda"] = {"built": False, "reason": "it also needs the C++ compiler"}
         _remove(out, "_C*.so", "_cuda*.so")
     else:
         record["cpu"] = _build_cpu(root, out, temp, cxx, torch, version)
@@ -51,7 +51,9 @@ def _build_cpu(
     try:
         plan.run(steps, temp, "cpu", _jobs())
     except plan.BuildFailed as error:
-        raise SystemExit("mcibi_fast: the C++ part did not compile, see above") from error
+        raise SystemExit(
+            "mcibi_fast: the C++ part did not compile; see the errors above"
+        ) from error
     return {
         "built": True,
         "compiler": cxx.description,
@@ -60,7 +62,7 @@ def _build_cpu(
 
 
 def _build_cuda(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch) -> dict[str, Any]:
-    """A CUDA part that does not compile is left out with its reason, never fatal by itself."""
+    """Builds the CUDA part; if that fails, it is left out and the record says why."""
     try:
         if os.environ.get("MCIBI_FAST_CUDA") == "0":
             raise Unavailable("MCIBI_FAST_CUDA=0")
@@ -97,7 +99,7 @@ def describe(record: dict[str, Any]) -> str:
     else:
         lines.append(f"  cuda  NOT built  {cuda['reason']}")
     if not cpu["built"]:
-        lines.append("  The package works without them, on PyTorch alone, and is slower.")
+        lines.append("  The package also works without them, in plain PyTorch, but more slowly.")
     return "\n".join(lines)
 
 

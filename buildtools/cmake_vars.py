@@ -1,7 +1,7 @@
 """Prints what CMakeLists.txt needs to know, as CMake set() commands: paths, flags and sources.
 
-Run by CMake with the project's Python, so that both builds share one description, and with the
-build folder as argument, which gets the generated header.
+CMake runs it with the project's Python, so that both builds share one description. Its argument is
+the build folder, into which it writes the generated header.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes op_schemas.h: the operators' schemas and numbers of mcibi_fast/_schemas.py for C++."""
+"""Writes op_schemas.h, which gives C++ the operators' schemas and numbers of _schemas.py."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def table(root: Path) -> dict[str, Any]:
-    """The names of mcibi_fast/_schemas.py, which needs no torch."""
+    """The variables of mcibi_fast/_schemas.py, which can run without torch."""
     return runpy.run_path(str(root / "mcibi_fast" / "_schemas.py"))
 
 
 def write(root: Path, build: Path) -> Path:
-    """Write the header unless it is there; returns the folder in which sources can include it."""
+    """Writes the header unless it is up to date; returns the folder to include it from."""
     folder = build / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "op_schemas.h", _text(table(root))
-    if not path.is_file() or path.read_text() != text:  # a new file would compile everything anew
-        partial = path.with_suffix(f".{os.getpid()}")  # the tests may run in several processes
+    if not path.is_file() or path.read_text() != text:  # a new file would recompile everything
+        partial = path.with_suffix(f".{os.getpid()}")  # several processes may write it in tests
         partial.write_text(text)
         partial.replace(path)
     return folder

@@ -33,7 +33,7 @@ NVCC_FLAGS = [
 
 @dataclass(frozen=True)
 class Step:
-    """One compiler or linker call; run anew when an input, a header or the command changes."""
+    """One call of a compiler or linker; repeated if an input, a header or the command changes."""
 
     output: Path
     inputs: list[Path]
@@ -64,7 +64,7 @@ def cuda_sources(csrc: Path) -> list[Path]:
 
 
 def _object_name(csrc: Path, source: Path) -> str:
-    """A name of its own for every source: each op has a cpu.cpp."""
+    """A different name for every source, since each op has a cpu.cpp."""
     return "_".join(source.relative_to(csrc).with_suffix("").parts)
 
 
@@ -84,9 +84,9 @@ def torch_define(torch: Torch) -> str:
 
 
 def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version: str) -> Plan:
-    """The library _C. On the link line the plainer flavours stand first: of an inline function
-    that several objects carry the linker keeps the first, so none keeps one with instructions that
-    a plainer CPU lacks."""
+    """The library _C. Flavours for older CPUs come first on the link line: if several objects
+    contain the same inline function, the linker keeps the first, which must not use instructions
+    that an older CPU lacks."""
     csrc = root / "csrc"
     folders = [csrc, op_header.write(root, temp), *toolchain.include_dirs(torch)]
     includes = [f"-I{folder}" for folder in folders]
@@ -115,8 +115,8 @@ def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version:
 def cuda_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, cuda: Cuda) -> Plan:
     """The library _cuda, compiled and linked by nvcc with the static CUDA runtime.
 
-    It names libtorch_cuda as a dependency through an empty stand-in, so that building against a
-    CPU-only torch gives the same library.
+    It is linked against an empty stand-in for libtorch_cuda, so that building with a CPU-only torch
+    gives a library with the same dependencies.
     """
     csrc = root / "csrc"
     nvcc = [cuda.nvcc, "-ccbin", cxx.command[-1]]
@@ -156,11 +156,11 @@ def gencode_flags(archs: list[str]) -> list[str]:
 
 
 class BuildFailed(Exception):
-    """A compiler or linker failed; the message is what it said."""
+    """A compiler or linker failed; the message is its output."""
 
 
 def run(plan: Plan, temp: Path, name: str, jobs: int) -> None:
-    """Run the steps, with ninja where it is installed (incremental), else in plain order."""
+    """Runs the steps: incrementally with ninja if it is installed, otherwise all of them."""
     ninja = toolchain.find_ninja()
     if ninja:
         path = temp / f"{name}.ninja"

@@ -1,4 +1,4 @@
-"""What this machine has to build with: the C++ compiler, torch's headers, nvcc and its targets."""
+"""Finds what this machine can build with: C++ compiler, torch's headers, nvcc, architectures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 
 
 class Unavailable(Exception):
-    """A backend cannot be built here; the message says why and what to do."""
+    """A backend cannot be built on this machine; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_torch() -> Torch:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(
             "mcibi_fast: torch is not installed in this environment. Install torch>=2.10 first, or "
-            "drop --no-build-isolation so that pip brings it for the build."
+            "drop --no-build-isolation so that pip installs it for the build."
         )
     root = Path(spec.submodule_search_locations[0])
     version = runpy.run_path(str(root / "version.py"))["__version__"]
@@ -66,7 +66,7 @@ def find_torch() -> Torch:
 def include_dirs(torch: Torch) -> list[str]:
     """Header directories of the C++ parts: pybind11's, torch's and Python's.
 
-    pybind11's come first: the copy inside torch refuses stable-ABI code before 2.13.
+    pybind11's come first, because the copy inside torch before 2.13 refuses stable-ABI code.
     """
     pybind11 = importlib.util.find_spec("pybind11")
     if pybind11 is None or not pybind11.submodule_search_locations:
@@ -76,7 +76,7 @@ def include_dirs(torch: Torch) -> list[str]:
 
 
 def cpu_flavours() -> dict[str, list[str]]:
-    """Flags of each flavour of the CPU kernels, plainest first."""
+    """The flags of each flavour (instruction set) of the CPU kernels, the oldest CPUs first."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return {"baseline": []}
     v3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
@@ -86,7 +86,7 @@ def cpu_flavours() -> dict[str, list[str]]:
 
 
 def find_cxx(includes: list[str]) -> Cxx:
-    """The C++ compiler, proven on torch's and Python's headers."""
+    """The C++ compiler, after checking that it compiles torch's and Python's headers."""
     if platform.system() != "Linux":
         raise Unavailable(f"the compiled parts are built on Linux, not on {platform.system()}")
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -97,7 +97,7 @@ def find_cxx(includes: list[str]) -> Cxx:
     else:
         raise Unavailable(
             f"no C++ compiler found (looked for {', '.join(candidates)}): install one, such as "
-            "g++ or clang++, or name it in CXX, then install again"
+            "g++ or clang++, or set CXX to one, then install again"
         )
     _probe(command, includes)
     lines = _output([*command, "--version"]).splitlines()
@@ -131,8 +131,8 @@ def find_ninja() -> list[str] | None:
 
 
 def find_cuda() -> Cuda:
-    """nvcc and the architectures to build. Nothing is guessed about the toolkit's folders: nvcc
-    itself compiles and links, so a wrapper script outside its toolkit is as good as the real one.
+    """nvcc and the architectures to build. Nothing is assumed about the toolkit's folders: nvcc
+    itself compiles and links, so a wrapper script outside the toolkit works as well.
     """
     nvcc = _find_nvcc()
     try:
@@ -159,10 +159,10 @@ def _find_nvcc() -> str:
 
 
 def choose_cuda_archs(known: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """Architectures to compile, of those nvcc knows, and a note for each one left out.
+    """The architectures to compile among those that nvcc knows, and a note for each one left out.
 
-    MCIBI_FAST_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"); else those of the GPUs present;
-    else a default list that covers Ampere to Blackwell.
+    They are taken from MCIBI_FAST_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), otherwise
+    from the GPUs of this machine, otherwise from a default list that covers Ampere to Blackwell.
     """
     wanted = os.environ.get("MCIBI_FAST_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
     wanted = wanted or _present_gpus(known) or DEFAULT_CUDA_ARCHS
@@ -182,7 +182,7 @@ def choose_cuda_archs(known: set[tuple[int, int]]) -> tuple[list[str], list[str]
     if not archs:
         raise Unavailable("no CUDA architecture left to build: " + "; ".join(notes))
     if wanted == DEFAULT_CUDA_ARCHS and not archs[-1].endswith("+PTX"):
-        archs[-1] += "+PTX"  # the newest this nvcc knows stands in for the ones it does not
+        archs[-1] += "+PTX"  # so that GPUs newer than this nvcc can compile the code themselves
     return archs, notes
 
 

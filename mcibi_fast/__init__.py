@@ -1,12 +1,12 @@
 """MCIBI++ for semantic segmentation, with its own fused kernels.
 
-``ops`` holds the kernels as functions, ``nn`` the modules, ``models`` whole networks, ``data`` and
-``metrics`` the datasets and scores, ``training`` and ``inference`` what runs them, ``compat`` the
-checkpoints of other code. CONTRIBUTING.md has a map of everything.
+``ops`` has the kernels as functions, ``nn`` modules, ``models`` whole networks, ``data`` datasets,
+``metrics`` scores, ``training`` and ``inference`` the code that trains, tests and exports models,
+and ``compat`` loads the authors' checkpoints. CONTRIBUTING.md has a map of everything.
 
-Useful to any segmentation network, as drop-ins for what follows ``F.interpolate(logits, size)``:
-``upsample_cross_entropy``, ``upsample_argmax`` and ``upsample_confusion``, which never form the
-upsampled logits.
+``upsample_cross_entropy``, ``upsample_argmax`` and ``upsample_confusion`` are useful for any
+segmentation network: they replace ``F.interpolate(logits, size)`` followed by the loss, the
+prediction or the confusion matrix, and never form the upsampled logits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "upsample_cross_entropy",
 ]
 
-# Imported at first use: torch alone takes seconds, which `mcibi-fast --help` need not wait for.
+# Imported at first use: importing torch takes seconds, and `mcibi-fast --help` does not need it.
 _HOMES = {
     "backend": "mcibi_fast.ops.dispatch",
     "build_info": "mcibi_fast._build",

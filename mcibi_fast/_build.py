@@ -1,4 +1,4 @@
-"""Loads the compiled parts and says what was built, what is live, and why the rest is not."""
+"""Loads the compiled parts; reports what was built, what can be used, and why the rest cannot."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FOLDER = Path(__file__).parent
 
 @functools.cache
 def load_extensions() -> dict[str, str | None]:
-    """Loads what was compiled, once per process; touches no device.
+    """Loads the compiled parts, once per process, without using any device.
 
     Returns:
-        For each backend None where its kernels can be called, or the reason why not.
+        For each backend None if its kernels can be called, otherwise the reason why not.
     """
     record = _record()
     triton = importlib.util.find_spec("triton")
@@ -36,14 +36,14 @@ def load_extensions() -> dict[str, str | None]:
 
 
 def build_info() -> dict[str, Any]:
-    """How this installation was built, and which backends are live.
+    """How this installation was built, and which backends can be used.
 
     Returns:
-        ``version``; ``torch_built`` (whose headers the compiled parts used) and
-        ``torch_running``; ``compiler``; ``cpu_flavours`` built and the ``cpu_flavour`` in use
-        (None without compiled parts); ``cuda_toolkit`` and ``cuda_archs`` of the CUDA part (None
-        and [] without); ``devices``, the GPUs' names; ``backends``: for each True or the reason
-        why it is not live.
+        ``version``; ``torch_built``, the torch whose headers the compiled parts used, and
+        ``torch_running``; ``compiler``; ``cpu_flavours``, the instruction sets built for, and the
+        ``cpu_flavour`` in use (None without compiled parts); ``cuda_toolkit`` and ``cuda_archs`` of
+        the CUDA part (None and [] without it); ``devices``, the names of the GPUs; ``backends``:
+        for each one True, or the reason why it cannot be used.
     """
     record = _record()
     reasons = dict(load_extensions())
@@ -70,7 +70,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _record() -> dict[str, Any]:
-    """What the build wrote down; empty for a source tree in which nothing was built yet."""
+    """The record that the build wrote; empty if nothing was built in this source tree yet."""
     path = _FOLDER / "_build_record.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -106,7 +106,7 @@ def _load_cuda(record: dict[str, Any]) -> str | None:
 
 
 def _older_sources(record: dict[str, Any]) -> str | None:
-    """Why the operators of a library that loads cannot be called."""
+    """Why the operators of a library that was loaded cannot be called; None if they can."""
     if record.get("schemas") == DIGEST:
         return None
     return "built from older sources, with other operators: build again"

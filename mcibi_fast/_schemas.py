@@ -1,8 +1,8 @@
 """The operators' schemas, written once for Python and for the C++ libraries.
 
-The build reads this file without torch: ``buildtools/op_header.py`` makes of it the header with
-which the bindings in ``csrc/`` define their operators. What a library was built with is recorded
-as ``DIGEST``, so that one of older sources is recognised.
+The build reads this file without torch: from it ``buildtools/op_header.py`` writes the header with
+which the bindings in ``csrc/`` define their operators. The ``DIGEST`` of the schemas that a library
+was built with is recorded, so that a library built from older sources is recognised.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ SCHEMAS = {
     "snapshot": "(Tensor state) -> Tensor",
 }
 
-# The ops of which each backend reports wrong labels, in one tensor argument more (see
-# ops/labels.py). On CUDA an op's place here is its number; the backward of the cross entropy is
-# not among them, because its forward has counted the same labels.
+# The ops for which each backend reports wrong labels, in one more tensor argument (see
+# ops/labels.py). On CUDA an op's number is its position in this list; the backward of the cross
+# entropy is not in it, because the forward has already counted the same labels.
 OPS_WITH_LABELS = {
     "cpu": tuple(name for name, schema in SCHEMAS.items() if "Tensor labels" in schema),
     "cuda": (

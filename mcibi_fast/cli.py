@@ -1,4 +1,4 @@
-"""``mcibi-fast``: the command line.  Each command is a module of `mcibi_fast.commands`."""
+"""``mcibi-fast``, the command line. Each command is a module of `mcibi_fast.commands`."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ COMMANDS: dict[str, Command] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad usage is one line, like every other error."""
+    """Reports wrong usage in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their arguments; light to import."""
+    """The parser of all commands and their arguments; it imports nothing that takes long."""
     parser = Parser(
         prog="mcibi-fast",
         description="MCIBI++ for semantic segmentation.",
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        0; 2 after invalid input or where an optional package is missing, with one line on stderr;
-        130 after Ctrl-C.
+        0 on success; 2, with one line on stderr, after invalid input or if an optional package is
+        missing; 130 after Ctrl-C.
     """
     try:
         args = build_parser().parse_args(argv)

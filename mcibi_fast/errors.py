@@ -1,7 +1,7 @@
-"""What the package raises besides ValueError, OSError and ImportError."""
+"""The package's own error; otherwise it raises ValueError, OSError and ImportError."""
 
 from __future__ import annotations
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line that says at which step and why."""
+    """Training cannot continue; the message is one line that says at which step and why."""

@@ -1,4 +1,4 @@
-"""Optional packages, and the one line that says how to install those that are missing."""
+"""Optional packages: checks for them and says in one line how to install missing ones."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": (*_TRAIN, "cv2"),
     "onnx": (*_TRAIN, "onnx", "onnxruntime", "onnxscript"),
 }
-"""The modules of each extra in pyproject.toml; one that includes another comes after it."""
+"""The modules of each extra in pyproject.toml; an extra comes after those that it includes."""
 
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
-"""What is installed for a module of another name."""
+"""The package to install for a module, if its name differs."""
 
 
 class MissingExtra(ImportError, ValueError):
     """An optional package is missing or broken; the message is one line that says what to do.
 
-    A ValueError, too: who asked for what needs the package asked for something impossible.
+    It is a ValueError, too, because the caller asked for something that this installation cannot
+    do.
     """
 
 
 def require(what: str, *modules: str) -> None:
-    """Checks that optional packages are installed; imports none of them.
+    """Checks that optional packages are installed, without importing them.
 
     Args:
-        what: needs them; begins the message.
-        modules: their names in ``import``, all of one extra.
+        what: the part that needs them; the message begins with it.
+        modules: their names in ``import``, all from one extra.
 
     Raises:
-        MissingExtra: such as ``mcibi_fast.models needs timm: pip install "mcibi-fast[models]"``.
+        MissingExtra: for example
+            ``mcibi_fast.models needs timm: pip install "mcibi-fast[models]"``.
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
@@ -48,23 +50,23 @@ def require(what: str, *modules: str) -> None:
 
 
 def load(what: str, module: str) -> Any:
-    """Imports an optional module where it is needed.
+    """Imports an optional module at the place that needs it.
 
     Args:
-        what: needs it; begins the message.
-        module: such as "torchvision.transforms.v2.functional".
+        what: the part that needs it; the message begins with it.
+        module: for example "torchvision.transforms.v2.functional".
 
     Raises:
-        MissingExtra: its package is missing, or does not import.
+        MissingExtra: its package is missing or cannot be imported.
     """
     package = module.partition(".")[0]
     require(what, package)
     try:
         return importlib.import_module(module)
-    except Exception as error:  # torchvision for another torch fails in ways of its own
+    except Exception as error:  # a torchvision built for another torch can raise any error
         name = DISTRIBUTIONS.get(package, package)
         fit = f"torch {metadata.version('torch')}" if package == "torchvision" else "this Python"
         raise MissingExtra(
-            f"{what} needs {name}, which does not import here ({error}); install the {name} made "
+            f"{what} needs {name}, which cannot be imported ({error}); install the {name} made "
             f"for {fit}"
         ) from error

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old ones or the new ones, never half of one."""
+"""Writes files so that a crash leaves the old file or the new one, never half of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Lets an OSError from a write say which file it was about; Python's own does not."""
+    """Adds the file's name to an OSError raised by a write, which Python leaves out."""
     try:
         yield
     except OSError as error:
@@ -24,7 +24,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, syncs it to disk, and renames it.
 
     Raises:
-        OSError: e.g. the disk is full; ``path`` is then as it was and the temporary file is gone.
+        OSError: for example, the disk is full; ``path`` is then unchanged and the temporary file is
+            removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -37,12 +38,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
-    """Writes a directory of files under a temporary name, syncs all of it, and renames it.
+    """Writes a directory of files under a temporary name, syncs it to disk, and renames it.
 
     An existing directory of that name is replaced.
 
     Raises:
-        OSError: as `write_atomically`.
+        OSError: as in `write_atomically`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +65,11 @@ def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """A new directory under a temporary name, synced to disk and renamed when the block ends.
 
-    What a killed process left under the temporary name is removed first.
+    Anything that a killed process left under the temporary name is removed first.
 
     Raises:
-        OSError: e.g. the disk is full, or ``path`` is there and not empty; after that or any other
-            error nothing is left.
+        OSError: for example, the disk is full, or ``path`` exists and is not empty; after this or
+            any other error the temporary directory is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +88,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def link_atomically(link: Path, target: str) -> None:
-    """Points a symbolic link in ``link``'s directory to its sibling ``target``."""
+    """Makes the symbolic link ``link`` point to ``target``, an entry of the same directory."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     os.symlink(target, temporary)

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the step to end."""
+"""Makes Ctrl-C wait for the end of a training step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; one more, a second or later, interrupts as usual.
+    """Turns the first Ctrl-C into a flag; another one over a second later interrupts at once.
 
-    A step that was half done (memory moved, weights not) could not be continued exactly.  Under
-    torchrun one Ctrl-C comes twice, from the terminal and from torchrun.
+    A step that was interrupted halfway (memory updated, weights not) could not be continued
+    exactly. Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.
 
     Yields:
-        a function: whether Ctrl-C was pressed.
+        A function that returns whether Ctrl-C was pressed.
 
     Raises:
-        KeyboardInterrupt: at the end, if it was pressed and the body ended as if it was not.
+        KeyboardInterrupt: at the end, if Ctrl-C was pressed and the body raised no error.
     """
     first: float | None = None
 

@@ -141,7 +141,7 @@ def test_no_compiler_is_a_python_install(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in out.iterdir()] == [build_module.RECORD]
     text = build_module.describe(record)
     assert "cpu   NOT built" in text
-    assert "works without them, on PyTorch alone" in text
+    assert "works without them, in plain PyTorch" in text
 
 
 def test_missing_python_headers_are_named(tmp_path: Path) -> None:
