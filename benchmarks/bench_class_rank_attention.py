@@ -2,12 +2,12 @@
 
 reference  the specification: scores, softmax and product, all in memory, in float32
 eager      the same in the dtype of the inputs
-general    what it replaces: scaled_dot_product_attention at the width of the projections, 256, here
-           on query and weights with zeros behind them, which leaves the result as it is
+general    what the op replaces: scaled_dot_product_attention at the width of the projections, 256;
+           here query and weights are padded with zeros, which does not change the result
 sdpa       scaled_dot_product_attention with the weights as keys and values
 ours       ``mcibi_fast.ops.class_rank_attention``
 
-With hard weights all but ours attend to the one-hot rows, made beforehand.
+With hard weights, all candidates except ours attend to one-hot rows that are made beforehand.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def reference(query: Tensor, weights: Tensor) -> Tensor:
 def gradient(
     forward: Callable[..., Tensor], query: Tensor, weights: Tensor, *, grad: Tensor, hard: bool
 ) -> Tensor:
-    """The gradients of query and weights (of the query alone where hard) side by side."""
+    """The gradients of query and weights side by side; with hard weights only of the query."""
     leaves = [t.detach().requires_grad_() for t in (query, weights)]
     inputs = leaves[:1] if hard else leaves
     return torch.cat(torch.autograd.grad(forward(*leaves), inputs, grad), -1)

@@ -2,12 +2,12 @@
 
 reference  the specification: scores, softmax and product, all in memory, in float32
 eager      the same in the dtype of the inputs
-sdpa       torch.nn.functional.scaled_dot_product_attention, whichever of its kernels it takes
-flash, efficient, cudnn   on a GPU those of its kernels that run, each by itself
+sdpa       torch.nn.functional.scaled_dot_product_attention with the kernel that it chooses
+flash, efficient, cudnn   on a GPU each of its kernels that can run, separately
 ours       ``mcibi_fast.ops.confidence_attention``; on the CPU it is sdpa
 
-The layout is "rows", (B, N, D) contiguous, to which the modules copy their maps, or "maps", the
-view of a (B, D, h, w) map.
+The layout is "rows", a contiguous (B, N, D) tensor as the modules make it by copying their maps, or
+"maps", a view of a (B, D, h, w) map.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def peers(device: str, inputs: list[Tensor]) -> dict[str, Callable[..., Tensor]]:
-    """SDPA's fused kernels that take these inputs, one by one."""
+    """Each of SDPA's fused kernels that accepts these inputs."""
     kernels = {
         "flash": SDPBackend.FLASH_ATTENTION,
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -62,7 +62,7 @@ def peers(device: str, inputs: list[Tensor]) -> dict[str, Callable[..., Tensor]]
 
         leaves = [t.detach().requires_grad_() for t in inputs]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the reasons why not
+            warnings.simplefilter("ignore")  # they say why a kernel cannot run
             try:
                 result = forced(*leaves)
                 torch.autograd.grad(result, leaves, torch.ones_like(result))
@@ -121,7 +121,7 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
             for size in (64,) if quick else sizes:
                 for direction in ("forward",) if quick else ("forward", "forward+backward"):
                     if device == "cpu" and (size, direction) == (128, "forward+backward"):
-                        continue  # half a minute a call
+                        continue  # a call takes half a minute
                     yield functools.partial(case, size, width, direction, dtype, device, layout)
 
 

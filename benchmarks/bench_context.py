@@ -1,12 +1,12 @@
 """Speed of the dataset-level context: ``python -m benchmarks.bench_context [--quick]``.
 
-From R and the gathering logits to C_bi (Eqs. 11-13), Z = 512, T = 256:
+It computes C_bi from R and the logits of W (Eqs. 11-13), Z = 512, T = 256:
 
 released   class-by-class sampling, W C_dl, materialised attention (`benchmarks.released_structure`)
 general    the project's aggregation and general attention, which is what the released form runs
 ours       ``nn.DatasetLevelContext.aggregate``; in the paper's form attention on the class weights
 
-Both forms draw the released noise here, so that one table of samples serves all.
+Both forms use the released noise here, so that all candidates have the same samples.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def gradient(
 
 
 def make_context(K: int, form: Any, dtype: torch.dtype, device: str) -> DatasetLevelContext:
-    """In evaluation mode, with a memory that is not all alike."""
+    """A context in evaluation mode, whose memory holds different values for each class."""
     memory = GaussianMemory(K, Z, form=form, noise="released")
     context = seeded(DatasetLevelContext, memory, transform_channels=T, projections=form)
     memory.memory[:, 0] = randn(K, device="cpu")
@@ -68,7 +68,7 @@ def case(K: int, size: int, form: str, direction: str, dtype: torch.dtype, devic
     logits = 3 * randn(1, K, size, size, device=device, dtype=dtype)
     forms = {"released": released_structure.aggregate, "general": general, "ours": ours}
     if form == "released":
-        del forms["general"]  # it is ours
+        del forms["general"]  # in this form ours is the same
     both = direction != "forward"
     runs: dict[str, Callable[[], Any]] = {}
     for name, f in forms.items():
@@ -88,7 +88,7 @@ def case(K: int, size: int, form: str, direction: str, dtype: torch.dtype, devic
         [Candidate(name, run) for name, run in runs.items()],
         bytes=passes * (2 * nbytes(R) + nbytes(logits)),
         flops=passes * flops,
-        # Gradients of a ReLU at zero; tests/benchmarks compares them in float64.
+        # A ReLU's input near zero makes gradients differ; tests/benchmarks compares in float64.
         tolerance=1e-2 if both else None,
         euclidean=both,
         truth=None if dtype == torch.float32 else _truth(K, form, both, R, logits, context),

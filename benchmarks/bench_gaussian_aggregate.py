@@ -1,11 +1,11 @@
 """Speed of the aggregation: ``python -m benchmarks.bench_gaussian_aggregate [--quick]``.
 
 reference  the specification
-eager      matmul(table.T, softmax(logits, 1).flatten(2)), the faster of the eager forms, from a
-           table that is already there
+eager      matmul(table.T, softmax(logits, 1).flatten(2)), the faster of the eager forms, with a
+           table that is computed beforehand
 compile    the same through torch.compile
-ours       ``mcibi_fast.ops.gaussian_aggregate``, which makes the table from eps in every call
-philox     the same, drawing the noise as well
+ours       ``mcibi_fast.ops.gaussian_aggregate``, which computes the table from eps in every call
+philox     the same, which also draws the noise
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
     if device == "cuda":
         sizes = [(16, 128)]  # several times a GPU's L2 cache
     for dtype in dtypes(device):
-        # On a GPU compiling takes longer than all the rest of a case; one dtype shows it.
+        # On a GPU compiling takes longer than everything else in a case, so one dtype is enough.
         compile_too = compiled and (device == "cpu" or dtype == torch.bfloat16)
         for direction in ("forward",) if quick else ("forward", "forward+backward"):
             for batch, size in [(1, 64)] if quick else sizes:

@@ -1,16 +1,16 @@
 """Speed of the whole head: ``python -m benchmarks.bench_head [--quick]``.
 
-From the backbone's last map (1, 2048, h, h), K = 150, in two cuts:
+The input is the backbone's last map (1, 2048, h, h); K = 150. Two parts of the head are timed:
 
 dca            Table 7's DCA: bottleneck, C_bi and the fusing convolution, for given logits of W
 fcn_mcibipp    the head of FCN + MCIBI++: the same with H_pr and the decoder, up to the logits
 
-convolutions   the two 3x3 convolutions alone, which both have: the bound of what is left to gain
+convolutions   only the two 3x3 convolutions, which both candidates have: no head can be faster
 released       the structure of the released code (`benchmarks.released_structure`)
 ours           ``models.MCIBIPPHead``
 
-Forward is in evaluation mode; forward+backward in training mode, without dropout, to the gradients
-of the map and of all parameters. On a GPU float32 is without TF32.
+"forward" runs in evaluation mode; "forward+backward" in training mode without dropout, and computes
+the gradients of the map and of all parameters. On a GPU float32 does not use TF32.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def released(cut: str, head: MCIBIPPHead) -> Run:
 
 
 def convolutions(head: MCIBIPPHead) -> Run:
-    """R's convolution and F_T's, without what stands between them."""
+    """The convolution to R and that of F_T, without what comes between them."""
     first, second = head.bottleneck[0], head.context.fuse.conv[0]
 
     def run(x: Tensor, logits: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def convolutions(head: MCIBIPPHead) -> Run:
 def weights_of(cut: str, head: MCIBIPPHead) -> list[nn.Parameter]:
     """The parameters whose gradients are computed.
 
-    Without biases that a batch norm or the softmax cancels: their gradients are zero up to
+    Biases are left out if a batch norm or the softmax cancels them: their gradients are zero up to
     rounding.
     """
     parts: list[nn.Module] = [head.bottleneck, head.context.attention, head.context.fuse]
@@ -137,7 +137,7 @@ def case(cut: str, size: int, form: str, direction: str, dtype: torch.dtype, dev
         parts=[Candidate("convolutions", runner(convolutions(head), head, inputs, part=True))],
         bytes=(3 if both else 1) * nbytes(x, *weights),
         flops=(3 if both else 1) * 2 * size**2 * sum(w.numel() for w in weights),
-        # Gradients of a ReLU at zero; tests/benchmarks compares them in float64.
+        # A ReLU's input near zero makes gradients differ; tests/benchmarks compares in float64.
         tolerance=1e-2 if both else None,
         euclidean=both,
         truth=None if dtype == torch.float32 else truth,

@@ -1,9 +1,9 @@
 """Speed of the memory update: ``python -m benchmarks.bench_memory_update [--quick]``.
 
-reference  upsample the features, then select each class's pixels (what the paper's text says)
-eager      upsample, then one index_add over the pixels
-adjoint    the project's identity in plain PyTorch: the labels' one-hot map goes down, the features
-           stay as they are; allocates the one-hot map
+reference  upsamples the features, then selects the pixels of each class (as the paper describes)
+eager      upsamples, then adds all pixels with one index_add
+adjoint    the project's method in plain PyTorch: instead of upsampling the features, it reduces the
+           labels' one-hot map to their size; allocates the one-hot map
 ours       ``mcibi_fast.ops.memory_update``
 """
 
@@ -45,7 +45,7 @@ def label_map(K: int, size: int, device: str) -> Tensor:
 
 
 def eager(memory: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Upsample, then add every pixel to its class."""
+    """Upsamples, then adds every pixel to the sum of its class."""
     R = F.interpolate(features.float(), labels.shape[1:], mode="bilinear")
     pixels, flat = R.movedim(1, -1).flatten(0, 2), labels.flatten()
     flat = torch.where(flat == IGNORE, len(memory), flat)
@@ -100,7 +100,7 @@ def case(
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
     sizes = [(1, 64, 512), (1, 128, 1024)]
     if device == "cuda":
-        sizes = [(32, 64, 512), (1, 128, 1024)]  # the first several times a GPU's L2 cache
+        sizes = [(32, 64, 512), (1, 128, 1024)]  # the first is several times a GPU's L2 cache
     for dtype in dtypes(device):
         for batch, size, labels in [(1, 64, 512)] if quick else sizes:
             for K in (19, 150):

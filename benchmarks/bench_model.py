@@ -1,16 +1,17 @@
 """Speed of FCN + MCIBI++ on ResNet-50: ``python -m benchmarks.bench_model [--quick]``.
 
-backbone   the backbone alone, which both have
+backbone   only the backbone, which both candidates have
 released   the same model in the structure of the released code (`benchmarks.released_structure`)
 ours       ``models.create("fcn_mcibipp")``, and ``inference.labels.predict_labels`` at inference
 
-train      one step at K = 150: forward, losses, the memory's update and the gradients of all
+train      one step with K = 150: forward, losses, update of the memory and gradients of all
            parameters; without dropout, whose masks would differ, and without the optimizer
-inference  images to class indices at their own size, with one and with two stages (Eq. 17)
+inference  from images to class indices at the images' size, with one and two stages (Eq. 17)
 
-``host_syncs`` counts what makes the host wait for a GPU: its driver's warnings there, the same
-calls of PyTorch on the CPU (where ours also looks at the labels at once, which it leaves to
-``ops.check_labels`` on a GPU). On a GPU bfloat16 is autocast, and float32 is without TF32.
+``host_syncs`` counts the calls that make the host wait for a GPU: on a GPU by the warnings of its
+driver, on the CPU by the same calls of PyTorch (there ours also checks the labels at once, which on
+a GPU is left to ``ops.check_labels``). On a GPU bfloat16 means autocast, and float32 does not use
+TF32.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def make_model(form: str, device: str, backbone: str) -> Segmentor:
 
 
 def step(model: Segmentor, forward: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Loss, memory and the head's gradients; the memory is put back, so that steps are equal."""
+    """Loss, memory and gradients of the head; the memory is reset, so that all steps are equal."""
     model.train()
     before = model.memory.memory.clone()
     loss = torch.stack(list(forward(images, labels).losses.values())).sum()
-    # Biases before a batch norm or a softmax have gradients of rounding errors.
+    # The gradients of biases before a batch norm or a softmax are only rounding errors.
     head = [p for p in model.head.parameters() if p.ndim > 1]
     grads = torch.autograd.grad(loss, [*head, *model.backbone.parameters()], allow_unused=True)
     after = model.memory.memory.clone()
@@ -60,7 +61,7 @@ def step(model: Segmentor, forward: Any, images: Tensor, labels: Tensor) -> list
 
 @torch.no_grad()
 def infer_ours(model: Segmentor, images: Tensor, stages: int) -> list[Tensor]:
-    """The last stage's logits and the classes of every pixel."""
+    """The logits of the last stage, and the class of every pixel."""
     kept = []
     with model.register_forward_hook(lambda _, __, output: kept.append(output.logits)):
         labels = predict_labels(
@@ -127,7 +128,7 @@ def case(
         parts=[backbone_run],
         bytes=(3 if train else 1) * (nbytes(images) + nbytes(*model.parameters())),
         flops=(3 if train else 1) * flops,
-        # Gradients of a ReLU at zero; tests/benchmarks compares the heads in float64.
+        # A ReLU's input near zero makes gradients differ; tests/benchmarks compares in float64.
         tolerance=1e-2 if train else None,
         euclidean=train,
         truth=None if dtype == torch.float32 else truth,
@@ -136,7 +137,7 @@ def case(
 
 @functools.cache
 def convolution_flops(batch: int, size: int, backbone: str) -> int:
-    """Of one pass: the backbone, R and F_T."""
+    """Operations of the convolutions in one pass: the backbone, R and F_T."""
     with torch.device("meta"):
         model = models.create("fcn", K, backbone, auxiliary_weight=0.0)
         images = torch.empty(batch, 3, size, size)
@@ -158,7 +159,7 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
         for form in ("released", "paper"):
             for task, stages in (("train", 1), ("inference", 1), ("inference", 2)):
                 if form == "paper" and device == "cpu" and not quick and task == "train":
-                    continue  # minutes, and the backbone is most of it
+                    continue  # takes minutes, mostly for the backbone
                 yield functools.partial(
                     case, task, stages, form, dtype, device, size=size, batch=batch
                 )

@@ -4,9 +4,9 @@ reference  the specification: the upsampled logits in memory, in float32
 eager      ``F.interpolate(logits.float(), ...).argmax(1)``
 ours       ``mcibi_fast.ops.upsample_argmax`` and, for the counts, ``upsample_confusion``
 
-Ours interpolates the classes that can win between four neighbours, so its time depends on the
-logits: "smooth" ones look like a network's, which agree over regions; in "noise" neighbours have
-nothing in common, and half of the classes stay.
+Ours interpolates only the classes that can win between four neighbours, so its time depends on the
+logits: "smooth" ones are like those of a network, which are similar over regions; in "noise"
+neighbours have nothing in common, and half of the classes can win.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mcibi_fast import ops
 
 
 def logits_of(kind: str, K: int, size: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Multiples of 1/64, which interpolate by 8 without rounding: all candidates can agree."""
+    """Multiples of 1/64: interpolating them by 8 needs no rounding, so all candidates agree."""
     logits = 3 * randn(1, K, size, size, device=device)
     if kind == "smooth":
         regions = 5 * randn(1, K, size // 8, size // 8, device=device)
@@ -87,7 +87,7 @@ def case(K: int, size: int, kind: str, result: str, dtype: torch.dtype, device: 
         dtype,
         candidates,
         bytes=nbytes(logits) + nbytes(labels),
-        flops=0,  # of the interpolation almost all can be avoided
+        flops=0,  # almost all of the interpolation can be avoided
     )
 
 

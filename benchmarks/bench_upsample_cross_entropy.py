@@ -48,7 +48,7 @@ def gradient(forward: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> 
 
 
 def label_map(K: int, size: int, device: str) -> Tensor:
-    """Regions of 16 x 16 pixels, a tenth of them ignored."""
+    """Labels in regions of 16 x 16 pixels, a tenth of which are ignored."""
     g = torch.Generator().manual_seed(K)
     coarse = torch.randint(0, K, (1, 1, size // 16, size // 16), generator=g).float()
     coarse[torch.rand(coarse.shape, generator=g) < 0.1] = 255
@@ -74,7 +74,7 @@ def case(K: int, size: int, direction: str, dtype: torch.dtype, device: str) -> 
         dtype,
         [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
         bytes=(3 if both else 1) * nbytes(logits) + (2 if both else 1) * nbytes(labels),
-        # Interpolation along the rows, exp and sum; again in the backward, and the adjoint.
+        # Interpolation along the rows, exp and sum; the backward does the same, and the adjoint.
         flops=(14 if both else 5) * upsampled,
     )
 

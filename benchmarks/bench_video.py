@@ -1,15 +1,16 @@
-"""What Video-MCIBI++ adds: ``python -m benchmarks.bench_video [--quick]``.
+"""The cost of Video-MCIBI++: ``python -m benchmarks.bench_video [--quick]``.
 
-attention  the contexts of a clip's h + 1 frames (C_dl, aggregation, attention), K = 124
-           separate: one call for each frame; ours: all frames in one
+attention  the contexts of the h + 1 frames of a clip (C_dl, aggregation, attention), K = 124
+           separate: one call for each frame; ours: all frames in one call
 frame      one frame of a video, ResNet-50 UperNet, K = 124
            image: the image model; clip: the video model on the clip of h + 1 frames
-           ours: the video model as a stream (`inference.stream`); folded: the same of
+           ours: the video model as a stream (`inference.stream`); folded: the same with
            ``model.fold()``
-stream     1,000 frames (200 on a GPU), ResNet-18 UperNet at 256x256, the image model in turn:
-           frames per second, how much more the process holds after all than after 100
+stream     1,000 frames (200 on a GPU), ResNet-18 UperNet at 256x256, alternating with the image
+           model: frames per second, and by how much the process's memory grew over the last nine
+           tenths of the frames
 
-``multiply_adds`` are counted by `benchmarks.counting`.
+`benchmarks.counting` counts the ``multiply_adds``.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ K, HISTORY, BACKBONE = 124, 2, "resnet50"
 def attention_case(
     size: int, form: str, direction: str, device: str, *, batch: int = 1, Z: int = 512
 ) -> Case:
-    """A context in training mode, but for dropout and fresh noise, which would differ."""
+    """The contexts of a clip, without dropout and fresh noise, which would differ."""
     memory = GaussianMemory(K, Z, noise="fixed")
     memory.memory.copy_(torch.stack([randn(K, device="cpu"), randn(K, device="cpu").abs()], 1))
     context: DatasetLevelContext = seeded(
         DatasetLevelContext, memory, transform_channels=Z // 2, projections=form
     )
-    context = context.to(device).eval()  # batch statistics of one frame or of all would differ
+    context = context.to(device).eval()  # batch statistics would differ between one frame and all
     frames = HISTORY + 1
     R = randn(frames * batch, Z, size, size, device=device)
     W = 4 * randn(frames * batch, K, size, size, device=device)
@@ -72,7 +73,7 @@ def attention_case(
 
 
 class Streamed(nn.Module):
-    """A stream whose last h + 1 frames are one and the same: it gives the same each time."""
+    """A stream that always gets the same frame, so that it returns the same each time."""
 
     def __init__(self, model: models.Segmentor) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -
 def stream_figures(
     device: str, *, frames: int = 1000, size: int = 256, backbone: str = "resnet18", Z: int = 128
 ) -> Row:
-    """A stream of many frames; the image model takes each frame in turn, for comparison."""
+    """Figures of a long stream; for comparison the image model processes each frame as well."""
     streams = {}
     for name, model in (("image", "upernet_mcibipp"), ("video", "upernet_video_mcibipp")):
         made = seeded(models.create, model, K, backbone, feats_channels=Z)
@@ -171,7 +172,7 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:
-    """The result of ``harness.run_cases``, and that of the stream."""
+    """The result of ``harness.run_cases``, and that of the long stream."""
     measured = run_cases("video", cases(device, quick), device, quick)
     if quick:
         row = stream_figures(device, frames=100, size=64, backbone="test_resnet")

@@ -19,11 +19,11 @@ if DEVICE == "cpu":
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--only", metavar="NAME", help="this benchmark alone, such as memory_update")
+    parser.addoption("--only", metavar="NAME", help="run only this one, such as memory_update")
 
 
 def scripts(only: str | None) -> list[ModuleType]:
-    """The benchmarks, by name."""
+    """The modules of all benchmarks, or of the one that ``only`` names."""
     names = sorted(p.stem for p in Path(__file__).parent.glob(f"bench_{only or '*'}.py"))
     if not names:
         raise pytest.UsageError(f"--only: there is no benchmark {only!r}")
@@ -31,7 +31,7 @@ def scripts(only: str | None) -> list[ModuleType]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per case and candidate; a case is made here for its names and made again to run."""
+    """One test per case and candidate; cases are made here to list them, and again to run them."""
     if {"make", "candidate"} <= set(metafunc.fixturenames):
         params = []
         for script in scripts(metafunc.config.getoption("--only")):

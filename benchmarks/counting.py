@@ -1,10 +1,10 @@
-"""How much a module computes, by two rules; on the meta device counting costs nothing.
+"""Counts how much a module computes, by two rules; on the meta device counting costs nothing.
 
-The *printed* count is the released code's, whose figures the paper's Table 7 prints as FLOPs. It
-is multiply-adds with every matrix product left out: convolutions with their bias, two operations
-per element of a batch norm, one per element of a ReLU module, one per element that an adaptive
-pooling module reads. The *true* count is the multiply-adds of convolutions and of all matrix
-products, those of the attentions included.
+The *printed* count follows the released code, whose figures the paper's Table 7 prints as FLOPs. It
+counts multiply-adds but leaves out every matrix product: convolutions with their bias, two
+operations per element of a batch norm, one per element of a ReLU module, and one per element that
+an adaptive pooling module reads. The *true* count is the multiply-adds of convolutions and of all
+matrix products, including those of the attentions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import mcibi_fast.ops  # noqa: F401 - defines torch.ops.mcibi_fast
 
 
 class Counts(NamedTuple):
-    """``parameters``: learnt numbers; ``printed`` and ``true``: multiply-adds of one call."""
+    """``parameters``: number of parameters; ``printed`` and ``true``: multiply-adds of one call."""
 
     parameters: int
     printed: int
@@ -32,10 +32,10 @@ def count(module: nn.Module, *inputs: Tensor, repeated: Sequence[nn.Module] = ()
     """Counts one call of a module.
 
     Args:
-        module: in evaluation mode, on the device of the inputs ("meta" will do).
-        inputs: what it is called with.
-        repeated: parts that the published code runs twice on the same input and this one once.
-            They are counted twice.
+        module: a module in evaluation mode, on the device of the inputs ("meta" is enough).
+        inputs: the inputs it is called with.
+        repeated: parts that the published code runs twice on the same input, but this module runs
+            once. They are counted twice.
     """
     again = {m for part in repeated for m in part.modules()}
     printed = repeated_true = 0

@@ -1,15 +1,15 @@
-"""Everything that only a GPU can show, in one command: ``python -m benchmarks.gpu_check``.
+"""Checks everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check``.
 
-Builds the extension; runs the op tests, compares every op, dtype and layout at the paper's sizes
-with a float64 reference, looks for host syncs, captures CUDA graphs, runs compute-sanitizer and a
-short training, these beside each other; then, alone on the GPU, the benchmarks. Writes what each
-stage found into one JSON file, the benchmarks' results beside it (`benchmarks.results`), and prints
-a table.
+It builds the extension. Then, at the same time, it runs the tests of the ops, compares every op,
+dtype and layout at the paper's sizes with a float64 reference, looks for host syncs, captures CUDA
+graphs, runs compute-sanitizer and a short training. After that the benchmarks run, one by one with
+the GPU to themselves. The findings of each stage are written to one JSON file, the results of the
+benchmarks beside it (`benchmarks.results`), and a table is printed.
 
 Each stage (`benchmarks.gpu_stages`) is a process with a time limit, so that a kernel that crashes
-or hangs affects only its own figures. A stage that fails is reported, and the next one runs; the
-exit status is 1 if any failed. Everything ends within ``--minutes``; stages that found no time are
-listed as skipped.
+or hangs affects only its own figures. A stage that fails is reported and the next one runs; the
+exit status is 1 if any failed. Everything ends within ``--minutes``; stages for which no time was
+left are listed as skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.machine import ROOT
 from benchmarks.results import RESULTS, Result, Row, read
 
 Report = dict[str, Any]
-BESIDE = {  # correctness: stage, seconds at most
+BESIDE = {  # stages that check correctness, run at the same time, and their largest seconds
     "hot_path": 60,
     "bad_labels": 40,
     "accuracy": 110,
@@ -40,7 +40,7 @@ BESIDE = {  # correctness: stage, seconds at most
     "sanitizer": 120,
     "training": 110,
 }
-SPEED = {  # alone on the GPU, the most important first: benchmark, seconds at most
+SPEED = {  # benchmarks, run one by one, most important first, and their largest seconds
     "bench_memory_update": 35,
     "bench_gaussian_aggregate": 45,
     "bench_head": 35,
@@ -53,13 +53,13 @@ SPEED = {  # alone on the GPU, the most important first: benchmark, seconds at m
     "bench_video": 25,
 }
 TABLE7 = {"table7": 35}
-OTHER_SPEED = 25  # of a benchmark not listed
-RESERVE = 10  # seconds at the end, to stop what still runs
+OTHER_SPEED = 25  # seconds for a benchmark that is not listed
+RESERVE = 10  # seconds kept at the end to stop what still runs
 
 
 @dataclass
 class Running:
-    """A stage's process."""
+    """The process of a stage."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -70,7 +70,7 @@ class Running:
 
 
 class Check:
-    """Runs stages until the time is up and keeps what they found."""
+    """Runs stages until the time is up and collects their findings."""
 
     def __init__(self, device: str, minutes: float, out: Path, folder: Path) -> None:
         self.device = device
@@ -107,7 +107,7 @@ class Check:
 
     def finish(self, stage: Running) -> None:
         stopped = stage.process.poll() is None
-        with suppress(ProcessLookupError):  # what it started on the GPU may outlive it
+        with suppress(ProcessLookupError):  # processes that it started may still run
             os.killpg(stage.process.pid, signal.SIGKILL)
         stage.process.wait()
         seconds = time.monotonic() - stage.start
@@ -126,7 +126,7 @@ class Check:
         self.keep(stage.name, result, seconds)
 
     def keep(self, name: str, result: Report, seconds: float) -> None:
-        """Adds a stage to the report and writes it, so that little is lost if the machine stops."""
+        """Adds a stage to the report and writes it at once, in case the machine stops."""
         result["stage_seconds"] = round(seconds, 1)
         self.report[name] = result
         verdict = "skipped" if "skipped" in result else "ok" if result["ok"] else "FAILED"
@@ -137,14 +137,14 @@ class Check:
 
 
 def benchmarks() -> dict[str, float]:
-    """Every benchmark with its seconds, those of ``SPEED`` first."""
+    """All benchmarks with their largest seconds, those of ``SPEED`` first."""
     found = sorted(p.stem for p in (ROOT / "benchmarks").glob("bench_*.py"))
     known = [name for name in SPEED if name in found]
     return {name: SPEED.get(name, OTHER_SPEED) for name in dict.fromkeys([*known, *found])}
 
 
 def summary(results: Iterable[Result]) -> Iterator[str]:
-    """One line per case of the benchmarks: ours, its share of the limit, and the others."""
+    """One line for each case: our time, its share of the limit, and the other candidates."""
     for result in results:
         cases: dict[str, list[Row]] = {}
         for row in result["rows"]:
@@ -190,7 +190,7 @@ def main() -> int:
         ):
             check.run({s: seconds for s, seconds in together.items() if s in chosen})
             if not check.report.get("build", {"ok": True})["ok"]:
-                print("gpu_check: stopped: without the build our kernels would not be tried")
+                print("gpu_check: stopped: the build failed, so no kernel could be tested")
                 return 1
     ran = [r for r in read(out.parent) if f"bench_{r['benchmark']}" in check.report]
     print("\n" + "\n".join(summary(ran)) + f"\nwrote {out}")

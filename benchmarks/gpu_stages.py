@@ -1,9 +1,9 @@
-"""The stages of `benchmarks.gpu_check`, each run in a process of its own:
+"""The stages of `benchmarks.gpu_check`, each of which runs in its own process:
 ``python -m benchmarks.gpu_stages NAME REPORT.json --seconds S``.
 
-A stage returns what it found, with "failed" above 0 if something is wrong, or raises. The stages
-that are benchmarks write their results into the folder ``--results``. With ``--device cpu`` the
-stages that can run there do, at small sizes: that tries the stages, not the kernels.
+A stage returns its findings, with "failed" above 0 if something is wrong, or raises an error. The
+stages that are benchmarks write their results into the folder ``--results``. With ``--device cpu``
+the stages that can run on a CPU do so at small sizes: this tests the stages, not the kernels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
     """Runs a command in the checkout and returns what it printed.
 
     Raises:
-        RuntimeError: it failed or took too long; the message ends with what it printed last.
+        RuntimeError: it failed or took too long; the message ends with the last part of its output.
     """
     try:
         done = subprocess.run(
@@ -64,7 +64,7 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
 
 
 def environment(device: str, seconds: float) -> Report:
-    """The environment of the results, and more of the GPU and what the kernels depend on."""
+    """The environment of the results, with more about the GPU and the packages used."""
     from mcibi_fast.training import environment
 
     found: Report = environment.environment(device) | {"cores": os.cpu_count()}
@@ -83,7 +83,7 @@ def environment(device: str, seconds: float) -> Report:
 
 
 def build(device: str, seconds: float) -> Report:
-    """Compiles the extension in place, for this GPU alone."""
+    """Compiles the extension in place, for this GPU only."""
     options = {"MCIBI_FAST_CUDA": "0"}
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -93,13 +93,13 @@ def build(device: str, seconds: float) -> Report:
     info = json.loads(shell(sys.executable, "-c", program, timeout=60).splitlines()[-1])
     if info["backends"][device] is not True:
         raise RuntimeError(
-            f"the {device} part is not live: {info['backends'][device]}\n{output[-2000:]}"
+            f"the {device} part cannot be used: {info['backends'][device]}\n{output[-2000:]}"
         )
     return info
 
 
 def matrix_instructions(device: str, seconds: float) -> Report:
-    """The emulation of the matrix instructions that the tests rely on, against the hardware."""
+    """Compares the emulated matrix instructions, which the tests rely on, with the hardware's."""
     from buildtools import toolchain
 
     if device != "cuda":
@@ -119,7 +119,7 @@ def matrix_instructions(device: str, seconds: float) -> Report:
 
 
 def tests(device: str, seconds: float) -> Report:
-    """The tests of the ops and kernels, which include every op on CUDA when a GPU is there."""
+    """Runs the tests of the ops and kernels, which on a GPU include every op on CUDA."""
     workers = []
     if importlib.util.find_spec("xdist") is not None:
         workers = ["-n", str(min(8, os.cpu_count() or 1))]
@@ -133,7 +133,7 @@ def tests(device: str, seconds: float) -> Report:
 
 
 def paper_cases(device: str) -> list[Any]:
-    """The ops with a gradient at the paper's sizes (C = 512, T = 256); on the CPU small ones."""
+    """The ops with a gradient at the paper's sizes (C = 512, T = 256); on the CPU small cases."""
     from tests.ops import table
 
     if device == "cpu":
@@ -155,7 +155,7 @@ def paper_cases(device: str) -> list[Any]:
 
 
 def backends(case: Any, dtype: torch.dtype) -> list[str]:
-    """Those that take the case in this dtype (a Triton kernel has no float64)."""
+    """The backends that can run the case in this dtype (a Triton kernel has no float64)."""
     from mcibi_fast.ops.dispatch import _ops
 
     op = _ops[case.name]
@@ -165,7 +165,7 @@ def backends(case: Any, dtype: torch.dtype) -> list[str]:
 
 
 def accuracy(device: str, seconds: float, partial: Path) -> Report:
-    """Relative errors against float64, with PyTorch's own in the same dtype for comparison."""
+    """Relative errors compared with float64, beside those of PyTorch in the same dtype."""
     rows: list[Report] = []
     report: Report = {}
     end = time.monotonic() + 0.8 * seconds
@@ -195,7 +195,7 @@ def _errors_of(case: Any) -> list[Report]:
     for dtype in DTYPES:
         for backend in backends(case, dtype):
             bars = [0.0] * len(truth)
-            # SDPA's own rounding is PyTorch's too, as in the tests.
+            # As in the tests, the rounding of SDPA's own kernels counts as PyTorch's.
             for fused in (False, True) if backend == "sdpa" else (False,):
                 results = yardstick(case, case.args(dtype), cotangent, fused)
                 pairs = zip(bars, results, truth, strict=True)
@@ -221,7 +221,7 @@ def _errors_of(case: Any) -> list[Report]:
 
 
 def hot_path(device: str, seconds: float) -> Report:
-    """No op waits for the device, and each can be captured into a CUDA graph."""
+    """Checks that no op waits for the device and that each can be captured in a CUDA graph."""
     from tests.ops.table import SMALL
 
     if device == "cpu":
@@ -238,7 +238,7 @@ def hot_path(device: str, seconds: float) -> Report:
 
 def _captured(case: Any) -> str:
     args = case.args(torch.bfloat16)
-    expected = case.call(*args)  # also the warm-up: modules load, flags are allocated
+    expected = case.call(*args)  # this also warms up: modules are loaded, flags allocated
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -255,7 +255,7 @@ def _captured(case: Any) -> str:
 
 
 def bad_labels(device: str, seconds: float) -> Report:
-    """A bad label on the GPU is flagged, contributes nothing, and stops nothing."""
+    """Checks that a bad label on the GPU is reported, is not counted, and stops nothing."""
     from mcibi_fast import ops
 
     if device == "cpu":
@@ -275,7 +275,7 @@ def bad_labels(device: str, seconds: float) -> Report:
 
 
 def small_run(device: str, seconds: float) -> Report:
-    """Every op once forward and backward on small inputs, for the sanitizer."""
+    """Runs every op once forward and backward on small inputs, for the sanitizer."""
     from tests.ops.table import CASES
     from tests.ops.test_all_ops import cotangent_for, with_gradient
 
@@ -296,7 +296,7 @@ def small_run(device: str, seconds: float) -> Report:
 
 
 def sanitizer(device: str, seconds: float) -> Report:
-    """compute-sanitizer's memcheck and racecheck over ``small_run``."""
+    """Runs compute-sanitizer's memcheck and racecheck on ``small_run``."""
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if program is None or device == "cpu":
         return {"skipped": "needs compute-sanitizer and a GPU"}
@@ -306,16 +306,17 @@ def sanitizer(device: str, seconds: float) -> Report:
             watched = [sys.executable, "-m", "benchmarks.gpu_stages", "small_run"]
             watched += [f"{folder}/{tool}.json", "--seconds", str(seconds)]
             try:
-                # PyTorch makes calls that may fail and handles it, so API errors do not count.
+                # PyTorch makes some calls that may fail and handles that: API errors do not count.
                 shell(
                     *(program, "--tool", tool, "--error-exitcode", "9"),
                     *("--report-api-errors", "no", *watched),
                     timeout=seconds / 2,
-                    PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # or an overrun stays inside a cached block
+                    # Otherwise an access past a tensor would stay inside a cached block.
+                    PYTORCH_NO_CUDA_MEMORY_CACHING="1",
                 )
             except RuntimeError as error:
                 verdicts[tool] = str(error)
-                # Other failures, such as an unsupported device, say nothing about us.
+                # Other failures, such as an unsupported device, do not mean an error of ours.
                 found = "failed (9)" in str(error) and "Device not supported" not in str(error)
                 verdicts["failed"] += int(found)
             else:
@@ -324,7 +325,7 @@ def sanitizer(device: str, seconds: float) -> Report:
 
 
 def training(device: str, seconds: float) -> Report:
-    """The demo: both models, one seed."""
+    """Trains the demo: both models, one seed."""
     command = [sys.executable, "-m", "mcibi_fast.cli", "demo", "--quiet", "--set"]
     if device == "cpu":
         command += ["epochs=1", "data.train_count=16", "data.val_count=4", "data.size=[64,64]"]
@@ -340,7 +341,7 @@ def training(device: str, seconds: float) -> Report:
 
 
 def benchmark(module: str, device: str, seconds: float, folder: Path) -> Report:
-    """A benchmark at full size on a GPU; its results are in ``folder`` after each case."""
+    """Runs a benchmark, at full size on a GPU, and writes its results after each case."""
     from benchmarks import harness
 
     harness.stop_after(0.7 * seconds)
@@ -350,7 +351,7 @@ def benchmark(module: str, device: str, seconds: float, folder: Path) -> Report:
 
 
 def table7(device: str, seconds: float, folder: Path) -> Report:
-    """Table 7 at its full size, in float32 without TF32."""
+    """Measures Table 7 at its full size, in float32 without TF32."""
     from benchmarks import table7_contexts
 
     torch.backends.cudnn.allow_tf32 = False
@@ -360,7 +361,7 @@ def table7(device: str, seconds: float, folder: Path) -> Report:
 
 
 def _written(found: list[results.Result], folder: Path) -> Report:
-    """Writes the results; the stage itself reports only failures and what was left out."""
+    """Writes the results; the stage's report has only failures and the number of cases left out."""
     failures = [failure for result in found for failure in result["failures"]]
     return {
         "failed": len(failures),
@@ -387,7 +388,7 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
 
 
 def write(file: Path, report: Report) -> None:
-    """Writes a stage's report, or the part of it that is there so far."""
+    """Writes a stage's report, or the part of it that is known so far."""
     file.write_text(json.dumps({"ok": not report.get("failed")} | report, default=str))
 
 
@@ -398,7 +399,9 @@ def main() -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="of benchmarks")
+    parser.add_argument(
+        "--results", type=Path, default=results.RESULTS, help="folder for results of benchmarks"
+    )
     options = parser.parse_args()
     result: Report
     try:

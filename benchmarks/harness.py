@@ -1,12 +1,13 @@
-"""What the benchmarks of the ops share: checks of agreement, times, memory, the machine's limits.
+"""What the benchmarks share: checks that results agree, times, memory, the machine's limits.
 
-A benchmark is a list of cases; a case holds several ways to compute the same thing: candidates.
+A benchmark is a list of cases; a case has several ways to compute the same thing, the candidates.
 Before a case is timed, the outputs of all candidates are compared; if one disagrees, nothing is
 reported. Timings are interleaved (every candidate once per round, in rotating order) and their
-medians reported, so that a machine that is busy for a while slows down all of them. Each time is
-also given as a share of the limit: the time that copying the inputs and outputs, or the
+medians are reported, so that a machine that is busy for a while slows down all of them. Each time
+is also given as a share of the limit: the time that copying the inputs and outputs, or the
 multiplications, would take at the rates of PyTorch's own copy and matrix product, measured in the
-same run. What stays in a cache, or multiplies better than PyTorch does, can exceed 100 %.
+same run. A candidate whose data stay in a cache, or which multiplies faster than PyTorch does, can
+exceed 100 %.
 
 Clocks, memory and limits are in `benchmarks.machine`, the format of the results in
 `benchmarks.results`.
@@ -36,7 +37,7 @@ TOLERANCE = {
     torch.bfloat16: 2e-2,
     torch.float16: 4e-3,
 }
-NEAR_TIES = 1e-3  # share of integers that may differ: rounding decides an argmax near a tie
+NEAR_TIES = 1e-3  # share of integers that may differ, as rounding decides an argmax near a tie
 Output = Tensor | Sequence[Tensor]
 
 
@@ -49,11 +50,11 @@ class Candidate:
     """One way to compute a case.
 
     Args:
-        name: "reference", "eager", "compile", "sdpa" or "ours"; the others are compared with the
-            first of a case.
+        name: "reference", "eager", "compile", "sdpa" or "ours"; all are compared with the first
+            candidate of a case.
         run: computes the output, one tensor or several, from inputs that it holds.
-        backend: which of our backends runs.
-        counts: further columns of the results, found by running it once outside the timing.
+        backend: the backend of this package that runs.
+        counts: computes further columns of the results, once and outside the timing.
     """
 
     name: str
@@ -67,21 +68,22 @@ class Case:
     """One size, dtype and direction of an op.
 
     Args:
-        op: its name.
+        op: the op's name.
         sizes: what distinguishes the cases of the op, as columns of the results.
-        dtype: of the inputs.
+        dtype: dtype of the inputs.
         candidates: the reference first, ours last.
-        bytes: of the inputs that must be read and the outputs that must be written, once each.
-        flops: of the multiplications and additions that cannot be avoided.
+        bytes: bytes of the inputs that must be read and of the outputs that must be written, once
+            each.
+        flops: number of multiplications and additions that cannot be avoided.
         parts: what all candidates contain (convolutions), timed in the same rounds as a bound;
             their outputs are not compared.
-        tolerance: of the outputs against the first candidate's: the largest error over the largest
-            value. The default depends on the dtype.
-        euclidean: measure the error in the Euclidean norm instead. For gradients through a ReLU:
-            where its input is zero up to rounding, one candidate passes them on and another does
-            not, which changes a few entries completely and the whole hardly.
-        truth: the output in higher precision. If it is given, an output is right when its error is
-            at most twice that of the first candidate, as in the tests.
+        tolerance: the largest allowed error of an output compared with the first candidate's, as a
+            share of the largest value. The default depends on the dtype.
+        euclidean: measure the error in the Euclidean norm instead. This is for gradients through a
+            ReLU: where its input is zero up to rounding, one candidate passes the gradient on and
+            another does not, which changes a few entries completely but hardly the norm.
+        truth: computes the output in higher precision. If it is given, an output is right if its
+            error is at most twice that of the first candidate, as in the tests.
     """
 
     op: str
@@ -110,14 +112,14 @@ def run_cases(
     """Checks and measures the cases one after another, printing each.
 
     Args:
-        benchmark: its name, for the result.
-        cases: functions that make the inputs, so that one case is in memory at a time.
+        benchmark: name of the benchmark, for the result.
+        cases: functions that make a case, so that only one case is in memory at a time.
         device: "cpu" or "cuda".
-        quick: fewer rounds.
+        quick: run fewer rounds.
 
     Returns:
-        Rows, limits, how many cases ``stop_after`` left out, and the failures that
-        ``survive_failures`` let pass.
+        Rows, limits, the number of cases that ``stop_after`` left out, and the failures after which
+        ``survive_failures`` let it continue.
 
     Raises:
         Disagreement: a candidate's result differs from the reference's.
@@ -161,16 +163,16 @@ _folder: Path | None = None
 
 
 def stop_after(seconds: float) -> None:
-    """From now on ``run_cases`` begins no case after this many seconds."""
+    """Makes ``run_cases`` begin no further case once this many seconds from now have passed."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
 
 def survive_failures(folder: Path | None = None) -> None:
-    """From now on ``run_cases`` lists a case that fails, without figures, and goes on.
+    """Makes ``run_cases`` list a case that fails, without figures, and continue.
 
     Args:
-        folder: where it writes the result after each case, in case the process is stopped.
+        folder: folder for the result, written after each case in case the process is stopped.
     """
     global _survive, _folder
     _survive, _folder = True, folder
@@ -184,7 +186,7 @@ def check(case: Case) -> None:
     """Compares all outputs with the first candidate's, or with the truth if the case has one.
 
     Raises:
-        Disagreement: one differs by more than the dtype explains.
+        Disagreement: one differs by more than the rounding of the dtype explains.
     """
     first, *others = case.candidates
     expected = _results(first.run)
@@ -221,7 +223,7 @@ def _results(run: Callable[[], Output]) -> list[Tensor]:
 
 
 def _largest(result: Tensor, expected: Tensor) -> float:
-    """Largest error over largest value; for integers the share that differs."""
+    """Largest error divided by the largest value; for integers the share that differs."""
     if not expected.is_floating_point():
         return float((result != expected).double().mean())
     expected = expected.double()
@@ -278,7 +280,7 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
 
 
 def command_line(run: Callable[[str, bool], list[Result]], description: str) -> int:
-    """``main`` of a benchmark: parses the options, runs, writes the results."""
+    """The ``main`` of a benchmark: parses the options, runs it and writes the results."""
     parser = argparse.ArgumentParser(description=description)
     has_cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
@@ -304,7 +306,7 @@ def command_line(run: Callable[[str, bool], list[Result]], description: str) -> 
 
 
 def write_all(results: Iterable[Result], folder: Path) -> None:
-    """Writes the results and says where they are."""
+    """Writes the results and prints where they are."""
     for result in results:
         print(f"\nwrote {write(result, folder)} and .csv")
 
@@ -313,28 +315,28 @@ def write_all(results: Iterable[Result], folder: Path) -> None:
 
 
 def dtypes(device: str) -> list[torch.dtype]:
-    """Those worth timing: on the CPU only float32."""
+    """The dtypes to time: on the CPU only float32."""
     return [torch.bfloat16, torch.float32, torch.float16] if device == "cuda" else [torch.float32]
 
 
 def randn(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, the same in every run on a kind of device."""
+    """Normally distributed numbers, the same in every run on the same kind of device."""
     g = torch.Generator(device).manual_seed(sum(shape))
     return torch.randn(shape, generator=g, device=device).to(dtype)
 
 
 def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What a constructor returns with PyTorch's global generator seeded and restored afterwards."""
+    """Calls a constructor with PyTorch's global generator seeded, which is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(*args, **options)
 
 
 def nbytes(*tensors: Tensor) -> int:
-    """Bytes of the tensors together."""
+    """Total number of bytes of the tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def backend_of(op: str, *inputs: Any, **options: Any) -> str:
-    """Which of our backends runs a call."""
+    """The backend of this package that runs a call."""
     return mcibi_fast.explain(op, *inputs, **options).splitlines()[0].partition(": ")[2]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Their result's size, or the result itself, is needed on the host.
+# Operators whose result, or whose result's size, is needed on the host.
 _WAITING = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -26,11 +26,11 @@ _WAITING = {
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts PyTorch operators that wait on a CUDA tensor; on the CPU the same calls.
+    """Counts PyTorch operators that wait if they run on a CUDA tensor; on the CPU the same calls.
 
-    Those are reading a number, operators whose result has a size that depends on the data, an index
-    that is a boolean mask, and copies from a device to the host. What an operator of ours does
-    inside is not seen; ``count`` on a GPU is told by the driver and sees that too.
+    These are reading a number, operators whose result's size depends on the data, indexing with a
+    boolean mask, and copies from a device to the host. What one of this package's operators does
+    inside is not counted; ``count`` on a GPU uses the driver's warnings, which include that.
 
     Attributes:
         calls: how often each operator waited.
@@ -70,8 +70,10 @@ def _to_host(base: str, args: tuple[Any, ...], result: Any) -> bool:
 
 
 def count(run: Callable[[], Any], device: str) -> int:
-    """How often a function makes the host wait: by the CUDA runtime's own warnings on a GPU, by
-    the calls on the CPU."""
+    """How often a function makes the host wait.
+
+    On a GPU the CUDA runtime's own warnings are counted, on the CPU the calls that would wait.
+    """
     if device != "cuda":
         with HostSyncs() as syncs:
             run()

@@ -1,4 +1,4 @@
-"""What the benchmarks ask of the machine: clocks, peak memory, its limits."""
+"""What the benchmarks measure on the machine: times, peak memory, its limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> list[list[float]]:
     """Seconds per call of each function, measured in rounds until the budget is spent.
 
-    A block of calls starts with some that are not counted, of 20 ms together (with what a call's
-    clock takes besides it at most 60 ms), so that allocator and caches hold what this function left
-    there, not what the one before it did: what takes less than a millisecond is up to three times
-    slower in its first ten calls.
+    Each block of calls starts with some that are not counted, 20 ms in all (at most 60 ms including
+    the overhead of measuring), so that the allocator and the caches are in the state in which this
+    function leaves them, not the one before it: a function that takes less than a millisecond is up
+    to three times slower in its first ten calls.
     """
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     once = [_cpu_seconds(lambda run=run: clock(run)) for run in runs]  # loads modules, compiles
@@ -46,15 +46,15 @@ def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> li
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc reuse what is freed, for the rest of the process, as PyTorch does on CUDA.
+    """Makes glibc reuse freed memory for the rest of the process, as PyTorch does on CUDA.
 
-    Otherwise large results come from fresh pages in some calls and not in others, and on many
-    machines their faults cost more than the op: they would be what is timed.
+    Otherwise large results come from fresh pages in some calls and not in others. On many machines
+    their page faults cost more than the op, so that mostly page faults would be timed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: all from the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+        mallopt(-4, 0)  # M_MMAP_MAX: everything comes from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: no memory is returned to the system
 
 
 def _cpu_seconds(run: Callable[[], Any]) -> float:
@@ -64,8 +64,9 @@ def _cpu_seconds(run: Callable[[], Any]) -> float:
 
 
 def _cuda_seconds(run: Callable[[], Any]) -> float:
-    """Time on the device with cold caches. Launches are queued while the caches are filled and the
-    device sleeps, about 2 ms: what takes longer to launch is timed as its launches.
+    """Time on the device with cold caches. Launches are queued while the caches are overwritten and
+    the device sleeps, about 2 ms; for a function that takes longer to launch, the launches are
+    timed.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _cache_filler().zero_()
@@ -86,10 +87,10 @@ def _cache_filler() -> Tensor:
 
 
 def peak_extra_memory(run: Callable[[], Any], device: str) -> float | None:
-    """MiB above the inputs while the function runs, its result included; None where unknown.
+    """Peak memory in MiB that the function needs besides its inputs; None if it is not known.
 
-    On CUDA by the allocator's own count; on Linux by the process's resident memory, whose peak
-    the kernel keeps, and which sees what libraries allocate besides PyTorch.
+    The function's result is included. On CUDA the allocator counts it. On Linux it is the peak of
+    the process's resident memory, which includes what other libraries than PyTorch allocate.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -98,7 +99,7 @@ def peak_extra_memory(run: Callable[[], Any], device: str) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/clear_refs").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that using it again counts
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory, so that using it again counts
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _resident("VmRSS")
     run()
@@ -106,7 +107,7 @@ def peak_extra_memory(run: Callable[[], Any], device: str) -> float | None:
 
 
 def resident(device: str) -> int:
-    """Bytes held now: by the allocator on CUDA, by the process on Linux."""
+    """Bytes in use now: by the allocator on CUDA, otherwise by the process (Linux)."""
     return torch.cuda.memory_allocated() if device == "cuda" else _resident("VmRSS")
 
 
@@ -119,7 +120,7 @@ def _resident(name: str) -> int:
 
 
 def limits(device: str, dtype: torch.dtype, quick: bool = False) -> dict[str, float]:
-    """The rates this machine reaches: GB/s read plus written by a copy, GFLOP/s of a product."""
+    """The rates of this machine: GB/s of a copy (read plus written), GFLOP/s of a product."""
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     source = torch.ones((1024 if device == "cuda" else 128) * 2**18, device=device)  # 4 bytes each
     target = torch.empty_like(source)

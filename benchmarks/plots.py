@@ -1,9 +1,11 @@
 """Pictures of the results: ``mcibi-fast bench plot``, or ``python -m benchmarks.plots``.
 
-roofline-<device>.png         each of our kernels: operations per second over operations per byte,
-                              below the rates of copies and matrix products measured in the same run
-<benchmark>-<device>-N.png    time against N = h w, a line per candidate, a panel per other sizes
-<benchmark>-<device>-K.png    the same against K
+roofline-<device>.png         for each of our kernels operations per second over operations per
+                              byte, and as limits the rates of copies and matrix products that were
+                              measured in the same run
+<benchmark>-<device>-N.png    time over N = h w, a line for each candidate; cases that differ in
+                              other sizes, too, have their own panels
+<benchmark>-<device>-K.png    the same over K
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from benchmarks.results import RESULTS, Result, Row, device_name
 
 
 def read(folder: Path) -> dict[str, list[Result]]:
-    """The results in a folder that have rows, by device.
+    """All results in a folder that have rows, by device.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no results.
     """
     by_device = defaultdict(list)
     for result in results.read(folder):
@@ -35,7 +37,7 @@ def read(folder: Path) -> dict[str, list[Result]]:
 
 
 def draw(by_device: dict[str, list[Result]], out: Path) -> list[Path]:
-    """Draws every picture that the results have data for; returns the files."""
+    """Draws every picture for which the results have data; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for device, of_device in by_device.items():
@@ -55,7 +57,7 @@ def draw(by_device: dict[str, list[Result]], out: Path) -> list[Path]:
 
 
 def points(result: Result) -> list[Row]:
-    """The rows of our kernels for which operations and bytes are counted."""
+    """The rows of our kernels whose operations and bytes are counted."""
     return [r for r in result["rows"] if r.get("candidate") == "ours" and r.get("flops")]
 
 
@@ -99,7 +101,7 @@ Panel = tuple[str, dict[str, list[tuple[float, float]]]]  # title, candidate -> 
 
 
 def curves(result: Result, axis: str) -> Iterator[Panel]:
-    """Groups of cases that differ only in N (or K) and have two sizes or more."""
+    """Groups of cases that differ only in N (or K), with at least two sizes."""
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in result["rows"]:
         x = row.get("map", 0) ** 2 if axis == "N" else row.get("K")

@@ -1,14 +1,14 @@
-"""MCIBI++ in the structure of the authors' released code, in plain PyTorch: what ours is timed
-against.
+"""MCIBI++ with the structure of the authors' released code, in plain PyTorch, for comparison.
 
 The released code (sssegmentation) samples class by class in a Python loop, forms the attention's
-N x N matrix, upsamples the features to the size of the labels and masks every class there for the
-memory's update, upsamples the logits for each loss and for the argmax, and runs the whole network
-for each stage of iterative inference. The same is done here on the parameters of our own modules,
-so that the results can be compared. Two things differ: the noise comes from a generator of its own
-per class (the released code reseeds the global one), and the memory is a buffer.
+N x N matrix, upsamples the features to the size of the labels and masks every class there to update
+the memory, upsamples the logits for each loss and for the argmax, and runs the whole network for
+each stage of iterative inference. The same is done here with the parameters of our own modules, so
+that the results can be compared. Two things differ: each class has its own generator for the noise
+(the released code reseeds the global one), and the memory is a buffer.
 
-Serves FCN + MCIBI++ with ``noise="released"``, the one noise that a loop of generators can draw.
+It supports FCN + MCIBI++ with ``noise="released"``, the only noise that a loop of generators can
+draw.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mcibi_fast.nn.context import Concatenation
 
 
 def sample(memory: GaussianMemory, like: Tensor) -> Tensor:
-    """C_dl (K, Z) by Algorithm 1 (Eq. 11): two waits for the device per class, and one transfer."""
+    """C_dl (K, Z) by Algorithm 1 (Eq. 11): waits twice per class for the device; one transfer."""
     if memory.noise != "released":
         raise ValueError(f"noise: expected a memory with noise='released', got {memory.noise!r}")
     rows = []
@@ -44,7 +44,7 @@ def gather(weight_logits: Tensor, C_dl: Tensor, hard: bool) -> Tensor:
 
 
 def attend(attention: PositionConfidenceAttention, queries: Tensor, keys: Tensor) -> Tensor:
-    """Eq. 13 with the scores and their softmax in memory, (B, N, N) each."""
+    """Eq. 13 with the scores and their softmax in memory, each (B, N, N)."""
     query = attention.query(queries).flatten(2).transpose(1, 2).contiguous()
     key = attention.key(keys).flatten(2)
     value = attention.value(keys).flatten(2).transpose(1, 2).contiguous()
@@ -72,7 +72,7 @@ def augment(context: DatasetLevelContext, R: Tensor, weight_logits: Tensor) -> T
 
 @torch.no_grad()
 def update(memory: GaussianMemory, R: Tensor, labels: Tensor) -> None:
-    """Eqs. 6-9 on upsampled features, one mask per class: 6n + 1 waits for n classes present."""
+    """Eqs. 6-9 on upsampled features, one mask per class: waits 6n + 1 times for n classes."""
     pixels = resize(R, labels.shape[1:], memory.align_corners).permute(0, 2, 3, 1).contiguous()
     pixels, flat = pixels.view(-1, memory.channels), labels.reshape(-1)
     state, m = memory.memory, memory.momentum
@@ -110,7 +110,7 @@ class ReleasedHead(nn.Module):
         labels: Tensor | None = None,
         previous_logits: Tensor | None = None,
     ) -> SegmentationOutput:
-        """One pass; with labels the losses and, in training mode, the memory's update."""
+        """One pass; labels add the losses and, in training mode, the update of the memory."""
         head, context = self.head, self.head.context
         R = head.bottleneck(features[-1])
         weight_logits = context.weight_head(R)

@@ -1,4 +1,4 @@
-"""Results of the benchmarks: one format, one writer, one reader, and tables as text.
+"""Results of the benchmarks: their format, writing and reading them, and tables as text.
 
 A result is one table: what was measured, where, and its rows. It is written as
 ``<benchmark>-<device>_<threads>t.json``; a CSV file beside it has the same rows, each with the
@@ -19,7 +19,7 @@ from mcibi_fast.training.environment import environment
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
-COLUMNS = {  # of the table of a case: key, heading, format
+COLUMNS = {  # columns of the printed table of a case: key, heading, format
     "candidate": ("", "{}"),
     "median_ms": ("ms", "{:.3g}"),
     "spread": ("10-90 %", "{}"),
@@ -35,15 +35,15 @@ class Result(TypedDict):
     """What a benchmark measured; JSON can hold it.
 
     Attributes:
-        benchmark: its name.
-        environment: device, threads, versions, commit and time: `training.environment`.
-        limits: by dtype, the rates that the machine reached beside it: ``copy_GB_s`` and
+        benchmark: the benchmark's name.
+        environment: device, threads, versions, commit and time, see `training.environment`.
+        limits: by dtype, the rates that the machine reached in the same run: ``copy_GB_s`` and
             ``matmul_GFLOP_s``; empty if they were not measured.
-        keys: the columns that tell the cases apart; "candidate" tells a case's rows apart, and all
-            other columns are measurements.
-        rows: one line each. A column that does not apply to a row is left out.
-        failures: of cases that failed, one line each.
-        cases_left_out: how many cases were not begun, as the time was up.
+        keys: the columns that distinguish the cases; "candidate" distinguishes the rows of a case,
+            and all other columns are measurements.
+        rows: one dictionary per row. A column that does not apply to a row is left out.
+        failures: one line for each case that failed.
+        cases_left_out: number of cases that were not begun because the time was up.
     """
 
     benchmark: str
@@ -58,7 +58,7 @@ class Result(TypedDict):
 def result_of(
     benchmark: str, device: str, keys: Iterable[str] = (), rows: Iterable[Row] = ()
 ) -> Result:
-    """A result of this machine; ``device`` is "cpu" or "cuda"."""
+    """A result measured on this machine; ``device`` is "cpu" or "cuda"."""
     return {
         "benchmark": benchmark,
         "environment": environment(device),
@@ -74,7 +74,7 @@ def result_of(
 
 
 def write(result: Result, folder: Path) -> Path:
-    """Writes the JSON file, and the CSV file beside it; returns the path of the former."""
+    """Writes the JSON file and the CSV file beside it; returns the path of the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result['benchmark']}-{device_name(result)}.json"
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
@@ -90,7 +90,7 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def read(folder: Path) -> list[Result]:
-    """The results in a folder and below it, in the order of their paths."""
+    """All results in a folder and its subfolders, in the order of their paths."""
     found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
     return [r for r in found if isinstance(r, dict) and r.keys() == Result.__annotations__.keys()]
 
@@ -105,7 +105,7 @@ def device_name(result: Result) -> str:
 
 
 def case_table(rows: Sequence[Row]) -> str:
-    """The rows of one case as text, the limit below."""
+    """The rows of one case as text, with the limit below."""
 
     def cell(value: Any, form: str) -> str:
         return "-" if value is None else form.format(value)
@@ -119,7 +119,7 @@ def case_table(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row], digits: int) -> str:
-    """Rows of equal columns as text; digits after the point of the numbers that are not whole."""
+    """Rows with the same columns as text; floats have ``digits`` digits after the point."""
 
     def cell(value: Any) -> str:
         if value is None:
@@ -130,7 +130,7 @@ def table(rows: Sequence[Row], digits: int) -> str:
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+    """The first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])

@@ -1,13 +1,13 @@
 """Stages of iterative inference, as in the paper's Table 6: ``python -m benchmarks.table6_stages``.
 
-By default: scores and time of one to four stages on a model that is trained on the built-in scenes
-(the settings of ``mcibi-fast demo``; or a checkpoint), with both mixings of Eq. 17. Each row has
-the scores of the stage's prediction O and of the weights W that it gathered with (section 4.2). The
-trade-off is the paper's: percent of mIoU gained per millisecond added, both against the stage
-before.
+By default it measures scores and time of one to four stages for a model trained on the built-in
+scenes (with the settings of ``mcibi-fast demo``, or from a checkpoint), with both mixings of Eq.
+17. Each row has the scores of the stage's prediction O and of the weights W with which it gathered
+(section 4.2). The trade-off is the paper's: points of mIoU gained per millisecond added, both
+compared with the stage before.
 
-With ``--timing``: what each further stage costs as a share of the first, for an FCN on ResNet-50
-with random weights, 512x512, 150 classes, in both forms, folded and not.
+With ``--timing`` it measures the cost of each further stage as a share of the first, for an FCN on
+ResNet-50 with random weights, 512x512, 150 classes, in both forms, folded and not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mcibi_fast.training.train import train
 
 
 def trained(form: str, epochs: int | None) -> tuple[Segmentor, SegmentationDataset]:
-    """A model of the demo's settings in this form, and the split to evaluate it on."""
+    """A model trained with the demo's settings in this form, and the split to evaluate it on."""
     config = recipes.demo()
     config.model.options["form"] = form
     config.epochs = epochs or config.epochs
@@ -49,13 +49,13 @@ def trained(form: str, epochs: int | None) -> tuple[Segmentor, SegmentationDatas
 
 
 def scenes(config: recipes.TrainConfig) -> SegmentationDataset:
-    """What the table is measured on."""
+    """The dataset on which the table is measured."""
     return config.data.dataset(config.data.val_split)
 
 
 @torch.no_grad()
 def scores(model: Segmentor, dataset: SegmentationDataset, stage: int, device: str) -> Row:
-    """mIoU and pixel accuracy, in percent, of O and of W, upsampled before the argmax."""
+    """mIoU and pixel accuracy of O and of W in percent; both are upsampled before the argmax."""
     matrices = {
         name: ConfusionMatrix(len(dataset.classes), dataset.ignore_index) for name in ("O", "W")
     }
@@ -78,7 +78,7 @@ def scores(model: Segmentor, dataset: SegmentationDataset, stage: int, device: s
 
 
 def milliseconds(runs: list[Callable[[], Any]], device: str, budget: float) -> list[float]:
-    """The fastest call of each, as stages differ by little compared with their times."""
+    """The time of the fastest call of each: stages differ by little compared with their times."""
     with torch.inference_mode():
         return [1e3 * min(times) for times in interleaved(runs, device, budget)]
 
@@ -103,7 +103,7 @@ def table6(model: Segmentor, dataset: SegmentationDataset, device: str, budget: 
 def stage_cost(
     device: str, budget: float, size: int, num_classes: int, backbone: str = "resnet50"
 ) -> list[Row]:
-    """One row per form, folded and not: a pass of one stage, and each further stage.
+    """One row per form, folded and not: the time of one stage and of each further stage.
 
     Raises:
         Disagreement: the folded model computes something else.
@@ -145,11 +145,13 @@ def stage_cost(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--timing", action="store_true", help="cost of a stage, random weights")
+    parser.add_argument(
+        "--timing", action="store_true", help="measure the cost of a stage with random weights"
+    )
     parser.add_argument("--checkpoint", help="a model trained on the built-in scenes")
-    parser.add_argument("--epochs", type=int, help="of the training (default: the demo's)")
-    parser.add_argument("--form", nargs="+", default=["paper", "released"], help="of the training")
-    parser.add_argument("--size", type=int, default=512, help="with --timing: of the image")
+    parser.add_argument("--epochs", type=int, help="epochs of training (default: the demo's)")
+    parser.add_argument("--form", nargs="+", default=["paper", "released"], help="forms to train")
+    parser.add_argument("--size", type=int, default=512, help="with --timing: size of the image")
     parser.add_argument("--classes", type=int, default=150, help="with --timing: K")
     parser.add_argument("--budget", type=float, default=30, help="seconds of timing per table")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")

@@ -1,10 +1,10 @@
 """Table 7: ``python -m benchmarks.table7_contexts [--size 32]``.
 
-Contexts: parameters, multiply-adds by the paper's rule and in full at (1, 2048, 128, 128), time and
-memory measured at --size, and the published figures. Updates: what training adds for MCIBI's memory
-and for MCIBI++'s, compared with how the released code does it:
+Contexts: parameters; multiply-adds at (1, 2048, 128, 128) by the paper's rule and with all
+products; time and memory measured at --size; and the published figures. Updates: the cost in
+training of updating the memory of MCIBI and of MCIBI++, compared with the released code:
 
-released  features upsampled to the labels, then one mask per class
+released  upsamples the features to the labels' size, then uses one mask per class
 ours      the modules of ``mcibi_fast.nn``
 """
 
@@ -46,13 +46,13 @@ from mcibi_fast.nn import (
 
 Memory = GaussianMemory | RepresentationMemory
 
-CHANNELS, Z, K = 2048, 512, 150  # of the map, of the pixel representations, classes of ADE20K
+CHANNELS, Z, K = 2048, 512, 150  # channels of the map and of R, classes of ADE20K
 
 
 class DCA(nn.Module):
-    """The paper's row: Conv3x3 to R, dataset-level context in the released form, fusing Conv3x3.
+    """The paper's row DCA: Conv3x3 to R, dataset-level context (released form), fusing Conv3x3.
 
-    The logits of W are given: Table 7 leaves the classifiers out.
+    The logits of W are an input, because Table 7 leaves the classifiers out.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -68,9 +68,10 @@ class DCA(nn.Module):
 
 
 class ASPPWithDCA(nn.Module):
-    """The paper's row ASPP+DCA, whose bottlenecks are 1x1 and which has a second attention.
+    """The paper's row ASPP+DCA: its bottlenecks are 1x1, and it has a second attention.
 
-    Its query is the context within the image, its key the augmented representations.
+    The second attention's query is the context within the image, its key the augmented
+    representations.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -92,7 +93,7 @@ class ASPPWithDCA(nn.Module):
 
 
 class ReleasedASPPHead(nn.Module):
-    """What released checkpoints with ASPP have: 3x3 bottlenecks; without the extra attention."""
+    """The structure of released checkpoints with ASPP: 3x3 bottlenecks, no extra attention."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
@@ -108,13 +109,13 @@ class Row:
     """One row of the table.
 
     Args:
-        name: as printed.
+        name: the row's name.
         make: builds the module.
-        second_input: gives the channels of what it takes beside the last map: logits, or the map
-            before (ANN).
-        repeated: parts that the published code runs twice and this one once.
-        paper: what it prints, parameters in M, FLOPs in G, time in ms and memory in G (on a
-            V100); None for a row that it has not.
+        second_input: returns the channels of the second input, if there is one: logits, or the map
+            before the last (ANN).
+        repeated: parts that the published code runs twice and this module once.
+        paper: the paper's figures: parameters in M, FLOPs in G, time in ms and memory in G (on a
+            V100); None for a row that is not in the paper.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Row:
         )
 
     def counts(self, size: int = 128) -> Counts:
-        """Counts at (1, 2048, size, size), without memory."""
+        """Counts at (1, 2048, size, size), without allocating memory."""
         with torch.device("meta"):
             module = self.make()
         module = module.to("meta").eval()
@@ -150,7 +151,7 @@ def gaussian() -> GaussianMemory:
 
 
 def representations() -> RepresentationMemory:
-    """MCIBI's memory as its tables have it: one representation per class."""
+    """MCIBI's memory with one representation per class, as in its paper's tables."""
     memory = RepresentationMemory(K, Z)
     generator = torch.Generator("cpu").manual_seed(0)
     memory.memory.copy_(torch.randn(K, 1, Z, generator=generator, device="cpu").relu())
@@ -166,7 +167,7 @@ ROWS = [
         "ANN",
         lambda: ANN(CHANNELS // 2, CHANNELS, Z),
         second_input=lambda: CHANNELS // 2,
-        repeated=lambda module: [module.context.query],  # as query and as key, with one weight
+        repeated=lambda module: [module.context.query],  # one projection for query and key
         paper=(20.32, 335.24, 49.66, 2.28),
     ),
     Row("DNL", lambda: DNL(CHANNELS, Z), paper=(24.12, 395.25, 68.62, 5.02)),
@@ -194,7 +195,7 @@ ROWS = [
 
 @torch.no_grad()
 def measure_contexts(size: int, device: str, budget: float) -> list[dict[str, Any]]:
-    """Counts at 128 x 128, time and memory above weights and inputs at ``size``."""
+    """Counts at 128 x 128; time, and memory besides weights and inputs, at ``size``."""
     runs, counts = [], []
     for row in ROWS:
         counts.append(row.counts())
@@ -229,7 +230,7 @@ def measure_contexts(size: int, device: str, budget: float) -> list[dict[str, An
 
 @torch.no_grad()
 def agreement(row: Row, module: nn.Module, device: str) -> None:
-    """Checks the module against itself in float64 with the ops' references, on a small map."""
+    """Compares the module, on a small map, with itself in float64 with the ops' references."""
     inputs = row.inputs(9, device)
     exact = copy.deepcopy(module).double()
 
@@ -259,7 +260,7 @@ def released_statistics(
 def released_representations(
     memory: Tensor, features: Tensor, labels: Tensor, momentum: float, cosine: bool
 ) -> Tensor:
-    """MCIBI's update as the released code computes it, for classes met before and n = 1."""
+    """MCIBI's update as the released code computes it, for classes seen before and n = 1."""
     memory = memory.clone()
     for k, pixels in _pixels_of_classes(features, labels):
         target = pixels.mean(0)
@@ -280,7 +281,7 @@ def _pixels_of_classes(features: Tensor, labels: Tensor) -> Iterator[tuple[int, 
 
 @torch.no_grad()
 def measure_updates(size: int, device: str, budget: float) -> list[dict[str, Any]]:
-    """Bytes of each memory; time and memory of an update, features at ``size``, labels at 8x."""
+    """Bytes of each memory; time and peak memory of an update, with labels of 8 times ``size``."""
     g = torch.Generator().manual_seed(0)
     features = torch.randn(1, Z, size, size, generator=g).relu().to(device)
     labels = torch.randint(K, (1, size // 4, size // 4), generator=g)  # patches of 32 x 32
@@ -327,7 +328,7 @@ def measure_updates(size: int, device: str, budget: float) -> list[dict[str, Any
 
 
 def run(device: str, size: int, update_size: int = 64, budget: float = 20) -> list[Result]:
-    """Both tables, printed: the contexts, and the updates of the memories."""
+    """Measures and prints both tables: the contexts, and the updates of the memories."""
     if device == "cpu":
         keep_freed_memory()
     contexts = result_of("table7_contexts", device, ("context", "size"))
@@ -346,7 +347,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     has_cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
-    parser.add_argument("--size", type=int, help="of the map (default: 32, on a GPU 128)")
+    parser.add_argument("--size", type=int, help="size of the map (default: 32, on a GPU 128)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--budget", type=float, default=20, help="seconds per table (default: 20)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")

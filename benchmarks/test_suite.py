@@ -1,8 +1,8 @@
 """The quick cases as tests of pytest-benchmark: ``pytest benchmarks/``.
 
-Its table has one group per case with the reference, eager PyTorch and ours side by side. As in the
-scripts, a case whose results disagree is not timed; unlike there, the candidates are timed one
-after another, so trust the scripts' ratios on a machine that is busy.
+The table has one group per case, with the reference, eager PyTorch and ours side by side. As in the
+scripts, a case whose results disagree is not timed. Unlike in the scripts, the candidates are timed
+one after another, so on a busy machine only the ratios of the scripts can be trusted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
 
 @functools.lru_cache(maxsize=1)
 def checked(make: Callable[[], Case]) -> Case:
-    """One case in memory at a time; its candidates' tests follow each other."""
+    """The case after its check; only one is kept in memory, as a case's tests run in a row."""
     case = make()
     check(case)
     return case
@@ -40,5 +40,5 @@ def test_speed(benchmark: Any, make: Callable[[], Case], case_name: str, candida
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    finished()  # modules load, code is compiled
+    finished()  # loads modules and compiles code
     benchmark(finished)
