@@ -339,7 +339,7 @@ def test_ctrl_c(dataset: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.count("\n") == 1 and "go on with" in err and f"--resume {out}" in err
+    assert err.count("\n") == 1 and "continue with" in err and f"--resume {out}" in err
     from mcibi_fast.training.run import Run
 
     assert f"step-{Run(out).load_state()[1]['step']:08d} is kept" in err

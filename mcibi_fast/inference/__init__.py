@@ -1,4 +1,4 @@
-"""Images and videos to predictions, scores and exported files."""
+"""Predicts and evaluates images and videos, and exports models to files."""
 
 from __future__ import annotations
 

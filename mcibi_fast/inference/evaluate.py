@@ -41,20 +41,20 @@ def evaluate(
 ) -> ConfusionMatrix:
     """The confusion matrix of a model over a split, summed over all ranks.
 
-    Ranks take every n-th sample each, with no padding, so no sample counts twice; the result does
-    not depend on their number. A video model on whole videos (`data.video.whole_videos`) takes each
-    frame once, as a stream: whole videos per rank, without ``batch_size``; the result is that of
-    the clips.
+    Each of n ranks takes every n-th sample, without padding, so no sample counts twice, and the
+    result does not depend on n. A video model on whole videos (`data.video.whole_videos`) processes
+    each frame once, as a stream: each rank takes whole videos, and ``batch_size`` has no effect;
+    the result is the same as for clips.
 
     Args:
-        model: without its DistributedDataParallel wrapper (ranks may have unequal shares); put
-            into evaluation mode for the time, and back.
+        model: without its DistributedDataParallel wrapper (ranks may have unequal shares); it is
+            in evaluation mode meanwhile and back in its own mode afterwards.
         dataset: samples whose labels are at full size; its ``flip_pairs`` go with mirrored images.
         inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
         accelerator: of a distributed run, and for its mixed precision.
-        device: where there is no accelerator; default where the model is.
+        device: used without an accelerator; by default the model's device.
         progress: show a bar (on the main process only).
         interrupted: asked after each batch; true ends the evaluation.
 
@@ -132,7 +132,7 @@ def _count(
             views = image_views(model, images, inference, flip_pairs)
             if views[0].num_classes != confusion.num_classes:
                 raise ValueError(
-                    f"num_classes: is {confusion.num_classes}, but the logits are of "
+                    f"num_classes: is {confusion.num_classes}, but the logits have "
                     f"{views[0].num_classes} classes"
                 )
             confusion.update(join_views(model, views, size, inference), label)

@@ -40,13 +40,13 @@ def evaluate_videos(
 ) -> VideoMetrics:
     """mIoU, pixel and mean class accuracy, TC and VC_n of a model over a split's videos.
 
-    Every frame goes through the model once, as a stream (an image model takes each by itself).
-    Ranks take every n-th video each, whole, so each counts once and the result does not depend on
-    the number of ranks.
+    Every frame goes through the model once, as a stream (an image model treats each separately).
+    Each of n ranks takes every n-th video as a whole, so each video counts once and the result does
+    not depend on n.
 
     Args:
-        model: an image or video model without its DistributedDataParallel wrapper; put into
-            evaluation mode for the time, and back.
+        model: an image or video model without its DistributedDataParallel wrapper; it is in
+            evaluation mode meanwhile and back in its own mode afterwards.
         dataset: the videos. Of clips, their source under their transform.
         protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
         flow: for TC: a function that estimates it, or "given", the dataset's own (`MovingScenes`);
@@ -54,7 +54,7 @@ def evaluate_videos(
         inference: the default is one pass over the whole frame.
         workers: loader processes.
         accelerator: of a distributed run, and for its mixed precision.
-        device: where there is no accelerator; default where the model is.
+        device: used without an accelerator; by default the model's device.
         progress: show a bar (on the main process only).
         interrupted: asked after each frame; true ends the evaluation.
 
@@ -143,7 +143,7 @@ class _Frames(Dataset):
         self.gives_flow = flow == "given"
         if self.gives_flow and not gives_flow(dataset):
             raise ValueError(
-                f"flow: {type(self.source).__name__} has none to give; pass a function that "
+                f"flow: {type(self.source).__name__} does not provide it; pass a function that "
                 "estimates it (metrics.default_flow())"
             )
 

@@ -29,7 +29,7 @@ from mcibi_fast.ops.dispatch import reference_decompositions
 OPSET = 18  # the lowest that has every operator used here
 METADATA = "mcibi_fast.json"  # the specification's name in an ONNX file's metadata and in a .pt2
 LARGEST_SIDE = 8192
-ERROR_RATIO = 4.0  # what another runtime may err in float32, in units of PyTorch's own error
+ERROR_RATIO = 4.0  # allowed error of another runtime in float32, as a multiple of PyTorch's own
 
 Size = tuple[int, int]
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -105,9 +105,9 @@ def trace(
         form: what is exported, in any floating point dtype.
         size: (H, W) of the images; None for any size of at least twice the backbone's stride and
             at most 8192.
-        standard: of PyTorch's operators alone, which every runtime has; these write the upsampled
-            logits and the attention's scores to memory. Otherwise this package's operators stay,
-            whose kernels are chosen where the program runs; ``import mcibi_fast.ops`` before
+        standard: use only PyTorch's operators, which every runtime has; these write the upsampled
+            logits and the attention's scores to memory. Otherwise the program keeps this package's
+            operators, whose kernels are chosen when it runs; ``import mcibi_fast.ops`` before
             loading it.
 
     Raises:
@@ -154,7 +154,7 @@ def trace(
 
 
 def _has_windows(backbone: nn.Module) -> bool:
-    """Swin: torch.export does not get done with the sizes of its padded and rolled maps."""
+    """Whether it is a Swin: torch.export cannot handle the sizes of its padded and rolled maps."""
     return any("swin" in type(module).__module__ for module in backbone.modules())
 
 
@@ -192,7 +192,8 @@ def save(
 ) -> list[Agreement]:
     """Writes a .onnx or .pt2 file whose outputs were compared with the model's.
 
-    Without a fixed size two sizes and batches are compared, as what holds for one may not for all.
+    Without a fixed size, outputs are compared for two sizes and two batch sizes, because a program
+    that is right for one size may be wrong for others.
 
     Args:
         model: on the CPU, float32, not folded.
@@ -293,11 +294,13 @@ class Agreement:
 
     Attributes:
         shape: of the images.
-        error: largest difference of the logits from the model's in float64, by the largest logit.
-        own_error: that of the model itself in float32.
-        pixels: of the class maps.
-        mistaken: pixels of another class than in float64.
-        margin: largest lead, by the largest logit, of the right class where another was taken.
+        error: largest difference of the logits from the model's in float64, divided by the largest
+            logit.
+        own_error: the same error for the model itself in float32.
+        pixels: number of pixels of the class maps.
+        mistaken: number of pixels whose class differs from that in float64.
+        margin: among these, the largest difference between the right class's logit and that of the
+            class that was taken, divided by the largest logit.
     """
 
     shape: tuple[int, ...]
@@ -320,7 +323,7 @@ class Agreement:
                 f"export: on images of {shape} the logits differ by {self.error:.1e} of the "
                 f"largest, PyTorch's own in float32 by {self.own_error:.1e}; not written"
             )
-        # Two classes whose logits err in opposite directions change places.
+        # Two classes whose logits have errors in opposite directions can change places.
         if not self.margin <= 2 * self.bound:
             raise ValueError(
                 f"export: on images of {shape} {self.mistaken} of {self.pixels} pixels have "

@@ -1,22 +1,23 @@
 """Test-time inference: scales, mirrored images, sliding windows, stages, and any mix of them.
 
-Each scale, upright and mirrored, is one view; `recipes.InferenceConfig` says which. They are joined
-as segmentation toolboxes do it:
+Each scale, upright and mirrored, is one view; `recipes.InferenceConfig` says which are used. They
+are combined as in other segmentation toolboxes:
 
 - The test image is resized to the scale: bilinear, sides rounded half up.
 - A mirrored view's logits are mirrored back, left and right classes exchanged (``flip_pairs``).
-- Windows' logits are resized to the windows' sizes, summed, divided by how many lie over a pixel,
-  and the result is resized to the labels' size. A whole image's are resized to that at once.
+- The logits of windows are resized to the windows' sizes, summed, and divided by the number of
+  windows over each pixel; the result is resized to the labels' size. The logits of a whole image
+  are resized to that size directly.
 - The label is the argmax of the mean over views of the softmax.
 
-With ``softmax="stride"`` the logits' softmax takes their place from the start, as in the released
-code with ``use_probs_before_resize``; all that follows up to the argmax is then linear.
+With ``softmax="stride"`` the softmax replaces the logits from the start, as in the released code
+with ``use_probs_before_resize``; everything that follows up to the argmax is then linear.
 
 The last window of a row or column ends with the image. An image smaller than a window is padded
-with 0 (the mean colour) at the right and the bottom; what the padding gives is left out.
+with 0 (the mean colour) on the right and at the bottom; predictions for the padding are left out.
 
-Logits stay at the network's stride until `joining.label_map` forms the result band by band, and a
-single view is left to ``ops.upsample_argmax``: nothing of K x H x W is ever made.
+Logits stay at the network's stride until `views.label_map` computes the result band by band, and a
+single view is left to ``ops.upsample_argmax``: a tensor of size K x H x W is never allocated.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def predict_labels(
     """Class indices at full resolution; the upsampled logits are not formed.
 
     Args:
-        model: an image model, or what stands for one.
+        model: an image model, or a `SegmentorWrapper` around one.
         images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
         size: (H, W) of the labels.
         inference: the default is one pass over the whole image.
         flip_pairs: classes that a mirrored image swaps, see `SegmentationDataset`.
-        labels: (B, H, W), for a model that gathers by the ground truth.
+        labels: (B, H, W), for a model that gathers with the ground truth.
 
     Returns:
         (B, H, W) int64.
@@ -73,12 +74,12 @@ def predict_labels(
 def check_model(model: Segmentor, inference: InferenceConfig) -> None:
     """Raises ValueError for settings that make no sense, or that the model cannot follow.
 
-    TypeError for a model that is no `Segmentor` and stands for none.
+    Raises TypeError for a model that is neither a `Segmentor` nor a wrapper around one.
     """
     inference.validate()
     if not isinstance(getattr(model, "head", None), SegmentationHead):
         raise TypeError(
-            f"model: expected a Segmentor, or what stands for one (SegmentorWrapper), got "
+            f"model: expected a Segmentor or a SegmentorWrapper, got "
             f"{type(model).__name__} without a SegmentationHead as its head"
         )
     if inference.stages is not None and not model.head.has_memory:
@@ -89,8 +90,8 @@ def check_model(model: Segmentor, inference: InferenceConfig) -> None:
     plain = inference.is_single_view and inference.scales == (1.0,)
     if model.needs_labels and not plain:
         raise ValueError(
-            "inference: the model gathers by the ground truth, which goes with one pass over the "
-            f"whole image, not with {inference}"
+            "inference: the model gathers with the ground truth, which is possible only in one "
+            f"pass over the whole image, not with {inference}"
         )
 
 
@@ -106,7 +107,7 @@ def whole_image_logits(
     if model.needs_labels:
         if labels is None:
             raise ValueError(
-                "labels: the model gathers by the ground truth and cannot predict without it"
+                "labels: the model gathers with the ground truth and cannot predict without it"
             )
         resized = F.interpolate(labels[:, None].double(), images.shape[2:], mode="nearest-exact")
         return _forward(model, inference, resized[:, 0].to(labels.dtype))(images)

@@ -54,10 +54,10 @@ def evaluation_pass(
     progress: bool,
     interrupted: Callable[[], bool] | None,
 ) -> Iterator[Callable[[int], None]]:
-    """Evaluation mode and a bar (on the main process); afterwards the mode is what it was.
+    """Evaluation mode with a progress bar (on the main process); afterwards the mode is restored.
 
-    Yields what is to be called with the number of units after each step; it raises
-    KeyboardInterrupt where ``interrupted`` says so. At the end labels are checked
+    Yields a function to call after each step with the number of units done; it raises
+    KeyboardInterrupt if ``interrupted`` returns true. At the end labels are checked
     (``ops.check_labels``).
     """
     was_training = model.training

@@ -81,10 +81,10 @@ def predict(
     """Predicts every image; label maps have its own size.
 
     Writes ``out/labels/NAME.png`` (palette PNG whose values are the class indices) and
-    ``out/overlays/NAME.png``; below a source folder, names keep their subfolders.  For a test
-    server also ``out/submission/NAME.png``, grey values being the dataset's own ids, all in one
-    folder under the images' names.  An image that cannot be read is noted in the result and left
-    out.
+    ``out/overlays/NAME.png``; below a source folder, names keep their subfolders. For a test server
+    it also writes ``out/submission/NAME.png``, whose grey values are the dataset's own ids, all in
+    one folder under the images' names. An image that cannot be read is left out and noted in the
+    result.
 
     Args:
         model: of `checkpoint.load_model`, as ``spec`` is; put into evaluation mode.
@@ -95,9 +95,9 @@ def predict(
         transform: of the image before the network, such as a dataset's `EvalTransform`; by default
             it is normalised and keeps its size.
         flip_pairs: classes that a mirrored image swaps.
-        submission: the dataset whose test server is meant.
-        overlays: write those too.
-        device: default where the model is.
+        submission: the dataset whose test server the files are for.
+        overlays: also write overlays.
+        device: by default the model's device.
         progress: show a bar.
 
     Raises:
@@ -156,12 +156,12 @@ def _check_submission(dataset: type[ListedDataset], spec: ModelSpec, images: lis
     stem, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"submission: {count} images are called {stem}; a server knows images by name"
+            f"submission: {count} images are called {stem}; a server needs different names"
         )
 
 
 def _output_names(images: list[Path], root: Path) -> list[Path]:
-    """``a.jpg`` becomes ``a.png``; where that would name two outputs, ``a.jpg.png``."""
+    """``a.jpg`` becomes ``a.png``, or ``a.jpg.png`` if two images would become ``a.png``."""
     relative = [path.relative_to(root) for path in images]
     stems = [path.with_suffix("") for path in relative]
     return [
@@ -171,7 +171,7 @@ def _output_names(images: list[Path], root: Path) -> list[Path]:
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Writes a picture whole or not at all, into a folder that is made if need be."""
+    """Writes a picture completely or not at all; its folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with naming(path):

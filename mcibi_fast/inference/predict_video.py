@@ -30,10 +30,10 @@ class VideoResult:
 
     Attributes:
         frames: masks that were written.
-        seconds: that took, reading and writing included.
+        seconds: time that it took, including reading and writing.
         video: the overlaid video, if there is one.
         problems: one line per frame that could not be used.
-        ending: see `video_files.Frames`.
+        ending: see `video_io.Frames`.
     """
 
     frames: int = 0
@@ -72,26 +72,26 @@ def predict_video(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> VideoResult:
-    """Predicts the frames of a video as a stream; an image model takes each by itself.
+    """Predicts the frames of a video as a stream; an image model treats each frame separately.
 
-    Writes ``out/labels/FRAME.png`` (palette PNG whose values are the class indices; the frame's
-    number, or a picture's own name) and ``out/overlay.mp4``. Frames that cannot be read, or have
-    another size than the first one, are noted in the result and left out. After Ctrl-C what was
-    done is kept, the video ends there.
+    Writes ``out/labels/FRAME.png`` (palette PNG whose values are the class indices; FRAME is the
+    frame's number or the picture's name) and ``out/overlay.mp4``. Frames that cannot be read, or
+    have another size than the first one, are left out and noted in the result. After Ctrl-C the
+    results so far are kept, and the video ends there.
 
     Args:
         model: of `checkpoint.load_model`, also folded; put into evaluation mode.
         spec: normalisation and palette.
         source: a video file, a folder of pictures, or the number of a camera.
         out: made if need be.
-        overlay: write that video, too; needs OpenCV.
-        every: take one frame of so many.
-        limit: end after so many frames; None goes to the end.
+        overlay: also write the overlaid video; needs OpenCV.
+        every: take one frame out of this many.
+        limit: end after this many frames; None goes to the end.
         inference: the default is one pass over the whole frame.
         transform: of each frame before the network, such as a dataset's `EvalTransform`; by
             default it is normalised and keeps its size.
         flip_pairs: classes that a mirrored frame swaps.
-        device: default where the model is.
+        device: by default the model's device.
         progress: show a bar.
 
     Raises:
@@ -136,7 +136,7 @@ def predict_video(
 
 
 class _Job:
-    """The frames one by one, and what came of them."""
+    """Predicts the frames one by one and collects the result."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A video frame by frame: each one is computed once, what later ones need of it is kept."""
+"""Processes a video frame by frame: each is computed once, and what later ones need is kept."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mcibi_fast.recipes.config import InferenceConfig
 class VideoStream:
     """Feeds the frames of a video to a model in order.
 
-    A video model (also folded) keeps what the last h frames left for later ones, their contexts,
-    in a ring of h maps that is allocated at the first frame and overwritten from then on: the
-    memory does not grow with the video. The result is that of the model on the clip of the last
-    h + 1 frames, up to rounding; before there are so many, the first frame's context stands for
-    those missing. An image model takes each frame by itself.
+    For a video model (folded or not), the contexts of the last h frames are kept in a ring of h
+    maps, which is allocated at the first frame and overwritten from then on: the memory used does
+    not grow with the video. Up to rounding, the result is that of the model on the clip of the last
+    h + 1 frames; at the beginning of a video the first frame's context replaces the missing ones.
+    An image model treats each frame separately.
 
     Args:
-        model: in evaluation mode.
-        stages: of iterative inference, by default the model's.
+        model: a model in evaluation mode.
+        stages: number of stages of iterative inference; by default the model's.
 
-    Call ``reset`` where another video begins. Several videos of one frame size may run side by side
-    as a batch.
+    Call ``reset`` when another video begins. Several videos with frames of the same size may run
+    together as a batch.
     """
 
     def __init__(self, model: Segmentor, *, stages: int | None = None) -> None:
@@ -37,13 +37,13 @@ class VideoStream:
         self._size: torch.Size | None = None
 
     def reset(self) -> None:
-        """A new video begins; its frames may have another size."""
+        """Begins a new video; its frames may have another size."""
         self._ring = self._size = None
         self._oldest = 0
 
     @property
     def nbytes(self) -> int:
-        """What is kept between frames; 0 before the first one, and for an image model."""
+        """Bytes kept between frames; 0 before the first frame, and for an image model."""
         return 0 if self._ring is None else self._ring.nbytes
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class VideoStream:
         if self._size is not None and frames.shape != self._size:
             raise ValueError(
                 f"frames: expected {tuple(self._size)} as before, got {tuple(frames.shape)}; call "
-                "reset() where another video begins"
+                "reset() when another video begins"
             )
         kept: list[Tensor] = []
 
@@ -78,7 +78,7 @@ class VideoStream:
         return output
 
     def _past(self, left: Tensor) -> list[Tensor]:
-        """What the past frames left, the earliest first; of the first frame what it leaves."""
+        """What the past frames left, the earliest first; at the first frame its own, repeated."""
         if self._ring is None:
             return [left] * self.model.history
         h = len(self._ring)
@@ -93,14 +93,14 @@ class VideoStream:
 
 
 class VideoPredictor:
-    """The frames of a video, in order, to class indices.
+    """Predicts class indices for the frames of a video, in order.
 
-    Every view and every window of test-time inference is a stream of its own, so that each of them
-    has past frames of its own place and scale.
+    Every view and every window of test-time inference is a separate stream, so that its past frames
+    have the same position and scale.
 
     Args:
-        model: an image or video model in evaluation mode; an image model takes each frame by
-            itself.
+        model: an image or video model in evaluation mode; an image model treats each frame
+            separately.
         inference: the default is one pass over the whole frame.
         flip_pairs: classes that a mirrored frame swaps.
 
@@ -124,7 +124,7 @@ class VideoPredictor:
         self._shape = torch.Size()
 
     def reset(self) -> None:
-        """Another video begins."""
+        """Begins another video."""
         self._streams.clear()
 
     def predict(self, frame: Tensor, size: tuple[int, int]) -> Tensor:

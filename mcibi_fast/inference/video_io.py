@@ -1,4 +1,4 @@
-"""Frames out of a video file, a camera or a folder, and a video of the results."""
+"""Reads frames from a video file, a camera or a folder, and writes a video of the results."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Frames:
     """Frames in order, each read when it is asked for; to be closed.
 
     Attributes:
-        fps: of the frames that are given.
-        total: their number, where it is known; a broken file may have fewer.
-        ending: after the last one: why there are no more, where that may be a fault; else "".
+        fps: frames per second of the frames that are returned.
+        total: their number, if it is known; a damaged file may have fewer.
+        ending: after the last frame, why there are no more if that may be a fault, otherwise "".
     """
 
     fps: float
@@ -58,13 +58,13 @@ def open_frames(source: str, *, every: int = 1) -> Frames:
     """Opens a folder of pictures, a video file, or a camera.
 
     Args:
-        source: a path; or the number of a camera, where no file has that name.
-        every: take one frame of so many.
+        source: a path; or the number of a camera, if no file has that name.
+        every: take one frame out of this many.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: ``every`` is not positive, the folder holds no pictures, the file is no video,
-            the camera cannot be opened, or OpenCV is missing (folders do without).
+        ValueError: ``every`` is not positive, the folder holds no pictures, the file is not a
+            video, the camera cannot be opened, or OpenCV is missing (folders do not need it).
     """
     if every < 1:
         raise ValueError(f"every: expected at least 1, got {every}")
@@ -84,8 +84,8 @@ class FolderFrames(Frames):
     """The pictures in a folder, sorted by name, with numbers in names as numbers.
 
     Args:
-        folder: its own pictures, not those of folders in it.
-        every: take one of so many.
+        folder: the folder; pictures in its subfolders are not taken.
+        every: take one picture out of this many.
     """
 
     def __init__(self, folder: Path, *, every: int = 1) -> None:
@@ -107,14 +107,14 @@ class FolderFrames(Frames):
 
 
 class CapturedFrames(Frames):
-    """What OpenCV reads of a video file or a camera; frames are named by their number from 0.
+    """The frames that OpenCV reads from a video file or a camera, named by their number from 0.
 
-    FFmpeg hides damage within a frame where it can. A file ends where nothing more can be read:
-    `ending` says so if it announced more frames (it was cut off, or its sound is longer).
+    FFmpeg hides damage within a frame if it can. A file ends when nothing more can be read;
+    `ending` says so if the file announced more frames (it was cut off, or its sound is longer).
 
     Args:
         source: a file, or a camera's number.
-        every: take one frame of so many.
+        every: take one frame out of this many.
     """
 
     def __init__(self, source: str | int, *, every: int = 1) -> None:
@@ -154,7 +154,7 @@ class CapturedFrames(Frames):
             self.ending = f"{self.name}: ends after {end} frames, though it announces {self.count}"
 
     def _read(self, wanted: bool) -> Pixels | None:
-        """The next frame; None where it cannot be had. One not wanted is not decoded."""
+        """The next frame; None if it cannot be read. An unwanted frame is not decoded."""
         nothing = np.empty((0, 0, 3), np.uint8)
         if not self.capture.grab():
             return None
@@ -179,14 +179,15 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        self.cv2 = opencv("an overlaid video (--no-overlay does without)")
+        self.cv2 = opencv("an overlaid video (--no-overlay works without it)")
         self.path, self.fps = path, fps
         self._temporary = path.with_name(f".{path.stem}.tmp.mp4")
         self._writer: Any = None
 
     def add(self, pixels: Pixels) -> None:
-        """The next frame (H, W, 3) RGB, all of one size; the codec wants even sides, so odd ones
-        get their last row or column twice. Raises OSError if it cannot be written.
+        """Adds the next frame (H, W, 3) RGB; all must have the same size. The codec needs even
+        sides, so the last row or column of odd ones is repeated. Raises OSError if it cannot be
+        written.
         """
         height, width = pixels.shape[:2]
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -198,13 +199,13 @@ class VideoWriter:
             if not writer.isOpened():
                 raise OSError(
                     f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
-                    "per second (--no-overlay does without)"
+                    "per second (--no-overlay works without it)"
                 )
             self._writer = writer
         self._writer.write(self.cv2.cvtColor(pixels, self.cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Finishes the file, with the frames that there are; none, no file."""
+        """Finishes the file; without frames there is no file."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None

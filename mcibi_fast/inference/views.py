@@ -1,9 +1,9 @@
-"""Views of an image, at the network's stride, to labels at full resolution.
+"""Combines views of an image, at the network's stride, to labels at full resolution.
 
-A bilinear upsampling is a product of one sparse matrix per axis; so is the mean of windows'
-upsampled logits resized to the labels' size, because the number of windows over a pixel is a
-product, too. A band of rows of the result needs only its own rows of the matrices: K x H x W values
-never exist.
+Bilinear upsampling is a product with one sparse matrix per axis. So is the mean of windows'
+upsampled logits, resized to the labels' size, because the number of windows over a pixel is a
+product, too. A band of rows of the result needs only its own rows of these matrices, so K x H x W
+values are never in memory at once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Window(NamedTuple):
     """Logits of a part of a view's image.
 
     Attributes:
-        logits: (B, h, w, K), contiguous: taps are then whole vectors of K.
-        top, left: of the window in the view's image; negative where padding came first.
-        size: (height, width) of what the network saw.
+        logits: (B, h, w, K), contiguous, so that each tap is a whole vector of K numbers.
+        top, left: position of the window in the view's image; negative if padding comes first.
+        size: (height, width) of the network's input.
     """
 
     logits: Tensor
@@ -63,7 +63,7 @@ class AxisTaps(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a window gives: to the output's rows and columns from ``top`` and ``left`` on."""
+    """What a window contributes to the output's rows and columns from ``top`` and ``left`` on."""
 
     logits: Tensor  # (B, h, w, K)
     top: int
@@ -100,13 +100,13 @@ def label_map(
         for top in range(0, H, rows):
             bottom = min(top + rows, H)
             tiles = (_tile(pieces, b, top, bottom, W) for pieces in sources)
-            # Of a single view, the largest logit has the largest probability.
+            # In a single view, the largest logit has the largest probability.
             labels[b, top:bottom] = _sum(tiles, softmax and len(views) > 1).argmax(-1)
     return labels
 
 
 def _sum(tiles: Iterator[Tensor], softmax: bool) -> Tensor:
-    """Of the views' logits or probabilities (rows, W, K), one view alive at a time."""
+    """The sum of the views' logits or probabilities (rows, W, K), one view in memory at a time."""
     total = None
     for tile in tiles:
         if softmax:
@@ -171,10 +171,10 @@ def _piece(logits: Tensor, rows: AxisTaps, columns: AxisTaps) -> Piece:
 
 
 def _trimmed(taps: AxisTaps) -> tuple[int, AxisTaps]:
-    """Without the positions at either end, and the taps, that get nothing; the first position."""
+    """The taps without positions at either end that read nothing, and the first position kept."""
     used = taps.weight != 0
     positions = used.any(1).nonzero()[:, 0]
-    if not len(positions):  # the labels are so few that none of them looks into this window
+    if not len(positions):  # so few labels that none of them reads from this window
         return 0, AxisTaps(taps.source[:0], taps.weight[:0])
     first, last = int(positions[0]), int(positions[-1]) + 1
     kept = used.any(0)
@@ -187,7 +187,7 @@ def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Axi
     Args:
         n, m: output and input lengths.
         align_corners: as there.
-        like: of its dtype, and at least float32, are the weights, as they are there.
+        like: gives the dtype of the weights, which is at least float32, as there.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     source, weight = axis_taps(m, n, align_corners, dtype)

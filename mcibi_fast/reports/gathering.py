@@ -61,7 +61,7 @@ def gather(
         model: in evaluation mode.
         images: (B, 3, H, W); for a video model also clips (B, h + 1, 3, H, W), of which the last
             frames are recorded.
-        labels: (B, H, W), for a model that gathers by the ground truth.
+        labels: (B, H, W), for a model that gathers with the ground truth.
         stages: of iterative inference (section 3.5); a baseline has one.
     """
     truth = (labels,) if model.needs_labels else ()

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class Adversary:
     """Replaces the images of some steps by ones that raise the model's loss.
 
-    Which steps depends on (seed, step) alone, so all ranks and a resumed run agree.
+    The choice of steps depends only on (seed, step), so all ranks and a resumed run agree.
 
     Args:
-        config: how far and how often.
-        dataset: whose ``mean`` and ``std`` normalised the images.
-        seed: of the choice of steps.
-        device: of the images.
+        config: the size and the probability of the attack.
+        dataset: the dataset, with whose ``mean`` and ``std`` the images were normalised.
+        seed: seed of the choice of steps.
+        device: device of the images.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ def fgsm(
 ) -> Tensor:
     """Fast gradient sign method (arXiv 1412.6572): ``images + epsilon * sign(d loss / d images)``.
 
-    One more forward and backward pass, to the images alone: no parameter's gradient is touched.
-    The model is used as it is, training mode (batch statistics, dropout) included, but leaves no
-    trace: its buffers, so the memory and the batch norms' running statistics, are put back.
+    It takes one more forward and backward pass, in which only the images get gradients. The model
+    runs in its present mode, so in training mode with batch statistics and dropout, but its buffers
+    (the memory, the running statistics of the batch norms) are restored afterwards.
 
     Args:
         model: without its DistributedDataParallel wrapper; gives losses.

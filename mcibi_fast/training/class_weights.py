@@ -104,7 +104,7 @@ def class_pixels(
 
 
 class _Histogram:
-    """A transform that leaves the pixels of each class in place of the label."""
+    """A transform that replaces the label by the number of pixels of each class."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes

@@ -15,11 +15,11 @@ class WeightAverage:
     """A copy of a model whose parameters follow the model's: ``decay * own + (1 - decay) * new``.
 
     Buffers are not averaged but copied: the running statistics of the batch norms, the memory and
-    its noise state are the model's own. (They are moving averages already; but they are of the
-    features that the model's latest weights give, not the averaged ones.)
+    its noise state are those of the model. (They are moving averages already, although of the
+    features computed with the model's latest weights, not with the averaged ones.)
 
-    torch's ``AveragedModel`` does the same but copies its step counter to the device, and waits for
-    that, at each step.
+    torch's ``AveragedModel`` does the same, but copies its step counter to the device at each step
+    and waits for the copy.
 
     Args:
         model: on its device, without wrappers; the average starts from its weights.

@@ -27,7 +27,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # what else ran: 0 on a machine of one's own
+        "load": round(os.getloadavg()[0], 2),  # near 0 if nothing else ran on the machine
         "cpu_flavour": info["cpu_flavour"],
         "mcibi_fast": info["version"],
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""The memory's first values, from pixels of the train split (sections 3.2 and 4.2)."""
+"""Initialises the memory from pixels of the train split (sections 3.2 and 4.2)."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def initialize_memory(
     workers: int = 0,
     progress: bool = False,
 ) -> None:
-    """Gives every class of the train split its first values, where that is wanted.
+    """Initialises the memory of every class in the train split, if its ``init`` asks for that.
 
-    Does nothing for a model without a memory, or one whose memory's ``init`` is "standard".
-    Otherwise it goes over the train split, augmented as in its first epoch, until every class was
-    met; classes that never occur keep what they have. With "cluster" it takes pixels from the
-    first `CLUSTERED_IMAGES` images (or fewer, once it has 512 of every class) and then from those
-    with classes not met before; it holds K x 512 x Z numbers on the CPU in the meantime. Features
-    are those that training will see (batch statistics in the batch norms, whose running statistics
-    are left alone). Every rank goes over the same images, so the result does not depend on the
-    number of ranks.
+    Does nothing for a model without a memory, or if the memory's ``init`` is "standard". Otherwise
+    it goes over the train split, augmented as in its first epoch, until every class has been seen;
+    classes that never occur keep their values. With "cluster" it takes pixels from the first
+    `CLUSTERED_IMAGES` images (or fewer, once it has 512 of every class) and then only from images
+    with classes that were not seen before; meanwhile it holds K x 512 x Z numbers on the CPU. The
+    features are those that training will see: batch norms use batch statistics, and their running
+    statistics do not change. Every rank goes over the same images, so the result does not depend on
+    the number of ranks.
 
     Args:
         model: without its DistributedDataParallel wrapper.
@@ -94,7 +94,7 @@ class _Pixels:
         self.memory.initialize(features, labels)
 
     def done(self, images: int) -> bool:
-        """Counts a batch of so many images; whether it was the last one needed."""
+        """Counts a batch of this many images; returns whether it was the last one needed."""
         return bool(self.memory.met.all())
 
     def finish(self) -> None:
@@ -132,7 +132,7 @@ class _Clusters(_Pixels):
 
 @contextmanager
 def _training_statistics(model: nn.Module) -> Iterator[None]:
-    """Training mode whose batch norms leave no trace in their running statistics."""
+    """Training mode in which the running statistics of the batch norms do not change."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [
         {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}

@@ -34,11 +34,11 @@ def accumulate_gradients(
     ignore_index: int,
     attack: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Leaves a batch's gradient in the parameters, up to rounding the same for any ``parts``.
+    """Computes a batch's gradient in several passes, up to rounding the same for any ``parts``.
 
-    That holds as far as pixels do not meet in the model: batch norms take their statistics from
-    each part, and the memory is updated, and fresh noise drawn, once per part. Each process
-    averages over its own valid pixels, and the gradients of the processes are averaged.
+    What depends on the whole batch differs, however: batch norms take their statistics from each
+    part, and the memory is updated, and fresh noise drawn, once per part. Each process averages
+    over its own valid pixels, and the gradients of the processes are averaged.
 
     Args:
         accelerator: for the backward pass and the processes.

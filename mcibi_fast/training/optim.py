@@ -15,7 +15,7 @@ from mcibi_fast.recipes.parts import OptimizerConfig
 _POSITIONS = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_token")
 # A residual or transformer block in the names of timm's feature extractors: layer1.0 (ResNet),
 # layers_0.blocks.1 (Swin), stages_0.blocks.1 (ConvNeXt), model.blocks.3 (ViT), stage2.0 (HRNet).
-# What stands before a stage's blocks (a downsampling layer) belongs to the first of them.
+# What comes before the blocks of a stage (a downsampling layer) belongs to the first of them.
 _BLOCK = re.compile(r"(?:layer|stage|block)s?[._]?(\d+)(?:(?:\.blocks)?\.(\d+))?\b")
 
 

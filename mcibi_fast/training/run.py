@@ -72,8 +72,8 @@ class Run:
     def save(self, step: int, weights: bytes, state: dict[str, Any]) -> None:
         """Writes a checkpoint and makes it the last.
 
-        Until the very end the previous one stays what "last" means, so a crash or a full disk on
-        the way costs nothing.
+        "last" keeps pointing to the previous checkpoint until the new one is complete, so a crash
+        or a full disk loses nothing.
 
         Raises:
             OSError: it could not be written; the message says what is left.
@@ -105,7 +105,7 @@ class Run:
         """
         directory = self.checkpoint("last")
         if directory is None:
-            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start a new run")
         try:
             state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds for a damaged file

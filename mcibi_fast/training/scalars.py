@@ -1,4 +1,4 @@
-"""TensorBoard scalars, written at once: no thread of its own to fail unseen on a full disk."""
+"""TensorBoard scalars, written immediately and not by a thread whose errors would go unnoticed."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def seed_global_generators(seed: int) -> None:
     """Seeds Python's, NumPy's and torch's global generators.
 
-    For commands only, once, before anything is built: no library code of this package seeds or
-    draws from the global generators on its own account (initial weights and dropout do).
+    Only commands call it, once, before anything is built: apart from initial weights and dropout,
+    no library code of this package draws from the global generators, and none seeds them.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -49,7 +49,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The model's non-persistent buffers by name, among them the Philox (seed, step) states.
 
-    They are no part of the weights, but a training run goes on from them.
+    They are not part of the weights, but a resumed run needs them.
     """
     persistent = model.state_dict().keys()
     return {name: b for name, b in model.named_buffers() if name not in persistent}

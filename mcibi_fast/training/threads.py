@@ -10,7 +10,7 @@ import torch
 def leave_cores_to_loaders(workers: int) -> None:
     """Lets PyTorch use the cores that loader processes leave.
 
-    A thread more than there are cores makes OpenMP's barriers wait, many times over.
+    With one thread more than there are cores, OpenMP's barriers wait and training is much slower.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (cores or 1) - workers)))

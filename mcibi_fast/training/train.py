@@ -1,4 +1,4 @@
-"""Training with accelerate: launched plainly, by torchrun or by accelerate launch."""
+"""Training with accelerate: started directly, by torchrun or by accelerate launch."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from mcibi_fast.training.state import (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run gave.
+    """The result of a finished run.
 
     Attributes:
         out: the run's directory.
         steps: optimizer steps.
-        seconds: of training and evaluation, over all the pieces of a resumed run.
+        seconds: time of training and evaluation, over all parts of a resumed run.
         metrics: scores of the last evaluation (see `SegmentationMetrics.as_dict`).
         best: scores of the evaluation with the best mIoU.
     """
@@ -71,18 +71,18 @@ def train(
 ) -> TrainResult:
     """Trains a model and evaluates it, writing everything into a run's directory.
 
-    Draws from the global generators (initial weights, dropout) and leaves their seeding to the
-    caller, once per process; everything else that is random depends on ``config.seed``.  A run
-    that was stopped anywhere, kill -9 included, and resumed ends with the weights of an
-    uninterrupted one, bit for bit on the CPU with the same number of threads and processes: it
-    goes on from its last checkpoint, at an epoch's end or every ``checkpoint_every`` steps.
-    With ``config.ema`` the weights that are evaluated and saved are the averaged ones; the others
-    are in the training state.
+    Initial weights and dropout are drawn from the global generators, which the caller seeds once
+    per process; everything else that is random depends on ``config.seed``. A run may be stopped
+    anywhere, even by kill -9. When it is resumed, it continues from its last checkpoint (written at
+    the end of each epoch and every ``checkpoint_every`` steps) and ends with the same weights as an
+    uninterrupted run: bit for bit on the CPU with the same number of threads and processes. With
+    ``config.ema`` the averaged weights are evaluated and saved; the others are in the training
+    state.
 
     Args:
         config: of the run.
         out: its directory, see `training.run`.
-        resume: go on from the last checkpoint in ``out``.
+        resume: continue from the last checkpoint in ``out``.
         progress: show bars (on the main process, on a terminal).
         report: takes one line per evaluation (on the main process).
 
@@ -102,7 +102,7 @@ def train(
         return trainer.run_to_end()
     except KeyboardInterrupt:
         last = trainer.run.checkpoint("last")
-        kept = f"{last.name} is kept; go on with --resume {out}" if last else "no checkpoint yet"
+        kept = f"{last.name} is kept; continue with --resume {out}" if last else "no checkpoint yet"
         raise KeyboardInterrupt(f"stopped; {kept}") from None
     finally:
         trainer.close()
@@ -209,7 +209,7 @@ class Trainer:
         else:
             self.report(
                 f"resume: {len(state['random'])} processes wrote the checkpoint, now there are "
-                f"{self.accelerator.num_processes}: dropout goes on from other random numbers"
+                f"{self.accelerator.num_processes}: dropout continues with other random numbers"
             )
         self.accelerator.wait_for_everyone()
         if self.is_main:
@@ -221,7 +221,7 @@ class Trainer:
         """Trains and evaluates until the last step is done."""
         if self.is_main:
             self.scalars = ScalarLog(self.run.tensorboard, first_step=self.step + 1)
-        # Around evaluation, too: an interrupt in the midst of a library's clean-up can be lost.
+        # Evaluation is included: an interrupt during a library's clean-up can get lost.
         with deferred_interrupt() as interrupted:
             while True:
                 if self._evaluation_is_due():
@@ -321,7 +321,7 @@ class Trainer:
         return loss
 
     def _record_memory(self) -> None:
-        """At an epoch's end, what the memory holds; the host has waited for the device anyway."""
+        """Records what the memory holds at the end of an epoch, when the host has waited anyway."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
         if within or not self.model.head.has_memory:
             return
@@ -331,7 +331,7 @@ class Trainer:
             self.run.record(step=self.step, epoch=epoch, memory={"mean": mean, "std": std})
 
     def _agree(self, interrupted: Callable[[], bool]) -> bool:
-        """Whether to stop: at once alone, with other ranks where the loss is read anyway."""
+        """Whether to stop: immediately with one process, otherwise when the loss is read anyway."""
         if self.accelerator.num_processes == 1:
             return interrupted()
         if self.step % self.config.log_every and not self._checkpoint_is_due():
@@ -387,14 +387,14 @@ class Trainer:
             f"{time.perf_counter() - self.clock:.0f} s"
         )
         if self.scalars is not None:
-            # The record comes last: a run killed before it evaluates once more.
+            # Recorded last: a run killed before this line evaluates again once it is resumed.
             if self._best_step() == self.step:
                 self.run.mark_best(self.step)
             self.scalars.add(self.step, metrics.summary(), "val/")
             self.run.record(step=self.step, epoch=epoch, metrics=self.evaluated[self.step])
 
     def _evaluated_model(self) -> models.Segmentor:
-        """The average of the weights where one is kept; what is evaluated and saved."""
+        """The model that is evaluated and saved: the averaged one, if an average is kept."""
         return self.model if self.average is None else self.average.model
 
     def _best_step(self) -> int:

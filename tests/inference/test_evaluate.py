@@ -120,7 +120,7 @@ def test_counts_are_those_of_the_predicted_labels(inference: InferenceConfig | N
 
 @pytest.mark.parametrize("inference", [None, InferenceConfig(flip=True)], ids=str)
 def test_a_model_of_other_classes_is_named(inference: InferenceConfig | None) -> None:
-    with pytest.raises(ValueError, match="num_classes: is 4, but the logits are of 5 classes"):
+    with pytest.raises(ValueError, match="num_classes: is 4, but the logits have 5 classes"):
         evaluate(ByBrightness(5), Blocks(SIZES), inference=inference)
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_needs_the_labels_is_shown_them() -> None:
 
     model = ByTruth(4)
     assert evaluate(model, Blocks(SIZES), batch_size=3).compute().pixel_accuracy == 1
-    with pytest.raises(ValueError, match="gathers by the ground truth"):
+    with pytest.raises(ValueError, match="gathers with the ground truth"):
         evaluate(model, Blocks(SIZES), inference=InferenceConfig((0.5,)))
 
 

@@ -211,7 +211,7 @@ def test_a_bad_frame_is_named(workers):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="flow: Blocks has none to give"):
+    with pytest.raises(ValueError, match="flow: Blocks does not provide it"):
         evaluate_videos(small(), Blocks(), flow="given")
     with pytest.raises(ValueError, match="protocol"):
         evaluate_videos(small(), Blocks(), protocol="vspw")

@@ -241,7 +241,7 @@ def test_labels_for_a_model_that_gathers_by_the_ground_truth() -> None:
     expected = F.interpolate(seen, (12, 8), mode="bilinear").argmax(1)
     assert torch.equal(predict_labels(model, images, (12, 8), labels=labels), expected)
     with pytest.raises(
-        ValueError, match="gathers by the ground truth and cannot predict without it"
+        ValueError, match="gathers with the ground truth and cannot predict without it"
     ):
         predict_labels(model, images, (12, 8))
     for config in (InferenceConfig((0.5,)), InferenceConfig(flip=True)):

@@ -72,7 +72,7 @@ def test_reset_begins_another_video(generator):
     stream = VideoStream(model)
     for frame in first:
         stream(frame)
-    with pytest.raises(ValueError, match=r"reset\(\) where another video begins"):
+    with pytest.raises(ValueError, match=r"reset\(\) when another video begins"):
         stream(second[0])
     stream.reset()
     fresh = VideoStream(model)

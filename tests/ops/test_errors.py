@@ -109,7 +109,7 @@ WRONG: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = 
     (upsampled_argmax, {"size": (6, 0)}, ValueError, "size: must be at least 1"),
     (upsampled_argmax, {"size": (6.0, 6)}, TypeError, "size: expected an integer"),
     (confusion, {"labels": LABELS[:1]}, ValueError, "labels: batch of 1"),
-    (confusion, {"num_classes": 5}, ValueError, "num_classes: is 5, but the logits are of 4"),
+    (confusion, {"num_classes": 5}, ValueError, "num_classes: is 5, but the logits have 4"),
     (confusion, {"num_classes": 4.0}, TypeError, "num_classes: expected an integer"),
 ]
 

@@ -180,7 +180,9 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", interrupted_step)
-        with pytest.raises(KeyboardInterrupt, match="stopped; step-00000005 is kept; go on with"):
+        with pytest.raises(
+            KeyboardInterrupt, match="stopped; step-00000005 is kept; continue with"
+        ):
             run_seeded(tiny_config(), tmp_path)
     assert Run(tmp_path).load_state()[1]["step"] == 5
     run_seeded(tiny_config(), tmp_path, resume=True)

@@ -89,7 +89,7 @@ def _prepare_confusion(
     checks.positive("num_classes", num_classes)
     if num_classes != logits.shape[1]:
         raise ValueError(
-            f"num_classes: is {num_classes}, but the logits are of {logits.shape[1]} classes"
+            f"num_classes: is {num_classes}, but the logits have {logits.shape[1]} classes"
         )
     return logits, labels, ignore_index, align_corners
 
