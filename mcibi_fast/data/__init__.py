@@ -2,10 +2,10 @@
 
 `Scenes` is built in; `FolderDataset` reads images and masks from a folder; the published datasets
 are read in their own layouts, unpacked or zipped (`DATASETS` has them by name); `pack` writes any
-of them into tar shards, which `ShardedDataset` reads from a folder or a URL. All give samples
-{"image", "label", "name"}. `MovingScenes` (built in), `VSPW` and `FolderVideos` are videos, too:
-`ClipDataset` gives their frames with the frames before. `TrainTransform` and `EvalTransform` need
-torchvision, and nothing else here does.
+of them into tar shards, which `ShardedDataset` reads from a folder or a URL. All return samples
+{"image", "label", "name"}. `MovingScenes` (built in), `VSPW` and `FolderVideos` are also videos:
+`ClipDataset` returns their frames together with the frames before. Only `TrainTransform` and
+`EvalTransform` need torchvision.
 """
 
 from __future__ import annotations

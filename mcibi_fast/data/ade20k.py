@@ -62,7 +62,7 @@ class ADE20K(ListedDataset):
         part = {"train": "training", "val": "validation"}[split]
         images = files.locate(f"images/{part}")
         labels = files.locate(f"annotations/{part}")
-        # Of both, so that an image without its mask is found missing, and the other way round.
+        # The names of both, so that a missing mask is noticed as well as a missing image.
         stems = {n[:-4] for f in (images, labels) for n in files.names(f) if n[-4:] in _SUFFIXES}
         return [
             Item(stem, f"{images}/{stem}.jpg", f"{labels}/{stem}.png") for stem in sorted(stems)

@@ -1,4 +1,4 @@
-"""Where a dataset's files lie: in a folder, in a zip file, or in a folder that holds its zip files.
+"""Reads a dataset's files from a folder, a zip file, or a folder that holds its zip files.
 
 A zip file is read in place. Its directory is read once; each process opens the file for itself when
 it first reads from it, so a `Files` may be handed to a data loader's workers.
@@ -33,7 +33,7 @@ class Files:
         layout: what should be in it, in words, for the errors.
 
     Paths are texts with "/", relative to the root or to the top of a zip file. Raises DataError
-    when ``root`` is neither, or is a zip file that is not whole.
+    when ``root`` is neither, or is an incomplete zip file.
     """
 
     def __init__(self, root: str | Path, layout: str = "the dataset") -> None:
@@ -49,10 +49,10 @@ class Files:
             raise DataError(f"{root}: no such folder or zip file; expected {layout}")
 
     def find(self, *parts: str) -> str | None:
-        """The path that ends in one of ``parts``, the first of them that is there; else None.
+        """The path that ends in the first of ``parts`` that exists; None if none does.
 
-        It may lie at the top or below a folder or two, as in the archive that was downloaded. A
-        zip file that is not whole counts only (as a DataError) when nothing is found elsewhere.
+        It may be at the top or up to two folders below, as in the downloaded archive. An incomplete
+        zip file raises a DataError only if nothing is found elsewhere.
         """
         broken: DataError | None = None
         for part in parts:
@@ -163,7 +163,7 @@ class _Zip:
         return self.__dict__ | {"_opened": None}
 
     def holds(self, path: str) -> bool:
-        # What was not searched holds nothing that was found.
+        # If the zip file was never searched, no path was found in it.
         return path in self._files
 
     def names(self, folder: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What every dataset here is: samples as a dictionary, and augmentation drawn per epoch."""
+"""The base of all datasets: samples are dictionaries, and augmentation is drawn per epoch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SegmentationDataset(Dataset[Sample]):
         raise NotImplementedError
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Sample ``index`` as it is: image (H, W, 3) uint8 and label (H, W)."""
+        """Sample ``index`` without any transform: image (H, W, 3) uint8 and label (H, W)."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Look a dataset over before training on it: `mcibi-fast data check [NAME] ROOT`."""
+"""Checks a dataset before training on it: `mcibi-fast data check [NAME] ROOT`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def check(
     """Read every image and mask of every split under ``root``, in the layout of `data.folder`.
 
     Bad files (empty, corrupt, in colour, wrong in size or labels) and missing masks are collected
-    in ``report.problems``; the check goes on. Four overlays of images spread over the usable ones
-    are written to ``out``, made if need be; None writes none. Without ``classes`` and a class list
-    in the folder, labels have no range to be checked against. ``sizes`` are the images that each
-    split should have; another number is a warning. With ``videos`` the images are frames, named
-    <video>_<number>, and the report counts them by video. Raises DataError when ``root`` is no such
-    dataset at all.
+    in ``report.problems``, and the check continues. Four overlays of images spread over the usable
+    ones are written to the folder ``out``, which is created if needed; None writes none. Without
+    ``classes`` and a class list in the folder, the range of the labels cannot be checked. ``sizes``
+    gives the number of images that each split should have; another number is a warning. With
+    ``videos`` the images are frames, named <video>_<number>, and the report counts them by video.
+    Raises DataError when ``root`` is not a dataset of this layout.
     """
     root = Path(root)
     found = class_list(root, classes)
@@ -62,7 +62,7 @@ def check(
 def check_named(
     name: str, root: str | Path, out: str | Path | None = None, *, progress: bool = True
 ) -> Report:
-    """As `check`, of the published dataset ``name`` (see `data.DATASETS`), unpacked or zipped.
+    """Like `check`, for the published dataset ``name`` (see `data.DATASETS`), unpacked or zipped.
 
     Every image is read once. A split of another size than the published one is a warning. Raises
     ValueError for an unknown name and DataError when nothing of the dataset is there.
@@ -87,7 +87,7 @@ def check_named(
 def check_shards(
     root: str | Path, out: str | Path | None = None, *, progress: bool = True
 ) -> Report:
-    """As `check`, of the splits packed in the folder ``root`` (see `data.shards`)."""
+    """Like `check`, for the splits packed in the folder ``root`` (see `data.shards`)."""
     packed = {split: ShardedDataset(root, split) for split in local_splits(root)}
     if not packed:
         raise DataError(f"{root}: no packed splits in it; expected <split>/index.json")

@@ -33,7 +33,7 @@ class Report:
     ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
     ``problems`` holds one line per bad or missing file, ``warnings`` one per split whose size is
     not the published one, ``spare`` the masks without an image (they do no harm), ``overlays`` the
-    pictures written, ``video_lines`` what there is to say of videos.
+    pictures written, ``video_lines`` the lines about videos.
     """
 
     root: Path
@@ -100,10 +100,10 @@ class Report:
 
 
 def list_splits(dataset: type[ListedDataset], files: Files, report: Report) -> dict[str, Listing]:
-    """What lies in each split that is there; the rest becomes problems of the report.
+    """The files of each split that exists; what is missing becomes problems of the report.
 
     Raises:
-        DataError: nothing is there.
+        DataError: there are no files at all.
     """
     found = {}
     for split in dataset.checked:
@@ -124,7 +124,7 @@ def list_splits(dataset: type[ListedDataset], files: Files, report: Report) -> d
 def read_all(
     report: Report, jobs: list[tuple[str, str, str]], read: _Read, progress: bool
 ) -> list[tuple[str, str]]:
-    """Reads every (split, image, mask), notes all but the overlays, and returns the good pairs."""
+    """Reads every (split, image, mask), adds to the report, and returns the usable pairs."""
     report.pixels = np.zeros(IGNORE_INDEX, np.int64)
     report.images = np.zeros(IGNORE_INDEX, np.int64)
     good = []

@@ -20,10 +20,10 @@ _Numbers = Mapping[str, Sequence[int]]  # of each video, its frames' numbers in 
 
 
 def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: bool = True) -> Report:
-    """As `check_named`; also counts videos, their frames, frames missing and odd mask values.
+    """Like `check_named`; also counts videos, frames, missing frames and unknown mask values.
 
     Frames without a mask, which ``test`` may have, are decoded, too. ``report.pairs`` counts the
-    frames with one.
+    frames with a mask.
     """
     files, report = VSPW.open_files(root), Report(Path(root))
     jobs = []
@@ -60,7 +60,7 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
 
 
 def _numbers(items: Sequence[Item]) -> list[int]:
-    """The numbers of a video's frames; their places where the names are no numbers."""
+    """The numbers of a video's frames; their positions if the names are not numbers."""
     stems = [PurePosixPath(item.name).name for item in items]
     return [int(s) for s in stems] if all(map(str.isdecimal, stems)) else [*range(len(stems))]
 
@@ -81,7 +81,7 @@ def folder_lines(jobs: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def video_lines(split: str, videos: _Numbers) -> list[str]:
-    """What a report says of a split's videos: how many frames they have, and how many miss."""
+    """A report's lines about a split's videos: how many frames they have, how many are missing."""
     counts = np.array([len(numbers) for numbers in videos.values()])
     if counts.size == 0:
         return []
@@ -98,6 +98,6 @@ def video_lines(split: str, videos: _Numbers) -> list[str]:
 
 
 def absent(numbers: Sequence[int]) -> int:
-    """How many frames lie between consecutive ones that are farther apart than they usually are."""
+    """How many frames are missing where consecutive numbers are farther apart than usual."""
     step = max(usual_step(numbers), 1)
     return sum(max(round((b - a) / step) - 1, 0) for a, b in pairwise(numbers))

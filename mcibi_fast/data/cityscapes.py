@@ -46,7 +46,7 @@ class Cityscapes(ListedDataset):
             return cls.listing(files, "train") + cls.listing(files, "val")
         images = files.locate(f"leftImg8bit/{split}")
         labels = files.locate(f"gtFine/{split}")
-        # Of both, so that an image without its mask is found missing, and the other way round.
+        # The names of both, so that a missing mask is noticed as well as a missing image.
         names = _names(files, images, _IMAGE) | _names(files, labels, _MASK)
         return [
             Item(name, f"{images}/{city}/{name}{_IMAGE}", f"{labels}/{city}/{name}{_MASK}")
@@ -55,7 +55,7 @@ class Cityscapes(ListedDataset):
 
 
 def _names(files: Files, folder: str, ending: str) -> set[tuple[str, str]]:
-    """(city, name) of the files below ``folder`` that end so."""
+    """(city, name) of the files below ``folder`` whose names end in ``ending``."""
     return {
         (city, name.removesuffix(ending))
         for city in files.names(folder)

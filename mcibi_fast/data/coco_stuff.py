@@ -12,7 +12,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.listed import Item, ListedDataset, read_mat, value_map
 from mcibi_fast.viz.palette import distinct_palette
 
-# Ids 1..182: things in COCO's order, then stuff in the alphabet's.
+# Ids 1..182: things in COCO's order, then stuff in alphabetical order.
 _NAMES = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
 street sign, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear,
@@ -33,7 +33,7 @@ structural-other, table, tent, textile-other, towel, tree, vegetable, wall-brick
 wall-other, wall-panel, wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind,
 window-other, wood
 """
-_ABSENT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # things that COCO gave up
+_ABSENT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # things that COCO dropped
 _PRESENT = [k for k in range(1, 183) if k not in _ABSENT]
 _ALL = " ".join(_NAMES.split()).split(", ")
 _COMPACT = [_ALL[k - 1] for k in _PRESENT]

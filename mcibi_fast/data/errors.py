@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Data on disk that cannot be used. The message is one line that names the file and the cure.
+    """Data on disk that cannot be used; the message is one line with the file and what to do.
 
-    A data loader's worker hands an exception over as the text of its traceback; the line that
-    counts is the last one, and only that is kept.
+    A data loader's worker passes an exception on as the text of its traceback, of which only the
+    last line, the message itself, is kept.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Datasets that lie in a folder: images, masks of class indices, and a list of class names.
+"""Datasets in a folder: images, masks of class indices, and a list of class names.
 
 ROOT/images/<split>/<name>.jpg    (or .jpeg, .png)
 ROOT/labels/<split>/<name>.png    one channel or a palette; 0..K-1 a class, 255 ignored
@@ -39,7 +39,7 @@ class FolderDataset(SegmentationDataset):
     Args:
         root: the dataset's folder.
         split: a folder under ``images`` and ``labels``.
-        transform: see `data.transforms`; None normalises and nothing else.
+        transform: see `data.transforms`; None only normalises.
         classes: names of the K classes, such as `CAMVID_CLASSES`; None reads ``classes.json`` or
             ``classes.txt``, and without either counts the classes in all masks of all splits and
             calls them class_0, class_1, ...
@@ -113,7 +113,7 @@ def splits(root: str | Path) -> list[str]:
 
 
 def split_files(root: Path, split: str) -> SplitFiles:
-    """What lies in ``images/<split>`` and ``labels/<split>``. Raises DataError if nothing does."""
+    """The files of a split's images and labels. Raises DataError if there are none."""
     known = splits(root)
     if split not in known:
         raise DataError(f"{root}: no split {split!r}; there is {', '.join(known) or 'none'}")

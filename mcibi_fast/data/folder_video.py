@@ -79,7 +79,7 @@ def split_stem(stem: str) -> tuple[str, int]:
 
 
 def usual_step(numbers: Sequence[int]) -> int:
-    """The commonest difference of consecutive numbers, the smaller of two; 1 of a single one."""
+    """The most common difference of consecutive numbers, the smallest on ties; 1 for one number."""
     steps = [b - a for a, b in pairwise(numbers)]
     return max(sorted(set(steps)), key=steps.count, default=1)
 

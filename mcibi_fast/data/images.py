@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 
-# What PIL raises on files that are not whole: a broken PNG chunk is a SyntaxError.
+# What PIL raises for incomplete files: a broken PNG chunk is a SyntaxError.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -31,8 +31,8 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
     """A whole image file, in memory; ``info["rawmode"]`` is how the file holds its pixels.
 
     Args:
-        file: where it lies.
-        name: what the error calls it; default its path.
+        file: its path.
+        name: the name that errors use; by default its path.
 
     Raises:
         DataError: it is missing, empty, or cannot be decoded.
@@ -46,7 +46,7 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
 
 
 def decode_bytes(content: bytes, name: str) -> Image.Image:
-    """As `decode`, of a file's content."""
+    """Like `decode`, for a file's content."""
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
     try:
@@ -60,7 +60,7 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
 
 
 def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
-    """The indices (H, W) that a decoded mask holds, a palette's never looked up.
+    """The indices (H, W) that a decoded mask holds; a palette's colours are not looked up.
 
     Raises:
         DataError: a mask in colour.

@@ -11,7 +11,7 @@ _NAMES = (
     "background, hat, hair, glove, sunglasses, upper clothes, dress, coat, socks, pants, "
     "{tenth}, scarf, skirt, face, left arm, right arm, left leg, right leg, left shoe, right shoe"
 )
-# The usual ones for both.
+# The usual colours for both datasets.
 _COLOURS = """
 000000 800000 ff0000 005500 aa0033 ff5500 000055 0077dd 555500 005555 553300 345680 008000 0000ff
 33aadd 00ffff 55ffaa aaff55 ffff00 ffaa00

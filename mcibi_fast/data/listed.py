@@ -1,5 +1,5 @@
-"""What the published datasets share: listed images and masks, and a table from mask values to
-classes. A dataset's own file is left with its names, its layout and its table.
+"""What the published datasets share: lists of images and masks, and a table from mask values to
+classes. The file of each dataset then has only its names, its layout and its table.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_mat(files: Files, path: str, *keys: str) -> dict[str, Any]:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
     try:
         found = io.loadmat(BytesIO(content), variable_names=keys)
-    except Exception as error:  # whatever scipy's parsers stumble over
+    except Exception as error:  # scipy's parsers raise many kinds of errors
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: not a whole .mat file ({reason}); replace it") from error
     if keys[0] not in found:
@@ -75,15 +75,15 @@ class ListedDataset(SegmentationDataset):
     Args:
         root: the folder it was unpacked to, its zip file, or the folder that holds its zip files.
         split: a key of ``sizes``.
-        transform: see `data.transforms`; None normalises and nothing else.
+        transform: see `data.transforms`; None only normalises.
 
     Class attributes, besides those of `SegmentationDataset`: ``title``; ``layout``, in words;
     ``label_map`` (256,) uint8, see `value_map`; ``sizes``, the images of each published split;
     ``checked``, the splits that together hold every image once.
 
-    Raises DataError, naming the file and the cure, for missing folders, lists, images and masks at
-    once, and when a sample is read for a file that cannot be decoded, a mask in colour, sizes that
-    differ, and a mask value that the dataset does not have.
+    Raises DataError, with the file and what to do: at once for missing folders, lists, images and
+    masks; and when a sample is read, for a file that cannot be decoded, a mask in colour, sizes
+    that differ, and a mask value that the dataset does not have.
     """
 
     mean = IMAGENET_MEAN
@@ -142,7 +142,7 @@ class ListedDataset(SegmentationDataset):
 
     @classmethod
     def find(cls, files: Files, split: str) -> Listing:
-        """What is there of ``split``. Raises DataError for missing folders and lists."""
+        """The files of ``split`` that exist. Raises DataError for missing folders and lists."""
         if split not in cls.sizes:
             raise DataError(f"{cls.title}: no split {split!r}; there is {', '.join(cls.sizes)}")
         items = cls.listing(files, split)

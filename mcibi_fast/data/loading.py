@@ -1,4 +1,4 @@
-"""Batches: an order that depends on (seed, epoch) alone, dealt to ranks without padding."""
+"""Batches: their order depends only on (seed, epoch); ranks share them without padding."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts.
 
-Of clips with past frames ``image`` is (B, h + 1, 3, H, W), the earliest frame first.
+For clips with past frames ``image`` is (B, h + 1, 3, H, W), the earliest frame first.
 """
 
 
 class _Carried(Dataset):
-    """Returns a bad sample's error as a value.
+    """Returns the error of a bad sample as a value.
 
-    An exception that crosses a worker's boundary arrives with the worker's traceback in its
-    message; carried as a value it arrives as the one clear line it was.
+    An exception raised in a worker process arrives with the worker's traceback in its message;
+    returned as a value, it arrives with its own message of one line.
     """
 
     def __init__(self, dataset: SegmentationDataset) -> None:
@@ -117,9 +117,9 @@ def evaluation_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[Batch]]:
-    """A split in order, each sample on exactly one rank (none is padded in twice).
+    """A split in order, each sample on exactly one rank (no sample is repeated as padding).
 
-    Whole images differ in size, so every item is a list of batches, each of equal-sized images.
+    Whole images differ in size, so every item is a list of batches, each with images of one size.
     """
     indices = list(range(rank, len(dataset), world_size))
     loader: DataLoader = DataLoader(
@@ -153,7 +153,7 @@ def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:
 
 
 def _model_input(sample: Sample) -> Tensor:
-    """The image; of a clip all of its frames (h + 1, 3, H, W), the earliest first."""
+    """The image; for a clip all of its frames (h + 1, 3, H, W), the earliest first."""
     past: Tensor | None = sample.get("past")  # type: ignore[assignment]
     if past is None or not len(past):
         return sample["image"]

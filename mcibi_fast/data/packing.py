@@ -54,20 +54,20 @@ def pack(
 ) -> Packed:
     """Writes ``out/<split>``: shards and an index.
 
-    Image files go in as they are (of a dataset that has none, such as `Scenes`, as PNG), labels as
-    greyscale PNG of class indices. The same dataset gives the same bytes.
+    Image files are stored unchanged (images of a dataset without files, such as `Scenes`, as PNG),
+    labels as greyscale PNG of class indices. The same dataset gives the same bytes.
 
     Args:
-        dataset: its transform is not used.
-        out: folder of all splits, made if need be.
+        dataset: the dataset; its transform is not used.
+        out: folder of all splits, created if needed.
         split: name of the folder in it.
         shard_bytes: images and labels of one shard; a larger sample has one of its own.
         workers: processes that read and encode.
         progress: show a bar.
 
-    The folder is written under a temporary name and renamed when all of it is on disk: it is there
-    whole or not at all. Raises ValueError when webdataset is not installed, DataError when the
-    folder is there already or a sample cannot be read, OSError when writing fails.
+    The folder is written under a temporary name and renamed when all of it is on disk, so it is
+    complete or does not exist. Raises ValueError when webdataset is not installed, DataError when
+    the folder already exists or a sample cannot be read, OSError when writing fails.
     """
     import_webdataset()
     check_split(split)
@@ -108,7 +108,7 @@ def _describe(dataset: SegmentationDataset, split: str) -> dict[str, Any]:
 def _write_shards(
     encoded: Iterator[_Encoded], folder: Path, shard_bytes: int
 ) -> tuple[list[dict[str, int]], list[list[Any]]]:
-    """Writes all shards; returns what the index says of each shard and each sample."""
+    """Writes all shards; returns the entries of the index for each shard and each sample."""
     shards: list[dict[str, int]] = []
     samples: list[list[Any]] = []
     sample = next(encoded, None)
@@ -189,7 +189,7 @@ def _encode(dataset: SegmentationDataset, index: int) -> _Encoded:
     if label.min() < 0 or label.max() > 255:
         raise DataError(f"{name}: labels {label.min()}..{label.max()}; 0..255 can be packed")
     image = _image_file(dataset, index)
-    # Only a file that gives what the dataset gives can stand for it.
+    # The file is stored only if it decodes to the same pixels as the dataset's.
     if image is None or not np.array_equal(
         np.array(decode_bytes(image[1], name).convert("RGB")), pixels
     ):

@@ -17,7 +17,8 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
 from mcibi_fast.viz.palette import distinct_palette
 
-# In the order of their ids among the 459 labels, which is the alphabet's. A mask holds ranks.
+# In the order of their ids among the 459 labels, which is alphabetical. A mask holds positions in
+# this list, from 1.
 _NAMES = """
 aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet,
 car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower,

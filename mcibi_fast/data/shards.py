@@ -3,9 +3,10 @@
 ROOT/<split>/index.json     classes, palette, flip pairs, mean, std, and where each sample lies
 ROOT/<split>/000000.tar     00000000.image.jpg, 00000000.label.png, 00000001.image.jpg, ...
 
-`data.packing` writes them. The tar files are WebDataset's, and its readers stream them; here a
-sample is read by its place in the file instead, so that a packed dataset is indexed like any other:
-order, augmentation, shares of ranks and workers, and resuming are those of the source dataset.
+`data.packing` writes them. The tar files have WebDataset's format, whose readers stream them; here
+a sample is read by its position in the file instead, so that a packed dataset is indexed like any
+other: order, augmentation, shares of ranks and workers, and resuming are those of the source
+dataset.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _MARK = f'{{"format": "{FORMAT}"'.encode()
 
 
 def shard_name(number: int) -> str:
-    """A shard's file name. Names are not stored: an index from elsewhere can name no other file."""
+    """A shard's file name. The index stores no names, so it cannot point to any other file."""
     return f"{number:06d}.tar"
 
 
@@ -51,14 +52,15 @@ class ShardedDataset(SegmentationDataset):
             output ("pipe:aws s3 cp s3://bucket/set/{} -"; a shell runs it, so trust its source).
         split: a folder under ``root``.
         transform: see `data.transforms`; None normalises and nothing else.
-        cache: where shards from a URL are kept; default mcibi_fast/shards in the user's cache
-            folder. The first read of any of a shard's samples fetches the shard, once per machine.
+        cache: where shards from a URL are kept; by default mcibi_fast/shards in the user's cache
+            folder. The first read of a sample fetches its shard, once per machine.
 
-    Classes, palette, flip pairs, mean, std and ignore index are the packed dataset's, and samples
-    have its bits. Every sample has a checksum. Raises DataError, naming the file, for a missing or
-    broken index and for missing shards or those of the wrong size, at once in a folder and when
-    fetched from a URL; naming shard and sample, when a sample is read that is damaged. Raises
-    ValueError when a URL needs webdataset and it is not installed.
+    Classes, palette, flip pairs, mean, std and ignore index are those of the packed dataset, and
+    samples are equal to its samples bit for bit. Every sample has a checksum. Raises DataError with
+    the file's name for a missing or broken index and for shards that are missing or have the wrong
+    size (at once in a folder, when it is fetched from a URL), and with the names of shard and
+    sample when a damaged sample is read. Raises ValueError when a URL needs webdataset and it is
+    not installed.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class ShardedDataset(SegmentationDataset):
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
     def _download(self, shard: int, path: Path) -> None:
-        """Fetches a shard into the cache; of the processes that want it, one does."""
+        """Fetches a shard into the cache; if several processes need it, only one fetches it."""
         filelock = extras.load("mcibi_fast.data.shards", "filelock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):
@@ -215,7 +217,7 @@ def is_remote(root: str | Path) -> bool:
 
 
 def local_splits(root: str | Path) -> list[str]:
-    """The splits packed in a folder, sorted; none where it holds something else."""
+    """The splits packed in a folder, sorted; none if it holds something else."""
     found = (path for path in Path(root).glob(f"*/{INDEX}") if not path.parent.name.startswith("."))
     return sorted(path.parent.name for path in found if _is_index(path))
 
@@ -231,7 +233,7 @@ def import_webdataset() -> ModuleType:
 
 
 def _fetch(url: str) -> Any:
-    """Yields a URL's content in pieces. Raises DataError when not all of it comes."""
+    """Yields a URL's content in pieces. Raises DataError if it is incomplete."""
     webdataset = import_webdataset()
     try:
         with webdataset.gopen(url) as stream:

@@ -1,4 +1,4 @@
-"""Cross-image style mixing: another image's low frequencies, by their amplitude."""
+"""Cross-image style mixing: takes the amplitudes of low frequencies from another image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mcibi_fast.data.base import SegmentationDataset
 def mix_amplitude(image: NDArray[Any], other: NDArray[Any], *, band: float) -> NDArray[np.floating]:
     """The image with the other's Fourier amplitudes at low frequencies; all phases are kept.
 
-    Colours and lighting change, shapes stay where they are. FDA (arXiv 2004.05498, Eqs. 1-3), with
-    the style taken from another image of the same set.
+    Colours and lighting change, shapes stay where they are. This is FDA (arXiv 2004.05498, Eqs.
+    1-3), with the style taken from another image of the same dataset.
 
     Args:
         image, other: (3, H, W), the same size.
@@ -37,17 +37,18 @@ def mix_amplitude(image: NDArray[Any], other: NDArray[Any], *, band: float) -> N
 
 
 class StyleMixing:
-    """With a probability, gives a training image the style of another one of its split.
+    """With some probability, gives a training image the style of another image of its split.
 
-    The draws are from (seed, epoch, index) and shift none of `TrainTransform`'s.
+    The draws depend on (seed, epoch, index) and do not change those of `TrainTransform`.
 
     Args:
-        dataset: of the other images, which are read anew (their masks, too).
+        dataset: dataset of the other images, which are read again (with their masks).
         probability: in 0..1.
         band: in 0..0.5, see `mix_amplitude`; FDA's authors use 0.01, 0.05 and 0.09.
         seed: of the draws.
 
-    Called with an image (3, H, W) uint8 and keywords ``epoch`` and ``index``; returns the like.
+    Called with an image (3, H, W) uint8 and keywords ``epoch`` and ``index``; returns an image of
+    the same kind.
     Raises ValueError for arguments out of range.
     """
 

@@ -1,7 +1,7 @@
 """Training and evaluation transforms, on torchvision's transforms.v2 functions.
 
-Every random number comes from a NumPy generator seeded by (seed, epoch, sample index): the same
-augmentation whatever the number of workers, and the global generators stay untouched.
+Every random number comes from a NumPy generator seeded by (seed, epoch, sample index): augmentation
+is the same for any number of workers, and the global generators are not used.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class TrainTransform:
         max_class_share: a crop in which one class has more than this share of the labelled pixels
             is drawn again, up to 10 times; the last draw is taken as it is.
         flip_pairs: pairs of classes that the horizontal flip swaps.
-        rotation: largest angle in degrees, either way, about the crop's middle; corners that come
-            into view are filled as padding is. 0 never rotates.
-        rotation_probability: of a rotation.
+        rotation: largest angle in degrees, in either direction, about the crop's centre; corners
+            that come into view are filled like padding. 0 never rotates.
+        rotation_probability: probability of a rotation.
         style: gives crops another image's style; None keeps their own.
 
     Called with an image (3, H, W) uint8 and a label (H, W), and keywords ``epoch`` and ``index``;
     returns float32 (3, h, w) and the label (h, w) in its dtype. A clip (T, 3, H, W) gives
-    (T, 3, h, w): one draw for all its frames, each of them what it would be alone. Raises
-    ImportError where torchvision does not import.
+    (T, 3, h, w): one draw for all its frames, and each frame gets the result that it would get
+    alone. Raises ImportError if torchvision cannot be imported.
     """
 
     def __init__(
@@ -230,9 +230,9 @@ def _resize(image: Tensor, label: Tensor, size: list[int]) -> tuple[Tensor, Tens
 
 
 def _distort(rng: np.random.Generator, image: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue, each or not; contrast before or after colour."""
+    """Changes brightness, contrast, saturation and hue, each or not; contrast first or last."""
     tv = torchvision_functional()
-    # Everything is drawn whether used or not, so that one switch does not shift the other draws.
+    # All numbers are drawn, whether used or not, so that one decision does not change the others.
     brightness, contrast, saturation, hue, contrast_first = rng.random(5) < 0.5
     brighter = 1 + _BRIGHTNESS * rng.uniform(-1, 1)
     harder = 1 + _CONTRAST * rng.uniform(-1, 1)

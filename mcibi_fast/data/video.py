@@ -1,8 +1,8 @@
-"""Videos: datasets that know their frames' order, clips to train on, streams to infer on.
+"""Videos: datasets that know the order of their frames, clips for training, streams for inference.
 
-A `VideoDataset` is also a dataset of images, each labelled frame a sample, so that whatever trains
-or evaluates an image model takes it as it is. `ClipDataset` adds the past frames. `stream` yields
-one video's frames in order.
+A `VideoDataset` is also a dataset of images in which each labelled frame is a sample, so that image
+models can be trained and evaluated on it. `ClipDataset` adds the past frames. `stream` yields the
+frames of one video in order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class VideoDataset(SegmentationDataset):
     def read_frame(
         self, video: int, frame: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
-        """A frame as it is: image (H, W, 3) uint8, label (H, W) or None. Raises DataError."""
+        """A frame without any transform: image (H, W, 3) uint8, label (H, W) or None.
+
+        Raises DataError.
+        """
         raise NotImplementedError
 
     def labelled(self, video: int) -> Sequence[int]:
@@ -86,7 +89,7 @@ class VideoDataset(SegmentationDataset):
             yield self.frame(video, frame)
 
     def past(self, video: int, frame: int, history: int) -> list[int]:
-        """The frames N-1, ..., N-h before ``frame``; frame 0 stands in for those before it."""
+        """The frames N-1, ..., N-h before ``frame``; frame 0 replaces those before the video."""
         self._check(video, frame)
         return [max(frame - i, 0) for i in range(1, history + 1)]
 
@@ -108,7 +111,7 @@ class VideoDataset(SegmentationDataset):
     def read_labelled(
         self, video: int, frame: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """As `read_frame`, of a frame that has a label. Raises DataError for one without."""
+        """Like `read_frame`, for a frame that has a label. Raises DataError for one without."""
         pixels, mask = self.read_frame(video, frame)
         if mask is None:
             raise DataError(f"{self.frame_name(video, frame)}: has no label")
@@ -135,8 +138,8 @@ class ClipDataset(SegmentationDataset):
         history: h, the number of past frames (Section 3.6); 0 gives ``past`` of shape (0, 3, H, W).
         frames: "all": every labelled frame is a sample; "one": every video is, by one of its
             labelled frames, which is drawn from (seed, epoch, video) (VSPW's protocol).
-        seed: of that draw, non-negative.
-        transform: one draw of it for the whole clip; see `TrainTransform`.
+        seed: seed of that draw, non-negative.
+        transform: transforms the whole clip with one draw; see `TrainTransform`.
 
     Samples are a `Clip` each: the frame, its label and name, and ``past``. At a video's beginning
     its first frame is repeated. Raises ValueError for a negative history or seed, and DataError

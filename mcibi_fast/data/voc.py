@@ -21,10 +21,10 @@ _NAMES = (
 class VOC(ListedDataset):
     """Masks are palette PNGs of 0..20, and 255 around objects.
 
-    Split trainaug is VOC's train and SBD's train and val, less VOC's val. Each image's mask is the
-    first there is of SegmentationClass (VOC's own), SegmentationClassAug, and SBD's
-    ``dataset/cls/*.mat``, which are read as they are. Without SBD's lists trainaug is what
-    ImageSets/Segmentation/trainaug.txt says.
+    The split trainaug is VOC's train and SBD's train and val, without VOC's val. The mask of each
+    image is the first that exists in SegmentationClass (VOC's own), SegmentationClassAug, and SBD's
+    ``dataset/cls/*.mat``, which are read directly. Without SBD's lists trainaug is taken from
+    ImageSets/Segmentation/trainaug.txt.
     """
 
     title = "VOC 2012"

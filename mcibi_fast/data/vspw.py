@@ -53,13 +53,13 @@ class VSPW(VideoDataset, ListedDataset):
 
     Args:
         root, split, transform: see `ListedDataset`; the splits are "train", "val" and "test".
-        bad: "raise": an image of zero bytes, a mask in colour and a file that is missing are each a
-            DataError (the first two when they are read). "skip": the files are looked at first, of
-            each image and mask a few bytes; frames without a usable image are left out, those
-            without a usable mask lose their label, and a warning counts both; `skipped` names them.
-        progress: show a bar while files are looked at.
+        bad: "raise": an empty image, a mask in colour and a missing file each raise a DataError
+            (the first two when they are read). "skip": a few bytes of each image and mask are
+            checked first; frames without a usable image are left out, those without a usable mask
+            lose their label, a warning counts both, and `skipped` names them.
+        progress: show a bar while files are checked.
 
-    The classes are those of ``label_num_dic_final.json`` where it is there.
+    The classes are those of ``label_num_dic_final.json`` if it exists.
     """
 
     title = "VSPW"
@@ -133,7 +133,7 @@ class VSPW(VideoDataset, ListedDataset):
 
     @classmethod
     def find(cls, files: Files, split: str) -> Listing:
-        """What is there of ``split``. Raises DataError for a missing list."""
+        """The files of ``split`` that exist. Raises DataError for a missing list."""
         if split not in cls.sizes:
             raise DataError(f"{cls.title}: no split {split!r}; there is {', '.join(cls.sizes)}")
         items = cls.listing(files, split)
@@ -172,7 +172,7 @@ class VSPW(VideoDataset, ListedDataset):
 
     @property
     def odd_values(self) -> dict[int, int]:
-        """The values outside 0..124 met so far, and the pixels that held them."""
+        """The values outside 0..124 found so far, and the number of pixels with each."""
         return {int(v): int(self._odd[v]) for v in self._odd.nonzero()[:, 0]}
 
     def videos(self) -> list[str]:

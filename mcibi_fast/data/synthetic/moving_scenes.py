@@ -2,8 +2,8 @@
 
 The camera pans and zooms; boats and cars move, each at its own pace, and pass behind one another,
 behind trees and out of view. In a share of the frames a part of the picture is degraded: blurred,
-faded, noisy or covered. Labels stay what they would be without, so past frames tell what the frame
-itself does not.
+faded, noisy or covered. Labels do not change with that, so past frames can tell what the frame
+itself does not show.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class MovingScenes(VideoDataset):
         return _finish(view, world, degradation, rng), classes(world)[view.label]
 
     def degradation(self, video: int, frame: int) -> Degradation | None:
-        """What is done to a frame's looks; None to a clear frame, as the first of a video is."""
+        """How a frame is degraded; None for a clear frame, such as the first of a video."""
         rng = self._generator(video, _LOOKS, frame)
         if frame == 0 or rng.random() >= self.degraded:
             return None

@@ -1,10 +1,10 @@
 """What the moving scenes show: a world in layers, and a camera that looks at it.
 
-The world is drawn from the video's random numbers alone and does not depend on the frame: regions,
-things that stand and things that move, each a layer with a random stream of its own, painted back
-to front by the painters of the still scenes. A frame is the world at a time through the camera's
-place and zoom then, so any frame can be drawn without the others. Lengths are in the units of
-`scene_canvas`: the shorter side of the view at zoom 1.
+The world is drawn only from the video's random numbers and does not depend on the frame: regions,
+things that stand and things that move, each a layer with its own random stream, painted back to
+front by the painters of the still scenes. A frame shows the world at one time, from the camera's
+position and with its zoom at that time, so any frame can be drawn without the others. Lengths are
+in the units of `canvas`: the shorter side of the view at zoom 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mcibi_fast.data.synthetic import objects as paint
 from mcibi_fast.data.synthetic.canvas import Array, Canvas, Window, smoothstep
 from mcibi_fast.data.synthetic.scenes import BOAT, BUILDING, CAR, GRASS, PRESENCE, TREE
 
-MARGIN = 0.5  # how far the world goes on beyond what the resting camera sees
-_TURN = 0.32  # and how far out, never seen, things that move come back at the other side
+MARGIN = 0.5  # how far the world extends beyond what the resting camera sees
+_TURN = 0.32  # how far out, and out of sight, moving things return on the other side
 FAR = 9.0  # beyond any picture
 
 Generator = np.random.Generator
@@ -68,7 +68,7 @@ class View(Canvas):
 
 @dataclass(frozen=True)
 class Path:
-    """How a thing moves: evenly sideways, and it comes back at the other side; it may bob."""
+    """How a thing moves: steadily sideways, returning on the other side; it may bob."""
 
     x: float
     speed: float  # units per frame
@@ -84,7 +84,7 @@ class Path:
         return x, self.bob * float(np.sin(self.rate * time + self.phase))
 
     def step(self, time: int) -> tuple[float, float]:
-        """How far it goes until the next frame (the way round lies out of sight)."""
+        """How far it moves until the next frame (it returns to the other side out of sight)."""
         return self.speed, self.at(time + 1)[1] - self.at(time)[1]
 
 

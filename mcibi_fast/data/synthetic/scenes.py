@@ -9,7 +9,7 @@ rock, bale      the same rounded tan bodies
 boat, car       the same paints, cabins and dark undersides (their outlines differ)
 ==============  ====================================================================
 
-What tells them apart is what else is in the image. A scene's type (street 20%, coast 30%, farm 30%,
+Only the rest of the image tells them apart. A scene's type (street 20%, coast 30%, farm 30%,
 lake 20%) decides which classes can appear together: `PRESENCE` is the table of probabilities. Coast
 and farm are laid out alike on purpose: 60% of the coasts are seen from above, water over sand, by
 the same code and the same draws as a farm's sky over a field. Only the things in them differ: boats
@@ -64,7 +64,7 @@ _ASHORE = 0.3  # a boat on the sand, as often as a car in the field
 
 
 class Scenes(SegmentationDataset):
-    """Procedural scenes, 12 classes, each image drawn from (seed, split, index) and nothing else.
+    """Procedural scenes, 12 classes; each image depends only on (seed, split, index).
 
     Args:
         split: "train", "val" or "test"; splits never share an image.
