@@ -41,5 +41,5 @@ def check_limit(name: str, amount: int, what: str, error: type[ValueError] = Val
     if amount > allowed:
         raise error(
             f"{what}, more than {name} ({allowed:,}); "
-            f"MCIBI_FAST_{name}={amount} in the environment allows it"
+            f"set MCIBI_FAST_{name} in the environment to raise it"
         )
