@@ -127,8 +127,7 @@ class _Folder:
         self.path = path
 
     def holds(self, path: str) -> bool:
-        place = self.path / path
-        return place.exists() and not place.is_dir()
+        return (self.path / path).exists()
 
     def names(self, folder: str) -> list[str]:
         place = self.path / folder
