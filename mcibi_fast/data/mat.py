@@ -27,12 +27,13 @@ _STRUCTURE, _NUMERIC = 2, range(6, 16)  # classes of arrays
 
 
 class Matrix(NamedTuple):
-    """An array: its name, class and sizes, and where its content begins."""
+    """An array: its name, class, sizes, and the bytes and byte order of its content."""
 
     name: str
     kind: int
     shape: tuple[int, ...]
-    content: _Elements
+    content: memoryview
+    order: str
 
     @property
     def size(self) -> int:
@@ -43,7 +44,7 @@ class Matrix(NamedTuple):
         """The entries, in the array's shape. Raises ValueError when they are something else."""
         if self.kind not in _NUMERIC:
             raise ValueError(f"{self.name}: no array of numbers")
-        values = self.content.numbers()
+        values = _Elements(self.content, self.order).numbers()
         if values.size != self.size:
             raise ValueError(f"{self.name}: {values.size} numbers in an array of {self.size}")
         with np.errstate(invalid="ignore"):  # what is not finite differs as well
@@ -56,12 +57,13 @@ class Matrix(NamedTuple):
         """A field of a structure. Raises ValueError when this is none, or has no such field."""
         if self.kind != _STRUCTURE or self.size != 1:
             raise ValueError(f"{self.name}: no structure")
-        (length,) = self.content.numbers()
-        names = bytes(self.content.next()[1])
-        for start in range(0, len(names), max(int(length), 1)):
-            _, matrix = self.content.next()
+        elements = _Elements(self.content, self.order)
+        (length,) = elements.integers()
+        names = bytes(elements.next()[1])
+        for start in range(0, len(names), max(length, 1)):
+            _, matrix = elements.next()
             if names[start : start + length].split(b"\0")[0] == name.encode():
-                return _matrix(_Elements(matrix, self.content.order))
+                return _matrix(_Elements(matrix, self.order))
         raise ValueError(f"{self.name}: no field {name}")
 
 
@@ -82,10 +84,11 @@ def read_variables(content: bytes, name: str) -> dict[str, Matrix]:
     elements = _Elements(memoryview(content)[_HEADER:], orders[content[_HEADER - 4 : _HEADER]])
     most = limit("MAX_MAT_BYTES")
     total, found = len(content), {}
+    check_limit("MAX_MAT_BYTES", total, f"{name}: {total:,} bytes", DataError)
     while elements.more():
         kind, data = elements.next()
         if kind == _COMPRESSED:
-            data = memoryview(zlib.decompressobj().decompress(data, max(most - total, 0) + 1))
+            data = memoryview(zlib.decompressobj().decompress(data, most - total + 1))
             total += len(data)
             check_limit("MAX_MAT_BYTES", total, f"{name}: {total:,} bytes or more", DataError)
             kind, data = _Elements(data, elements.order).next()
@@ -104,6 +107,9 @@ class _Elements:
     def more(self) -> bool:
         return self._at < len(self.data)
 
+    def rest(self) -> memoryview:
+        return self.data[self._at :]
+
     def next(self) -> tuple[int, memoryview]:
         """The next element. Raises ValueError when it is cut short."""
         start, end = self._at + 8, len(self.data)
@@ -118,6 +124,13 @@ class _Elements:
         self._at = start + size + padding
         return kind, self.data[start : start + size]
 
+    def integers(self) -> list[int]:
+        """The integers of the next element. Raises ValueError when it has others."""
+        numbers = self.numbers()
+        if numbers.dtype.kind == "f":
+            raise ValueError("fractions instead of integers")
+        return numbers.tolist()
+
     def numbers(self) -> NDArray[Any]:
         """The numbers of the next element. Raises ValueError when it has none."""
         kind, data = self.next()
@@ -127,9 +140,8 @@ class _Elements:
 
 
 def _matrix(elements: _Elements) -> Matrix:
-    flags = elements.numbers()
-    shape = tuple(elements.numbers().tolist())
+    flags, shape = elements.integers(), tuple(elements.integers())
     name = bytes(elements.next()[1]).decode("latin-1")
-    if not len(flags) or not all(isinstance(side, int) and side >= 0 for side in shape):
+    if not flags or min(shape, default=0) < 0:
         raise ValueError(f"{name}: no sizes")
-    return Matrix(name, int(flags[0]) & 0xFF, shape, elements)
+    return Matrix(name, flags[0] & 0xFF, shape, elements.rest(), elements.order)
