@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success; 2, with one line on stderr, after invalid input or if an optional package is
         missing; 130 after Ctrl-C.
     """
+    # PIL warns of large images before our limit on them is an error, which says how to raise it.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         args = build_parser().parse_args(argv)
         command = COMMANDS[args.command]

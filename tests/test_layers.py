@@ -21,6 +21,7 @@ LAYERS = (
     "defaults.py",
     "_build.py",
     "files.py",
+    "limits.py",
     "interrupt.py",
     "extras.py",
     "errors.py",

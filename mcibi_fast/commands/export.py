@@ -99,10 +99,10 @@ def read_image(path: Path, spec: ModelSpec, size: tuple[int, int] | None) -> Ten
     import torch
 
     from mcibi_fast.data.base import normalise
-    from mcibi_fast.data.images import decode
+    from mcibi_fast.data.images import read_pixels
 
     image = extras.load("mcibi-fast export", "PIL.Image")
-    picture = decode(path).convert("RGB")
+    picture = image.fromarray(read_pixels(path))
     if size is None:
         picture.thumbnail((_LONGEST, _LONGEST))
     else:

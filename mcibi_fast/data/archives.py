@@ -2,27 +2,23 @@
 
 A zip file is read in place. Its directory is read once; each process opens the file for itself when
 it first reads from it, so a `Files` may be handed to a data loader's workers.
+
+Paths that come from the dataset's own lists stay below its root. Symbolic links in a folder are
+followed, wherever they lead: who owns the folder has put them there.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.reading import check_name, open_regular, read_regular
+from mcibi_fast.data.zips import ZipStore
 
 _SEARCH_DEPTH = 2  # folders between the root and what is looked for
-_READING_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,  # encrypted
-    NotImplementedError,  # an unknown compression
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Files:
@@ -38,12 +34,12 @@ class Files:
 
     def __init__(self, root: str | Path, layout: str = "the dataset") -> None:
         self.root, self.layout = Path(root), layout
-        self._stores: list[_Folder | _Zip]
+        self._stores: list[_Folder | ZipStore]
         if self.root.is_dir():
             archives = sorted(p for p in self.root.iterdir() if p.suffix.lower() == ".zip")
-            self._stores = [_Folder(self.root), *(_Zip(path) for path in archives)]
+            self._stores = [_Folder(self.root), *(ZipStore(path) for path in archives)]
         elif self.root.is_file():
-            self._stores = [_Zip(self.root)]
+            self._stores = [ZipStore(self.root)]
             self._stores[0].find("")
         else:
             raise DataError(f"{root}: no such folder or zip file; expected {layout}")
@@ -77,43 +73,53 @@ class Files:
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in ``folder``, sorted, hidden files left out."""
+        check_name(folder, str(self.root))
         found: set[str] = set()
         for store in self._stores:
             found.update(store.names(folder))
         return sorted(name for name in found if not name.startswith("."))
 
-    def read(self, path: str) -> bytes:
-        """A file's content. Raises DataError when it is missing or cannot be read."""
-        store = self._store(path)
-        if store is None:
-            raise DataError(f"{path}: missing; expected {self.layout}")
-        return store.read(path)
+    def read(self, path: str, limit: str = "MAX_FILE_BYTES") -> bytes:
+        """A file's content.
+
+        Raises DataError when it is missing, cannot be read, or exceeds the limit of that name.
+        """
+        return self._holder(path).read(path, limit)
 
     def head(self, path: str, count: int) -> bytes:
         """The first ``count`` bytes of a file, fewer where it is shorter. Raises as `read` does."""
-        store = self._store(path)
-        if store is None:
-            raise DataError(f"{path}: missing; expected {self.layout}")
-        return store.read(path, count)
+        return self._holder(path).head(path, count)
 
     def lines(self, path: str) -> list[str]:
-        """A text file's lines that are not blank, stripped. Raises DataError if there are none."""
+        """The names that a text file lists: its lines that are not blank, stripped.
+
+        Raises DataError if there are none, and for a name that leads out of the dataset's folder.
+        """
         try:
-            text = self.read(path).decode("utf-8-sig")
+            text = self.read(path, "MAX_TEXT_BYTES").decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.describe(path)}: not a text file; replace it") from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names:
             raise DataError(f"{self.describe(path)}: lists nothing; replace it")
-        return lines
+        for name in names:
+            check_name(name, self.describe(path))
+        return names
 
     def describe(self, path: str) -> str:
         """The path as errors name it: with the zip file that holds it."""
         store = self._store(path)
-        return f"{store.path.name}/{path}" if isinstance(store, _Zip) else path
+        return f"{store.path.name}/{path}" if isinstance(store, ZipStore) else path
 
-    def _store(self, path: str) -> _Folder | _Zip | None:
+    def _store(self, path: str) -> _Folder | ZipStore | None:
+        check_name(path, str(self.root))
         return next((store for store in self._stores if store.holds(path)), None)
+
+    def _holder(self, path: str) -> _Folder | ZipStore:
+        store = self._store(path)
+        if store is None:
+            raise DataError(f"{path}: missing; expected {self.layout}")
+        return store
 
 
 class _Folder:
@@ -121,16 +127,24 @@ class _Folder:
         self.path = path
 
     def holds(self, path: str) -> bool:
-        return (self.path / path).is_file()
+        return (self.path / path).exists()
 
     def names(self, folder: str) -> list[str]:
         place = self.path / folder
         return os.listdir(place) if place.is_dir() else []
 
-    def read(self, path: str, count: int = -1) -> bytes:
+    def read(self, path: str, limit: str) -> bytes:
+        with self._naming(path):
+            return read_regular(self.path / path, path, limit)
+
+    def head(self, path: str, count: int) -> bytes:
+        with self._naming(path), open_regular(self.path / path) as file:
+            return file.read(count)
+
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
         try:
-            with (self.path / path).open("rb") as file:
-                return file.read(count)
+            yield
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -150,65 +164,3 @@ def _folders(folder: Path) -> list[str]:
             return [entry.path for entry in entries if entry.is_dir()]
     except PermissionError:  # someone else's folder beside the dataset
         return []
-
-
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._children: dict[str, set[str]] | None = None
-        self._files: set[str] = set()
-        self._opened: tuple[int, zipfile.ZipFile] | None = None  # by this process
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
-
-    def holds(self, path: str) -> bool:
-        # If the zip file was never searched, no path was found in it.
-        return path in self._files
-
-    def names(self, folder: str) -> set[str]:
-        return (self._children or {}).get(folder, set())
-
-    def find(self, part: str) -> str | None:
-        children = self._index()
-        places = [*children, *self._files] if "." in part else children
-        found = [p for p in places if p == part or p.endswith(f"/{part}")]
-        # The shallowest: __MACOSX repeats the whole tree one folder down.
-        return min(found, key=lambda p: (p.count("/"), p), default=None)
-
-    def read(self, path: str, count: int = -1) -> bytes:
-        try:
-            with self._open().open(path) as file:
-                return file.read(count)
-        except _READING_ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{self.path.name}/{path}: cannot be read ({reason}); download the zip file again"
-            ) from error
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), zipfile.ZipFile(self.path))
-        return self._opened[1]
-
-    def _index(self) -> dict[str, set[str]]:
-        """The content of each folder; also fills the set of files."""
-        if self._children is not None:
-            return self._children
-        try:
-            names = self._open().namelist()
-        except _READING_ERRORS as error:
-            raise DataError(
-                f"{self.path.name}: not a whole zip file ({error}); download it again"
-            ) from error
-        children: dict[str, set[str]] = {"": set()}
-        for name in names:
-            if not name.endswith("/"):
-                self._files.add(name)
-            parts = name.rstrip("/").split("/")
-            for depth, part in enumerate(parts):
-                children.setdefault("/".join(parts[:depth]), set()).add(part)
-            if name.endswith("/"):
-                children.setdefault(name.rstrip("/"), set())
-        self._children = children
-        return children

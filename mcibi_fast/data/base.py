@@ -99,4 +99,4 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     """uint8 (..., 3, H, W) -> float32, (image / 255 - mean) / std per channel."""
     m = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
     s = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-    return (image.to(torch.float32) / 255 - m) / s
+    return image.to(torch.float32, copy=True).div_(255).sub_(m).div_(s)

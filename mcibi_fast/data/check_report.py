@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from mcibi_fast.viz.overlay import blend, grid
 _OVERLAYS = 4
 _BAR = 30
 _SHOWN = 50
+_LONGEST_STEM = 100  # characters; a packed sample's name may be longer than a file's can
 # A frame of a video may have no mask: None.
 _Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer] | None]]
 
@@ -171,6 +173,7 @@ def _write_overlays(
         pixels, indices = read(image, label)
         assert indices is not None
         sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
-        path = out / f"overlay_{number}_{Path(image).stem}.png"
+        stem = re.sub(r"[^\w .-]", "_", Path(image).stem)[:_LONGEST_STEM]
+        path = out / f"overlay_{number}_{stem}.png"
         sheet.save(path)
         report.overlays.append(path)

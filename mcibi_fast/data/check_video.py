@@ -16,6 +16,7 @@ from mcibi_fast.data.images import check_sizes
 from mcibi_fast.data.listed import Item
 from mcibi_fast.data.vspw import VSPW, by_video, read_image
 
+_DIGITS = 18  # of a frame's number; longer ones are names
 _Numbers = Mapping[str, Sequence[int]]  # of each video, its frames' numbers in order
 
 
@@ -62,7 +63,8 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
 def _numbers(items: Sequence[Item]) -> list[int]:
     """The numbers of a video's frames; their positions if the names are not numbers."""
     stems = [PurePosixPath(item.name).name for item in items]
-    return [int(s) for s in stems] if all(map(str.isdecimal, stems)) else [*range(len(stems))]
+    numbered = all(stem.isdecimal() and len(stem) <= _DIGITS for stem in stems)
+    return [int(stem) for stem in stems] if numbered else [*range(len(stems))]
 
 
 def folder_lines(jobs: Sequence[tuple[str, str, str]]) -> list[str]:

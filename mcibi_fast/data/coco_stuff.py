@@ -66,14 +66,17 @@ class COCOStuff(ListedDataset):
 
     @classmethod
     def read_mask(cls, files: Files, path: str) -> NDArray[np.integer]:
-        content = read_mat(files, path, "S", "names")
+        content = read_mat(files, path, "S")
         names = content.get("names")
-        if names is not None and np.size(names) == 172:
+        if names is not None and names.size == 172:
             raise DataError(
                 f"{files.describe(path)}: of COCO-Stuff 10k v1.0 (172 names, 1 is unlabelled), "
                 "whose values mean other classes; use cocostuff-10k-v1.1.zip"
             )
-        return np.asarray(content["S"]).astype(np.int64)
+        try:
+            return content["S"].whole_numbers()
+        except ValueError as error:
+            raise DataError(f"{files.describe(path)}: {error}; replace it") from error
 
 
 class COCOStuff171(COCOStuff):

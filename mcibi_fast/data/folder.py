@@ -8,7 +8,6 @@ ROOT/classes.json                 ["name", ...] or {"classes": [...], "palette":
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import check_sizes, decode, mask_indices
+from mcibi_fast.data.images import check_labels, check_sizes, decode, mask_indices, read_pixels
+from mcibi_fast.data.reading import check_class_names, parse_json, read_regular
 from mcibi_fast.viz.palette import distinct_palette
 
 CAMVID_CLASSES = [
@@ -143,7 +143,7 @@ def read_pair(
 
     Raises DataError, one line that begins with the file's path relative to ``root``.
     """
-    pixels = np.array(decode(root / image, image).convert("RGB"))
+    pixels = read_pixels(root / image, image)
     indices = read_label(root, label, num_classes=num_classes)
     check_sizes(pixels, indices, image, label)
     return pixels, indices
@@ -153,12 +153,7 @@ def read_label(root: Path, path: str, *, num_classes: int | None) -> NDArray[np.
     """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
     indices = mask_indices(decode(root / path, path), path)
     if num_classes is not None:
-        bad = (indices >= num_classes) & (indices != IGNORE_INDEX)
-        if bad.any():
-            raise DataError(
-                f"{path}: label {indices[bad][0]} with {num_classes} classes; "
-                f"use 0..{num_classes - 1}, or {IGNORE_INDEX} for pixels to ignore"
-            )
+        check_labels(indices, num_classes, path)
     return indices
 
 
@@ -167,40 +162,48 @@ def class_list(root: Path, classes: Sequence[str] | None = None) -> ClassList | 
     source, palette = "classes", None
     if classes is None and (root / "classes.json").is_file():
         source = "classes.json"
-        classes, palette = _parse_json(root / source)
+        classes, palette = _parse_json(_text(root, source), source)
     elif classes is None and (root / "classes.txt").is_file():
         source = "classes.txt"
-        lines = (root / source).read_text(encoding="utf-8").splitlines()
+        lines = _text(root, source).splitlines()
         classes = [line.strip() for line in lines if line.strip()]
     if classes is None:
         return None
     names = list(classes)
-    if not 1 <= len(names) <= IGNORE_INDEX:
-        raise DataError(f"{source}: {len(names)} classes; 1 to {IGNORE_INDEX} are possible")
+    check_class_names(names, source)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{source}: class {twice!r} is listed twice")
     return ClassList(names, distinct_palette(len(names)) if palette is None else palette)
 
 
-def _parse_json(path: Path) -> tuple[list[str], NDArray[np.uint8] | None]:
+def _text(root: Path, source: str) -> str:
+    try:
+        return read_regular(root / source, source, "MAX_TEXT_BYTES").decode()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not a text file in UTF-8; replace it") from error
+
+
+def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | None]:
     expected = 'expected ["name", ...] or {"classes": [...], "palette": [[r, g, b], ...]}'
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(text)
     except ValueError as error:
-        raise DataError(f"{path.name}: not JSON ({error}); {expected}") from error
+        raise DataError(f"{source}: not JSON ({error}); {expected}") from error
     entry = content if isinstance(content, dict) else {"classes": content}
     names, colours = entry.get("classes"), entry.get("palette")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path.name}: {expected}")
+        raise DataError(f"{source}: {expected}")
     if colours is None:
         return names, None
     try:
         palette = np.array(colours, dtype=np.uint8)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path.name}: palette: {error}; {expected}") from error
+        raise DataError(f"{source}: palette: {error}; {expected}") from error
     if palette.shape != (len(names), 3):
-        raise DataError(f"{path.name}: palette of {len(palette)} colours, {len(names)} classes")
+        raise DataError(f"{source}: palette of {len(palette)} colours, {len(names)} classes")
     return names, palette
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -79,9 +80,9 @@ def split_stem(stem: str) -> tuple[str, int]:
 
 
 def usual_step(numbers: Sequence[int]) -> int:
-    """The most common difference of consecutive numbers, the smallest on ties; 1 for one number."""
-    steps = [b - a for a, b in pairwise(numbers)]
-    return max(sorted(set(steps)), key=steps.count, default=1)
+    """The commonest difference of consecutive numbers, the smaller of two; 1 of a single one."""
+    steps = Counter(b - a for a, b in pairwise(numbers))
+    return max(sorted(steps), key=steps.__getitem__, default=1)
 
 
 def cuts(numbers: Sequence[int]) -> list[int]:

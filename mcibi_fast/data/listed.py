@@ -4,20 +4,20 @@ classes. The file of each dataset then has only its names, its layout and its ta
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcibi_fast import extras
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
+from mcibi_fast.data.images import check_sizes, decode_bytes, decode_pixels, mask_indices
+from mcibi_fast.data.mat import Matrix, read_variables
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.
 UNKNOWN = 254
@@ -53,19 +53,19 @@ def colours(text: str) -> NDArray[np.uint8]:
     return np.array([list(bytes.fromhex(colour)) for colour in text.split()], np.uint8)
 
 
-def read_mat(files: Files, path: str, *keys: str) -> dict[str, Any]:
-    """What a MATLAB file holds under ``keys``. Raises DataError when it cannot be read."""
-    io = extras.load("reading .mat files", "scipy.io")
+def read_mat(files: Files, path: str, key: str) -> dict[str, Matrix]:
+    """The arrays of a MATLAB file, ``key`` among them. Raises DataError when it cannot be read."""
     content, name = files.read(path), files.describe(path)
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
     try:
-        found = io.loadmat(BytesIO(content), variable_names=keys)
-    except Exception as error:  # scipy's parsers raise many kinds of errors
-        reason = " ".join(str(error).split())
-        raise DataError(f"{name}: not a whole .mat file ({reason}); replace it") from error
-    if keys[0] not in found:
-        raise DataError(f"{name}: no {keys[0]} in it; replace it")
+        found = read_variables(content, name)
+    except DataError:
+        raise
+    except (ValueError, zlib.error) as error:
+        raise DataError(f"{name}: not a whole .mat file ({error}); replace it") from error
+    if key not in found:
+        raise DataError(f"{name}: no {key} in it; replace it")
     return found
 
 
@@ -157,8 +157,7 @@ class ListedDataset(SegmentationDataset):
         cls, files: Files, image: str, label: str
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Decode a pair: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
-        picture = decode_bytes(files.read(image), files.describe(image))
-        pixels = np.array(picture.convert("RGB"))
+        pixels = decode_pixels(files.read(image), files.describe(image))
         values = cls.read_mask(files, label)
         check_sizes(pixels, values, files.describe(image), files.describe(label))
         return pixels, cls.classes_of(values, files.describe(label))

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from mcibi_fast.data.base import SegmentationDataset
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import FolderDataset
-from mcibi_fast.data.images import decode_bytes
+from mcibi_fast.data.images import decode_pixels, read_image_file
 from mcibi_fast.data.listed import ListedDataset
-from mcibi_fast.data.shards import FORMAT, INDEX, check_split, import_webdataset, shard_name
+from mcibi_fast.data.shard_index import FORMAT, INDEX
+from mcibi_fast.data.shards import check_split, import_webdataset, shard_name
 from mcibi_fast.files import naming, new_directory
 
 
@@ -189,10 +190,8 @@ def _encode(dataset: SegmentationDataset, index: int) -> _Encoded:
     if label.min() < 0 or label.max() > 255:
         raise DataError(f"{name}: labels {label.min()}..{label.max()}; 0..255 can be packed")
     image = _image_file(dataset, index)
-    # The file is stored only if it decodes to the same pixels as the dataset's.
-    if image is None or not np.array_equal(
-        np.array(decode_bytes(image[1], name).convert("RGB")), pixels
-    ):
+    # Only a file that gives what the dataset gives can stand for it.
+    if image is None or not np.array_equal(decode_pixels(image[1], name), pixels):
         image = "png", _png(pixels)
     return _Encoded(name, *image, _png(label.astype(np.uint8)))
 
@@ -201,7 +200,7 @@ def _image_file(dataset: SegmentationDataset, index: int) -> tuple[str, bytes] |
     """Suffix and content of the sample's image file, where the dataset has one."""
     if isinstance(dataset, FolderDataset):
         path = dataset.pairs[index][0]
-        content = (dataset.root / path).read_bytes()
+        content = read_image_file(dataset.root / path, path)
     elif isinstance(dataset, ListedDataset):
         path = dataset.items[index].image
         content = dataset.files.read(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,9 @@ from tqdm import tqdm
 
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.images import check_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
+from mcibi_fast.data.reading import check_name, parse_json, read_regular
 from mcibi_fast.viz.palette import distinct_palette
 
 # In the order of their ids among the 459 labels, which is alphabetical. A mask holds positions in
@@ -33,6 +34,7 @@ _IDS = (
     115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
     347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
+_LONGEST_RUN = 60  # bits
 _CONVERT = "make them with mcibi-fast data convert pascal_context ROOT"
 
 
@@ -93,7 +95,7 @@ def convert(
     home = Path(root) / Path(files.locate("VOC2010/JPEGImages", "JPEGImages")).parent
     source = Path(annotations or Path(root) / files.locate("trainval_merged.json"))
     try:
-        content = json.loads(source.read_text())
+        content = parse_json(read_regular(source, str(source), "MAX_ANNOTATION_BYTES"))
         regions = defaultdict(list)
         for region in content["annos_segmentation"]:
             regions[region["image_id"]].append(region)
@@ -102,12 +104,15 @@ def convert(
         bar = tqdm(content["images"], desc="convert", unit="image", disable=not progress)
         for image in bar:
             name = Path(image["file_name"]).stem
+            check_name(name, str(source))
             mask = _draw(image, regions[image["image_id"]])
             Image.fromarray(mask).save(home / "SegmentationClassContext" / f"{name}.png")
             lists[image["phase"]].append(name)
     except OSError as error:
         raise DataError(f"{error.filename or source}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{source}: not PASCAL-Context's annotations ({error!r})") from error
     (home / "ImageSets" / "SegmentationContext").mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
@@ -119,6 +124,10 @@ def convert(
 def _draw(image: dict[str, Any], regions: list[dict[str, Any]]) -> NDArray[np.uint8]:
     """The ranks (H, W) of the regions' ids; other ids and empty pixels are background."""
     size = (image["height"], image["width"])
+    if not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"image {image['image_id']} has no size")
+    # Each region is drawn over the whole image.
+    check_pixels(size[1], size[0] * max(len(regions), 1), f"image {image['image_id']}")
     mask = np.zeros(size, np.uint8)
     for region in regions:
         if list(region["segmentation"]["size"]) != list(size):
@@ -131,6 +140,8 @@ def _draw(image: dict[str, Any], regions: list[dict[str, Any]]) -> NDArray[np.ui
 def _decode_runs(counts: str | list[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """COCO's run lengths, as text or as numbers: down the columns, starting with zeros."""
     runs = _parse_runs(counts) if isinstance(counts, str) else counts
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
+        raise ValueError("run lengths that do not fill the image")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(size[1], size[0]).T
 
@@ -141,6 +152,8 @@ def _parse_runs(text: str) -> list[int]:
     runs: list[int] = []
     value = shift = 0
     for code in (ord(character) - 48 for character in text):
+        if not 0 <= code < 64 or shift > _LONGEST_RUN:
+            raise ValueError("run lengths that are none")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:

@@ -12,11 +12,12 @@ dataset.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+import shutil
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -27,15 +28,23 @@ from numpy.typing import NDArray
 from mcibi_fast import extras
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
+from mcibi_fast.data.images import (
+    check_labels,
+    check_sizes,
+    decode_bytes,
+    decode_pixels,
+    mask_indices,
+)
+from mcibi_fast.data.reading import open_regular, read_regular
+from mcibi_fast.data.shard_index import FORMAT, INDEX, parse_index
 from mcibi_fast.files import naming
-
-INDEX = "index.json"
-FORMAT = "mcibi_fast shards 1"
+from mcibi_fast.limits import check_limit
 
 _OPEN_FILES = 64  # per process; the usual limit is 1024
 _CHUNK = 1 << 20
 _MARK = f'{{"format": "{FORMAT}"'.encode()
+# Nothing that webdataset would take for a command after all, such as " pipe:..." or "Pipe://...".
+_URL = re.compile(r"(?!(?i:pipe):)[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]*\Z")
 
 
 def shard_name(number: int) -> str:
@@ -77,11 +86,14 @@ class ShardedDataset(SegmentationDataset):
         self._remote = is_remote(self.root)
         content = self._read_index()
         try:
-            self._parse(json.loads(content))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            index = parse_index(content)
+        except ValueError as error:
             raise DataError(
-                f"{self._place(INDEX)}: not an index of shards ({error!r}); pack the split again"
+                f"{self._place(INDEX)}: not an index of shards ({error}); pack the split again"
             ) from error
+        self.classes, self.palette, self.flip_pairs = index.classes, index.palette, index.flip_pairs
+        self.mean, self.std, self.ignore_index = index.mean, index.std, index.ignore_index
+        self._sizes, self._names, self._rows = index.sizes, index.names, index.rows
         if self._remote:
             # Named after the index, the cache never mixes two packings of one dataset.
             folder = Path(cache).expanduser() if cache else _user_cache()
@@ -105,32 +117,19 @@ class ShardedDataset(SegmentationDataset):
         """Sample ``index``: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
         shard, image_at, image_size, label_at, label_size, checksum = self._rows[index].tolist()
         name = f"{self.split}/{shard_name(shard)}: sample {self._names[index]}"
-        content = self._read_span(shard, image_at, label_at + label_size - image_at)
+        length = label_at + label_size - image_at
+        check_limit("MAX_FILE_BYTES", length, f"{name}: {length:,} bytes", DataError)
+        content = self._read_span(shard, image_at, length)
         if zlib.crc32(content) != checksum:
             raise DataError(
                 f"{name}: damaged, the checksum is wrong; copy {self._folder / shard_name(shard)} "
                 "again" + (" (delete it, and it is fetched)" if self._remote else "")
             )
-        pixels = np.array(decode_bytes(content[:image_size], f"{name} (image)").convert("RGB"))
+        pixels = decode_pixels(content[:image_size], f"{name} (image)")
         label = mask_indices(decode_bytes(content[-label_size:], f"{name} (label)"), name)
         check_sizes(pixels, label, f"{name} (image)", f"{name} (label)")
-        return pixels, label
-
-    def _parse(self, index: dict[str, Any]) -> None:
-        if index["format"] != FORMAT:
-            raise ValueError(f"format {index['format']!r}, expected {FORMAT!r}")
-        self.classes = list(index["classes"])
-        self.palette = np.array(index["palette"], np.uint8).reshape(len(self.classes), 3)
-        self.flip_pairs = tuple((int(left), int(right)) for left, right in index["flip_pairs"])
-        self.mean, self.std = tuple(index["mean"]), tuple(index["std"])
-        self.ignore_index = int(index["ignore_index"])
-        self._sizes = [int(shard["bytes"]) for shard in index["shards"]]
-        self._names = [str(entry[0]) for entry in index["samples"]]
-        # shard, image at, image's bytes, label at, label's bytes, checksum of image to label
-        self._rows = np.array([entry[1:] for entry in index["samples"]], np.int64).reshape(-1, 6)
-        counts = np.bincount(self._rows[:, 0], minlength=len(self._sizes))
-        if counts.tolist() != [int(shard["samples"]) for shard in index["shards"]]:
-            raise ValueError("the shards' counts are not those of the samples")
+        check_labels(label, self.num_classes, f"{name} (label)", self.ignore_index)
+        return pixels, label.astype(np.uint8)
 
     def _place(self, file: str) -> str:
         """The path or URL of one of the split's files."""
@@ -142,9 +141,9 @@ class ShardedDataset(SegmentationDataset):
     def _read_index(self) -> bytes:
         place = self._place(INDEX)
         if self._remote:
-            return b"".join(_fetch(place))
+            return b"".join(_fetch(place, lambda size: _check_index_size(place, size)))
         try:
-            return Path(place).read_bytes()
+            return read_regular(place, place, "MAX_TEXT_BYTES")
         except FileNotFoundError as error:
             there = ", ".join(local_splits(self.root)) or "no split"
             raise DataError(f"{place}: missing; packed in {self.root}: {there}") from error
@@ -168,7 +167,7 @@ class ShardedDataset(SegmentationDataset):
         if self._remote and not path.exists():
             self._download(shard, path)
         try:
-            return path.open("rb", buffering=0)
+            return open_regular(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -182,12 +181,26 @@ class ShardedDataset(SegmentationDataset):
             temporary = path.with_name(f".{path.name}.tmp")
             try:
                 with naming(temporary), temporary.open("wb") as file:
-                    for chunk in _fetch(self._place(path.name)):
+                    for chunk in self._fetch_shard(shard, path.parent):
                         file.write(chunk)
                 self._check_size(temporary, shard)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _fetch_shard(self, shard: int, folder: Path) -> Iterator[bytes]:
+        """A shard in pieces, no more of it than there should be and than fits into the folder."""
+        place, expected = self._place(shard_name(shard)), self._sizes[shard]
+        check_limit("MAX_SHARD_BYTES", expected, f"{place}: {expected:,} bytes", DataError)
+        free = shutil.disk_usage(folder).free
+        if expected > free:
+            raise DataError(f"{place}: {expected:,} bytes, and {free:,} are free in {folder}")
+
+        def check(size: int) -> None:
+            if size > expected:
+                raise DataError(f"{place}: more than the {expected:,} bytes that its index says")
+
+        yield from _fetch(place, check)
 
     def _check_size(self, path: Path, shard: int) -> None:
         place, expected = self._place(shard_name(shard)), self._sizes[shard]
@@ -209,11 +222,18 @@ def check_split(split: str) -> None:
 def is_remote(root: str | Path) -> bool:
     """Whether ``root`` is a URL or a command rather than a folder. Raises DataError without {}."""
     text = str(root)
-    if text.startswith("pipe:"):
+    if is_command(root):
         if "{}" not in text:
             raise DataError(f"{text}: no {{}} in it, which stands for a path below the root")
         return True
+    if "://" in text and not _URL.match(text):
+        raise DataError(f"{text!r}: neither a URL nor a folder; a command begins with pipe:")
     return "://" in text
+
+
+def is_command(root: str | Path) -> bool:
+    """Whether ``root`` is a command, which a shell runs: never to be taken from a file."""
+    return str(root).startswith("pipe:")
 
 
 def local_splits(root: str | Path) -> list[str]:
@@ -232,13 +252,25 @@ def import_webdataset() -> ModuleType:
     return extras.load("mcibi_fast.data.shards", "webdataset")
 
 
-def _fetch(url: str) -> Any:
-    """Yields a URL's content in pieces. Raises DataError if it is incomplete."""
+def _fetch(url: str, check: Callable[[int], None]) -> Iterator[bytes]:
+    """Yields a URL's content in pieces; ``check`` is given the bytes so far, and may raise.
+
+    Raises DataError when not all of it comes.
+    """
     webdataset = import_webdataset()
     try:
         with webdataset.gopen(url) as stream:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
+            size = 0
+            try:
+                while chunk := stream.read(_CHUNK):
+                    size += len(chunk)
+                    check(size)
+                    yield chunk
+            except BaseException:
+                _abandon(stream)
+                raise
+    except DataError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         # The library's text has the whole command in it, tokens included.
         status = re.search(r"exit -?\d+", str(error))
@@ -246,8 +278,21 @@ def _fetch(url: str) -> Any:
         raise DataError(f"{url}: cannot be fetched ({reason})") from None
 
 
+def _abandon(stream: Any) -> None:
+    """Ends the command that fetches, if any; closing would wait until it ends by itself."""
+    if hasattr(stream, "proc"):
+        stream.ignore_errors = True
+        stream.proc.kill()
+
+
+def _check_index_size(place: str, size: int) -> None:
+    check_limit("MAX_TEXT_BYTES", size, f"{place}: {size:,} bytes or more", DataError)
+
+
 def _is_index(path: Path) -> bool:
-    with path.open("rb") as file:
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
         return file.read(len(_MARK)) == _MARK
 
 

@@ -60,8 +60,8 @@ class VOC(ListedDataset):
             return super().read_mask(files, path)
         content = read_mat(files, path, "GTcls")
         try:
-            return np.asarray(content["GTcls"]["Segmentation"][0, 0])
-        except (ValueError, IndexError, KeyError, TypeError) as error:
+            return content["GTcls"].field("Segmentation").whole_numbers()
+        except ValueError as error:
             raise DataError(
                 f"{files.describe(path)}: no GTcls.Segmentation in it; take SBD's dataset/cls"
             ) from error

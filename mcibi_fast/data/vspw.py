@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,8 +15,9 @@ from tqdm import tqdm
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import check_sizes, decode_bytes
+from mcibi_fast.data.images import check_sizes, decode_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
+from mcibi_fast.data.reading import check_class_names, parse_json
 from mcibi_fast.data.video import VideoDataset
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -150,8 +150,9 @@ class VSPW(VideoDataset, ListedDataset):
         if path is None:
             return list(cls.classes)
         try:
-            numbers = {int(number): name for name, number in json.loads(files.read(path)).items()}
-        except (ValueError, AttributeError, TypeError) as error:
+            content = parse_json(files.read(path, "MAX_TEXT_BYTES"))
+            numbers = {int(number): name for name, number in content.items()}
+        except (ValueError, AttributeError, TypeError, OverflowError) as error:
             raise DataError(
                 f"{files.describe(path)}: not a table of names and numbers ({error}); replace it"
             ) from error
@@ -161,7 +162,9 @@ class VSPW(VideoDataset, ListedDataset):
                 f"{files.describe(path)}: {len(numbers)} classes; expected the numbers "
                 f"1..{_CLASSES}; replace it"
             )
-        return [numbers[k] for k in range(1, _CLASSES + 1)]
+        names = [numbers[k] for k in range(1, _CLASSES + 1)]
+        check_class_names(names, files.describe(path))
+        return names
 
     @staticmethod
     def odd(values: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -256,4 +259,4 @@ def by_video(items: Sequence[Item]) -> dict[str, list[Item]]:
 
 def read_image(files: Files, path: str) -> NDArray[np.uint8]:
     """Decode an image: (H, W, 3) uint8. Raises DataError."""
-    return np.array(decode_bytes(files.read(path), files.describe(path)).convert("RGB"))
+    return decode_pixels(files.read(path), files.describe(path))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mcibi_fast.data.base import normalise
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import decode
+from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
 from mcibi_fast.files import naming
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
 from mcibi_fast.models import Segmentor
@@ -26,8 +26,6 @@ from mcibi_fast.viz.overlay import blend, indexed
 if TYPE_CHECKING:
     from mcibi_fast.data import Transform
     from mcibi_fast.data.listed import ListedDataset
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 @dataclass
@@ -53,10 +51,10 @@ def find_images(source: str | Path) -> list[Path]:
         ValueError: a folder without images.
     """
     source = Path(source)
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
+    if not source.exists():
         raise FileNotFoundError(f"source: {source} does not exist")
+    if not source.is_dir():
+        return [source]
     images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise ValueError(f"source: {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -120,7 +118,7 @@ def predict(
     bar = tqdm(images, desc="predict", unit="image", disable=None if progress else True)
     for path, name in zip(bar, names, strict=True):
         try:
-            pixels = np.array(decode(path).convert("RGB"))
+            pixels = read_pixels(path)
         except DataError as error:
             result.errors.append(str(error))
             continue
@@ -163,10 +161,12 @@ def _check_submission(dataset: type[ListedDataset], spec: ModelSpec, images: lis
 def _output_names(images: list[Path], root: Path) -> list[Path]:
     """``a.jpg`` becomes ``a.png``, or ``a.jpg.png`` if two images would become ``a.png``."""
     relative = [path.relative_to(root) for path in images]
-    stems = [path.with_suffix("") for path in relative]
+    counts = Counter(path.with_suffix("") for path in relative)
     return [
-        path.with_name(path.name + ".png") if stems.count(stem) > 1 else path.with_suffix(".png")
-        for path, stem in zip(relative, stems, strict=True)
+        path.with_name(path.name + ".png")
+        if counts[path.with_suffix("")] > 1
+        else path.with_suffix(".png")
+        for path in relative
     ]
 
 

@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import decode
-from mcibi_fast.inference.predict import IMAGE_SUFFIXES
+from mcibi_fast.data.images import IMAGE_SUFFIXES, check_pixels, read_pixels
+from mcibi_fast.data.reading import open_regular
 
 Pixels = NDArray[np.uint8]
+
+# FFmpeg's names of the formats that are read: others list further files or addresses (HLS, concat,
+# SDP, a pattern of images' names).
+VIDEO_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif"
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 FOLDER_FPS = 25.0  # pictures do not say how fast they follow each other
 _FAILURES = 50  # reads in a row that may fail before a file or a camera is given up
@@ -63,15 +68,17 @@ def open_frames(source: str, *, every: int = 1) -> Frames:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: ``every`` is not positive, the folder holds no pictures, the file is not a
-            video, the camera cannot be opened, or OpenCV is missing (folders do not need it).
+        OSError: it is something else, such as a FIFO.
+        ValueError: ``every`` is not positive, the folder holds no pictures, the file is no video,
+            the camera cannot be opened, or OpenCV is missing (folders do without).
     """
     if every < 1:
         raise ValueError(f"every: expected at least 1, got {every}")
     path = Path(source)
     if path.is_dir():
         return FolderFrames(path, every=every)
-    if path.is_file():
+    if path.exists():
+        open_regular(path).close()
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise ValueError(f"{source}: is a picture; mcibi-fast predict takes pictures")
         return CapturedFrames(str(path), every=every)
@@ -101,7 +108,7 @@ class FolderFrames(Frames):
         for path in self.pictures:
             name = path.stem if stems[path.stem] == 1 else path.name
             try:
-                yield ReadFrame(name, np.array(decode(path).convert("RGB")))
+                yield ReadFrame(name, read_pixels(path))
             except DataError as error:
                 yield ReadFrame(name, None, str(error))
 
@@ -119,14 +126,17 @@ class CapturedFrames(Frames):
 
     def __init__(self, source: str | int, *, every: int = 1) -> None:
         self.cv2 = opencv("video files and cameras")
-        self.capture = self.cv2.VideoCapture(source)
         self.every, self.is_camera = every, isinstance(source, int)
+        self.capture = self.cv2.VideoCapture(source) if self.is_camera else self._file(source)
         if not self.capture.isOpened():
             what = f"camera {source}: is not there or in use" if self.is_camera else (
                 f"{source}: is no video that OpenCV can read, or it is damaged"
             )  # fmt: skip
             raise ValueError(what)
         self.name = f"camera {source}" if self.is_camera else Path(str(source)).name
+        width = int(self.capture.get(self.cv2.CAP_PROP_FRAME_WIDTH))
+        height = int(self.capture.get(self.cv2.CAP_PROP_FRAME_HEIGHT))
+        check_pixels(width, height, self.name)
         fps = self.capture.get(self.cv2.CAP_PROP_FPS)
         self.fps = (fps if 0 < fps < 1000 else FOLDER_FPS) / every
         count = 0 if self.is_camera else int(self.capture.get(self.cv2.CAP_PROP_FRAME_COUNT))
@@ -152,6 +162,22 @@ class CapturedFrames(Frames):
             self.ending = f"{self.name}: gives no more frames"
         elif self.count - end > _SLACK:
             self.ending = f"{self.name}: ends after {end} frames, though it announces {self.count}"
+
+    def _file(self, path: str | int) -> Any:
+        """Opens a file by FFmpeg, which is told in which formats; by another backend without it."""
+        registry = self.cv2.videoio_registry
+        if self.cv2.CAP_FFMPEG not in registry.getStreamBackends():
+            return self.cv2.VideoCapture(path)
+        before = os.environ.get(_OPTIONS)
+        os.environ[_OPTIONS] = f"format_whitelist;{VIDEO_FORMATS}" + (
+            f"|{before}" if before else ""
+        )
+        try:
+            return self.cv2.VideoCapture(path, self.cv2.CAP_FFMPEG)
+        finally:
+            del os.environ[_OPTIONS]
+            if before is not None:
+                os.environ[_OPTIONS] = before
 
     def _read(self, wanted: bool) -> Pixels | None:
         """The next frame; None if it cannot be read. An unwanted frame is not decoded."""

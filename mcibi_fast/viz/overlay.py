@@ -16,6 +16,7 @@ _INK = (40, 42, 48)
 _FAINT = (92, 101, 112)
 _UNLABELLED = (236, 236, 236)
 _GAP = 6
+_BAND = 64  # rows
 
 
 def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
@@ -40,9 +41,14 @@ def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55)
     rows = _rows(label, len(palette))
     if image.shape[:2] != rows.shape:
         raise ValueError(f"label: size {rows.shape} differs from the image's, {image.shape[:2]}")
-    amount = np.where(rows < len(palette), alpha, 0.0)[..., None]
-    mixed = image + amount * (colourise(label, palette).astype(np.float64) - image)
-    return (mixed + 0.5).astype(np.uint8)
+    colours = np.concatenate([palette, np.zeros((1, 3))])
+    opacities = np.append(np.full(len(palette), alpha), 0.0)[:, None]
+    mixed = np.empty(image.shape, np.uint8)
+    for top in range(0, len(rows), _BAND):  # in float64 a whole image would be large
+        band = slice(top, top + _BAND)
+        under = image[band]
+        mixed[band] = under + opacities[rows[band]] * (colours[rows[band]] - under) + 0.5
+    return mixed
 
 
 def indexed(label: ArrayLike, palette: Pixels) -> Image.Image:

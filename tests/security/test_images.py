@@ -1,0 +1,300 @@
+"""Images and masks that are none, are too large, or never end, at every place that reads them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from mcibi_fast.data import DataError, FolderDataset
+from mcibi_fast.data.images import FORMATS, decode, decode_bytes, read_pixels
+from mcibi_fast.inference.predict import _output_names
+from tests.data import trees
+from tests.security import attacks, places
+from tests.security.bounded import bounded, command, refused
+
+QUIET = ("--cpu", "--quiet")
+Attack = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return places.checkpoint(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return places.folder(tmp_path / "data")
+
+
+def put(attack: Attack, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    attack(path)
+
+
+def predict(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "images/val/b.png")
+    out = data / "out"
+    error = refused("predict", checkpoint, data / "images/val", "--out", out, *QUIET)
+    assert (out / "labels/a.png").is_file()  # the others are done
+    assert "1 unreadable" in error
+    return error
+
+
+def predict_one(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "b.png")
+    return refused("predict", checkpoint, data / "b.png", "--out", data / "out", *QUIET)
+
+
+def video(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "images/val/b.png")
+    frames, out = data / "images/val", data / "out"
+    outcome = command("video", checkpoint, frames, "--out", out, "--no-overlay", *QUIET)
+    assert outcome.value == 0 and "1 frames left out" in outcome.err, outcome
+    return outcome.err
+
+
+def export(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "b.png")
+    return refused("export", checkpoint, data / "out.pt2", "--check", data / "b.png")
+
+
+def evaluate_image(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "images/val/b.png")
+    options = ("--root", data, "--split", "val", "--workers", "0", *QUIET)
+    return refused("evaluate", checkpoint, *options)
+
+
+def evaluate_mask(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "labels/val/b.png")
+    options = ("--root", data, "--split", "val", "--workers", "0", *QUIET)
+    return refused("evaluate", checkpoint, *options)
+
+
+def check_image(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "images/val/b.png")
+    return refused("data", "check", data, "--out", data / "out", "--quiet")
+
+
+def check_mask(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "labels/val/b.png")
+    return refused("data", "check", data, "--out", data / "out", "--quiet")
+
+
+def pack_image(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "images/val/b.png")
+    arguments = ("--split", "val", "--workers", "0", "--quiet")
+    return refused("data", "pack", data, data / "out", *arguments)
+
+
+def pack_mask(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, data / "labels/val/b.png")
+    arguments = ("--split", "val", "--workers", "0", "--quiet")
+    return refused("data", "pack", data, data / "out", *arguments)
+
+
+def count_classes(checkpoint: Path, data: Path, attack: Attack) -> str:
+    """Without a list of classes all masks are read at once."""
+    put(attack, data / "labels/val/b.png")
+    (data / "classes.txt").unlink()
+    outcome = bounded(FolderDataset, data, "val")
+    return outcome.error.removeprefix("DataError: ")
+
+
+def published_image(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, trees.lip(data / "lip") / "train_images/9_1.jpg")
+    return refused("data", "check", "lip", data / "lip", "--out", data / "out", "--quiet")
+
+
+def published_mask(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, trees.lip(data / "lip") / "train_segmentations/9_1.png")
+    return refused("data", "check", "lip", data / "lip", "--out", data / "out", "--quiet")
+
+
+def frame_of_a_video(checkpoint: Path, data: Path, attack: Attack) -> str:
+    put(attack, trees.vspw(data / "vspw") / "VSPW_480p/data/1_a/origin/00000011.jpg")
+    return refused("data", "check", "vspw", data / "vspw", "--out", data / "out", "--quiet")
+
+
+PLACES = (
+    *(predict, predict_one, video, export, evaluate_image, evaluate_mask),
+    *(check_image, check_mask, pack_image, pack_mask, count_classes),
+    *(published_image, published_mask, frame_of_a_video),
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "attack"),
+    # As the source of predict, a folder is one of images.
+    [(p, a) for p in PLACES for a in attacks.NO_IMAGES if (p, a) != (predict_one, "folder")],
+    ids=lambda each: each if isinstance(each, str) else each.__name__,
+)
+def test_what_is_no_image_is_named(checkpoint: Path, data: Path, place, attack: str) -> None:
+    """One line in bounded time and memory: the file, and what is wrong with it."""
+    make, reason = attacks.NO_IMAGES[attack]
+    error = place(checkpoint, data, make)
+    assert reason in error, error
+    name = {published_image: "9_1.jpg", published_mask: "9_1.png", frame_of_a_video: "00000011.jpg"}
+    assert name.get(place, "b.png") in error
+    if "more than MAX" in reason:
+        limit = "MAX_PIXELS" if attack == "pixels" else "MAX_FILE_BYTES"
+        assert f"set MCIBI_FAST_{limit} in the environment to raise it" in error
+
+
+@pytest.mark.parametrize("part", ["image", "label"])
+@pytest.mark.parametrize("attack", ["pixels", "eps"])
+def test_in_shards(tmp_path: Path, part: str, attack: str) -> None:
+    make, reason = attacks.NO_IMAGES[attack]
+    make(tmp_path / "bad")
+    content = dict.fromkeys(("image", "label"), attacks.png(24, 16))
+    content[part] = (tmp_path / "bad").read_bytes()
+    root = places.shards(tmp_path / "shards", **content)
+    error = refused("data", "check", root, "--out", tmp_path / "out", "--quiet")
+    assert f"val/000000.tar: sample a ({part}): " in error and reason in error
+
+
+@pytest.mark.parametrize("attack", ["pixels", "eps"])
+def test_in_zip_files(tmp_path: Path, attack: str) -> None:
+    make, reason = attacks.NO_IMAGES[attack]
+    tree = trees.lip(tmp_path / "lip")
+    put(make, tree / "train_images/9_1.jpg")
+    archive = trees.pack(tree, tmp_path / "lip.zip")
+    error = refused("data", "check", "lip", archive, "--out", tmp_path / "out", "--quiet")
+    assert "lip.zip/train_images/9_1.jpg: " in error and reason in error
+
+
+# Formats
+
+
+def test_eps_starts_no_ghostscript(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
+    make, _ = attacks.NO_IMAGES["eps"]
+    for place in (predict, evaluate_mask):
+        place(checkpoint, data, make)
+        shutil.rmtree(data / "out", ignore_errors=True)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    "form", ["GIF", "PPM", "TGA", "ICO", "PCX", "SGI", "EPS", "PDF", "JPEG2000"]
+)
+def test_other_formats_are_not_decoded(form: str) -> None:
+    with pytest.raises(
+        DataError, match=r"^x\.png: cannot be decoded \(not an image file; expected"
+    ):
+        decode_bytes(attacks.encoded(form), "x.png")
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "MPO"])
+def test_the_content_decides_the_format(tmp_path: Path, form: str) -> None:
+    """MPO is what cameras write as .jpg: a JPEG with a second picture behind it."""
+    if form == "WEBP" and not features.check("webp"):
+        pytest.skip("needs PIL with WebP")
+    (tmp_path / "x.png").write_bytes(attacks.encoded(form))
+    assert decode(tmp_path / "x.png").size == (24, 16)
+    assert read_pixels(tmp_path / "x.png").shape == (16, 24, 3)
+
+
+def test_colours_that_cannot_be_converted_are_one_line(
+    checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(self: Image.Image, mode: str) -> Image.Image:
+        raise ValueError(f"conversion from {self.mode} to {mode} not supported")
+
+    make = attacks.write(attacks.encoded("TIFF"))
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    put(make, data / "b.png")
+    error = refused("predict", checkpoint, data / "b.png", "--out", data / "out", *QUIET)
+    assert "b.png: cannot be decoded (conversion from RGB to RGB not supported)" in error
+
+
+def test_labels_below_zero_are_no_classes(data: Path) -> None:
+    path = data / "labels/val/b.png"
+    Image.fromarray(np.full(places.SIZE, -3, np.int32)).save(path, "TIFF")
+    with pytest.raises(DataError, match=r"labels/val/b\.png: label -3 with 3 classes"):
+        FolderDataset(data, "val").read(1)
+
+
+# The limit on pixels
+
+
+def test_48_megapixels_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(attacks.png(8000, 6000))
+    assert decode(tmp_path / "x.png").size == (8000, 6000)
+
+
+def test_the_environment_sets_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(attacks.png(24, 16))
+    monkeypatch.setenv("MCIBI_FAST_MAX_PIXELS", "383")
+    message = r"x\.png: 24x16 = 384 pixels, more than MAX_PIXELS \(383\); set MCIBI_FAST_MAX_PIXELS"
+    with pytest.raises(DataError, match=message):
+        decode(path)
+    monkeypatch.setenv("MCIBI_FAST_MAX_PIXELS", "384")
+    decode(path)
+    monkeypatch.setenv("MCIBI_FAST_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="MCIBI_FAST_MAX_PIXELS: expected a whole number"):
+        decode(path)
+
+
+def test_the_limit_may_be_raised_above_pils(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setenv("MCIBI_FAST_MAX_PIXELS", "384")
+    assert decode_bytes(attacks.png(24, 16), "x.png").size == (24, 16)
+    assert decode_bytes(attacks.png(16, 24), "x.png").size == (16, 24)
+    with (
+        pytest.raises(DataError, match="25x16 = 400 pixels, more than MAX_PIXELS"),
+        pytest.warns(Image.DecompressionBombWarning),
+    ):
+        decode_bytes(attacks.png(25, 16), "x.png")
+
+
+def test_pils_own_limit_is_one_line(checkpoint: Path, data: Path) -> None:
+    """Above its limit PIL warns; above twice of it PIL raises, before we know the size."""
+    for side in (9600, 16000):
+        error = predict(checkpoint, data, attacks.write(attacks.png(side, side)))
+        assert "b.png: " in error and "pixels" in error
+
+
+# Linear time
+
+
+def test_names_of_many_images(tmp_path: Path) -> None:
+    """Seconds for 200,000 images; when it was quadratic, 8,000 took half a minute."""
+
+    def count() -> int:
+        images = [tmp_path / f"{i // 2}.{'png' if i % 2 else 'jpg'}" for i in range(200_000)]
+        return len(set(_output_names(images, tmp_path)))
+
+    assert bounded(count).value == 200_000
+
+
+def test_a_linked_image_is_read(data: Path, tmp_path: Path) -> None:
+    """Links within a dataset are its owner's: they lead where they lead, to regular files."""
+    shutil.move(data / "images/val/b.png", tmp_path / "elsewhere.png")
+    os.symlink(tmp_path / "elsewhere.png", data / "images/val/b.png")
+    assert np.array_equal(FolderDataset(data, "val").read(1)[0], places.pixels())
+
+
+def test_files_are_closed(data: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    os.mkfifo(data / "fifo.png")
+    for path in (data / "fifo.png", data / "images", data / "images/val/a.png"):
+        try:
+            decode(path)
+        except DataError:
+            continue
+    assert len(os.listdir("/proc/self/fd")) == before
