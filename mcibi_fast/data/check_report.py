@@ -16,6 +16,7 @@ from mcibi_fast.data.base import IGNORE_INDEX
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import ClassList
 from mcibi_fast.data.listed import ListedDataset, Listing
+from mcibi_fast.files import new_file
 from mcibi_fast.viz.overlay import blend, grid
 
 _OVERLAYS = 4
@@ -172,5 +173,6 @@ def _write_overlays(
         assert indices is not None
         sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
         path = out / f"overlay_{number}_{Path(image).stem}.png"
-        sheet.save(path)
+        with new_file(path, sync=False) as file:
+            sheet.save(file, "PNG")
         report.overlays.append(path)

@@ -27,7 +27,7 @@ from mcibi_fast import extras
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_sizes, decode_bytes, mask_indices
-from mcibi_fast.files import naming
+from mcibi_fast.files import new_file
 
 INDEX = "index.json"
 FORMAT = "mcibi_fast shards 1"
@@ -87,7 +87,12 @@ class ShardedDataset(SegmentationDataset):
         else:
             self._folder = Path(self.root) / split
             for number in range(len(self._sizes)):
-                self._check_size(self._folder / shard_name(number), number)
+                try:
+                    size = (self._folder / shard_name(number)).stat().st_size
+                except OSError as error:
+                    place = self._place(shard_name(number))
+                    raise DataError(f"{place}: {error.strerror}; copy the shard again") from error
+                self._check_size(number, size)
         self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,22 +182,13 @@ class ShardedDataset(SegmentationDataset):
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):
             if path.exists():
                 return
-            temporary = path.with_name(f".{path.name}.tmp")
-            try:
-                with naming(temporary), temporary.open("wb") as file:
-                    for chunk in _fetch(self._place(path.name)):
-                        file.write(chunk)
-                self._check_size(temporary, shard)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with new_file(path, sync=False) as file:
+                for chunk in _fetch(self._place(path.name)):
+                    file.write(chunk)
+                self._check_size(shard, file.tell())
 
-    def _check_size(self, path: Path, shard: int) -> None:
+    def _check_size(self, shard: int, size: int) -> None:
         place, expected = self._place(shard_name(shard)), self._sizes[shard]
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{place}: {error.strerror}; copy the shard again") from error
         if size != expected:
             raise DataError(f"{place}: {size:,} bytes, expected {expected:,}; copy the shard again")
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import decode
+from mcibi_fast.files import private_file
 from mcibi_fast.inference.predict import IMAGE_SUFFIXES
 
 Pixels = NDArray[np.uint8]
@@ -181,8 +183,8 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.cv2 = opencv("an overlaid video (--no-overlay does without)")
         self.path, self.fps = path, fps
-        self._temporary = path.with_name(f".{path.stem}.tmp.mp4")
         self._writer: Any = None
+        self._open = ExitStack()
 
     def add(self, pixels: Pixels) -> None:
         """The next frame (H, W, 3) RGB, all of one size; the codec wants even sides, so odd ones
@@ -194,8 +196,10 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = self.cv2.VideoWriter_fourcc(*"mp4v")
             size = pixels.shape[1], pixels.shape[0]
-            writer = self.cv2.VideoWriter(str(self._temporary), code, self.fps, size)
+            temporary = self._open.enter_context(private_file(self.path))
+            writer = self.cv2.VideoWriter(str(temporary), code, self.fps, size)
             if not writer.isOpened():
+                temporary.unlink(missing_ok=True)
                 raise OSError(
                     f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
                     "per second (--no-overlay does without)"
@@ -208,7 +212,7 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            os.replace(self._temporary, self.path)
+        self._open.close()
 
 
 def opencv(purpose: str) -> Any:

@@ -19,7 +19,12 @@ from typing import Any
 
 import torch
 
-from mcibi_fast.files import link_atomically, naming, write_atomically, write_directory_atomically
+from mcibi_fast.files import (
+    append_line,
+    link_atomically,
+    write_atomically,
+    write_directory_atomically,
+)
 from mcibi_fast.models.weights import WEIGHTS
 
 STATE = "state.pt"
@@ -114,8 +119,7 @@ class Run:
 
     def record(self, **entry: Any) -> None:
         """Appends a line to the history."""
-        with naming(self.history_file), self.history_file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.history_file, json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
         """All whole lines of the history, in order."""
