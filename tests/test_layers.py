@@ -24,6 +24,7 @@ LAYERS = (
     "interrupt.py",
     "extras.py",
     "errors.py",
+    "terminal.py",
     "protocols.py",
     "ops/",
     "nn/",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
 EXTRA = "train"
@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
         device=start_accelerator(args).device,
         progress=not args.quiet,
     )
-    print(f"{len(result.written)} label maps in {args.out}")
+    say(f"{len(result.written)} label maps in {args.out}")
     if dataset is not None and result.submitted:
-        print(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
+        say(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
     if not result.errors:
         return 0
-    shown = "; ".join(" ".join(line.split()) for line in result.errors[:3])
+    shown = "; ".join(result.errors[:3])
     more = f"; and {len(result.errors) - 3} more" if len(result.errors) > 3 else ""
-    print(f"mcibi-fast: error: {len(result.errors)} unreadable: {shown}{more}", file=sys.stderr)
+    complain(f"error: {len(result.errors)} unreadable: {shown}{more}")
     return 2

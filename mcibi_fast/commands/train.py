@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
     from mcibi_fast.recipes import TrainConfig
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         config = configure(args.recipe, args.root, args.set, **_model_choices(args))
         out = Path(args.out or f"runs/{args.recipe}")
     if args.show:
-        print(json.dumps(config.to_dict(), indent=2))
+        say(json.dumps(config.to_dict(), indent=2))
         return
 
     from mcibi_fast.training.state import seed_global_generators
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     seed_global_generators(config.seed + rank)
     result = train(config, out, resume=bool(args.resume), progress=not args.quiet)
     if rank == 0:
-        print(
+        say(
             f"{result.steps} steps, {result.seconds:.0f} s; best mIoU "
             f"{100 * (result.best['mean_iou'] or 0):.2f}; {result.out}"
         )
@@ -83,10 +83,9 @@ def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:
         report = build_report([out], device="cuda" if use_gpu else "cpu", progress=progress)
         write_atomically(file, report.html().encode())
     except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        print(f"mcibi-fast: warning: {file} not written: {why}", file=sys.stderr)
+        complain(f"warning: {file} not written: {str(error) or type(error).__name__}")
     else:
-        print(f"report: {file}")
+        say(f"report: {file}")
 
 
 def _model_choices(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mcibi_fast import extras
 from mcibi_fast.protocols import check_protocol
+from mcibi_fast.terminal import printable
 
 _RAFT_STRIDE = 8
 _RAFT_SMALLEST = 128  # its correlation pyramid has four levels at stride 8
@@ -75,7 +76,7 @@ class RAFTFlow:
                 raise ValueError(f"{weights}: not the weights of raft_large") from error
         self.model: Any = model.to(device).eval()
         self.device, self.iterations = torch.device(device), iterations
-        which = "Chairs+Things, C_T_V1" if weights is None else Path(weights).name
+        which = "Chairs+Things, C_T_V1" if weights is None else printable(Path(weights).name)
         self.name = f"RAFT (torchvision raft_large, {which}, {iterations} iterations)"
 
     @torch.no_grad()
