@@ -25,6 +25,7 @@ LAYERS = (
     "extras.py",
     "errors.py",
     "terminal.py",
+    "untrusted.py",
     "protocols.py",
     "ops/",
     "nn/",

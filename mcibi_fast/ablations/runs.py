@@ -23,6 +23,7 @@ from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
 from mcibi_fast.training.threads import leave_cores_to_loaders
 from mcibi_fast.training.train import train
+from mcibi_fast.untrusted import read_json
 
 MEASURED = "measured.json"
 _TRAINING = "training"
@@ -55,7 +56,7 @@ class TrainedRun:
         self.progress = progress
         self.is_main = os.environ.get("RANK", "0") == "0"
         file = folder / MEASURED
-        self.stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.stored: dict[str, Any] = read_json(file) if file.is_file() else {}
         if Run(folder).checkpoint("last") is not None:
             self._refuse_another_configuration()
 
@@ -165,7 +166,7 @@ class TrainedRun:
             write_atomically(self.folder / MEASURED, content.encode())
 
     def _refuse_another_configuration(self) -> None:
-        there = TrainConfig.from_dict(Run(self.folder).config()).to_dict()
+        there = Run(self.folder).settings().to_dict()
         here = self.config.to_dict()
         weights = there["loss"]["class_weights"]
         if here["loss"]["class_weights"] == "balanced" and weights is not None:

@@ -39,14 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains by a recipe, or continues a run."""
-    from mcibi_fast.recipes import TrainConfig
     from mcibi_fast.recipes.registry import configure
+    from mcibi_fast.recipes.sources import relocated
     from mcibi_fast.training.run import Run
 
     if args.resume:
-        if args.recipe or args.set or args.root or args.out or _model_choices(args):
-            raise ValueError("--resume goes on with the run's own settings; give nothing else")
-        config = TrainConfig.from_dict(Run(args.resume).config())
+        if args.recipe or args.set or args.out or _model_choices(args):
+            raise ValueError(
+                "--resume goes on with the run's own settings; give nothing else but --root"
+            )
+        config = Run(args.resume).settings()
+        if args.root:
+            config.data = relocated(config.data, args.root)
         out = Path(args.resume)
     else:
         config = configure(args.recipe, args.root, args.set, **_model_choices(args))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.models.checkpoint import load_model
     from mcibi_fast.models.weights import find_weights
     from mcibi_fast.recipes import NamedData, ShardsData
-    from mcibi_fast.recipes.config import eval_transform
+    from mcibi_fast.recipes.sources import eval_transform
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)

@@ -25,6 +25,7 @@ from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.nn.within_image import ASPP, PPM
+from mcibi_fast.untrusted import check_tensors, read_torch
 
 StateDict = Mapping[str, Tensor]
 
@@ -129,13 +130,20 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint: there is no file {path}")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling anything at all can raise anything at all
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"checkpoint: {path} is not one torch can load ({reason})") from error
+            checkpoint = read_torch(path)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {path} is not one torch can load ({error})") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
-    return checkpoint["model"]
+    state = checkpoint["model"]
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint: its entry {name!r} is no tensor with a name")
+    try:
+        check_tensors(state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {error}") from error
+    return state
 
 
 def _build_head(

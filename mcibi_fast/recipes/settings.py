@@ -95,8 +95,8 @@ def _parse(text: str) -> Any:
 
 def _coerce(name: str, text: str, annotation: Any) -> Any:
     value = text if annotation is str else _parse(text)
-    if not _fits(value, annotation):
-        raise ValueError(f"--set {name}={text}: expected {_describe(annotation)}")
+    if not fits(value, annotation):
+        raise ValueError(f"--set {name}={text}: expected {describe(annotation)}")
     wants_tuple = any(typing.get_origin(option) is tuple for option in _options(annotation))
     return tuple(value) if wants_tuple and isinstance(value, list) else _widen(value, annotation)
 
@@ -106,19 +106,23 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value, with lists for tuples, is of an annotated type."""
     for option in _options(annotation):
         origin = typing.get_origin(option)
         if origin is typing.Literal:
-            if value in typing.get_args(option):
+            if any(value == each and type(value) is type(each) for each in typing.get_args(option)):
                 return True
         elif origin is tuple:
             if isinstance(value, (list, tuple)):
                 items = _items(option, len(value))
-                return len(value) == len(items) and all(map(_fits, value, items))
+                return len(value) == len(items) and all(map(fits, value, items))
         elif origin is list:
             (item,) = typing.get_args(option)
-            if isinstance(value, list) and all(_fits(v, item) for v in value):
+            if isinstance(value, list) and all(fits(v, item) for v in value):
+                return True
+        elif origin is dict:
+            if isinstance(value, dict) and all(isinstance(key, str) for key in value):
                 return True
         elif option is float:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -140,7 +144,8 @@ def _widen(value: Any, annotation: Any) -> Any:
     return float(value) if wants_float and type(value) is int else value
 
 
-def _describe(annotation: Any) -> str:
+def describe(annotation: Any) -> str:
+    """An annotated type in words."""
     words = []
     for option in _options(annotation):
         origin = typing.get_origin(option)
@@ -151,6 +156,8 @@ def _describe(annotation: Any) -> str:
             items = _items(option, 2)
             example = ",".join("1" if item is int else "0.5" for item in items)
             words.append(f"{'' if any_number else f'{len(items)} '}numbers such as [{example}]")
+        elif origin is dict:
+            words.append("names with values")
         elif origin is list:
             (item,) = typing.get_args(option)
             words.append("a list such as " + ("[0.5,1]" if item is float else '["a","b"]'))

@@ -26,8 +26,20 @@ from mcibi_fast.files import (
     write_directory_atomically,
 )
 from mcibi_fast.models.weights import WEIGHTS
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.training.history import read_history
+from mcibi_fast.untrusted import read_json, read_torch
 
 STATE = "state.pt"
+_STATE_ENTRIES = {
+    "step",
+    "seconds",
+    "weights",
+    "optimizer",
+    "scaler",
+    "transient_buffers",
+    "random",
+}
 
 
 class Run:
@@ -62,12 +74,28 @@ class Run:
         """The configuration that the run was started with.
 
         Raises:
-            ValueError: the directory holds no run.
+            ValueError: the directory holds no run, or the file is not one of a run's.
         """
+        file = self.path / "config.json"
         try:
-            return json.loads((self.path / "config.json").read_text())
+            config = read_json(file)
         except FileNotFoundError:
             raise ValueError(f"resume: {self.path} holds no run (no config.json)") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{file}: not a training configuration")
+        return config
+
+    def settings(self) -> TrainConfig:
+        """The configuration as a training takes it.
+
+        Raises:
+            ValueError: as `config`, or it is none of this version's.
+        """
+        stored = self.config()
+        try:
+            return TrainConfig.from_dict(stored)
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
 
     def checkpoint(self, name: str) -> Path | None:
         """The directory of the checkpoint "last" or "best", or None."""
@@ -112,9 +140,11 @@ class Run:
         if directory is None:
             raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
         try:
-            state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds for a damaged file
+            state = read_torch(directory / STATE)
+        except ValueError as error:
             raise ValueError(f"resume: {directory / STATE} is damaged: {error}") from error
+        if not isinstance(state, dict) or not state.keys() >= _STATE_ENTRIES:
+            raise ValueError(f"resume: {directory / STATE} is no training state")
         return directory / WEIGHTS, state
 
     def record(self, **entry: Any) -> None:
@@ -122,12 +152,8 @@ class Run:
         append_line(self.history_file, json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
-        """All whole lines of the history, in order."""
-        if not self.history_file.exists():
-            return []
-        text = self.history_file.read_text()
-        # A crash may have cut the last line short.
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """All whole lines of the history, in order; see `read_history`."""
+        return read_history(self.history_file)
 
     def rewind(self, step: int) -> None:
         """Drops history after a step: what a killed run wrote after its last checkpoint."""
