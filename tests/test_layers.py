@@ -26,6 +26,7 @@ LAYERS = (
     "errors.py",
     "terminal.py",
     "untrusted.py",
+    "typed.py",
     "protocols.py",
     "ops/",
     "nn/",

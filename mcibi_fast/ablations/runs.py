@@ -15,8 +15,7 @@ from mcibi_fast.files import write_atomically
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.metrics import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.checkpoint import create_model
-from mcibi_fast.models.weights import find_weights, load_weights, read_spec
+from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.environment import environment
 from mcibi_fast.training.run import Run
@@ -121,10 +120,8 @@ class TrainedRun:
         Args:
             options: of the model, in place of those that it was trained with.
         """
-        file = find_weights(self.folder / "checkpoints" / "last")
-        model = create_model(read_spec(file), pretrained=False, **options)
-        load_weights(model, file)
-        return model.eval().to(self.device())
+        model, _ = load_model(self.folder / "checkpoints" / "last", **options)
+        return model.to(self.device())
 
     def validation(self) -> SegmentationDataset:
         """The split that the training was evaluated on."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from mcibi_fast.recipes.settings import describe, fits
+from mcibi_fast.typed import describe, fits
 
 LIMITS: dict[str, float] = {
     **dict.fromkeys(("crop_size", "short_side", "long_side", "size", "window", "stride"), 8192),
