@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,14 @@ from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
+from mcibi_fast.models.outline import outline
 from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.weights import TENSORS
 from mcibi_fast.nn.within_image import ASPP, PPM
 from mcibi_fast.untrusted import check_tensors, read_torch
 
 StateDict = Mapping[str, Tensor]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _WITHIN_IMAGE = "context_within_image_module"
 
@@ -75,10 +78,14 @@ def load(
         ValueError: not such a checkpoint, or keys missing, unknown or of another shape (named).
     """
     state = _read(checkpoint)
-    backbone = _build_backbone(state, output_stride)
-    model = Segmentor(backbone, _build_head(state, **options))
-    _fill(model, state, lambda name: released_name(backbones.released_name(name, backbone)))
-    return model.eval()
+
+    def build() -> Segmentor:
+        return Segmentor(_build_backbone(state, output_stride), _build_head(state, **options))
+
+    def rename(name: str, model: Segmentor) -> str:
+        return released_name(backbones.released_name(name, model.backbone))
+
+    return _filled(build, state, rename)
 
 
 def head(
@@ -110,18 +117,20 @@ def head(
         ValueError: as :func:`load`.
     """
     state = {k: v for k, v in state_dict.items() if not k.startswith("backbone_net.")}
-    module = _build_head(
-        state,
-        weights_from=weights_from,
-        hard=hard,
-        dilations=dilations,
-        pool_scales=pool_scales,
-        dropout=dropout,
-        align_corners=align_corners,
-        **options,
-    )
-    _fill(module, state)
-    return module.eval()
+
+    def build() -> MCIBIPPHead:
+        return _build_head(
+            state,
+            weights_from=weights_from,
+            hard=hard,
+            dilations=dilations,
+            pool_scales=pool_scales,
+            dropout=dropout,
+            align_corners=align_corners,
+            **options,
+        )
+
+    return _filled(build, state, lambda name, _: released_name(name))
 
 
 def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
@@ -250,10 +259,33 @@ def released_name(name: str) -> str:
     return name
 
 
-def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = released_name) -> None:
-    """Copies every entry into the model; all or nothing."""
-    names = {rename(name): name for name in model.state_dict()}
-    target = {rename(name): value for name, value in model.state_dict().items()}
+def _filled(
+    build: Callable[[], _Module], state: StateDict, rename: Callable[[str, _Module], str]
+) -> _Module:
+    """What ``build`` makes, in evaluation mode, with every entry in it.
+
+    It is made without memory first: shapes that promise more than a file holds cost nothing.
+    """
+    if len(state) > TENSORS:
+        raise ValueError(
+            f"checkpoint: it holds {len(state):,} entries, more than weights.TENSORS = {TENSORS:,}"
+        )
+    try:
+        _entries(outline(build, len(state)), state, rename)
+    except (IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"checkpoint: no model has entries of such shapes ({error})") from error
+    model = build()
+    model.load_state_dict(_entries(model, state, rename), strict=True)
+    return model.eval()
+
+
+def _entries(
+    model: _Module, state: StateDict, rename: Callable[[str, _Module], str]
+) -> dict[str, Tensor]:
+    """The model's state dict with the checkpoint's values. Raises ValueError if they do not fit."""
+    own = model.state_dict()
+    names = {rename(name, model): name for name in own}
+    target = {rename(name, model): value for name, value in own.items()}
     # Batch norm's step counters are in no published checkpoint and change nothing.
     missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
     shapes = {
@@ -272,9 +304,7 @@ def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = rel
     ]
     if problems:
         raise ValueError(f"checkpoint: its keys do not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(
-        {names[k]: state[k] if k in state else target[k] for k in target}, strict=True
-    )
+    return {names[k]: state[k] if k in state else target[k] for k in target}
 
 
 def _some(names: Any) -> str:

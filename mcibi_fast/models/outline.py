@@ -37,16 +37,17 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
 
     Raises:
         ValueError: it would be larger than a file with so many tensors can be, or cannot be made.
+        TypeError: as ``create``.
     """
     most = PARAMETERS * stored + _SPARE
     try:
         with torch.device("meta"), _Everywhere(), _at_most(most):
             model = create()
-    except (ValueError, ImportError):
+    except (ValueError, TypeError, ImportError):
         raise
-    except Exception as error:  # what options of the wrong kind or size lead to
+    except Exception as error:  # what sizes that make no sense lead to
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"no model can be made of its options: {lines[0]}") from error
+        raise ValueError(f"no model has such sizes: {lines[0]}") from error
     persistent = model.state_dict(keep_vars=True).keys()
     transient = sum(
         buffer.numel() * buffer.element_size()

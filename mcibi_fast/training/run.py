@@ -130,22 +130,28 @@ class Run:
         link_atomically(self.checkpoints / "best", f"step-{step:08d}")
         self._remove_unnamed()
 
+    def weights(self) -> Path:
+        """The last checkpoint's weights file. Raises ValueError where there is none."""
+        directory = self.checkpoint("last")
+        if directory is None:
+            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+        return directory / WEIGHTS
+
     def load_state(self) -> tuple[Path, dict[str, Any]]:
         """The last checkpoint's weights file and training state.
 
         Raises:
             ValueError: there is none, or it is damaged.
         """
-        directory = self.checkpoint("last")
-        if directory is None:
-            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+        weights = self.weights()
+        file = weights.with_name(STATE)
         try:
-            state = read_torch(directory / STATE)
+            state = read_torch(file)
         except ValueError as error:
-            raise ValueError(f"resume: {directory / STATE} is damaged: {error}") from error
+            raise ValueError(f"resume: {file} is damaged: {error}") from error
         if not isinstance(state, dict) or not state.keys() >= _STATE_ENTRIES:
-            raise ValueError(f"resume: {directory / STATE} is no training state")
-        return directory / WEIGHTS, state
+            raise ValueError(f"resume: {file} is no training state")
+        return weights, state
 
     def record(self, **entry: Any) -> None:
         """Appends a line to the history."""
