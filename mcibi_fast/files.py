@@ -113,10 +113,7 @@ def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
     """
     with _temporary_directory(path) as temporary:
         for name, content in files.items():
-            with naming(temporary / name), open_new(temporary / name) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_synced(temporary / name, content)
         _sync(temporary)
         if path.is_symlink():
             path.unlink()
@@ -234,6 +231,13 @@ def _remove_leftovers(folder: Path) -> None:
                     (folder / name).unlink()
             finally:
                 os.close(descriptor)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with naming(path), open_new(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

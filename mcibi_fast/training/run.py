@@ -66,6 +66,7 @@ class Run:
                 f"out: {self.path} already holds a run; continue it with --resume, or choose "
                 "another directory"
             )
+        self._refuse_link()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode())
         self.history_file.unlink(missing_ok=True)
@@ -144,6 +145,7 @@ class Run:
             ValueError: there is none, or it is damaged.
         """
         weights = self.weights()
+        self._refuse_link()
         file = weights.with_name(STATE)
         try:
             state = read_torch(file)
@@ -166,6 +168,14 @@ class Run:
         kept = [entry for entry in self.history() if entry["step"] <= step]
         lines = "".join(json.dumps(entry) + "\n" for entry in kept)
         write_atomically(self.history_file, lines.encode())
+
+    def _refuse_link(self) -> None:
+        """Checkpoints are written, and removed, in the run's own folder alone."""
+        if self.checkpoints.is_symlink():
+            raise ValueError(
+                f"{self.checkpoints} is a link, through which no run is written; link the whole "
+                "run's directory instead"
+            )
 
     def _remove_unnamed(self) -> None:
         named = {self.checkpoint("last"), self.checkpoint("best")}

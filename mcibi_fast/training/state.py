@@ -94,23 +94,19 @@ def _kind(value: Any) -> type:
     return float if type(value) is int else type(value)
 
 
+_FOREIGN = (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 @contextmanager
 def refusing(run: Path) -> Iterator[None]:
-    """Says of which run it is that a state was damaged; torch and NumPy raise several kinds.
+    """Makes one kind of error of the many that torch and NumPy have for a state of another run.
 
     Raises:
-        ValueError: in their place.
+        ValueError: in their place, naming the run.
     """
     try:
         yield
-    except (
-        AttributeError,
-        ArithmeticError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _FOREIGN as error:
         raise ValueError(
             f"resume: the training state of {run} is damaged or of another run: {error}"
         ) from error

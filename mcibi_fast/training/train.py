@@ -219,8 +219,8 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        if not 0 <= self.step <= self.total_steps:
-            raise ValueError(f"step {self.step} of {self.total_steps}")
+        if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
+            raise ValueError(f"step {self.step!r} of {self.total_steps}")
         self.clock = time.perf_counter() - state["seconds"]
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_state(state["random"][self.accelerator.process_index])
