@@ -27,6 +27,7 @@ from mcibi_fast.commands import (
 )
 from mcibi_fast.commands.options import add_command
 from mcibi_fast.errors import TrainingError
+from mcibi_fast.terminal import complain
 
 EPILOG = """\
 examples:
@@ -91,25 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         extras.require(f"mcibi-fast {args.command}", *extras.EXTRAS.get(command.EXTRA, ()))
         return command.run(args) or 0
     except KeyboardInterrupt as stop:
-        _complain(str(stop) or "interrupted")
+        complain(str(stop) or "interrupted")
         return 130
     except (ValueError, OSError, TrainingError) as error:  # anything else is a bug
         if os.environ.get("MCIBI_FAST_DEBUG") == "1":
             raise
-        _complain(f"error: {_one_line(error)}")
+        complain(f"error: {_text(error)}")
         return 2
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error)
+def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        text = error.strerror + (f": {error.filename}" if error.filename else "")
-    return " ".join(text.split())
-
-
-def _complain(message: str) -> None:
-    rank = os.environ.get("RANK")
-    print(f"mcibi-fast{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error)
 
 
 if __name__ == "__main__":

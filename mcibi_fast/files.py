@@ -1,12 +1,27 @@
-"""Writes files so that a crash leaves the old file or the new one, never half of a file."""
+"""Writing files so that a crash leaves the old ones or the new ones, never half of one.
+
+Everything is written under a temporary name that nobody can foresee, in a file or folder that this
+process has made, and then renamed: no symbolic link is ever followed, and one that stands in the
+way of a result is replaced. Permissions follow the umask, as with ``open``.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.mcibi_fast-[0-9a-f]{16}\.tmp")
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -15,7 +30,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        named = error.filename is not None and not _TEMPORARY.fullmatch(Path(error.filename).name)
+        if named:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -27,37 +43,84 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: for example, the disk is full; ``path`` is then unchanged and the temporary file is
             removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A new file under a temporary name, renamed when the block ends.
+
+    Args:
+        path: its name then; what is there by that name is replaced, also a link.
+        sync: to disk, before it is renamed.
+
+    Raises:
+        OSError: as `write_atomically`; after that or any other error nothing is left.
+    """
+    with naming(path):
+        temporary, descriptor = _claim(path, lambda name: os.open(name, _NEW, 0o666))
     try:
-        _write_synced(temporary, content)
-        os.replace(temporary, path)
+        with naming(path), os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(descriptor)
+            os.replace(temporary, path)  # while its lock is held
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    if sync:
+        _sync(path.parent)
+
+
+def open_new(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """Opens a file for writing that must not be there yet, not even as a link."""
+    return os.fdopen(os.open(path, _NEW, 0o666), "wb", buffering=buffering)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a file, which is made if need be; a link is refused.
+
+    Raises:
+        OSError: naming the file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "w") as file:
+        file.write(line + "\n")
+
+
+def make_folder(path: Path, *, below: Path) -> None:
+    """Makes a folder and those above it; below ``below``, links in the way are replaced.
+
+    Args:
+        path: the folder.
+        below: a folder above it, which the user has named: it may be reached through links.
+    """
+    below.mkdir(parents=True, exist_ok=True)
+    for part in reversed([path, *path.parents[: len(path.relative_to(below).parts)]][:-1]):
+        if part.is_symlink():
+            part.unlink()
+        part.mkdir(exist_ok=True)
 
 
 def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
     """Writes a directory of files under a temporary name, syncs it to disk, and renames it.
 
-    An existing directory of that name is replaced.
+    An existing directory of that name, or a link, is replaced.
 
     Raises:
         OSError: as in `write_atomically`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with _temporary_directory(path) as temporary:
         for name, content in files.items():
             _write_synced(temporary / name, content)
         _sync(temporary)
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
             shutil.rmtree(path)
         os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _sync(path.parent)
 
 
@@ -65,39 +128,114 @@ def write_directory_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """A new directory under a temporary name, synced to disk and renamed when the block ends.
 
-    Anything that a killed process left under the temporary name is removed first.
-
     Raises:
         OSError: for example, the disk is full, or ``path`` exists and is not empty; after this or
             any other error the temporary directory is removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with _temporary_directory(path) as temporary:
         yield temporary
         with naming(path):
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
         os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _sync(path.parent)
 
 
+@contextmanager
+def private_file(path: Path) -> Iterator[Path]:
+    """A path to write to for a library that opens files by name; renamed when the block ends.
+
+    It lies in a new directory that only this user can enter, so that nobody can put a link there.
+
+    Args:
+        path: of the result; the temporary file has its name.
+
+    Raises:
+        OSError: it cannot be written; after that or any other error nothing is left.
+    """
+    with _temporary_directory(path, mode=0o700) as temporary:
+        yield temporary / path.name
+        if (temporary / path.name).exists():
+            os.replace(temporary / path.name, path)
+        temporary.rmdir()
+
+
 def link_atomically(link: Path, target: str) -> None:
-    """Makes the symbolic link ``link`` point to ``target``, an entry of the same directory."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    """Points a symbolic link in ``link``'s directory to its sibling ``target``."""
+    temporary = _temporary(link)
     os.symlink(target, temporary)
-    os.replace(temporary, link)
+    try:
+        os.replace(temporary, link)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync(link.parent)
 
 
+@contextmanager
+def _temporary_directory(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """Beside ``path``; removed after an error."""
+
+    def make(name: Path) -> int | None:
+        name.mkdir(mode=mode)
+        with suppress(FileNotFoundError):
+            return os.open(name, _LOOK)
+        return None
+
+    with naming(path):
+        temporary, descriptor = _claim(path, make)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _claim(path: Path, make: Callable[[Path], int | None]) -> tuple[Path, int]:
+    """What ``make`` makes and opens beside ``path``, locked while the descriptor is open.
+
+    Until it is locked another process may take it for a leftover; then it is made anew.
+    """
+    while True:
+        temporary = _temporary(path)
+        descriptor = make(temporary)
+        if descriptor is None:
+            continue
+        with suppress(OSError):  # some file systems know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside ``path``. What killed processes left there is removed first."""
+    _remove_leftovers(path.parent)
+    return path.parent / f".mcibi_fast-{secrets.token_hex(8)}.tmp"
+
+
+@functools.cache  # once per folder and process: a folder may hold a hundred thousand label maps
+def _remove_leftovers(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    for name in names:
+        with suppress(OSError):  # in use, a link, gone already, or someone else's
+            descriptor = os.open(folder / name, _LOOK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                    shutil.rmtree(folder / name)
+                else:
+                    (folder / name).unlink()
+            finally:
+                os.close(descriptor)
+
+
 def _write_synced(path: Path, content: bytes) -> None:
-    with naming(path), path.open("wb") as file:
+    with naming(path), open_new(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

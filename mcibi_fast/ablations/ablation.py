@@ -14,6 +14,7 @@ from mcibi_fast.ablations.runs import TrainedRun
 from mcibi_fast.ablations.table import Row, Table
 from mcibi_fast.files import write_atomically
 from mcibi_fast.recipes import TrainConfig
+from mcibi_fast.terminal import say
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def list_tables() -> str:
 def tell(text: str) -> None:
     """Prints the text; of several processes only the first one does."""
     if _is_main():
-        print(text, flush=True)
+        say(text)
 
 
 def _is_main() -> bool:

@@ -15,14 +15,14 @@ from mcibi_fast.files import write_atomically
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.metrics import ConfusionMatrix, SegmentationMetrics
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.checkpoint import create_model
-from mcibi_fast.models.weights import find_weights, load_weights, read_spec
+from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.environment import environment
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
 from mcibi_fast.training.threads import leave_cores_to_loaders
 from mcibi_fast.training.train import train
+from mcibi_fast.untrusted import read_json
 
 MEASURED = "measured.json"
 _TRAINING = "training"
@@ -55,7 +55,7 @@ class TrainedRun:
         self.progress = progress
         self.is_main = os.environ.get("RANK", "0") == "0"
         file = folder / MEASURED
-        self.stored: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.stored: dict[str, Any] = read_json(file) if file.is_file() else {}
         if Run(folder).checkpoint("last") is not None:
             self._refuse_another_configuration()
 
@@ -120,10 +120,8 @@ class TrainedRun:
         Args:
             options: options of the model that replace those it was trained with.
         """
-        file = find_weights(self.folder / "checkpoints" / "last")
-        model = create_model(read_spec(file), pretrained=False, **options)
-        load_weights(model, file)
-        return model.eval().to(self.device())
+        model, _ = load_model(self.folder / "checkpoints" / "last", **options)
+        return model.to(self.device())
 
     def validation(self) -> SegmentationDataset:
         """The split that the training was evaluated on."""
@@ -165,7 +163,7 @@ class TrainedRun:
             write_atomically(self.folder / MEASURED, content.encode())
 
     def _refuse_another_configuration(self) -> None:
-        there = TrainConfig.from_dict(Run(self.folder).config()).to_dict()
+        there = Run(self.folder).settings().to_dict()
         here = self.config.to_dict()
         weights = there["loss"]["class_weights"]
         if here["loss"]["class_weights"] == "balanced" and weights is not None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mcibi_fast.files import write_atomically
+from mcibi_fast.terminal import say
 
 HELP = "make a weights file of a released checkpoint"
 EXTRA = "train"
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             "Python with mcibi_fast.compat.sssegmentation.load"
         ) from error
     write_atomically(out, pack_weights(model, spec))
-    print(
+    say(
         f"{out}: {spec.name} on {spec.backbone.split()[0]}, {len(names)} classes, "
         f"{sum(p.numel() for p in model.parameters()):,} weights, "
         f"{os.path.getsize(out) / 2**20:.0f} MiB"

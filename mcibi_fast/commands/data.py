@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
     from mcibi_fast.data import Report, SegmentationDataset
@@ -89,7 +90,7 @@ def _convert(args: argparse.Namespace, progress: bool) -> int:
     from mcibi_fast.data.pascal_context import convert
 
     sizes = convert(args.root, args.annotations, progress=progress)
-    print("masks    " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
+    say("masks    " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
     return 0
 
 
@@ -110,7 +111,7 @@ def _pack(args: argparse.Namespace, progress: bool) -> int:
             workers=args.workers,
             progress=progress,
         )
-        print(
+        say(
             f"{done.path}  {done.samples:,} images, {done.shards} shard{'s' * (done.shards > 1)}, "
             f"{done.bytes / 1e6:,.0f} MB"
         )
@@ -141,12 +142,11 @@ def _class_names(text: str | None) -> list[str] | None:
 
 def _check(args: argparse.Namespace, progress: bool) -> int:
     report = _checked(args, args.out or "data_check", progress)
-    print(report.text())
+    say(report.text())
     if report.ok:
         return 0
-    first = " ".join(report.problems[0].split())
     more = f" (and {len(report.problems) - 1} more above)" if len(report.problems) > 1 else ""
-    print(f"mcibi-fast: error: {first}{more}", file=sys.stderr)
+    complain(f"error: {report.problems[0]}{more}")
     return 2
 
 

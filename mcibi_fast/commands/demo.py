@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
+from mcibi_fast.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,16 +50,16 @@ def run(args: argparse.Namespace) -> None:
             folder = out / f"{model}-seed{seed}"
             if (folder / "config.json").is_file():
                 shutil.rmtree(folder)  # an earlier demo's run
-            print(f"{name}, seed {seed}")
+            say(f"{name}, seed {seed}")
             seed_global_generators(seed)
             result = train(
-                config, folder, progress=not args.quiet, report=lambda line: print(f"  {line}")
+                config, folder, progress=not args.quiet, report=lambda line: say(f"  {line}")
             )
             outcomes[name].append(Outcome(result, _confusion(config, folder)))
     report = out / "report.html"
     write_atomically(report, build_report(outcomes).html().encode())
-    print("\n" + text_table(outcomes) + "\n\n" + verdict(outcomes))
-    print(f"report: {report.resolve()}")
+    say("\n" + text_table(outcomes) + "\n\n" + verdict(outcomes))
+    say(f"report: {report.resolve()}")
 
 
 def _confusion(config: TrainConfig, folder: Path) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
 from mcibi_fast.protocols import PROTOCOLS
+from mcibi_fast.terminal import complain, printable, say
 
 if TYPE_CHECKING:
     import torch
@@ -127,12 +127,12 @@ def run(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
-        print(f"{len(dataset)} images of {split}; {inference}")
-        print(metrics.table(names))
+        say(f"{len(dataset)} images of {split}; {inference}")
+        say(metrics.table(names))
         if left_out:
-            print(_without(metrics, left_out, names))
+            say(_without(metrics, left_out, names))
         if videos is not None:
-            print(videos.table())
+            say(videos.table())
         if args.json:
             content = _scores(metrics, names, left_out)
             if videos is not None:
@@ -167,7 +167,7 @@ def _flow(
         try:
             return usual_flow(dataset, device)
         except ValueError as error:
-            print(f"mcibi-fast: warning: TC is left out: {error}", file=sys.stderr)
+            complain(f"warning: TC is left out: {error}")
             return None
     if wanted == "none":
         return None
@@ -185,7 +185,7 @@ def _row_names(trained: Sequence[str], tested: Sequence[str]) -> list[str]:
 
 def _without(metrics: SegmentationMetrics, left_out: Sequence[int], names: Sequence[str]) -> str:
     some = metrics.without(left_out)
-    classes = ", ".join(f"{index} ({names[index]})" for index in left_out)
+    classes = ", ".join(f"{index} ({printable(names[index])})" for index in left_out)
     return (
         f"without class {classes}: mIoU (union) {100 * some.mean_iou:.2f}, "
         f"mIoU (present) {100 * some.mean_iou_present:.2f}, "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mcibi_fast import extras
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,14 +65,14 @@ def run(args: argparse.Namespace) -> None:
     )
     kind = f"ONNX, opset {export.OPSET}" if out.suffix == ".onnx" else "torch.export program"
     sizes = "images of any size" if size is None else "images of {}x{}".format(*size)
-    print(
+    say(
         f"{out}: {kind}, {spec.name} on {spec.backbone.split()[0]}, "
         f"{'not folded' if args.no_fold else 'folded'}, batches of any size, {sizes}, "
         f"{os.path.getsize(out) / 2**20:.1f} MiB"
     )
     for n, agreement in enumerate(agreements):
         what = args.check if n == 0 and args.check else "random numbers"
-        print(
+        say(
             f"  {what}, {'x'.join(map(str, agreement.shape))}: logits within "
             f"{agreement.error:.1e} of float64, by the largest (PyTorch {agreement.own_error:.1e}, "
             f"allowed {agreement.bound:.1e}); {agreement.mistaken} of {agreement.pixels} pixels "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
 EXTRA = "train"
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.models.checkpoint import load_model
     from mcibi_fast.models.weights import find_weights
     from mcibi_fast.recipes import NamedData
-    from mcibi_fast.recipes.config import eval_transform
+    from mcibi_fast.recipes.sources import eval_transform
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
         device=start_accelerator(args).device,
         progress=not args.quiet,
     )
-    print(f"{len(result.written)} label maps in {args.out}")
+    say(f"{len(result.written)} label maps in {args.out}")
     if dataset is not None and result.submitted:
-        print(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
+        say(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
     if not result.errors:
         return 0
-    shown = "; ".join(" ".join(line.split()) for line in result.errors[:3])
+    shown = "; ".join(result.errors[:3])
     more = f"; and {len(result.errors) - 3} more" if len(result.errors) > 3 else ""
-    print(f"mcibi-fast: error: {len(result.errors)} unreadable: {shown}{more}", file=sys.stderr)
+    complain(f"error: {len(result.errors)} unreadable: {shown}{more}")
     return 2

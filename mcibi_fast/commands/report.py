@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcibi_fast.commands import options
 from mcibi_fast.files import write_atomically
+from mcibi_fast.terminal import say
 
 HELP = "write a page with the pictures of one or more runs"
 EXTRA = "report"
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     if args.gallery:
         for name, picture in report.pictures.items():
             _write(Path(args.gallery) / f"gallery_{name}.png", picture)
-        print(f"{len(report.pictures)} pictures in {args.gallery}")
-    print(f"report: {out.resolve()}")
+        say(f"{len(report.pictures)} pictures in {args.gallery}")
+    say(f"report: {out.resolve()}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,27 +16,31 @@ from mcibi_fast.recipes import (
     FolderData,
     InferenceConfig,
     NamedData,
-    ScenesData,
     ShardsData,
     TrainConfig,
 )
 from mcibi_fast.recipes.registry import RECIPES
+from mcibi_fast.recipes.sources import Data, StoredShardsData
 from mcibi_fast.training.run import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Data = ScenesData | FolderData | NamedData | ShardsData
 
 # Datasets without a recipe of their own, and the one whose test size they share.
 _VARIANTS = {"coco_stuff_171": "coco_stuff", "pascal_context_60": "pascal_context"}
 
 
 def trained_config(weights: Path) -> TrainConfig | None:
-    """The configuration of the run that a weights file lies in, or None."""
-    for folder in weights.resolve().parents[:3]:
-        if (folder / "config.json").is_file():
-            return TrainConfig.from_dict(Run(folder).config())
+    """The configuration of the run that a weights file lies in, or None.
+
+    That is ``RUN/checkpoints/NAME/FILE`` or ``RUN/FILE``; a ``config.json`` elsewhere above is
+    nobody's, and one of `mcibi_fast.models.hub` no run's.
+    """
+    own, *above = weights.resolve().parents
+    folders = [own, *above[1:2]] if above and above[0].name == "checkpoints" else [own]
+    for folder in folders:
+        if (folder / "config.json").is_file() and "library_name" not in Run(folder).config():
+            return Run(folder).settings()
     return None
 
 
@@ -119,6 +123,11 @@ def submission_data(
 
 def mirrored_classes(data: object) -> Sequence[tuple[int, int]]:
     """Classes that a mirrored image swaps, of a run's data."""
+    if isinstance(data, StoredShardsData):
+        raise ValueError(
+            f"--flip: which classes a mirrored image swaps is in the run's shards ({data.root}), "
+            "which are not fetched because its config.json says so; give --no-flip"
+        )
     if isinstance(data, ShardsData):
         return data.dataset(data.val_split).flip_pairs  # only the shards know them
     known = DATASETS.get(data.name) if isinstance(data, NamedData) else None

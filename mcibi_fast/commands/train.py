@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
     from mcibi_fast.recipes import TrainConfig
@@ -39,20 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains by a recipe, or continues a run."""
-    from mcibi_fast.recipes import TrainConfig
     from mcibi_fast.recipes.registry import configure
+    from mcibi_fast.recipes.sources import relocated
     from mcibi_fast.training.run import Run
 
     if args.resume:
-        if args.recipe or args.set or args.root or args.out or _model_choices(args):
-            raise ValueError("--resume goes on with the run's own settings; give nothing else")
-        config = TrainConfig.from_dict(Run(args.resume).config())
+        if args.recipe or args.set or args.out or _model_choices(args):
+            raise ValueError(
+                "--resume goes on with the run's own settings; give nothing else but --root"
+            )
+        config = Run(args.resume).settings()
+        if args.root:
+            config.data = relocated(config.data, args.root)
         out = Path(args.resume)
     else:
         config = configure(args.recipe, args.root, args.set, **_model_choices(args))
         out = Path(args.out or f"runs/{args.recipe}")
     if args.show:
-        print(json.dumps(config.to_dict(), indent=2))
+        say(json.dumps(config.to_dict(), indent=2))
         return
 
     from mcibi_fast.training.state import seed_global_generators
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     seed_global_generators(config.seed + rank)
     result = train(config, out, resume=bool(args.resume), progress=not args.quiet)
     if rank == 0:
-        print(
+        say(
             f"{result.steps} steps, {result.seconds:.0f} s; best mIoU "
             f"{100 * (result.best['mean_iou'] or 0):.2f}; {result.out}"
         )
@@ -83,10 +87,9 @@ def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:
         report = build_report([out], device="cuda" if use_gpu else "cpu", progress=progress)
         write_atomically(file, report.html().encode())
     except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        print(f"mcibi-fast: warning: {file} not written: {why}", file=sys.stderr)
+        complain(f"warning: {file} not written: {str(error) or type(error).__name__}")
     else:
-        print(f"report: {file}")
+        say(f"report: {file}")
 
 
 def _model_choices(args: argparse.Namespace) -> dict[str, Any]:

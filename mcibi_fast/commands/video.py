@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mcibi_fast.commands import options
+from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and an overlay of a video"
 EXTRA = "train"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.models.checkpoint import load_model
     from mcibi_fast.models.weights import find_weights
     from mcibi_fast.recipes import NamedData, ShardsData
-    from mcibi_fast.recipes.config import eval_transform
+    from mcibi_fast.recipes.sources import eval_transform
 
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     also = f" and {result.video.name}" if result.video else ""
-    print(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
+    say(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
     if result.faults():
-        print(f"mcibi-fast: warning: {result.faults()}", file=sys.stderr)
+        complain(f"warning: {result.faults()}")
     return 0

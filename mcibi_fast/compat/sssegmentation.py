@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
+from mcibi_fast.models.outline import outline
 from mcibi_fast.models.segmentor import Segmentor
+from mcibi_fast.models.weights import TENSORS
 from mcibi_fast.nn.within_image import ASPP, PPM
+from mcibi_fast.untrusted import check_tensors, read_torch
 
 StateDict = Mapping[str, Tensor]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _WITHIN_IMAGE = "context_within_image_module"
 
@@ -75,10 +79,14 @@ def load(
             (the message names them).
     """
     state = _read(checkpoint)
-    backbone = _build_backbone(state, output_stride)
-    model = Segmentor(backbone, _build_head(state, **options))
-    _fill(model, state, lambda name: released_name(backbones.released_name(name, backbone)))
-    return model.eval()
+
+    def build() -> Segmentor:
+        return Segmentor(_build_backbone(state, output_stride), _build_head(state, **options))
+
+    def rename(name: str, model: Segmentor) -> str:
+        return released_name(backbones.released_name(name, model.backbone))
+
+    return _filled(build, state, rename)
 
 
 def head(
@@ -112,18 +120,20 @@ def head(
         ValueError: as in :func:`load`.
     """
     state = {k: v for k, v in state_dict.items() if not k.startswith("backbone_net.")}
-    module = _build_head(
-        state,
-        weights_from=weights_from,
-        hard=hard,
-        dilations=dilations,
-        pool_scales=pool_scales,
-        dropout=dropout,
-        align_corners=align_corners,
-        **options,
-    )
-    _fill(module, state)
-    return module.eval()
+
+    def build() -> MCIBIPPHead:
+        return _build_head(
+            state,
+            weights_from=weights_from,
+            hard=hard,
+            dilations=dilations,
+            pool_scales=pool_scales,
+            dropout=dropout,
+            align_corners=align_corners,
+            **options,
+        )
+
+    return _filled(build, state, lambda name, _: released_name(name))
 
 
 def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
@@ -132,13 +142,20 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint: there is no file {path}")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling an arbitrary file can raise any error
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"checkpoint: torch cannot load {path} ({reason})") from error
+            checkpoint = read_torch(path)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {path} is not one torch can load ({error})") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
-    return checkpoint["model"]
+    state = checkpoint["model"]
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint: its entry {name!r} is no tensor with a name")
+    try:
+        check_tensors(state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {error}") from error
+    return state
 
 
 def _build_head(
@@ -245,11 +262,34 @@ def released_name(name: str) -> str:
     return name
 
 
-def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = released_name) -> None:
-    """Copies every entry into the model; if one does not fit, nothing is copied."""
-    names = {rename(name): name for name in model.state_dict()}
-    target = {rename(name): value for name, value in model.state_dict().items()}
-    # No published checkpoint contains batch norm's step counters, which do not affect the results.
+def _filled(
+    build: Callable[[], _Module], state: StateDict, rename: Callable[[str, _Module], str]
+) -> _Module:
+    """What ``build`` makes, in evaluation mode, with every entry in it.
+
+    It is made without memory first: shapes that promise more than a file holds cost nothing.
+    """
+    if len(state) > TENSORS:
+        raise ValueError(
+            f"checkpoint: it holds {len(state):,} entries, more than weights.TENSORS = {TENSORS:,}"
+        )
+    try:
+        _entries(outline(build, len(state)), state, rename)
+    except (IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"checkpoint: no model has entries of such shapes ({error})") from error
+    model = build()
+    model.load_state_dict(_entries(model, state, rename), strict=True)
+    return model.eval()
+
+
+def _entries(
+    model: _Module, state: StateDict, rename: Callable[[str, _Module], str]
+) -> dict[str, Tensor]:
+    """The model's state dict with the checkpoint's values. Raises ValueError if they do not fit."""
+    own = model.state_dict()
+    names = {rename(name, model): name for name in own}
+    target = {rename(name, model): value for name, value in own.items()}
+    # Batch norm's step counters are in no published checkpoint and change nothing.
     missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
     shapes = {
         k: f"{k} {tuple(state[k].shape)} instead of {tuple(target[k].shape)}"
@@ -267,9 +307,7 @@ def _fill(model: nn.Module, state: StateDict, rename: Callable[[str], str] = rel
     ]
     if problems:
         raise ValueError(f"checkpoint: its keys do not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(
-        {names[k]: state[k] if k in state else target[k] for k in target}, strict=True
-    )
+    return {names[k]: state[k] if k in state else target[k] for k in target}
 
 
 def _some(names: Any) -> str:

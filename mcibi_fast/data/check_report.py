@@ -17,6 +17,8 @@ from mcibi_fast.data.base import IGNORE_INDEX
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import ClassList
 from mcibi_fast.data.listed import ListedDataset, Listing
+from mcibi_fast.files import new_file
+from mcibi_fast.terminal import printable
 from mcibi_fast.viz.overlay import blend, grid
 
 _OVERLAYS = 4
@@ -84,16 +86,17 @@ class Report:
             lines.extend(f"  {line}" for line in self.problems[:_SHOWN])
             if len(self.problems) > _SHOWN:
                 lines.append(f"  and {len(self.problems) - _SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _histogram(self) -> list[str]:
         labelled = int(self.pixels.sum())
         if labelled == 0:
             return []
         share = self.pixels / labelled
-        wide = max(len(name) for name in [*self.classes, "ignored"])
+        names = [printable(name) for name in self.classes]
+        wide = max(len(name) for name in [*names, "ignored"])
         lines = [f"{'':{wide + 4}} share of labelled pixels, images"]
-        for i, name in enumerate(self.classes):
+        for i, name in enumerate(names):
             bar = "#" * round(_BAR * share[i] / share.max())
             lines.append(f"{i:3d} {name:{wide}} {share[i]:7.2%} {self.images[i]:6d} {bar}")
         of_all = self.ignored / (labelled + self.ignored)
@@ -175,5 +178,6 @@ def _write_overlays(
         sheet = grid([[pixels, blend(pixels, indices, found.palette)]], captions=[image])
         stem = re.sub(r"[^\w .-]", "_", Path(image).stem)[:_LONGEST_STEM]
         path = out / f"overlay_{number}_{stem}.png"
-        sheet.save(path)
+        with new_file(path, sync=False) as file:
+            sheet.save(file, "PNG")
         report.overlays.append(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mcibi_fast.terminal import printable
+
 
 class DataError(ValueError):
     """Data on disk that cannot be used; the message is one line with the file and what to do.
@@ -11,4 +13,4 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+        super().__init__(printable(message.rsplit("DataError: ", 1)[-1].strip()))

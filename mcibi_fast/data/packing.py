@@ -24,6 +24,7 @@ from mcibi_fast.data.listed import ListedDataset
 from mcibi_fast.data.shard_index import FORMAT, INDEX
 from mcibi_fast.data.shards import check_split, import_webdataset, shard_name
 from mcibi_fast.files import naming, new_directory
+from mcibi_fast.terminal import printable
 
 
 class Packed(NamedTuple):
@@ -80,7 +81,7 @@ def pack(
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = tqdm(
         _encode_all(dataset, workers),
-        desc=f"pack {split}",
+        desc=printable(f"pack {split}"),
         total=len(dataset),
         unit="image",
         disable=None if progress else True,

@@ -16,6 +16,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
 from mcibi_fast.data.reading import check_name, parse_json, read_regular
+from mcibi_fast.files import new_file, write_atomically
 from mcibi_fast.viz.palette import distinct_palette
 
 # In the order of their ids among the 459 labels, which is alphabetical. A mask holds positions in
@@ -106,7 +107,8 @@ def convert(
             name = Path(image["file_name"]).stem
             check_name(name, str(source))
             mask = _draw(image, regions[image["image_id"]])
-            Image.fromarray(mask).save(home / "SegmentationClassContext" / f"{name}.png")
+            with new_file(home / "SegmentationClassContext" / f"{name}.png", sync=False) as file:
+                Image.fromarray(mask).save(file, "PNG")
             lists[image["phase"]].append(name)
     except OSError as error:
         raise DataError(f"{error.filename or source}: {error.strerror}") from error
@@ -117,7 +119,7 @@ def convert(
     (home / "ImageSets" / "SegmentationContext").mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
         path = home / "ImageSets" / "SegmentationContext" / f"{split}.txt"
-        path.write_text("".join(f"{name}\n" for name in sorted(names)))
+        write_atomically(path, "".join(f"{name}\n" for name in sorted(names)).encode())
     return {split: len(names) for split, names in lists.items()}
 
 

@@ -37,7 +37,7 @@ from mcibi_fast.data.images import (
 )
 from mcibi_fast.data.reading import open_regular, read_regular
 from mcibi_fast.data.shard_index import FORMAT, INDEX, parse_index
-from mcibi_fast.files import naming
+from mcibi_fast.files import new_file
 from mcibi_fast.limits import check_limit
 
 _OPEN_FILES = 64  # per process; the usual limit is 1024
@@ -101,7 +101,12 @@ class ShardedDataset(SegmentationDataset):
         else:
             self._folder = Path(self.root) / split
             for number in range(len(self._sizes)):
-                self._check_size(self._folder / shard_name(number), number)
+                try:
+                    size = (self._folder / shard_name(number)).stat().st_size
+                except OSError as error:
+                    place = self._place(shard_name(number))
+                    raise DataError(f"{place}: {error.strerror}; copy the shard again") from error
+                self._check_size(number, size)
         self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,15 +183,10 @@ class ShardedDataset(SegmentationDataset):
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):
             if path.exists():
                 return
-            temporary = path.with_name(f".{path.name}.tmp")
-            try:
-                with naming(temporary), temporary.open("wb") as file:
-                    for chunk in self._fetch_shard(shard, path.parent):
-                        file.write(chunk)
-                self._check_size(temporary, shard)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with new_file(path, sync=False) as file:
+                for chunk in self._fetch_shard(shard, path.parent):
+                    file.write(chunk)
+                self._check_size(shard, file.tell())
 
     def _fetch_shard(self, shard: int, folder: Path) -> Iterator[bytes]:
         """A shard in pieces, no more of it than there should be and than fits into the folder."""
@@ -202,12 +202,8 @@ class ShardedDataset(SegmentationDataset):
 
         yield from _fetch(place, check)
 
-    def _check_size(self, path: Path, shard: int) -> None:
+    def _check_size(self, shard: int, size: int) -> None:
         place, expected = self._place(shard_name(shard)), self._sizes[shard]
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{place}: {error.strerror}; copy the shard again") from error
         if size != expected:
             raise DataError(f"{place}: {size:,} bytes, expected {expected:,}; copy the shard again")
 

@@ -19,6 +19,7 @@ from mcibi_fast.data.images import check_sizes, decode_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
 from mcibi_fast.data.reading import check_class_names, parse_json
 from mcibi_fast.data.video import VideoDataset
+from mcibi_fast.terminal import printable
 from mcibi_fast.viz.palette import distinct_palette
 
 _NAMES = """
@@ -215,8 +216,8 @@ class VSPW(VideoDataset, ListedDataset):
         if first:
             found = ", ".join(map(str, counts.nonzero()[:, 0].tolist()))
             warnings.warn(
-                f"{name}: {int(counts.sum())} pixels hold {found}, which is no class; they are "
-                "ignored, in this and in all further masks (odd_values counts them)",
+                f"{printable(name)}: {int(counts.sum())} pixels hold {found}, which is no class; "
+                "they are ignored, in this and in all further masks (odd_values counts them)",
                 stacklevel=2,
             )
 
@@ -225,7 +226,7 @@ class VSPW(VideoDataset, ListedDataset):
         absent = set(missing)
         every = self.listing(self.files, self.split) if absent else items
         usable, images, masks = [], 0, 0
-        for item in tqdm(every, desc=f"{self.title} {self.split}", disable=not progress):
+        for item in tqdm(every, desc=printable(f"{self.title} {self.split}"), disable=not progress):
             if item.image in absent or not self.files.head(item.image, 1):
                 self.skipped.append(item.image)
                 images += 1
@@ -237,8 +238,9 @@ class VSPW(VideoDataset, ListedDataset):
             usable.append(item)
         if self.skipped:
             warnings.warn(
-                f"{self.title} {self.split}: {images} frames left out and {masks} masks not used "
-                f"of {len(every)}, empty, missing or in colour; the first is {self.skipped[0]}",
+                f"{self.title} {printable(self.split)}: {images} frames left out and {masks} masks "
+                f"not used of {len(every)}, empty, missing or in colour; the first is "
+                f"{printable(self.skipped[0])}",
                 stacklevel=3,
             )
         return usable

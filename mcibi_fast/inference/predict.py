@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mcibi_fast.data.base import normalise
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
-from mcibi_fast.files import naming
+from mcibi_fast.files import make_folder, new_file
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
@@ -127,14 +127,15 @@ def predict(
         labels = predict_labels(model, image, size, inference, flip_pairs=flip_pairs)
         label = labels[0].cpu().numpy()
         target = out / "labels" / name
-        save_picture(indexed(label, palette), target)
+        save_picture(indexed(label, palette), target, below=out)
         result.written.append(target)
         if submission is not None:
             target = out / "submission" / f"{path.stem}.png"
-            save_picture(Image.fromarray(submission.to_submission(label)), target)
+            save_picture(Image.fromarray(submission.to_submission(label)), target, below=out)
             result.submitted.append(target)
         if overlays:
-            save_picture(Image.fromarray(blend(pixels, label, palette)), out / "overlays" / name)
+            overlay = Image.fromarray(blend(pixels, label, palette))
+            save_picture(overlay, out / "overlays" / name, below=out)
     return result
 
 
@@ -170,12 +171,8 @@ def _output_names(images: list[Path], root: Path) -> list[Path]:
     ]
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Writes a picture completely or not at all; its folder is created if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with naming(path):
-            image.save(path)
-    except BaseException:  # a full disk or Ctrl-C leaves no half-written picture
-        path.unlink(missing_ok=True)
-        raise
+def save_picture(image: Image.Image, path: Path, *, below: Path) -> None:
+    """Writes a PNG whole or not at all; links in its way are replaced, see `make_folder`."""
+    make_folder(path.parent, below=below)
+    with new_file(path, sync=False) as file:
+        image.save(file, "PNG")

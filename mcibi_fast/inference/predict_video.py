@@ -170,7 +170,8 @@ class _Job:
         self._size = size
         image = self._network_input(frame.pixels)
         label = self.predictor.predict(image, size).cpu().numpy()
-        save_picture(indexed(label, self.palette), self.out / "labels" / f"{frame.name}.png")
+        picture = indexed(label, self.palette)
+        save_picture(picture, self.out / "labels" / f"{frame.name}.png", below=self.out)
         if self.writer is not None:
             self.writer.add(blend(frame.pixels, label, self.palette))
         self.result.frames += 1

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, check_pixels, read_pixels
 from mcibi_fast.data.reading import open_regular
+from mcibi_fast.files import private_file
 
 Pixels = NDArray[np.uint8]
 
@@ -207,8 +209,8 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.cv2 = opencv("an overlaid video (--no-overlay works without it)")
         self.path, self.fps = path, fps
-        self._temporary = path.with_name(f".{path.stem}.tmp.mp4")
         self._writer: Any = None
+        self._open = ExitStack()
 
     def add(self, pixels: Pixels) -> None:
         """Adds the next frame (H, W, 3) RGB; all must have the same size. The codec needs even
@@ -221,8 +223,10 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = self.cv2.VideoWriter_fourcc(*"mp4v")
             size = pixels.shape[1], pixels.shape[0]
-            writer = self.cv2.VideoWriter(str(self._temporary), code, self.fps, size)
+            temporary = self._open.enter_context(private_file(self.path))
+            writer = self.cv2.VideoWriter(str(temporary), code, self.fps, size)
             if not writer.isOpened():
+                temporary.unlink(missing_ok=True)
                 raise OSError(
                     f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
                     "per second (--no-overlay works without it)"
@@ -235,7 +239,7 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            os.replace(self._temporary, self.path)
+        self._open.close()
 
 
 def opencv(purpose: str) -> Any:

@@ -12,6 +12,7 @@ import torch.distributed
 from torch import Tensor
 
 from mcibi_fast.defaults import IGNORE_INDEX
+from mcibi_fast.terminal import printable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,11 +86,12 @@ class SegmentationMetrics:
         "mIoU (union)" is ``mean_iou``, over classes with a non-empty union; "mIoU (present)" is
         ``mean_iou_present``, over classes with ground truth.
         """
-        width = max([len(name) for name in classes] + [len("mean class accuracy")])
+        names = [printable(name) for name in classes]
+        width = max([len(name) for name in names] + [len("mean class accuracy")])
         total = max(int(self.pixels.sum()), 1)
         lines = [f"{'class':<{width}}    IoU    acc  pixels"]
         for name, iou, acc, pixels in zip(
-            classes, self.iou.tolist(), self.accuracy.tolist(), self.pixels.tolist(), strict=True
+            names, self.iou.tolist(), self.accuracy.tolist(), self.pixels.tolist(), strict=True
         ):
             share = 100 * pixels / total
             lines.append(f"{name:<{width}} {_percent(iou)} {_percent(acc)} {share:6.2f}%")

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mcibi_fast import extras
 from mcibi_fast.protocols import check_protocol
+from mcibi_fast.terminal import printable
+from mcibi_fast.untrusted import read_torch
 
 _RAFT_STRIDE = 8
 _RAFT_SMALLEST = 128  # RAFT's correlation pyramid has four levels at stride 8
@@ -72,12 +74,12 @@ class RAFTFlow:
         else:
             model = models.raft_large(weights=None)
             try:
-                model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-            except (TypeError, *_DAMAGED) as error:
+                model.load_state_dict(read_torch(Path(weights)))
+            except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{weights}: not the weights of raft_large") from error
         self.model: Any = model.to(device).eval()
         self.device, self.iterations = torch.device(device), iterations
-        which = "Chairs+Things, C_T_V1" if weights is None else Path(weights).name
+        which = "Chairs+Things, C_T_V1" if weights is None else printable(Path(weights).name)
         self.name = f"RAFT (torchvision raft_large, {which}, {iterations} iterations)"
 
     @torch.no_grad()

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
+from mcibi_fast.models.pretrained import readable
 
 Pretrained = bool | str | os.PathLike[str]
 
@@ -149,31 +149,20 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
         source = str(pretrained)
         if not Path(source).is_file():
             raise RuntimeError(f"pretrained: there is no file {source} with weights for {name}")
-        overlay: dict[str, Any] = {"file": source}
-        if not source.endswith(".npz"):  # some of timm's configurations load only .npz files
-            overlay["custom_load"] = False
-        options = {**options, "pretrained_cfg_overlay": overlay}
     elif not source:
         raise RuntimeError(f"pretrained: timm has no weights for {name}; pass the path of a file")
     try:
-        if pretrained is not True:
-            _check_entries(name, source)
-        return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # the hub, the network and the file raise errors of many kinds
+        if pretrained is True:
+            return timm.create_model(name, pretrained=True, **options)
+        with readable(name, Path(source)) as file:
+            # Some of timm's configurations expect .npz, others nothing else than state dicts.
+            overlay = {"file": str(file), "custom_load": file.suffix == ".npz"}
+            return timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, **options
+            )
+    except Exception as error:  # the hub, the network and the file each have their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(
             f"pretrained: could not load {source} for {name} ({reason}). Download it on a machine "
             "with a network and pass its path as pretrained=PATH, or train with pretrained=False"
         ) from error
-
-
-def _check_entries(name: str, file: str) -> None:
-    """Raises if no entry of the file belongs to the model: timm skips unknown entries silently."""
-    import timm
-    from timm.models import load_state_dict
-
-    # Not on the meta device: timm 1.0.12 builds no transformer there.
-    with torch.random.fork_rng(devices=[]):
-        known = timm.create_model(name).state_dict()
-    if not known.keys() & load_state_dict(file).keys():
-        raise ValueError(f"none of the file's entries belongs to {name}")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcibi_fast.models.registry import create
+from mcibi_fast.models.outline import outline
+from mcibi_fast.models.registry import create, head_type, parse
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.weights import ModelSpec, find_weights, load_weights, read_spec
+from mcibi_fast.models.weights import (
+    ModelSpec,
+    check_shapes,
+    find_weights,
+    load_weights,
+    read_shapes,
+    read_spec,
+)
+from mcibi_fast.typed import describe, fits
+
+OPTIONS: dict[str, float] = {"stages": 100, "pool_scales": 64, "dilations": 1000, "history": 1000}
+"""Largest numbers that a file may have for options whose cost is in no weight's shape."""
 
 
 def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
@@ -29,13 +42,16 @@ def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
 
 
 def load_model(
-    path: str | Path, *, classes: Sequence[str] | None = None
+    path: str | Path, *, classes: Sequence[str] | None = None, **changes: Any
 ) -> tuple[Segmentor, ModelSpec]:
     """Rebuilds a trained model, in evaluation mode on the CPU.
 
+    The file may be anyone's: no model is made that is larger than its weights.
+
     Args:
-        path: a weights file, or a directory as `find_weights` takes it.
-        classes: class names of the data that the model will be used with, if any.
+        path: whatever `find_weights` takes.
+        classes: the data's class names, where there is data to agree with.
+        changes: options in place of the stored ones.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -48,6 +64,52 @@ def load_model(
         raise ValueError(
             f"checkpoint: {file} has {len(spec.classes)} classes, the data has {len(classes)}"
         )
-    model = create_model(spec, pretrained=False)  # the stored weights replace pretrained ones
+    changes["pretrained"] = False  # the stored weights would replace them anyway
+    check_fits(spec, file, **changes)
+    model = create_model(spec, **changes)
     load_weights(model, file)
     return model.eval(), spec
+
+
+def check_fits(spec: ModelSpec, file: Path, **changes: Any) -> None:
+    """Whether a model has the shapes of the weights in a file, before memory is taken for either.
+
+    Args:
+        spec: of the model; its options may come from a file and are checked, too.
+        file: of the weights.
+        changes: options in place of the stored ones.
+
+    Raises:
+        ValueError: they differ, or an option is of another type or size than the model takes.
+    """
+    _check_options(spec)
+    shapes = read_shapes(file)
+    try:
+        model = outline(lambda: create_model(spec, **changes), len(shapes))
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {file}: {error}") from error
+    check_shapes(model, shapes, file)
+
+
+def _check_options(spec: ModelSpec) -> None:
+    types = typing.get_type_hints(create)
+    _check_types(spec.options, types)
+    kind = parse(spec.name, spec.options.get("memory"), spec.options.get("history"))
+    head = head_type(kind.framework, kind.memory, video=kind.history > 0)
+    for cls in head.__mro__:
+        if init := vars(cls).get("__init__"):
+            types = typing.get_type_hints(init) | types
+    _check_types(spec.options, types)
+
+
+def _check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if name in types and not fits(value, types[name]):
+            raise ValueError(f"model.options.{name}: expected {describe(types[name])}")
+        most = OPTIONS.get(name)
+        for number in value if isinstance(value, list) else [value]:
+            if most is not None and isinstance(number, (int, float)) and number > most:
+                raise ValueError(
+                    f"model.options.{name}: {number} is more than checkpoint.OPTIONS allows a "
+                    f"file: {most}"
+                )

@@ -30,6 +30,7 @@ from mcibi_fast.files import write_atomically
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import WEIGHTS, ModelSpec, find_weights, pack_weights, read_spec
+from mcibi_fast.untrusted import read_json
 from mcibi_fast.version import __version__
 
 CONFIG = "config.json"
@@ -205,10 +206,7 @@ def _check_config(weights: Path) -> None:
     file = weights.parent / CONFIG
     if not file.is_file():
         return
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
+    config = read_json(file)
     for name, value in asdict(read_spec(weights)).items():
         if not isinstance(config, dict) or config.get(name) != value:
             raise ValueError(

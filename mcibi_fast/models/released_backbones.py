@@ -65,6 +65,10 @@ def describe(state: StateDict) -> str | None:
                 raise ValueError(
                     f"checkpoint: key {_PREFIX}{error.args[0]} is missing; every {kind} has it"
                 ) from error
+            except (ValueError, IndexError, ZeroDivisionError) as error:
+                raise ValueError(
+                    f"checkpoint: its entries {_PREFIX}* have shapes that no {kind} has ({error})"
+                ) from error
     return None
 
 
@@ -108,6 +112,7 @@ def released_name(name: str, backbone: nn.Module) -> str:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
+STAGES = 16  # of a Swin in a file; the published ones have 4
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -221,7 +226,10 @@ def _hrnet_stage(shapes: Shapes, branches: list[str], *, modules: int) -> dict[s
 
 def _describe_swin(shapes: Shapes) -> dict[str, Any]:
     width, _, patch_size, _ = shapes["patch_embed.projection.weight"]
-    stages = [f"stages.{i}.blocks" for i in range(_count(shapes, "stages"))]
+    count = _count(shapes, "stages")
+    if count > STAGES:  # each is looked for among all entries
+        raise ValueError(f"{count} stages, more than released_backbones.STAGES = {STAGES}")
+    stages = [f"stages.{i}.blocks" for i in range(count)]
     bias_table = "0.attn.w_msa.relative_position_bias_table"
     span = round(shapes[f"{stages[0]}.{bias_table}"][0] ** 0.5)  # 2 M - 1 for a window of M x M
     return {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from mcibi_fast.typed import describe, fits
+from mcibi_fast.untrusted import JSON_BYTES, parse_json
+
 WEIGHTS = "model.safetensors"
+TENSORS = 20_000
+"""In one file of weights."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 _METADATA_KEY = "mcibi_fast"
 
 
@@ -78,18 +88,45 @@ def read_spec(path: str | Path) -> ModelSpec:
     """The specification stored in a weights file.
 
     Raises:
-        ValueError: the file was not written by this package.
+        ValueError: the file is not one of ours, or its specification is none of a model's.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        stored = json.loads(metadata[_METADATA_KEY])
-        return ModelSpec(**{field.name: stored[field.name] for field in fields(ModelSpec)})
+            text = (file.metadata() or {})[_METADATA_KEY]
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"checkpoint: {path} is not a checkpoint of mcibi_fast (a safetensors file that "
             "`mcibi-fast train` wrote)"
         ) from error
+    try:
+        return _checked(text)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} has no specification of a model: {error}") from error
+
+
+def _checked(text: str) -> ModelSpec:
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"it is longer than untrusted.JSON_BYTES = {JSON_BYTES:,} characters")
+    stored = parse_json(text)
+    if not isinstance(stored, dict):
+        raise ValueError("it is no dictionary")
+    for name, annotation in typing.get_type_hints(ModelSpec).items():
+        if name not in stored:
+            raise ValueError(f"it has no {name!r}")
+        if not fits(stored[name], annotation):
+            raise ValueError(f"{name}: expected {describe(annotation)}")
+    spec = ModelSpec(**{field.name: stored[field.name] for field in fields(ModelSpec)})
+    if not spec.classes or len(spec.palette) != len(spec.classes):
+        raise ValueError(f"{len(spec.classes)} classes and {len(spec.palette)} colours")
+    if any(len(colour) != 3 or not all(0 <= c <= 255 for c in colour) for colour in spec.palette):
+        raise ValueError("palette: expected three numbers from 0 to 255 for each class")
+    if len(spec.mean) != 3 or not all(map(math.isfinite, spec.mean)):
+        raise ValueError(f"mean: expected three numbers, got {spec.mean}")
+    if len(spec.std) != 3 or not all(0 < deviation < math.inf for deviation in spec.std):
+        raise ValueError(f"std: expected three positive numbers, got {spec.std}")
+    if abs(spec.ignore_index) >= 2**31:
+        raise ValueError(f"ignore_index: {spec.ignore_index} is no label")
+    return spec
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -109,22 +146,45 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"checkpoint: {file} is damaged: {error}") from error
 
 
+def read_shapes(file: Path) -> Shapes:
+    """Names and shapes of the state dict in a weights file; raises as `read_weights`."""
+    try:
+        with safetensors.safe_open(str(file), framework="pt") as stored:
+            names = list(stored.keys())
+            if len(names) > TENSORS:
+                raise ValueError(
+                    f"checkpoint: {file} holds {len(names):,} tensors, more than weights.TENSORS "
+                    f"= {TENSORS:,}"
+                )
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in names}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"checkpoint: {file} is damaged: {error}") from error
+
+
 def fit_weights(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Loads a state dict that was read from ``file``; raises errors as `load_weights` does."""
+    """Loads a state dict that came from ``file``; raises as `load_weights`."""
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # numbers of a kind that cannot be converted
+        raise ValueError(f"checkpoint: {file} cannot be loaded: {error}") from error
+
+
+def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
+    """Raises ValueError unless the tensors in ``file`` are a model's; see `load_weights`."""
     own = model.state_dict()
     for what, names in (
-        ("has no", sorted(own.keys() - state.keys())),
-        ("has an unknown", sorted(state.keys() - own.keys())),
+        ("has no", sorted(own.keys() - stored.keys())),
+        ("has an unknown", sorted(stored.keys() - own.keys())),
     ):
         if names:
             raise ValueError(
                 f"checkpoint: {file} is of another architecture: it {what} {names[0]!r}"
                 + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
             )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+    for name, shape in stored.items():
+        if shape != tuple(own[name].shape):
             raise ValueError(
                 f"checkpoint: {file} is of another architecture: {name!r} has shape "
-                f"{tuple(tensor.shape)}, the model's has {tuple(own[name].shape)}"
+                f"{shape}, the model's has {tuple(own[name].shape)}"
             )
-    model.load_state_dict(state)

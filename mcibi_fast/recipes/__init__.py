@@ -1,16 +1,7 @@
 """Recipes: functions that return a `TrainConfig`, ready to train or to change field by field."""
 
 from mcibi_fast.recipes.camvid import camvid
-from mcibi_fast.recipes.config import (
-    FolderData,
-    ModelConfig,
-    MovingScenesData,
-    NamedData,
-    ScenesData,
-    ShardsData,
-    TrainConfig,
-    VideoData,
-)
+from mcibi_fast.recipes.config import ModelConfig, TrainConfig
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.folder import folder
 from mcibi_fast.recipes.parts import (
@@ -32,6 +23,14 @@ from mcibi_fast.recipes.published import (
 )
 from mcibi_fast.recipes.scenes import scenes
 from mcibi_fast.recipes.settings import apply_settings
+from mcibi_fast.recipes.sources import (
+    FolderData,
+    MovingScenesData,
+    NamedData,
+    ScenesData,
+    ShardsData,
+    VideoData,
+)
 from mcibi_fast.recipes.video import camvid_video, moving_scenes, vspw
 
 __all__ = [

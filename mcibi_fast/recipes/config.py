@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mcibi_fast.recipes.parts import (
@@ -13,203 +13,18 @@ from mcibi_fast.recipes.parts import (
     OptimizerConfig,
     check_range,
 )
+from mcibi_fast.recipes.sources import (
+    KINDS,
+    Data,
+    ScenesData,
+    ShardsData,
+    StoredShardsData,
+    refused_elsewhere,
+)
+from mcibi_fast.recipes.stored import rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mcibi_fast.data import EvalTransform, SegmentationDataset
     from mcibi_fast.models.registry import ModelKind
-
-
-@dataclass
-class ScenesData:
-    """The built-in procedural scenes; splits "train", "val" and "test".
-
-    Attributes:
-        train_count: number of images in the training split.
-        val_count: number of images in each other split.
-        size: (height, width) of the scenes.
-        seed: seed of the scenes; augmentation has its own seed.
-    """
-
-    train_count: int = 2000
-    val_count: int = 200
-    size: tuple[int, int] = (192, 192)
-    seed: int = 0
-
-    train_split = "train"
-    val_split = "val"
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        from mcibi_fast.data import Scenes
-
-        count = self.train_count if split == "train" else self.val_count
-        return Scenes(split, count=count, size=self.size, seed=self.seed)
-
-
-@dataclass
-class FolderData:
-    """``images/<split>`` and ``labels/<split>`` under one root.
-
-    Attributes:
-        root: the folder.
-        train_split, val_split: names of the two splits.
-        classes: class names, if the folder itself lists none.
-    """
-
-    root: str = ""
-    train_split: str = "train"
-    val_split: str = "val"
-    classes: list[str] | None = None
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        from mcibi_fast.data import FolderDataset
-
-        return FolderDataset(self.root, split, classes=self.classes)
-
-
-@dataclass
-class NamedData:
-    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size at which it is tested.
-
-    Attributes:
-        name: "ade20k", "cityscapes", ...
-        root: its folder, its zip file, or the folder that holds its zip files.
-        train_split, val_split: names of the two splits.
-        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; if none is given,
-            images are tested at their own size.
-    """
-
-    name: str = ""
-    root: str = ""
-    train_split: str = "train"
-    val_split: str = "val"
-    short_side: int | None = None
-    long_side: int | None = None
-    size: tuple[int, int] | None = None
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the transform for evaluation, which the trainer replaces for training."""
-        from mcibi_fast.data import named
-
-        return _with_eval_transform(named(self.name)(self.root, split), self)
-
-
-@dataclass
-class ShardsData:
-    """A dataset packed by ``mcibi-fast data pack``, and the size at which it is tested.
-
-    Attributes:
-        root: its folder, a URL, or "pipe:COMMAND" with {} for a path below the root; see
-            `mcibi_fast.data.ShardedDataset`.
-        train_split, val_split: names of the two splits.
-        short_side, long_side, size: as in `NamedData`.
-        cache: folder where shards from a URL are kept; None means the user's cache folder.
-    """
-
-    root: str = ""
-    train_split: str = "train"
-    val_split: str = "val"
-    short_side: int | None = None
-    long_side: int | None = None
-    size: tuple[int, int] | None = None
-    cache: str | None = None
-
-    @classmethod
-    def like(cls, data: ScenesData | FolderData | NamedData | ShardsData, root: str) -> ShardsData:
-        """The same splits, tested at the same size, from the shards in ``root``."""
-        shards = cls(root, data.train_split, data.val_split)
-        if isinstance(data, (NamedData, ShardsData)):
-            shards.short_side, shards.long_side = data.short_side, data.long_side
-            shards.size = data.size
-        if isinstance(data, ShardsData):
-            shards.cache = data.cache
-        return shards
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the transform for evaluation, which the trainer replaces for training."""
-        from mcibi_fast.data import ShardedDataset
-
-        return _with_eval_transform(ShardedDataset(self.root, split, cache=self.cache), self)
-
-
-def eval_transform(
-    data: NamedData | ShardsData, mean: Sequence[float], std: Sequence[float]
-) -> EvalTransform:
-    """The resize to the test size, and the normalisation."""
-    from mcibi_fast.data import EvalTransform
-
-    return EvalTransform(
-        mean=mean,
-        std=std,
-        short_side=data.short_side,
-        long_side=data.long_side,
-        size=data.size,
-    )
-
-
-def _with_eval_transform(
-    dataset: SegmentationDataset, data: NamedData | ShardsData
-) -> SegmentationDataset:
-    dataset.transform = eval_transform(data, dataset.mean, dataset.std)
-    return dataset
-
-
-@dataclass
-class VideoData(NamedData):
-    """A published video dataset as clips: "vspw" or "camvid".
-
-    Attributes, besides `NamedData`'s:
-        history: number of past frames in each sample, h of Eq. 19; 0 for an image model.
-        train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
-        seed: seed for the choice of that frame.
-        bad: what happens to label files of VSPW that are empty or in colour: "raise" an error when
-            one is read, or "skip" them (they are searched for beforehand, which takes minutes).
-    """
-
-    history: int = 2
-    train_frames: Literal["one", "all"] = "one"
-    seed: int = 0
-    bad: Literal["raise", "skip"] = "raise"
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        """The split's clips with the transform for evaluation; see `NamedData.dataset`."""
-        from mcibi_fast.data import ClipDataset, video_dataset
-
-        source = video_dataset(self.name, self.root, split, bad=self.bad)
-        frames = self.train_frames if split == self.train_split else "all"
-        clips = ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
-        return _with_eval_transform(clips, self)
-
-
-@dataclass
-class MovingScenesData(ScenesData):
-    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` count videos.
-
-    Attributes, besides `ScenesData`'s:
-        length: number of frames in each video.
-        degraded: share of the frames that are degraded.
-        history, train_frames: see `VideoData`.
-    """
-
-    length: int = 40
-    degraded: float = 0.35
-    history: int = 2
-    train_frames: Literal["one", "all"] = "one"
-
-    def dataset(self, split: str) -> SegmentationDataset:
-        from mcibi_fast.data import ClipDataset, MovingScenes
-
-        source = MovingScenes(
-            split,
-            count=self.train_count if split == "train" else self.val_count,
-            length=self.length,
-            size=self.size,
-            seed=self.seed,
-            degraded=self.degraded,
-        )
-        frames = self.train_frames if split == "train" else "all"
-        return ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
 
 
 @dataclass
@@ -301,7 +116,7 @@ class TrainConfig:
         eval_batch_size: number of images of equal size that each process evaluates at once.
     """
 
-    data: ScenesData | FolderData | NamedData | ShardsData = field(default_factory=ScenesData)
+    data: Data = field(default_factory=ScenesData)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -342,51 +157,43 @@ class TrainConfig:
         self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as dictionaries, lists and values that JSON can hold."""
-        return asdict(self) | {"data": {"kind": type(self.data).__name__} | asdict(self.data)}
+        """Plain data, ready for JSON."""
+        refused = isinstance(self.data, StoredShardsData)
+        kind = ShardsData if refused else type(self.data)
+        return asdict(self) | {"data": {"kind": kind.__name__} | asdict(self.data)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> TrainConfig:
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`, of what may be from a file of someone else's.
+
+        Shards at a URL or behind a command are not read on a file's word: see `StoredShardsData`.
 
         Raises:
             ValueError: the dictionary is not a training configuration.
         """
         try:
             data = dict(stored["data"])
-            kinds = {kind.__name__: kind for kind in _DATA}
-            kind = kinds[data.pop("kind")]
+            kind = KINDS[data.pop("kind")]
             parts: dict[str, Any] = {
-                "data": _rebuild(kind, data),
+                "data": refused_elsewhere(rebuild(kind, data)),
                 "model": _rebuild_model(stored["model"]),
-                "optimizer": _rebuild(OptimizerConfig, stored["optimizer"]),
-                "augmentation": _rebuild(AugmentationConfig, stored["augmentation"]),
-                # Early versions did not store this and tested with the default.
-                "inference": _rebuild(InferenceConfig, stored.get("inference", {})),
+                "optimizer": rebuild(OptimizerConfig, stored["optimizer"]),
+                "augmentation": rebuild(AugmentationConfig, stored["augmentation"]),
+                # Runs of versions that stored no choice were tested by the default.
+                "inference": rebuild(InferenceConfig, stored.get("inference", {})),
             }
             # Runs of earlier versions did not store these.
             for name, part in (("loss", LossConfig), ("adversarial", AdversarialConfig)):
-                parts[name] = _rebuild(part, stored.get(name, {}))
-            return _rebuild(cls, stored | parts)
-        except (KeyError, TypeError) as error:
+                parts[name] = rebuild(part, stored.get(name, {}))
+            return rebuild(cls, stored | parts)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"not a training configuration: {error}") from error
 
 
-_DATA = (ScenesData, FolderData, NamedData, ShardsData, VideoData, MovingScenesData)
-
-
 def _rebuild_model(values: dict[str, Any]) -> ModelConfig:
-    if "name" not in values:
-        return _rebuild(ModelConfig, values)
-    # Earlier versions stored the model as one word.
-    return ModelConfig.named(values["name"], values["backbone"], values["options"])
-
-
-def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
-    """The dataclass from values read from JSON; its tuple fields are tuples again, not lists."""
-    types = {item.name: item.type for item in fields(cls)}
-    unknown = values.keys() - types.keys()
-    if unknown:
-        raise KeyError(f"{cls.__name__} has no {sorted(unknown)[0]!r}")
-    tuples = {name for name, annotation in types.items() if str(annotation).startswith("tuple")}
-    return cls(**{k: tuple(v) if k in tuples and v is not None else v for k, v in values.items()})
+    if "name" in values:  # earlier versions stored one word
+        model = ModelConfig.named(values["name"], values["backbone"], values["options"])
+    else:
+        model = rebuild(ModelConfig, values)
+    model.validate()
+    return model

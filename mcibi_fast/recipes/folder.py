@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.backbones import Memory
-from mcibi_fast.recipes.config import FolderData, TrainConfig
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.recipes.sources import FolderData
 
 
 def folder(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.backbones import Memory, family
-from mcibi_fast.recipes.config import NamedData, TrainConfig
+from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
+from mcibi_fast.recipes.sources import NamedData
 
 
 def ade20k(

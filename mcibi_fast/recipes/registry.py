@@ -8,7 +8,8 @@ from typing import Any
 
 from mcibi_fast import recipes
 from mcibi_fast.data.shards import holds_shards, is_remote
-from mcibi_fast.recipes.config import NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.recipes.sources import NamedData, ScenesData, ShardsData
 
 # These take any framework, backbone and memory.
 FREE_RECIPES = {

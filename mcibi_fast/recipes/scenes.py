@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mcibi_fast.recipes.config import ModelConfig, ScenesData, TrainConfig
+from mcibi_fast.recipes.config import ModelConfig, TrainConfig
 from mcibi_fast.recipes.parts import AugmentationConfig, OptimizerConfig
+from mcibi_fast.recipes.sources import ScenesData
 
 
 def scenes() -> TrainConfig:

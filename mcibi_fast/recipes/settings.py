@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import types
 import typing
 from collections.abc import Iterable
 from typing import Any
+
+from mcibi_fast.typed import describe, fits, options
 
 
 def apply_settings(config: Any, settings: Iterable[str]) -> None:
@@ -97,65 +98,13 @@ def _parse(text: str) -> Any:
 
 def _coerce(name: str, text: str, annotation: Any) -> Any:
     value = text if annotation is str else _parse(text)
-    if not _fits(value, annotation):
-        raise ValueError(f"--set {name}={text}: expected {_describe(annotation)}")
-    wants_tuple = any(typing.get_origin(option) is tuple for option in _options(annotation))
+    if not fits(value, annotation):
+        raise ValueError(f"--set {name}={text}: expected {describe(annotation)}")
+    wants_tuple = any(typing.get_origin(option) is tuple for option in options(annotation))
     return tuple(value) if wants_tuple and isinstance(value, list) else _widen(value, annotation)
 
 
-def _options(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    for option in _options(annotation):
-        origin = typing.get_origin(option)
-        if origin is typing.Literal:
-            if value in typing.get_args(option):
-                return True
-        elif origin is tuple:
-            if isinstance(value, (list, tuple)):
-                items = _items(option, len(value))
-                return len(value) == len(items) and all(map(_fits, value, items))
-        elif origin is list:
-            (item,) = typing.get_args(option)
-            if isinstance(value, list) and all(_fits(v, item) for v in value):
-                return True
-        elif option is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif type(value) is option:
-            return True
-    return False
-
-
-def _items(option: Any, length: int) -> tuple[Any, ...]:
-    """Types of a tuple's entries; ``tuple[float, ...]`` accepts any number of them."""
-    items = typing.get_args(option)
-    return items[:1] * length if items[-1] is Ellipsis else items
-
-
 def _widen(value: Any, annotation: Any) -> Any:
-    """The value; an integer for a float field becomes a float."""
-    wants_float = float in _options(annotation) and int not in _options(annotation)
+    """An integer given for a float field becomes a float."""
+    wants_float = float in options(annotation) and int not in options(annotation)
     return float(value) if wants_float and type(value) is int else value
-
-
-def _describe(annotation: Any) -> str:
-    words = []
-    for option in _options(annotation):
-        origin = typing.get_origin(option)
-        if origin is typing.Literal:
-            words.append("one of " + ", ".join(map(str, typing.get_args(option))))
-        elif origin is tuple:
-            any_number = typing.get_args(option)[-1] is Ellipsis
-            items = _items(option, 2)
-            example = ",".join("1" if item is int else "0.5" for item in items)
-            words.append(f"{'' if any_number else f'{len(items)} '}numbers such as [{example}]")
-        elif origin is list:
-            (item,) = typing.get_args(option)
-            words.append("a list such as " + ("[0.5,1]" if item is float else '["a","b"]'))
-        else:
-            words.append("null" if option is type(None) else f"{option.__name__}")
-    return " or ".join(words)

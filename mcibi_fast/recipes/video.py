@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from mcibi_fast.recipes import backbones
 from mcibi_fast.recipes.backbones import Memory
-from mcibi_fast.recipes.config import MovingScenesData, TrainConfig, VideoData
+from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.recipes.demo import demo
 from mcibi_fast.recipes.parts import AugmentationConfig, InferenceConfig
+from mcibi_fast.recipes.sources import MovingScenesData, VideoData
 
 
 def vspw(

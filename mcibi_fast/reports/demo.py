@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mcibi_fast import recipes
 from mcibi_fast.data.synthetic.scenes import LOOK_ALIKES
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
@@ -106,7 +105,7 @@ def verdict(outcomes: Outcomes) -> str:
 def build_report(outcomes: Outcomes) -> Report:
     """The page: tables, predictions, scores, features, weights, memory and curves."""
     first = outcomes["FCN"][0]
-    config = recipes.TrainConfig.from_dict(first.run.config())
+    config = first.run.settings()
     seeds = len(outcomes["FCN"])
     spread = " ± is the standard deviation over seeds." if seeds > 1 else ""
     report = Report("MCIBI++ on the built-in scenes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 
 import mcibi_fast
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.registry import parse
 from mcibi_fast.models.weights import ModelSpec
-from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, ShardsData, TrainConfig
+from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, TrainConfig
+from mcibi_fast.recipes.sources import relocated
 from mcibi_fast.reports.curves import add_curves
 from mcibi_fast.reports.features import add_features
 from mcibi_fast.reports.memory import add_memory
@@ -116,7 +116,7 @@ def _load(runs: Sequence[str | Path], device: torch.device | str) -> list[Loaded
             raise ValueError(
                 f"report: {path} is not the directory of a run (it has no config.json)"
             )
-        configs.append(TrainConfig.from_dict(Run(path).config()))
+        configs.append(Run(path).settings())
     loaded = [
         _load_run(path, config, name, device)
         for path, config, name in zip(paths, configs, _names(paths, configs), strict=True)
@@ -166,11 +166,7 @@ def _names(paths: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def _dataset(config: TrainConfig, root: str | None) -> SegmentationDataset:
-    data = config.data
-    if root is not None:
-        if isinstance(data, ScenesData):
-            raise ValueError("--root: the run's data are the built-in scenes, which read no folder")
-        data = ShardsData.like(data, root) if holds_shards(root) else replace(data, root=root)
+    data = config.data if root is None else relocated(config.data, root)
     return data.dataset(data.val_split)
 
 

@@ -19,10 +19,27 @@ from typing import Any
 
 import torch
 
-from mcibi_fast.files import link_atomically, naming, write_atomically, write_directory_atomically
+from mcibi_fast.files import (
+    append_line,
+    link_atomically,
+    write_atomically,
+    write_directory_atomically,
+)
 from mcibi_fast.models.weights import WEIGHTS
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.training.history import read_history
+from mcibi_fast.untrusted import read_json, read_torch
 
 STATE = "state.pt"
+_STATE_ENTRIES = {
+    "step",
+    "seconds",
+    "weights",
+    "optimizer",
+    "scaler",
+    "transient_buffers",
+    "random",
+}
 
 
 class Run:
@@ -49,6 +66,7 @@ class Run:
                 f"out: {self.path} already holds a run; continue it with --resume, or choose "
                 "another directory"
             )
+        self._refuse_link()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode())
         self.history_file.unlink(missing_ok=True)
@@ -57,12 +75,28 @@ class Run:
         """The configuration that the run was started with.
 
         Raises:
-            ValueError: the directory holds no run.
+            ValueError: the directory holds no run, or the file is not one of a run's.
         """
+        file = self.path / "config.json"
         try:
-            return json.loads((self.path / "config.json").read_text())
+            config = read_json(file)
         except FileNotFoundError:
             raise ValueError(f"resume: {self.path} holds no run (no config.json)") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{file}: not a training configuration")
+        return config
+
+    def settings(self) -> TrainConfig:
+        """The configuration as a training takes it.
+
+        Raises:
+            ValueError: as `config`, or it is none of this version's.
+        """
+        stored = self.config()
+        try:
+            return TrainConfig.from_dict(stored)
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
 
     def checkpoint(self, name: str) -> Path | None:
         """The directory of the checkpoint "last" or "best", or None."""
@@ -97,39 +131,51 @@ class Run:
         link_atomically(self.checkpoints / "best", f"step-{step:08d}")
         self._remove_unnamed()
 
+    def weights(self) -> Path:
+        """The last checkpoint's weights file. Raises ValueError where there is none."""
+        directory = self.checkpoint("last")
+        if directory is None:
+            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+        return directory / WEIGHTS
+
     def load_state(self) -> tuple[Path, dict[str, Any]]:
         """The last checkpoint's weights file and training state.
 
         Raises:
             ValueError: there is none, or it is damaged.
         """
-        directory = self.checkpoint("last")
-        if directory is None:
-            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start a new run")
+        weights = self.weights()
+        self._refuse_link()
+        file = weights.with_name(STATE)
         try:
-            state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds for a damaged file
-            raise ValueError(f"resume: {directory / STATE} is damaged: {error}") from error
-        return directory / WEIGHTS, state
+            state = read_torch(file)
+        except ValueError as error:
+            raise ValueError(f"resume: {file} is damaged: {error}") from error
+        if not isinstance(state, dict) or not state.keys() >= _STATE_ENTRIES:
+            raise ValueError(f"resume: {file} is no training state")
+        return weights, state
 
     def record(self, **entry: Any) -> None:
         """Appends a line to the history."""
-        with naming(self.history_file), self.history_file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.history_file, json.dumps(entry))
 
     def history(self) -> list[dict[str, Any]]:
-        """All whole lines of the history, in order."""
-        if not self.history_file.exists():
-            return []
-        text = self.history_file.read_text()
-        # A crash may have cut the last line short.
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """All whole lines of the history, in order; see `read_history`."""
+        return read_history(self.history_file)
 
     def rewind(self, step: int) -> None:
         """Drops history after a step: what a killed run wrote after its last checkpoint."""
         kept = [entry for entry in self.history() if entry["step"] <= step]
         lines = "".join(json.dumps(entry) + "\n" for entry in kept)
         write_atomically(self.history_file, lines.encode())
+
+    def _refuse_link(self) -> None:
+        """Checkpoints are written, and removed, in the run's own folder alone."""
+        if self.checkpoints.is_symlink():
+            raise ValueError(
+                f"{self.checkpoints} is a link, through which no run is written; link the whole "
+                "run's directory instead"
+            )
 
     def _remove_unnamed(self) -> None:
         named = {self.checkpoint("last"), self.checkpoint("best")}

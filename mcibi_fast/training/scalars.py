@@ -11,22 +11,22 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from mcibi_fast.files import naming
+from mcibi_fast.files import make_folder, naming, open_new
 
 
 class ScalarLog:
     """Appends scalars to a new event file.
 
     Args:
-        folder: TensorBoard's log directory; made if need be.
+        folder: TensorBoard's log directory; made if need be, a link in its place is replaced.
         first_step: events of this step and later in older files of the folder are void.
     """
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, below=folder.parent)
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         # Unbuffered, or closing would fail again with what could not be written.
-        self.file = self.path.open("wb", buffering=0)
+        self.file = open_new(self.path, buffering=0)
         self.writer = RecordWriter(self.file)
         self._write(Event(step=first_step, file_version="brain.Event:2"))
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +70,43 @@ def restore_transient_buffers(model: nn.Module, saved: dict[str, Tensor]) -> Non
         raise ValueError(f"training state: the model's transient buffers differ: {', '.join(odd)}")
     for name, buffer in buffers.items():
         buffer.copy_(saved[name])
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts back an optimiser's state dict.
+
+    Raises:
+        ValueError: its settings or tensors are none of this optimiser's.
+    """
+    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    for own, other in groups:
+        for name in own.keys() & other.keys():
+            if _kind(own[name]) != _kind(other[name]):
+                raise ValueError(f"the optimizer's {name} is a {type(other[name]).__name__}")
+    optimizer.load_state_dict(saved)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
+                raise ValueError(f"the optimizer's {name} has shape {tuple(value.shape)}")
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
+
+
+_FOREIGN = (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@contextmanager
+def refusing(run: Path) -> Iterator[None]:
+    """Makes one kind of error of the many that torch and NumPy have for a state of another run.
+
+    Raises:
+        ValueError: in their place, naming the run.
+    """
+    try:
+        yield
+    except _FOREIGN as error:
+        raise ValueError(
+            f"resume: the training state of {run} is damaged or of another run: {error}"
+        ) from error

@@ -20,7 +20,7 @@ from mcibi_fast.errors import TrainingError
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.inference.labels import check_model
 from mcibi_fast.interrupt import deferred_interrupt
-from mcibi_fast.models.checkpoint import create_model
+from mcibi_fast.models.checkpoint import check_fits, create_model
 from mcibi_fast.models.weights import ModelSpec, load_weights, pack_weights
 from mcibi_fast.nn import GaussianMemory
 from mcibi_fast.recipes.config import TrainConfig
@@ -36,6 +36,8 @@ from mcibi_fast.training.scalars import ScalarLog
 from mcibi_fast.training.schedule import Schedule
 from mcibi_fast.training.state import (
     random_state,
+    refusing,
+    restore_optimizer,
     restore_random_state,
     restore_transient_buffers,
     transient_buffers,
@@ -154,8 +156,11 @@ class Trainer:
             std=list(self.train_data.std),
             ignore_index=self.train_data.ignore_index,
         )
-        # A checkpoint's weights would replace pretrained ones anyway.
-        model = create_model(self.spec, loss=self.loss, **({"pretrained": False} if resume else {}))
+        options: dict[str, Any] = {"loss": self.loss}
+        if resume:
+            options["pretrained"] = False  # the checkpoint's weights would replace them anyway
+            check_fits(self.spec, run.weights(), **options)
+        model = create_model(self.spec, **options)
         check_model(model, config.inference)
         self.model = model.to(self.accelerator.device)
         if config.sync_batchnorm:
@@ -190,19 +195,32 @@ class Trainer:
         )
 
     def restore(self) -> None:
-        """Goes back to the last checkpoint."""
+        """Goes back to the last checkpoint.
+
+        Raises:
+            ValueError: its files are damaged, or of another run.
+        """
         weights, state = self.run.load_state()
-        if self.average is None:
-            load_weights(self.model, weights)
-        else:
-            load_weights(self.average.model, weights)
+        load_weights(self._evaluated_model(), weights)
+        with refusing(self.run.path):
+            self._restore_state(state)
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.run.rewind(self.step)
+        self.accelerator.wait_for_everyone()
+        self.evaluated = {e["step"]: e["metrics"] for e in self.run.history() if "metrics" in e}
+
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        if self.average is not None:
             self.model.load_state_dict(state["weights"])
             restore_transient_buffers(self.average.model, state["transient_buffers"])
         restore_transient_buffers(self.model, state["transient_buffers"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
+            raise ValueError(f"step {self.step!r} of {self.total_steps}")
         self.clock = time.perf_counter() - state["seconds"]
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_state(state["random"][self.accelerator.process_index])
@@ -211,11 +229,6 @@ class Trainer:
                 f"resume: {len(state['random'])} processes wrote the checkpoint, now there are "
                 f"{self.accelerator.num_processes}: dropout continues with other random numbers"
             )
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self.run.rewind(self.step)
-        self.accelerator.wait_for_everyone()
-        self.evaluated = {e["step"]: e["metrics"] for e in self.run.history() if "metrics" in e}
 
     def run_to_end(self) -> TrainResult:
         """Trains and evaluates until the last step is done."""

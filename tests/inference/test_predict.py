@@ -6,6 +6,7 @@ import errno
 import os
 from collections import namedtuple
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -109,8 +110,8 @@ def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
 def test_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves(16, 16).save(tmp_path / "a.png")
 
-    def save(self: Image.Image, path: Path) -> None:
-        path.write_bytes(b"half")
+    def save(self: Image.Image, file: BinaryIO, format: str) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", save)

@@ -1,0 +1,62 @@
+"""Dataclasses out of a file that others may have written: every value of its type, none absurd."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from mcibi_fast.typed import describe, fits
+
+LIMITS: dict[str, float] = {
+    **dict.fromkeys(("crop_size", "short_side", "long_side", "size", "window", "stride"), 8192),
+    "scale": 16,
+    "scales": 16,
+    "stages": 100,
+    "history": 1000,
+    "length": 10**6,
+    "train_count": 10**8,
+    "val_count": 10**8,
+    "batch_size": 10**6,
+    "eval_batch_size": 10**4,
+    "workers": 256,
+}
+"""Largest number of each field that a file may ask for; the command line may ask for more."""
+
+
+def rebuild(cls: Any, values: Any) -> Any:
+    """A dataclass out of what JSON made of it, with JSON's lists as tuples again where they were.
+
+    Raises:
+        ValueError: an unknown field, a value of another type, or one above `LIMITS`.
+        TypeError: a field is missing.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__}: expected its fields, got {type(values).__name__}")
+    types = typing.get_type_hints(cls)
+    unknown = sorted(map(str, values.keys() - {item.name for item in fields(cls)}))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no {unknown[0]!r}")
+    return cls(**{k: _value(f"{cls.__name__}.{k}", v, types[k]) for k, v in values.items()})
+
+
+def _value(name: str, value: Any, annotation: Any) -> Any:
+    if is_dataclass(value):
+        return value
+    if not fits(value, annotation):
+        raise ValueError(f"{name}: expected {describe(annotation)}, got {_shown(value)}")
+    limit = LIMITS.get(name.rpartition(".")[2])
+    for number in value if isinstance(value, (list, tuple)) else [value]:
+        if limit is not None and isinstance(number, (int, float)) and number > limit:
+            raise ValueError(
+                f"{name}: {_shown(value)} is more than recipes.stored.LIMITS allows a file: {limit}"
+            )
+    options = typing.get_args(annotation) or (annotation,)
+    wants_tuple = tuple in (typing.get_origin(option) for option in (annotation, *options))
+    return tuple(value) if wants_tuple and isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"

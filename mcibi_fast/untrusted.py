@@ -1,0 +1,220 @@
+"""Reading files that others may have made: they hold data, of a bounded size, and nothing else.
+
+Every limit is a constant of this module and named in the error that it causes; whoever trusts a
+larger file can set it to another number before reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import stat
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+JSON_BYTES = 2**20
+"""Of a configuration, or of the specification in a file of weights."""
+PICKLE_BYTES = 2**24
+"""What a file of torch's says of its tensors, names and shapes, without their values."""
+ENTRIES = 4_000_000
+"""Tensors, numbers, texts and containers in a file of torch's."""
+SHARED = 4
+"""How often the values in a file of torch's may be read by several tensors, on average."""
+
+# What the files of torch.save need to describe tensors, and all that may be called to read them.
+# torch's own list has more, some of which take no more than a number to fill the memory.
+_GLOBALS = frozenset(
+    {
+        "collections OrderedDict",
+        "collections Counter",
+        "torch Size",
+        "torch device",
+        "torch._utils _rebuild_tensor",
+        "torch._utils _rebuild_tensor_v2",
+        "torch._utils _rebuild_parameter",
+    }
+)
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, and the names of its storages
+
+
+def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
+    """A file's content, if it is a regular file: no pipe that never ends, and no device.
+
+    Args:
+        path: of the file; a link to one, too.
+        limit: most bytes that it may have.
+        limit_name: of the constant, for the error.
+
+    Raises:
+        ValueError: it is no regular file, or longer.
+        OSError: it cannot be read, naming it.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path}: is no regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: is longer than {limit_name} = {limit:,} bytes")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a small JSON file holds. Raises ValueError and OSError, naming the file."""
+    content = read_bytes(path, limit=JSON_BYTES, limit_name="untrusted.JSON_BYTES")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_json(content: bytes | str) -> Any:
+    """What a JSON text holds. Raises ValueError for anything else, also for endless nesting."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+
+
+def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
+    """What ``torch.save`` wrote: tensors, numbers and texts in dictionaries, lists and tuples.
+
+    Nothing in the file is executed, and it cannot take much more memory than its size.
+
+    Args:
+        path: of the file.
+        also: classes of instances without tensors, such as ``argparse.Namespace``.
+
+    Raises:
+        ValueError: the reason in one line; the file's name is for the caller to say.
+    """
+    import torch
+
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no regular file")
+            allowed = {f"{each.__module__} {each.__qualname__}" for each in also}
+            for pickled in _pickles(file):
+                _check_pickle(pickled, allowed)
+            file.seek(0)
+            with torch.serialization.safe_globals(list(also)):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        check_tensors(content)
+    except OSError:
+        raise
+    except Exception as error:  # reading damaged files raises whatever the readers do
+        raise ValueError(_first_line(error)) from error
+    return content
+
+
+def check_tensors(content: Any) -> None:
+    """Checks that tensors hold as many values as their shapes promise.
+
+    A file of a few bytes can hold one value that is spread over any shape; whoever copies such a
+    tensor fills the memory.
+
+    Args:
+        content: tensors in mappings, lists and tuples.
+
+    Raises:
+        ValueError: a tensor without its values, or too many entries.
+    """
+    from torch import Tensor
+
+    pending, seen = [content], 1
+    stored: dict[int, int] = {}
+    read = 0
+    while pending:
+        item = pending.pop()
+        children: Any = ()
+        if isinstance(item, Tensor):
+            read += _tensor_bytes(item)
+            storage = item.untyped_storage()
+            stored[storage._cdata] = storage.nbytes()
+        elif isinstance(item, Mapping):
+            children = [*item.keys(), *item.values()] if 2 * len(item) <= ENTRIES else item
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            children = item
+        seen += len(children)
+        if seen > ENTRIES:  # or containers in themselves
+            raise ValueError(f"it holds more than untrusted.ENTRIES = {ENTRIES:,} entries")
+        pending.extend(children)
+    if read > SHARED * sum(stored.values()):
+        raise ValueError(
+            f"its tensors have {read:,} bytes, more than untrusted.SHARED = {SHARED} times the "
+            f"{sum(stored.values()):,} bytes of values in it"
+        )
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise ValueError(f"it holds a tensor of another kind ({tensor.layout}, {tensor.dtype})")
+    size = tensor.numel() * tensor.element_size()
+    if size > tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"it holds a tensor of shape {tuple(tensor.shape)} with "
+            f"{tensor.untyped_storage().nbytes() // tensor.element_size():,} values"
+        )
+    return size
+
+
+def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The pickles in a file of torch.save, each to be read from where it stands."""
+    if file.read(4) != b"PK\x03\x04":
+        file.seek(0)
+        yield from (file for _ in range(_LEGACY_PICKLES))
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename.lower() for member in members]
+        # Such an archive could be another one to another reader.
+        if len(set(names)) < len(names) or min(member.header_offset for member in members):
+            raise ValueError("it is no archive of torch.save")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which torch.save does not do")
+        for member in members:
+            if not member.filename.lower().endswith(".pkl"):
+                continue
+            if member.file_size > PICKLE_BYTES:
+                raise ValueError(
+                    f"{member.filename} in it is longer than untrusted.PICKLE_BYTES = "
+                    f"{PICKLE_BYTES:,} bytes"
+                )
+            yield BytesIO(archive.read(member))
+
+
+def _check_pickle(pickled: BinaryIO, allowed: Collection[str]) -> None:
+    """Reads a pickle up to its end, and refuses what does more than describe tensors."""
+    start = pickled.tell()
+    for code, argument, position in pickletools.genops(pickled):
+        if (position or 0) - start > PICKLE_BYTES:
+            raise ValueError(f"it is longer than untrusted.PICKLE_BYTES = {PICKLE_BYTES:,} bytes")
+        if code.name == "GLOBAL" and not (
+            argument in _GLOBALS or argument in allowed or _is_type(str(argument))
+        ):
+            raise ValueError(f"it holds {argument!r}, which is no part of a file of weights")
+
+
+def _is_type(name: str) -> bool:
+    """Whether it is "torch FloatStorage", "torch float32" or another of the kind."""
+    import torch
+
+    module, _, last = name.partition(" ")
+    is_storage = last.endswith("Storage") and last not in ("TypedStorage", "UntypedStorage")
+    return module == "torch" and (is_storage or isinstance(vars(torch).get(last), torch.dtype))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
