@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from mcibi_fast._schemas import SCHEMAS
@@ -104,17 +105,25 @@ class Op:
             return self.call(*args)
 
     def differentiable(
-        self, with_gradient: Callable[..., Any], wants_gradient: Callable[..., bool]
+        self,
+        with_gradient: Callable[..., Any],
+        wants_gradient: Callable[..., bool],
+        transformed: Callable[..., Any],
     ) -> None:
-        """Gives the operator its gradient.
+        """Gives the operator its derivatives.
 
         Args:
             with_gradient: computes the operator so that autograd can follow, as
                 ``autograd.Function.apply`` does.
             wants_gradient: given the arguments, whether an input that has a gradient needs it.
+            transformed: computes the operator in differentiable operators of PyTorch, for forward
+                mode and the transforms of ``torch.func``, which the kernels do not know: the
+                reference, without a size, a layout or a branch that depends on values.
         """
 
         def autograd(*args: Any) -> Any:
+            if follows(*args):
+                return transformed(*args)
             if not torch.is_grad_enabled() or not wants_gradient(*args):
                 return self.below_autograd(*args)
             if _eager(args) and (kernel := self.select(*args)).composite:
@@ -128,7 +137,15 @@ class Op:
         self.differentiable(
             lambda *args: _Refusal.apply(self, *args),
             lambda *args: any(isinstance(a, Tensor) and a.requires_grad for a in args),
+            lambda *_args: _refuse(self.name),
         )
+
+    def without_gradient(self, transformed: Callable[..., Any]) -> None:
+        """Leaves the operator without a gradient in autograd.
+
+        In forward mode and under ``torch.func``, where none reads as zero, it has ``transformed``.
+        """
+        self.differentiable(self.below_autograd, lambda *_args: False, transformed)
 
     def select(self, *args: Any) -> Kernel:
         """The kernel that runs these dispatcher arguments.
@@ -156,16 +173,34 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> Any:
-        raise RuntimeError(
-            f"{ctx.name} cannot be differentiated twice; "
-            'with mcibi_fast.backend("reference") it can, in plain PyTorch'
-        )
+        _refuse(ctx.name)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"{name} cannot be differentiated twice; "
+        'with mcibi_fast.backend("reference") it can, in plain PyTorch'
+    )
+
+
+def follows(*args: Any) -> bool:
+    """Whether forward mode or a transform of ``torch.func`` differentiates by an argument."""
+    transformed = torch._C._are_functorch_transforms_active()
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    # What a compiler traces enters forward mode without Python's level.
+    if not transformed and forward_ad._current_level < 0 and _eager(tensors):
+        return False
+    if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    return any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _eager(args: Sequence[Any]) -> bool:
     """True where real tensors are computed; while tracing they are of other classes."""
-    plain = (Tensor, torch.nn.Parameter)
-    return all(type(a) in plain for a in args if isinstance(a, Tensor))
+    return all(type(a) in _PLAIN for a in args if isinstance(a, Tensor))
 
 
 @contextmanager

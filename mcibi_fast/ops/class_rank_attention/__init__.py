@@ -186,4 +186,5 @@ class ClassRankAttention(torch.autograd.Function):
 ATTENTION.differentiable(
     ClassRankAttention.apply,
     lambda query, weights, scale, hard: query.requires_grad or (weights.requires_grad and not hard),
+    reference.class_rank_attention,
 )

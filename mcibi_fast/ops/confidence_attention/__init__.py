@@ -172,4 +172,5 @@ class ConfidenceAttention(torch.autograd.Function):
 ATTENTION.differentiable(
     ConfidenceAttention.apply,
     lambda query, key, value, scale: any(t.requires_grad for t in (query, key, value)),
+    reference.confidence_attention,
 )

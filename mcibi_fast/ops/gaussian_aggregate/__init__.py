@@ -114,6 +114,7 @@ TABLE = Op(
     public=gaussian_table,
     prepare=_prepare_table,
 )
+TABLE.without_gradient(reference.gaussian_table)
 
 
 def _aggregate_fake(
@@ -197,4 +198,5 @@ class GaussianAggregate(torch.autograd.Function):
 AGGREGATE.differentiable(
     GaussianAggregate.apply,
     lambda logits, memory, channels, noise, hard: logits.requires_grad and not hard,
+    reference.gaussian_aggregate,
 )

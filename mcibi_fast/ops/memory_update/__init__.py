@@ -18,7 +18,7 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.memory_update import reference
 
@@ -95,6 +95,11 @@ def memory_update(
     )
     if group is None:
         return UPDATE(*args)
+    if follows(memory, features):
+        raise RuntimeError(
+            "memory_update: with a group it cannot be differentiated in forward mode or by "
+            "torch.func; the sums of the other ranks have no derivative here"
+        )
     sums, counts = SUMS(features, labels, len(memory), ignore_index, align_corners)
     dist.all_reduce(sums, group=group)
     dist.all_reduce(counts, group=group)
@@ -226,7 +231,16 @@ class ClassFeatureSums(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-SUMS.differentiable(ClassFeatureSums.apply, lambda features, *_: features.requires_grad)
+def _sums_transformed(
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    known = without_bad_labels(labels, num_classes, ignore_index, "class_feature_sums")
+    return reference.class_feature_sums_by_index(features, known, num_classes, align_corners)
+
+
+SUMS.differentiable(
+    ClassFeatureSums.apply, lambda features, *_: features.requires_grad, _sums_transformed
+)
 
 
 # --- memory_update ------------------------------------------------------------------------------
@@ -274,4 +288,5 @@ UPDATE = Op(
 UPDATE.differentiable(
     _update_with_gradient,
     lambda memory, features, *_: memory.requires_grad or features.requires_grad,
+    _update_with_gradient,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
@@ -73,7 +73,7 @@ def _mean(
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     if weight is None:
         return losses.sum() / valid.sum().clamp(min=1)
-    weights = weight[labels.where(valid, 0)].where(valid, 0).sum()
+    weights = weight.detach()[labels.where(valid, 0)].where(valid, 0).sum()
     return losses.sum() / weights.where(weights != 0, 1)
 
 
@@ -101,7 +101,7 @@ def _prepare(
                 f"got {weight.shape[0]}"
             )
         checks.same_device(logits=logits, weight=weight)
-        weight = weight.detach().to(checks.wide(logits.dtype)).contiguous()
+        weight = weight.to(checks.wide(logits.dtype)).contiguous()
     return logits, labels, weight, ignore_index, float(label_smoothing), align_corners
 
 
@@ -117,6 +117,7 @@ def _reference(
     align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
     known = without_bad_labels(labels, logits.shape[1], ignore_index, "upsample_cross_entropy")
+    weight = None if weight is None else weight.detach()
     return reference.upsample_cross_entropy(logits, known, weight, label_smoothing, align_corners)
 
 
@@ -178,4 +179,12 @@ class UpsampleCrossEntropy(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-CROSS_ENTROPY.differentiable(UpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad)
+def _transformed(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Any:
+    if weight is not None and follows(weight):
+        raise RuntimeError("upsample_cross_entropy: has no derivative with respect to weight")
+    return _reference(logits, labels, weight, *options)
+
+
+CROSS_ENTROPY.differentiable(
+    UpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad, _transformed
+)
