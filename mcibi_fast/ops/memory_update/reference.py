@@ -33,7 +33,7 @@ def class_feature_sums_by_index(
 ) -> tuple[Tensor, Tensor]:
     """``class_feature_sums`` without sizes that depend on the labels, which vmap cannot have."""
     R, GT = _pixels(features, labels, align_corners)
-    ignored = (GT < 0) | (GT >= num_classes)
+    ignored = (GT < 0) | (GT >= num_classes)  # noqa: SIM300 - of GT
     rows = GT.masked_fill(ignored, num_classes)  # the last row
     sums = R.new_zeros(num_classes + 1, R.shape[1]).index_add(0, rows, R)
     counts = GT.new_zeros(num_classes + 1).index_add(0, rows, torch.ones_like(rows))
