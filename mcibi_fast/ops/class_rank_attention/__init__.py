@@ -8,7 +8,6 @@ classes, with the logarithm of each class's pixel count added: O(N K) instead of
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -64,9 +63,7 @@ def _prepare(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[
         raise ValueError(
             f"weights: expected the query's shape {tuple(query.shape)}, got {tuple(weights.shape)}"
         )
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return query, weights, scale, hard
+    return query, weights, checks.finite("scale", scale), hard
 
 
 # --- scaled_dot_product_attention ---------------------------------------------------------------

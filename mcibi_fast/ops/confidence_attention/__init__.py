@@ -7,7 +7,6 @@ for which PyTorch's flash attention has no kernel above 256); elsewhere, and whe
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -71,9 +70,7 @@ def _prepare(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
         )
     if scale is None:
         scale = query.shape[2] ** -0.5
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return query, key, value, scale
+    return query, key, value, checks.finite("scale", scale)
 
 
 # --- scaled_dot_product_attention ---------------------------------------------------------------

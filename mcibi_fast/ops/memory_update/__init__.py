@@ -8,7 +8,6 @@ once and the features once and upsample nothing.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -41,7 +40,8 @@ def class_feature_sums(
         features: R, (B, Z, h, w), float32, float64, bfloat16 or float16, any strides.
         labels: GT, (B, H, W), any integer dtype and strides; H and W need not be multiples.
         num_classes: K.
-        ignore_index: the label that belongs to no class.
+        ignore_index: the label that belongs to no class. With more than 255 classes the default is
+            an error: 255 is then a class.
         align_corners: of the upsampling, as in ``torch.nn.functional.interpolate``.
 
     Returns:
@@ -79,7 +79,8 @@ def memory_update(
         labels: GT, (B, H, W), any integer dtype.
         momentum: m, between 0 and 1.
         unbiased: divide the variance by Z - 1 (the released form) instead of Z (the paper).
-        ignore_index: the label that belongs to no class.
+        ignore_index: the label that belongs to no class. With more than 255 classes the default is
+            an error: 255 is then a class.
         align_corners: of the bilinear upsampling.
         group: process group over which sums and counts are added up first, so that every rank
             gets what one process with the whole batch would; None for this process alone.
@@ -111,6 +112,7 @@ def _prepare_sums(
 ) -> tuple[Any, ...]:
     checks.features_and_labels(features, labels)
     checks.positive("num_classes", num_classes)
+    checks.ignore_index(ignore_index, num_classes)
     return features, labels, num_classes, ignore_index, align_corners
 
 
@@ -127,10 +129,8 @@ def _prepare_update(
     checks.memory(memory)
     checks.features_and_labels(features, labels)
     checks.same_device(features=features, memory=memory)
-    if isinstance(momentum, (int, float)) and not (
-        math.isfinite(momentum) and 0.0 <= momentum <= 1.0
-    ):
-        raise ValueError(f"momentum: must be between 0 and 1, got {momentum}")
+    checks.ignore_index(ignore_index, memory.shape[0])
+    momentum = checks.fraction("momentum", momentum)
     if unbiased and features.shape[1] < 2:
         raise ValueError("unbiased: needs at least 2 channels (it divides by Z - 1), got 1")
     return memory, features, labels, momentum, unbiased, ignore_index, align_corners

@@ -44,10 +44,12 @@ def upsample_cross_entropy(
             float32 (float64), under autocast too.
         labels: (B, H, W), any integer dtype and strides; H and W need not be multiples of h and w.
         weight: w, (K,) floats, of each class; None for ones. Not learnt.
-        ignore_index: the label of pixels that do not count.
+        ignore_index: the label of pixels that do not count. With more than 255 classes the default
+            is an error: 255 is then a class.
         label_smoothing: s, between 0 and 1: the share of the target spread over all classes.
         reduction: "none" for the loss of each pixel (0 where ignored), "sum", or "mean": the sum
-            over the sum of w_y over the valid pixels, and 0 where there is none.
+            over the sum of w_y over the valid pixels. Without a valid pixel that is 0; valid
+            pixels whose weights are all 0 give NaN, as in PyTorch.
         align_corners: of the bilinear upsampling, as in ``torch.nn.functional.interpolate``.
 
     Returns:
@@ -74,7 +76,7 @@ def _mean(
     if weight is None:
         return losses.sum() / valid.sum().clamp(min=1)
     weights = weight.detach()[labels.where(valid, 0)].where(valid, 0).sum()
-    return losses.sum() / weights.where(weights != 0, 1)
+    return losses.sum() / weights.where(weights != 0, torch.nan).where(valid.any(), 1)
 
 
 def _prepare(
@@ -89,10 +91,8 @@ def _prepare(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: {reduction!r} is none of {', '.join(REDUCTIONS)}")
     checks.logits_and_labels(logits, labels)
-    if not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: must be between 0 and 1, got {label_smoothing}")
+    checks.ignore_index(ignore_index, logits.shape[1])
+    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     if weight is not None:
         checks.tensor("weight", weight, "K", checks.FLOATS)
         if weight.shape[0] != logits.shape[1]:
@@ -102,7 +102,7 @@ def _prepare(
             )
         checks.same_device(logits=logits, weight=weight)
         weight = weight.to(checks.wide(logits.dtype)).contiguous()
-    return logits, labels, weight, ignore_index, float(label_smoothing), align_corners
+    return logits, labels, weight, ignore_index, label_smoothing, align_corners
 
 
 # --- the operators ------------------------------------------------------------------------------
