@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,7 +24,8 @@ BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa")
 
 library = torch.library.Library("mcibi_fast", "DEF")
 _ops: dict[str, Op] = {}
-_forced = "auto"
+_own: ContextVar[str | None] = ContextVar("backend", default=None)
+_entered: list[tuple[object, str]] = []  # blocks of all threads
 
 
 class BackendError(RuntimeError):
@@ -126,7 +128,7 @@ class Op:
                 return transformed(*args)
             if not torch.is_grad_enabled() or not wants_gradient(*args):
                 return self.below_autograd(*args)
-            if _eager(args) and (kernel := self.select(*args)).composite:
+            if _eager(args) and not args[0].is_meta and (kernel := self.select(*args)).composite:
                 return kernel.run(*args)
             return with_gradient(*args)
 
@@ -153,7 +155,8 @@ class Op:
         Raises:
             BackendError: no kernel can, or the forced one cannot; the message gives the reasons.
         """
-        forced = [k for k in self.kernels if k.backend == _forced]
+        name = _forced()
+        forced = [k for k in self.kernels if k.backend == name]
         reasons = []
         for kernel in forced or self.kernels:
             reason = kernel.why_not(*args)
@@ -205,7 +208,10 @@ def _eager(args: Sequence[Any]) -> bool:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces one backend, in the whole process, for every op that has it.
+    """Forces one backend for every op that has it.
+
+    In the thread of the block, and in those that have no such block of their own, as autograd's
+    threads, which run the backward pass on a GPU.
 
     Ops without a backend of that name keep their own choice (``explain`` says which). An op that
     has it and cannot run the call with it raises ``BackendError``.
@@ -216,14 +222,23 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: no backend has that name.
     """
-    global _forced
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend: {name!r} is none of {', '.join((*BACKENDS, 'auto'))}")
-    previous, _forced = _forced, name
+    mark, token = (object(), name), _own.set(name)
+    _entered.append(mark)
     try:
         yield
     finally:
-        _forced = previous
+        _entered.remove(mark)
+        _own.reset(token)
+
+
+def _forced() -> str:
+    """The backend that is forced here, or "auto"."""
+    own = _own.get()
+    if own is not None:
+        return own
+    return _entered[-1][1] if _entered else "auto"
 
 
 def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
@@ -247,7 +262,7 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     if found is None or found.public is None:
         public = sorted(n for n, o in _ops.items() if o.public is not None)
         raise ValueError(f"explain: no op {name!r}; the ops are {', '.join(public)}")
-    args = found.prepare(*inputs, **options)
+    args, forced = found.prepare(*inputs, **options), _forced()
     try:
         chosen: Kernel | None = found.select(*args)
     except BackendError:
@@ -255,11 +270,11 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     lines = [f"{name}: {chosen.backend if chosen else 'no backend can run this call'}"]
     for kernel in found.kernels:
         if kernel is chosen:
-            verdict = "runs" + (" (forced)" if _forced == kernel.backend else "")
+            verdict = "runs" + (" (forced)" if forced == kernel.backend else "")
         elif (reason := kernel.why_not(*args)) is not None:
             verdict = f"no: {reason}"
-        elif chosen is not None and _forced == chosen.backend:
-            verdict = f"could run, but {_forced} is forced"
+        elif chosen is not None and forced == chosen.backend:
+            verdict = f"could run, but {forced} is forced"
         else:
             verdict = "could run, but comes later in the order of preference"
         lines.append(f"  {kernel.backend:<10}{verdict}")
