@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mcibi_fast
 from mcibi_fast import ops
+from mcibi_fast.ops.dispatch import Op, _ops
 from tests.ops.table import SMALL, Case
 
 G = torch.Generator().manual_seed(0)
@@ -48,6 +51,57 @@ def test_meta_tensors_have_gradients_too(case: Case, backend: str) -> None:
         grads = torch.autograd.grad(result.sum(), leaves)
     assert result.is_meta and result.requires_grad
     assert [g.shape for g in grads] == [t.shape for t in leaves]
+
+
+def turned(value: Any) -> Any:
+    """The same values, the last two dimensions in the other order in memory."""
+    return value.mT.contiguous().mT if isinstance(value, Tensor) and value.dim() > 1 else value
+
+
+def layouts(op: Op, args: tuple[Any, ...]) -> list[Tensor]:
+    """The results, after the strides were compared with those the fake kernel promises."""
+    results = op(*args)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    with FakeTensorMode() as mode:
+        fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
+    promised = [fake] if isinstance(fake, Tensor) else list(fake)
+    for result, promise in zip(results, promised, strict=True):
+        assert (result.shape, result.dtype) == (promise.shape, promise.dtype)
+        assert result.stride() == promise.stride(), op.name
+    return results
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "turned"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_results_have_the_layout_that_a_compiler_was_promised(
+    case: Case, backend: str, layout: str
+) -> None:
+    """A compiled graph reads them by these strides."""
+    args = case.args(torch.float32, "contiguous" if layout == "turned" else layout)
+    args = [turned(a) for a in args] if layout == "turned" else args
+    op = _ops[case.name]
+    with mcibi_fast.backend(backend):
+        given = op.prepare(*args, **case.options)
+        first, *rest = layouts(op, given)
+        if case.name == "gaussian_aggregate":
+            layouts(_ops["gaussian_table"], given[1:4])
+        backward = _ops.get(f"{case.name}_backward")
+        if backward is None or case.options.get("hard"):
+            return
+        for grad in (torch.ones_like(first), turned(torch.ones_like(first))):
+            layouts(
+                backward,
+                {
+                    "class_feature_sums": (
+                        grad, given[1], *args[0].shape[2:], *given[3:], args[0].dtype
+                    ),
+                    "gaussian_aggregate": (grad, given[0], *rest, given[1], given[3]),
+                    "confidence_attention": (grad, *given[:3], first, *rest, *given[3:]),
+                    "class_rank_attention": (grad, *given[:2], first, *rest, given[2]),
+                    "upsample_cross_entropy": (grad, *given[:2], *rest, *given[2:]),
+                }[case.name],
+            )  # fmt: skip
 
 
 def test_blocks_of_two_threads_leave_nothing_forced() -> None:

@@ -179,7 +179,7 @@ def _sums_backward_reference(
     def sums(R: Tensor) -> Tensor:
         return reference.class_feature_sums(R, known, num_classes, align_corners)[0]
 
-    return recompute_gradients(sums, [features], grad_sums)[0]
+    return recompute_gradients(sums, [features], grad_sums)[0].contiguous()
 
 
 def _sums_backward_fake(
@@ -257,7 +257,7 @@ def _update_reference(
 ) -> Tensor:
     known = without_bad_labels(labels, len(memory), ignore_index, "memory_update")
     sums, counts = reference.class_feature_sums(features, known, len(memory), align_corners)
-    return reference.moving_average(memory, sums, counts, momentum, unbiased)
+    return reference.moving_average(memory, sums, counts, momentum, unbiased).contiguous()
 
 
 def _update_fake(memory: Tensor, *_args: Any) -> Tensor:
