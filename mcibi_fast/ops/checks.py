@@ -21,6 +21,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def tensor(name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raises unless ``value`` is a tensor with one dimension per word of ``dims``."""
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            f"{name}: torch.fx.symbolic_trace cannot trace the ops of mcibi_fast, which look at "
+            "their arguments' shapes; use torch.export.export, or torch.fx.wrap for a function "
+            "that calls the op"
+        )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor ({dims}), got {type(value).__name__}")
     if value.dim() != len(dims.split(", ")):

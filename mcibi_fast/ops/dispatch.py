@@ -283,11 +283,21 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     return "\n".join(lines)
 
 
-def reference_decompositions() -> dict[Any, Callable[..., Any]]:
-    """Each operator and its specification in PyTorch's operators, for ``run_decompositions``.
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Each operator of this package in PyTorch's operators, for ``run_decompositions``.
 
-    A traced program computes them with the backend of the machine that runs it; this replaces them
-    where there is none, as in ONNX.
+    An exported program calls this package's operators, whose backend the machine that runs it
+    chooses. A runtime without them, such as ONNX's, needs them in PyTorch's::
+
+        program = torch.export.export(model, (images,))
+        program = program.run_decompositions(mcibi_fast.ops.decompositions())
+        torch.onnx.export(program).save("model.onnx")
+
+    They are then the formulas as written: upsampled logits and the scores of attention are formed,
+    and wrong labels are not reported but ignored.
+
+    Returns:
+        The operators, as ``torch.ops.mcibi_fast.<op>.default``, and a function for each.
     """
     return {
         op.call: kernel.run
