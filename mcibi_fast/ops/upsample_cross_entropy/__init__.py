@@ -37,7 +37,7 @@ def upsample_cross_entropy(
 
     Differentiable once, in the logits. Allocates two numbers per label and, backward, the gradient;
     nothing of K times the size of the labels. The same inputs give the same bits in every run and
-    with any number of threads.
+    with any number of threads, unless a compiler makes the last reduction its own.
 
     Args:
         logits: (B, K, h, w), float32, float64, bfloat16 or float16, any strides. Computed in
@@ -64,8 +64,13 @@ def upsample_cross_entropy(
     if reduction == "none":
         return losses
     if reduction == "sum":
-        return losses.sum()
+        return _total(losses)
     return _mean(losses, labels, args[2], ignore_index, logits.shape[1])
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum of (B, H, W), row by row: PyTorch divides one sum, but no row's, among threads."""
+    return values.sum(-1).sum(-1).sum() if values.is_cpu else values.sum()
 
 
 def _mean(
@@ -74,9 +79,9 @@ def _mean(
     labels = labels.long()  # in their own dtype neither K nor ignore_index need exist
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     if weight is None:
-        return losses.sum() / valid.sum().clamp(min=1)
-    weights = weight.detach()[labels.where(valid, 0)].where(valid, 0).sum()
-    return losses.sum() / weights.where(weights != 0, torch.nan).where(valid.any(), 1)
+        return _total(losses) / valid.sum().clamp(min=1)
+    weights = _total(weight.detach()[labels.where(valid, 0)].where(valid, 0))
+    return _total(losses) / weights.where(weights != 0, torch.nan).where(valid.any(), 1)
 
 
 def _prepare(
