@@ -40,19 +40,20 @@ int64_t rows_of_group(const ClassRankInput& in, int64_t group) {
 
 // ---- forward ------------------------------------------------------------------------------------
 
-// exp(score) / 2^shift. The multiplication by log2(e) and the subtraction round once.
+// exp(score - shift), for a shift that is the largest score or hardly less. The difference is taken
+// first: of two large scores it is exact, while products with log2(e) differ by their rounding.
 template <typename C>
-MCIBI_SIMD Vector<C> exponential_of(const C* score, Vector<C> shift) {
-  return exponential2(load(score) * kLog2E<C> - shift);
+MCIBI_SIMD Vector<C> exponential_of(Vector<C> score, Vector<C> shift) {
+  return exponential2((score - shift) * kLog2E<C>);
 }
 
-// The softmax over the keys so far, for one block of queries: a base-2 exponent, that of the
-// largest term, and the sum of all terms divided by 2 to that power.
+// The softmax over the keys so far, for one block of queries: the largest score, which is the
+// shift, and the sum of the exponentials of all scores less the shift.
 template <typename C>
 struct Softmax {
   Vector<C> shift[kBlockVectors], sum[kBlockVectors];
 
-  // Replaces the scores by exp(score) / 2^shift. Sets decay to the factor for earlier sums.
+  // Replaces the scores by exp(score - shift). Sets decay to the factor for earlier sums.
   void add(C* scores, int64_t rows, Vector<C> (&decay)[kBlockVectors]) {
     Vector<C> largest[kBlockVectors];
     for (int j = 0; j < kBlockVectors; ++j) largest[j] = load(scores + j * kLanes<C>);
@@ -63,15 +64,15 @@ struct Softmax {
       }
     }
     for (int j = 0; j < kBlockVectors; ++j) {
-      const Vector<C> next = maximum(largest[j] * kLog2E<C>, shift[j]);
-      decay[j] = exponential2(shift[j] - next);
+      const Vector<C> next = maximum(largest[j], shift[j]);
+      decay[j] = exponential_of<C>(shift[j], next);
       shift[j] = next;
     }
     Vector<C> group[kBlockVectors] = {};
     for (int64_t row = 0; row < rows; ++row) {
       C* at = scores + row * kBlockColumns<C>;
       for (int j = 0; j < kBlockVectors; ++j) {
-        const Vector<C> e = exponential_of(at + j * kLanes<C>, shift[j]);
+        const Vector<C> e = exponential_of<C>(load(at + j * kLanes<C>), shift[j]);
         group[j] += e;
         store(at + j * kLanes<C>, e);
       }
@@ -105,7 +106,7 @@ void attend_columns(const ClassRankInput& in, const Panels<C>& weights, int64_t 
     }
     for (int64_t i = 0; i < kLanes<C>; ++i) {
       const C log_sum = std::log(softmax.sum[j][i]);
-      lse[j * kLanes<C> + i] = softmax.shift[j][i] * kLn2<C> + log_sum;
+      lse[j * kLanes<C> + i] = softmax.shift[j][i] + log_sum;
     }
   }
 }
@@ -142,7 +143,7 @@ void attend(const ClassRankInput& in, void* out, void* lse) {
 // scores is dS = P (D - delta), that of the query is scale dS W, and that of W is scale dS^T Q +
 // P^T grad.
 
-// For each query: the log-sum-exp in base 2, infinite after the last query; delta; and the inverse
+// For each query: the log-sum-exp, infinite after the last query; delta; and the inverse
 // sum of P as computed with this lse, which is rounded, and coarsely so where scores are large.
 template <typename C>
 struct Statistics {
@@ -165,7 +166,7 @@ void make_statistics(const ClassRankInput& in, const ClassRankResult& result,
   for (int64_t b = 0; b < in.batch; ++b) {
     const C* lse = static_cast<const C*>(result.lse) + b * in.pixels;
     for (int64_t n = 0; n < statistics.stride; ++n) {
-      statistics.lse(b)[n] = n < in.pixels ? lse[n] * kLog2E<C> : static_cast<C>(INFINITY);
+      statistics.lse(b)[n] = n < in.pixels ? lse[n] : static_cast<C>(INFINITY);
       statistics.delta(b)[n] = statistics.inverse(b)[n] = C(0);
     }
   }
@@ -209,7 +210,7 @@ void query_gradient(const ClassRankInput& in, const Panels<C>& weights,
     for (int64_t row = 0; row < rows; ++row) {
       for (int j = 0; j < kBlockVectors; ++j) {
         const int64_t at = row * kBlockColumns<C> + j * kLanes<C>;
-        const Vector<C> p = exponential_of(pair.scores + at, shift[j]);
+        const Vector<C> p = exponential_of<C>(load(pair.scores + at), shift[j]);
         group_total[j] += p;
         store(pair.dots + at, p * (load(pair.dots + at) - delta[j]));
       }
@@ -244,7 +245,8 @@ void weights_gradient(const ClassRankInput& in, const Panels<C>& query, const Pa
     for (int64_t row = 0; row < ceil_div(rows, kBlockRows) * kBlockRows; ++row) {
       for (int j = 0; j < kBlockVectors; ++j) {
         const int64_t at = row * kBlockColumns<C> + j * kLanes<C>;
-        const Vector<C> p = exponential_of(pair.scores + at, Vector<C>{} + lse[row]) * inverse[row];
+        const Vector<C> e = exponential_of<C>(load(pair.scores + at), Vector<C>{} + lse[row]);
+        const Vector<C> p = e * inverse[row];
         store(pair.scores + at, p);
         store(pair.dots + at, p * (load(pair.dots + at) - delta[row]));
       }

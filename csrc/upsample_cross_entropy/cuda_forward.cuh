@@ -5,6 +5,8 @@
 // at the end, which costs less than a comparison for every class.
 #pragma once
 
+#include <limits>
+
 #include "common/upsample_tile.cuh"
 #include "upsample_cross_entropy/api.h"
 
@@ -12,9 +14,9 @@ namespace mcibi_fast {
 
 inline constexpr int kUnit = 4;  // classes at a time
 
-// Below any logit; used for classes after the last.
+// What classes after the last have, and the largest logit of none.
 template <typename T>
-inline constexpr T kNothing = T(-1e38);
+inline constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
 __device__ __forceinline__ float exponential(float x) { return exp2_fast(x * kLog2E<float>); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
@@ -50,44 +52,54 @@ struct ThreadSums {
   }
 };
 
-// The slope of the logits from row0 to row1; 0 if these are the same row, whose logits may be
-// infinite.
-template <typename T, int kRows>
-__device__ __forceinline__ T slope_of(T row0, T row1, const ThreadPixels<T, kRows>& pixels) {
-  return pixels.row0 == pixels.row1 ? T(0) : row1 - row0;
+// Between the two rows, as PyTorch does it: a slope would make NaN of an infinite logit beside a
+// finite one.
+template <typename T>
+__device__ __forceinline__ T between(T row0, T row1, T far) {
+  return fused_multiply_add(far, row1, (T(1) - far) * row0);
 }
 
-// Adds the next `count` classes. kPadded: they are followed by padding up to a multiple of kUnit.
-template <bool kPadded, typename Value, typename T, int kRows>
+// Adds the next kUnit classes, or with kPart the first `count` of them.
+template <bool kPart, typename Value, typename T, int kRows>
+__device__ __forceinline__ void add_unit(Corners<Value>& corners, int count,
+                                         const ThreadPixels<T, kRows>& pixels,
+                                         ThreadSums<T, kRows>& sums) {
+  T row0[kUnit], row1[kUnit];
+#pragma unroll
+  for (int i = 0; i < kUnit; ++i) {
+    row0[i] = row1[i] = T(0);
+    if (!kPart || i < count) corners.next(pixels.column, row0[i], row1[i]);
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= pixels.rows) break;
+    T logit[kUnit], largest = sums.largest[r];
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) {
+      logit[i] = between(row0[i], row1[i], pixels.far[r]);
+      if (kPart && i >= count) logit[i] = kNothing<T>;
+      largest = maximum(largest, logit[i]);
+    }
+    if (largest > sums.largest[r]) {
+      sums.sum[r] *= exponential(sums.largest[r] - largest);
+      sums.largest[r] = largest;
+    }
+    // Before the first logit above -inf the sum stays 0, or NaN.
+    const T shift = largest == kNothing<T> ? T(0) : largest;
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) sums.sum[r] += exponential(logit[i] - shift);
+  }
+}
+
+// Adds the next `count` classes.
+template <typename Value, typename T, int kRows>
 __device__ __forceinline__ void add_classes(Corners<Value> corners, int count,
                                             const ThreadPixels<T, kRows>& pixels,
                                             ThreadSums<T, kRows>& sums) {
+  int k = 0;
 #pragma unroll 1
-  for (int k = 0; k < count; k += kUnit) {
-    T row0[kUnit], slope[kUnit];
-#pragma unroll
-    for (int i = 0; i < kUnit; ++i) {
-      T row1 = row0[i] = kNothing<T>;
-      if (kPadded || k + i < count) corners.next(pixels.column, row0[i], row1);
-      slope[i] = slope_of(row0[i], row1, pixels);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= pixels.rows) break;
-      T logit[kUnit], largest = sums.largest[r];
-#pragma unroll
-      for (int i = 0; i < kUnit; ++i) {
-        logit[i] = fused_multiply_add(pixels.far[r], slope[i], row0[i]);
-        largest = maximum(largest, logit[i]);
-      }
-      if (largest > sums.largest[r]) {
-        sums.sum[r] *= exponential(sums.largest[r] - largest);
-        sums.largest[r] = largest;
-      }
-#pragma unroll
-      for (int i = 0; i < kUnit; ++i) sums.sum[r] += exponential(logit[i] - largest);
-    }
-  }
+  for (; k + kUnit <= count; k += kUnit) add_unit<false>(corners, kUnit, pixels, sums);
+  if (k < count) add_unit<true>(corners, count - k, pixels, sums);
 }
 
 // For label smoothing: adds w_k l_k for the next `count` classes, from class `first` on.
@@ -123,14 +135,13 @@ __device__ __forceinline__ void write_losses(const ForwardInput<Element>& input,
       Corners<Element> corners = corners_in_map(input.map, b, pixels);
       corners.skip(label);
       corners.next(pixels.column, row0, row1);
-      const T logit = fused_multiply_add(pixels.far[r], slope_of(row0, row1, pixels), row0);
+      const T logit = between(row0, row1, pixels.far[r]);
       const T log_sum = logarithm(sums.sum[r]);
       lse = sums.largest[r] + log_sum;
       loss = (T(1) - input.smoothing) * input.class_weight(label) *
              (sums.largest[r] - logit + log_sum);
       if (input.smoothing > T(0)) {
-        const T weighted =
-            fused_multiply_add(pixels.far[r], sums.weighted1 - sums.weighted0, sums.weighted0);
+        const T weighted = between(sums.weighted0, sums.weighted1, pixels.far[r]);
         loss += spread * (sums.largest[r] * sums.weights - weighted + sums.weights * log_sum);
       }
     }
@@ -159,14 +170,14 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(Compute<Element>) == 8 ? 
     for (int first = 0; first < input.map.classes; first += input.map.patch_classes) {
       const int count = min(input.map.patch_classes, input.map.classes - first);
       __syncthreads();  // the previous classes have been used
-      patch.fill(input.map, opaque(tile.b), first, count, kNothing<T>);
+      patch.fill(input.map, opaque(tile.b), first, count, T(0));
       __syncthreads();  // these classes are loaded
-      add_classes<true>(corners, count, pixels, sums);
+      add_classes(corners, count, pixels, sums);
       if (input.smoothing > T(0)) add_weighted(input, corners, first, count, pixels, sums);
     }
   } else {
     const Corners<Element> corners = corners_in_map(input.map, tile.b, pixels);
-    add_classes<false>(corners, input.map.classes, pixels, sums);
+    add_classes(corners, input.map.classes, pixels, sums);
     if (input.smoothing > T(0)) add_weighted(input, corners, 0, input.map.classes, pixels, sums);
   }
   write_losses(input, opaque(tile.b), pixels, sums);

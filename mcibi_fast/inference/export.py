@@ -24,7 +24,6 @@ from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.memory import GaussianMemory
-from mcibi_fast.ops.dispatch import reference_decompositions
 
 OPSET = 18  # the lowest that has every operator used here
 METADATA = "mcibi_fast.json"  # the specification's name in an ONNX file's metadata and in a .pt2
@@ -149,7 +148,7 @@ def trace(
         if not standard:
             return program
         return program.run_decompositions(
-            {**reference_decompositions(), torch.ops.aten.adaptive_avg_pool2d.default: _pool}
+            {**ops.decompositions(), torch.ops.aten.adaptive_avg_pool2d.default: _pool}
         )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mcibi_fast.ops import checks
+
 Init = Literal["standard", "pixel", "cluster"]
 MomentumSchedule = Literal["fixed", "poly"]
 
@@ -52,8 +54,7 @@ class ClassMemory(nn.Module):
         super().__init__()
         _check_choice("momentum_schedule", momentum_schedule, ("fixed", "poly"))
         _check_choice("init", init, ("standard", "pixel", "cluster"))
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum: must be between 0 and 1, got {momentum}")
+        momentum = checks.fraction("momentum", momentum)
         self.num_classes = num_classes
         self.channels = channels
         self.momentum = self.initial_momentum = momentum
@@ -99,6 +100,7 @@ class ClassMemory(nn.Module):
             labels.shape, self.ignore_index, dtype=torch.int64, device=labels.device
         )
         generator = torch.Generator().manual_seed(seed)
+        labels = labels.long()  # in their own dtype neither k nor ignore_index need exist
         for k in self.met.logical_not().nonzero().flatten().tolist():
             positions = (labels == k).flatten().nonzero().flatten()
             if k != self.ignore_index and len(positions):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mcibi_fast import extras
 from mcibi_fast.nn.bilinear import pixels
+from mcibi_fast.ops import checks
 
 
 class PixelSample:
@@ -44,6 +45,7 @@ class PixelSample:
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> None:
+        checks.ignore_index(ignore_index, num_classes)
         self.channels = channels
         self.per_class = per_class
         self.per_batch = per_batch
@@ -58,6 +60,7 @@ class PixelSample:
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Draws pixels of R (B, Z, h, w) with labels (B, H, W) for classes that still need some."""
         features = features.float()
+        labels = labels.long()  # in their own dtype neither k nor ignore_index need exist
         for k, count in enumerate(self.counts):
             wanted = min(self.per_class - count, self.per_batch)
             if wanted == 0 or k == self.ignore_index:

@@ -245,7 +245,7 @@ class FoldedPixelContext(FoldedContext):
         self.register_buffer("tables", C_dl.to(next(attention.parameters()).dtype))
         # With mean 0, deviation 1 and the table as noise, the kernel of the aggregation mixes the
         # rows of any table; on the CPU in half the time of a softmax and a matrix product.
-        standard = torch.zeros_like(C_dl[:, :2])
+        standard = C_dl.new_zeros(len(C_dl), 2)
         standard[:, 1] = 1
         self.register_buffer("standard", standard, persistent=False)
 

@@ -90,7 +90,7 @@ class PixelLoss(nn.Module):
                 align_corners=align_corners,
                 reduction="none",
             )
-        kept = self._hard(plain.detach(), labels != ignore_index, self.ohem_threshold)
+        kept = self._hard(plain.detach(), labels.long() != ignore_index, self.ohem_threshold)
         return losses.where(kept, 0).sum() / kept.sum().clamp(min=1)
 
     def _hard(self, losses: Tensor, valid: Tensor, threshold: float) -> Tensor:
@@ -103,10 +103,11 @@ class PixelLoss(nn.Module):
 
     def total_weight(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
         """What the mean over ``labels`` divides by: valid pixels, or the sum of their weights."""
+        labels = labels.long()  # in their own dtype ignore_index need not exist
         valid = labels != ignore_index
         if self.class_weights is None or self.ohem_threshold is not None:
             return valid.sum().float()
-        known = labels.long().where(valid, 0).clamp(0, len(self.class_weights) - 1)
+        known = labels.where(valid, 0).clamp(0, len(self.class_weights) - 1)
         return self.class_weights[known].where(valid, 0).sum()
 
 

@@ -2,7 +2,7 @@
 
 from mcibi_fast.ops.class_rank_attention import class_rank_attention
 from mcibi_fast.ops.confidence_attention import confidence_attention
-from mcibi_fast.ops.dispatch import BackendError
+from mcibi_fast.ops.dispatch import BackendError, decompositions
 from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
 from mcibi_fast.ops.labels import check_labels
 from mcibi_fast.ops.memory_update import class_feature_sums, memory_update
@@ -17,6 +17,7 @@ __all__ = [
     "class_feature_sums",
     "class_rank_attention",
     "confidence_attention",
+    "decompositions",
     "gaussian_aggregate",
     "gaussian_table",
     "memory_update",

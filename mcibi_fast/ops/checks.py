@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+
 import torch
 from torch import Tensor
+
+from mcibi_fast.defaults import IGNORE_INDEX
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -16,6 +21,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def tensor(name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raises unless ``value`` is a tensor with one dimension per word of ``dims``."""
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            f"{name}: torch.fx.symbolic_trace cannot trace the ops of mcibi_fast, which look at "
+            "their arguments' shapes; use torch.export.export, or torch.fx.wrap for a function "
+            "that calls the op"
+        )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor ({dims}), got {type(value).__name__}")
     if value.dim() != len(dims.split(", ")):
@@ -34,6 +45,54 @@ def same_device(**tensors: Tensor) -> None:
                 f"{name}: is on {value.device}, but {first} is on {reference.device}; "
                 "move them to one device"
             )
+
+
+def number(name: str, value: object) -> float:
+    """The value of a Python, NumPy or one-element tensor number; symbolic while one is traced.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if isinstance(value, (float, torch.SymFloat)):
+        return value  # type: ignore[return-value]
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return float(value)
+    if isinstance(value, (numbers.Real, torch.SymInt)) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def fraction(name: str, value: object) -> float:
+    """The value of a number between 0 and 1.
+
+    Raises:
+        TypeError, ValueError: it is no number, or outside (as NaN is).
+    """
+    found = number(name, value)
+    if not 0.0 <= found <= 1.0:
+        raise ValueError(f"{name}: must be between 0 and 1, got {found}")
+    return found
+
+
+def finite(name: str, value: object) -> float:
+    """The value of a finite number.
+
+    Raises:
+        TypeError, ValueError: it is no number, or not finite.
+    """
+    found = number(name, value)
+    if not abs(found) < math.inf:
+        raise ValueError(f"{name}: must be finite, got {found}")
+    return found
+
+
+def ignore_index(value: int, num_classes: int) -> None:
+    """Raises if the default label of ignored pixels is that of a class."""
+    if value == IGNORE_INDEX < num_classes:
+        raise ValueError(
+            f"ignore_index: {IGNORE_INDEX}, the default, is the label of one of the {num_classes} "
+            "classes; pass a label that belongs to no class, such as -1"
+        )
 
 
 def positive(name: str, value: int) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from mcibi_fast._schemas import SCHEMAS
@@ -22,7 +24,8 @@ BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa")
 
 library = torch.library.Library("mcibi_fast", "DEF")
 _ops: dict[str, Op] = {}
-_forced = "auto"
+_own: ContextVar[str | None] = ContextVar("backend", default=None)
+_entered: list[tuple[object, str]] = []  # blocks of all threads
 
 
 class BackendError(RuntimeError):
@@ -104,20 +107,28 @@ class Op:
             return self.call(*args)
 
     def differentiable(
-        self, with_gradient: Callable[..., Any], wants_gradient: Callable[..., bool]
+        self,
+        with_gradient: Callable[..., Any],
+        wants_gradient: Callable[..., bool],
+        transformed: Callable[..., Any],
     ) -> None:
-        """Gives the operator its gradient.
+        """Gives the operator its derivatives.
 
         Args:
             with_gradient: computes the operator so that autograd can follow, as
                 ``autograd.Function.apply`` does.
             wants_gradient: given the arguments, whether an input that has a gradient needs it.
+            transformed: computes the operator in differentiable operators of PyTorch, for forward
+                mode and the transforms of ``torch.func``, which the kernels do not know: the
+                reference, without a size, a layout or a branch that depends on values.
         """
 
         def autograd(*args: Any) -> Any:
+            if follows(*args):
+                return transformed(*args)
             if not torch.is_grad_enabled() or not wants_gradient(*args):
                 return self.below_autograd(*args)
-            if _eager(args) and (kernel := self.select(*args)).composite:
+            if _eager(args) and not args[0].is_meta and (kernel := self.select(*args)).composite:
                 return kernel.run(*args)
             return with_gradient(*args)
 
@@ -128,7 +139,15 @@ class Op:
         self.differentiable(
             lambda *args: _Refusal.apply(self, *args),
             lambda *args: any(isinstance(a, Tensor) and a.requires_grad for a in args),
+            lambda *_args: _refuse(self.name),
         )
+
+    def without_gradient(self, transformed: Callable[..., Any]) -> None:
+        """Leaves the operator without a gradient in autograd.
+
+        In forward mode and under ``torch.func``, where none reads as zero, it has ``transformed``.
+        """
+        self.differentiable(self.below_autograd, lambda *_args: False, transformed)
 
     def select(self, *args: Any) -> Kernel:
         """The kernel that runs these dispatcher arguments.
@@ -136,7 +155,8 @@ class Op:
         Raises:
             BackendError: no kernel can, or the forced one cannot; the message gives the reasons.
         """
-        forced = [k for k in self.kernels if k.backend == _forced]
+        name = _forced()
+        forced = [k for k in self.kernels if k.backend == name]
         reasons = []
         for kernel in forced or self.kernels:
             reason = kernel.why_not(*args)
@@ -156,21 +176,42 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> Any:
-        raise RuntimeError(
-            f"{ctx.name} cannot be differentiated twice; "
-            'with mcibi_fast.backend("reference") it can, in plain PyTorch'
-        )
+        _refuse(ctx.name)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"{name} cannot be differentiated twice; "
+        'with mcibi_fast.backend("reference") it can, in plain PyTorch'
+    )
+
+
+def follows(*args: Any) -> bool:
+    """Whether forward mode or a transform of ``torch.func`` differentiates by an argument."""
+    transformed = torch._C._are_functorch_transforms_active()
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    # What a compiler traces enters forward mode without Python's level.
+    if not transformed and forward_ad._current_level < 0 and _eager(tensors):
+        return False
+    if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    return any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _eager(args: Sequence[Any]) -> bool:
     """True where real tensors are computed; while tracing they are of other classes."""
-    plain = (Tensor, torch.nn.Parameter)
-    return all(type(a) in plain for a in args if isinstance(a, Tensor))
+    return all(type(a) in _PLAIN for a in args if isinstance(a, Tensor))
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces one backend, in the whole process, for every op that has it.
+    """Forces one backend for every op that has it.
+
+    In the thread of the block, and in those that have no such block of their own, as autograd's
+    threads, which run the backward pass on a GPU.
 
     Ops without a backend of that name keep their own choice (``explain`` says which). An op that
     has it and cannot run the call with it raises ``BackendError``.
@@ -181,14 +222,23 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: no backend has that name.
     """
-    global _forced
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend: {name!r} is none of {', '.join((*BACKENDS, 'auto'))}")
-    previous, _forced = _forced, name
+    mark, token = (object(), name), _own.set(name)
+    _entered.append(mark)
     try:
         yield
     finally:
-        _forced = previous
+        _entered.remove(mark)
+        _own.reset(token)
+
+
+def _forced() -> str:
+    """The backend that is forced here, or "auto"."""
+    own = _own.get()
+    if own is not None:
+        return own
+    return _entered[-1][1] if _entered else "auto"
 
 
 def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
@@ -212,7 +262,7 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     if found is None or found.public is None:
         public = sorted(n for n, o in _ops.items() if o.public is not None)
         raise ValueError(f"explain: no op {name!r}; the ops are {', '.join(public)}")
-    args = found.prepare(*inputs, **options)
+    args, forced = found.prepare(*inputs, **options), _forced()
     try:
         chosen: Kernel | None = found.select(*args)
     except BackendError:
@@ -220,11 +270,11 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     lines = [f"{name}: {chosen.backend if chosen else 'no backend can run this call'}"]
     for kernel in found.kernels:
         if kernel is chosen:
-            verdict = "runs" + (" (forced)" if _forced == kernel.backend else "")
+            verdict = "runs" + (" (forced)" if forced == kernel.backend else "")
         elif (reason := kernel.why_not(*args)) is not None:
             verdict = f"no: {reason}"
-        elif chosen is not None and _forced == chosen.backend:
-            verdict = f"could run, but {_forced} is forced"
+        elif chosen is not None and forced == chosen.backend:
+            verdict = f"could run, but {forced} is forced"
         else:
             verdict = "could run, but comes later in the order of preference"
         lines.append(f"  {kernel.backend:<10}{verdict}")
@@ -233,11 +283,21 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     return "\n".join(lines)
 
 
-def reference_decompositions() -> dict[Any, Callable[..., Any]]:
-    """Each operator and its specification in PyTorch's operators, for ``run_decompositions``.
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Each operator of this package in PyTorch's operators, for ``run_decompositions``.
 
-    A traced program computes them with the backend of the machine that runs it; this replaces them
-    where there is none, as in ONNX.
+    An exported program calls this package's operators, whose backend the machine that runs it
+    chooses. A runtime without them, such as ONNX's, needs them in PyTorch's::
+
+        program = torch.export.export(model, (images,))
+        program = program.run_decompositions(mcibi_fast.ops.decompositions())
+        torch.onnx.export(program).save("model.onnx")
+
+    They are then the formulas as written: upsampled logits and the scores of attention are formed,
+    and wrong labels are not reported but ignored.
+
+    Returns:
+        The operators, as ``torch.ops.mcibi_fast.<op>.default``, and a function for each.
     """
     return {
         op.call: kernel.run

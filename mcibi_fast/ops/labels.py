@@ -6,6 +6,8 @@ import os
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
 
@@ -65,14 +67,28 @@ def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: 
             CUDA it is flagged instead, and ignored.
     """
     labels = labels.long()
+    if not (labels.is_meta or is_fake(labels)):  # the labels of a compiler's graph have no values
+        with disable_proxy_modes_tracing():  # torch.func.linearize traces; the check is no part
+            _report(_untransformed(labels), num_classes, ignore_index, op)
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
-    bad = ~valid & (labels != ignore_index)
+    return labels.masked_fill(~valid, -1)
+
+
+def _untransformed(labels: Tensor) -> Tensor:
+    """The values below the transforms of ``torch.func``: vmap's batch is the first dimension."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        labels = torch._C._functorch.get_unwrapped(labels)
+    return labels
+
+
+def _report(labels: Tensor, num_classes: int, ignore_index: int, op: str) -> None:
+    """Raises for a wrong label on the CPU, flags it on CUDA."""
+    bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
     if labels.is_cuda:
         found, first = flag(labels.device), labels[bad.nonzero(as_tuple=True)]
         if first.numel():
             found += torch.tensor([first.numel(), 0, 0], device=labels.device)
             found[1], found[2] = first[0], OPS_WITH_LABELS["cuda"].index(op)
     elif bad.any():
-        b, y, x = bad.nonzero()[0].tolist()
-        raise bad_label(num_classes, ignore_index, int(labels[b, y, x]), b, y, x)
-    return labels.masked_fill(~valid, -1)
+        where = bad.nonzero()[0].tolist()
+        raise bad_label(num_classes, ignore_index, int(labels[tuple(where)]), *where[-3:])

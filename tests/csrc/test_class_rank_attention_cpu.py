@@ -144,6 +144,20 @@ def test_scores_far_from_zero() -> None:
             assert error(result, exact) <= 2 * error(bar, exact) + 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e6, 2e9, 3e10, -1e15, 1e30])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 57, 8), (1, 231, 150)], ids=str)
+def test_scores_of_any_size(size: tuple[int, ...], scale: float) -> None:
+    """A softmax of one key, or of few: its largest score less itself is 0, however rounded."""
+    inputs = make(size, torch.float32)
+    truth = expected(*(t.double() for t in inputs), scale)
+    bars = expected(*inputs, scale)
+    for result, exact, bar in zip(ours(*inputs, scale), truth, bars, strict=True):
+        assert result.isfinite().all()
+        # Of one class the query's gradient is 0; a rounding of its terms is not.
+        unit = (4 * abs(scale) if size[-1] == 1 else 1) * torch.finfo(torch.float32).eps
+        assert error(result, exact) <= 2 * error(bar, exact) + unit
+
+
 @pytest.mark.parametrize("scale", [SCALE, -3.0])
 def test_long_sums_round_little(scale: float) -> None:
     """Sums are made in two steps, and the backward's softmax, from a rounded statistic, is

@@ -362,3 +362,35 @@ def test_binding(compile_cache: Path) -> None:
     command = [sys.executable, str(worker), str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Of exact weights, so that 0 times infinity is where PyTorch has it.
+@pytest.mark.parametrize("shape", [SHAPES["8x"], SHAPES["same"], (1, 150, 3, 12, 12, 48)], ids=str)
+def test_losses_of_any_logits_are_pytorchs(
+    ops: UpsampleCrossEntropyHost, generator: Generator, shape: tuple[int, ...]
+) -> None:
+    """Scales from 1e-3 to 1e30, infinities, NaN, and nothing but the lowest numbers."""
+    logits, labels, _ = _draw(shape, generator, torch.float64)
+    some = torch.rand(logits.shape, generator=generator)
+    cases = [logits * scale for scale in (1e-3, 1.0, 1e3, 1e9, 1e30)]
+    cases += [logits.masked_fill(some < 0.03, value) for value in (-torch.inf, torch.inf)]
+    cases += [logits.masked_fill(some < 0.03, torch.nan), torch.full_like(logits, -3e38)]
+    cases += [torch.full_like(logits, -torch.inf)]
+    for case in cases:
+        size = labels.shape[-2:]
+        upsampled = case  # where nothing is interpolated, nothing is multiplied by 0
+        if size != case.shape[-2:]:
+            upsampled = F.interpolate(case, size, mode="bilinear")
+        if (case == case.flatten()[0]).all():  # without the rounding of the weights, times 3e38
+            upsampled = case.flatten()[0].expand(upsampled.shape)
+        right = F.cross_entropy(upsampled, labels, ignore_index=-1, reduction="none")
+        losses, _ = ops.upsample_cross_entropy(case.float(), labels, None, -1)
+        assert torch.equal(losses.isnan(), right.isnan())
+        finite = right.isfinite()
+        assert torch.equal(losses.isfinite(), finite)
+        # A loss is a difference of logits, which are rounded.
+        numbers = upsampled.nan_to_num(0, 0, 0)
+        spread = float((numbers - numbers[:, :1]).abs().max())
+        torch.testing.assert_close(
+            losses[finite].double(), right[finite], rtol=1e-5, atol=1e-5 * max(spread, 1.0)
+        )

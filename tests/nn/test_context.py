@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory, PositionConfidenceAttention
+from mcibi_fast.nn.fold import fold_batch_norms, fold_context
 
 RENAMING = [
     ("memory.memory", "memory"),
@@ -248,6 +250,18 @@ def test_given_weights_replace_the_predicted_ones(generator):
     assert torch.equal(own.weight_logits, given.weight_logits)
     assert not torch.equal(own.features, given.features)
     assert torch.equal(given.features, module.augment(features, other))
+
+
+def test_folds_a_memory_of_one_channel() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        context = DatasetLevelContext(GaussianMemory(3, 1), transform_channels=4, downsample=True)
+    context = context.eval()
+    features = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    expected = context(features)[0]
+    folded = copy.deepcopy(context)
+    fold_batch_norms(folded)
+    torch.testing.assert_close(fold_context(folded)(features)[0], expected)
 
 
 @pytest.mark.parametrize("options", [{"hard": True}, {"downsample": True}, {"fusion": "add"}])

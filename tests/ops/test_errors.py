@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import mcibi_fast
 from mcibi_fast import ops
@@ -182,3 +184,41 @@ def test_check_labels_raises_for_a_flag_and_clears_it(monkeypatch: pytest.Monkey
         ops.check_labels()
     assert not flag.any()
     ops.check_labels()
+
+
+@pytest.mark.parametrize(
+    "momentum", [np.int64(5), np.float32(5), torch.tensor(5), torch.tensor(float("nan"))]
+)
+def test_momentum_is_checked_whatever_kind_of_number_it_is(momentum: Any) -> None:
+    update(momentum=type(momentum)(0) if isinstance(momentum, np.generic) else torch.tensor(0.5))
+    with pytest.raises(ValueError, match=r"^momentum: must be between 0 and 1"):
+        update(momentum=momentum)
+    with pytest.raises(TypeError, match=r"^momentum: expected a number"):
+        update(momentum="1")
+
+
+def test_the_default_ignore_index_is_refused_where_it_is_a_class() -> None:
+    labels = torch.full((1, 2, 2), 255)
+    features, logits = torch.ones(1, 2, 2, 2), torch.zeros(1, 256, 2, 2)
+    memory = torch.ones(256, 2)
+    for call in (
+        lambda **k: ops.class_feature_sums(features, labels, 256, **k)[0],
+        lambda **k: ops.memory_update(memory, features, labels, **k) - memory,
+        lambda **k: ops.upsample_cross_entropy(logits, labels, **k),
+        lambda **k: ops.upsample_confusion(logits, labels, 256, **k),
+    ):
+        with pytest.raises(ValueError, match=r"^ignore_index: 255, the default, is the label of"):
+            call()
+        assert call(ignore_index=-1).any()  # class 255 counts
+    ops.upsample_cross_entropy(logits[:, 1:], labels)  # of 255 classes 255 is none
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_mean_over_no_weight_is_pytorchs(backend: str, label_smoothing: float) -> None:
+    weight, labels = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.zeros(2, 3, 3, dtype=torch.int64)
+    options: dict[str, Any] = {"weight": weight, "label_smoothing": label_smoothing}
+    with mcibi_fast.backend(backend):
+        loss = ops.upsample_cross_entropy(LOGITS, labels, **options)
+    torch.testing.assert_close(loss, cross_entropy(LOGITS, labels, **options), equal_nan=True)
+    assert not loss.isfinite()

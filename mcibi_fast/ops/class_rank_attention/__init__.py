@@ -8,7 +8,6 @@ classes, with the logarithm of each class's pixel count added: O(N K) instead of
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -32,7 +31,9 @@ def class_rank_attention(
 
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
     per pixel and, while it runs, at most copies of its inputs, never the scores. Under autocast the
-    inputs are cast to its dtype.
+    inputs are cast to its dtype. The same inputs give the same bits in every run and with any
+    number of threads, but for gradients where PyTorch's ``scaled_dot_product_attention`` runs
+    (``mcibi_fast.explain`` says where).
 
     Args:
         query: Q, (B, N, K), float32, float64, bfloat16 or float16, any strides: the projected
@@ -64,9 +65,7 @@ def _prepare(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[
         raise ValueError(
             f"weights: expected the query's shape {tuple(query.shape)}, got {tuple(weights.shape)}"
         )
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return query, weights, scale, hard
+    return query, weights, checks.finite("scale", scale), hard
 
 
 # --- scaled_dot_product_attention ---------------------------------------------------------------
@@ -158,6 +157,13 @@ ATTENTION_BACKWARD = Op(
 ATTENTION_BACKWARD.refuse_gradient()
 
 
+def _hard_gradient(grad: Tensor, out: Tensor, scale: float) -> Tensor:
+    """scale P (dP - rowsum(P dP)), each row's sum by one thread, as PyTorch's own is not always."""
+    P, dP = (t.to(checks.wide(t.dtype)) for t in (out, grad))
+    products = P * dP  # first P, which is contiguous
+    return (scale * (products - P * products.sum(-1, keepdim=True))).to(out.dtype)
+
+
 class ClassRankAttention(torch.autograd.Function):
     """Saves the inputs, the result and its log-sum-exp; the scores are formed again.
 
@@ -178,12 +184,12 @@ class ClassRankAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
         if ctx.hard:
             (out,) = ctx.saved_tensors
-            softmax_gradient = torch.ops.aten._softmax_backward_data
-            return ctx.scale * softmax_gradient(grad, out, -1, out.dtype), None, None, None
+            return _hard_gradient(grad, out, ctx.scale), None, None, None
         return *ATTENTION_BACKWARD(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
 ATTENTION.differentiable(
     ClassRankAttention.apply,
     lambda query, weights, scale, hard: query.requires_grad or (weights.requires_grad and not hard),
+    reference.class_rank_attention,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,7 +25,8 @@ def class_rank_attention(
     Q = query.to(dtype)
     if hard:
         # N one-hot keys are K different ones, each counted as often as it occurs; P W is then P.
-        counts = F.one_hot(weights.argmax(-1), weights.shape[-1]).sum(1, keepdim=True)
+        classes = torch.arange(weights.shape[-1], device=weights.device)
+        counts = (weights.argmax(-1, keepdim=True) == classes).sum(1, keepdim=True)
         scores = scale * Q + counts.to(dtype).log()
         out = torch.softmax(scores, dim=-1)
     else:

@@ -7,7 +7,6 @@ for which PyTorch's flash attention has no kernel above 256); elsewhere, and whe
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ def confidence_attention(
     """P V with P = softmax(scale Q K^T) over the keys (Eq. 13).
 
     Differentiable once. Allocates the result and one number per query, never the scores. Under
-    autocast the inputs are cast to its dtype.
+    autocast the inputs are cast to its dtype. The bits of the gradients may depend on the number of
+    threads where PyTorch's ``scaled_dot_product_attention`` computes them, as on every CPU.
 
     Args:
         query: (B, Nq, D), float32, float64, bfloat16 or float16, any strides (the transposed view
@@ -71,9 +71,7 @@ def _prepare(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> 
         )
     if scale is None:
         scale = query.shape[2] ** -0.5
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return query, key, value, scale
+    return query, key, value, checks.finite("scale", scale)
 
 
 # --- scaled_dot_product_attention ---------------------------------------------------------------
@@ -172,4 +170,5 @@ class ConfidenceAttention(torch.autograd.Function):
 ATTENTION.differentiable(
     ConfidenceAttention.apply,
     lambda query, key, value, scale: any(t.requires_grad for t in (query, key, value)),
+    reference.confidence_attention,
 )

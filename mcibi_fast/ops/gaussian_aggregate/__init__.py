@@ -104,9 +104,13 @@ def _prepare_aggregate(
     return logits, memory, channels, eps, hard
 
 
+def _table_reference(memory: Tensor, channels: int, noise: Tensor) -> Tensor:
+    return reference.gaussian_table(memory, channels, noise).contiguous()
+
+
 TABLE = Op(
     "gaussian_table",
-    [cuda_kernel, cpu_kernel, Kernel("reference", reference.gaussian_table, always)],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _table_reference, always)],
     lambda memory, channels, noise: memory.new_empty(
         (memory.shape[0], channels),
         dtype=noise.dtype if noise.is_floating_point() else torch.float32,
@@ -114,29 +118,29 @@ TABLE = Op(
     public=gaussian_table,
     prepare=_prepare_table,
 )
+TABLE.without_gradient(reference.gaussian_table)
 
 
 def _aggregate_fake(
     logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
 ) -> tuple[Tensor, Tensor]:
     batch, _, height, width = logits.shape
-    out = logits.new_empty((batch, channels, height, width))
-    if _channels_last(logits):
-        out = out.to(memory_format=torch.channels_last)
+    out = logits.new_empty((batch, channels, height, width)).to(memory_format=_layout(logits))
     return out, logits.new_empty((batch, height * width), dtype=checks.wide(logits.dtype))
 
 
-def _channels_last(t: Tensor) -> bool:
-    """The layout rule of the kernels: channels_last unless the tensor is also contiguous."""
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+def _layout(t: Tensor) -> torch.memory_format:
+    """The rule of the kernels: channels_last unless the tensor is also contiguous."""
+    if t.is_contiguous() or not t.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _aggregate_reference(
     logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
 ) -> tuple[Tensor, Tensor]:
     out, statistic = reference.gaussian_aggregate(logits, memory, channels, noise, hard)
-    layout = torch.channels_last if _channels_last(logits) else torch.contiguous_format
-    return out.contiguous(memory_format=layout), statistic
+    return out.contiguous(memory_format=_layout(logits)), statistic
 
 
 AGGREGATE = Op(
@@ -154,7 +158,9 @@ def _backward_reference(
     def aggregate(scores: Tensor) -> Tensor:
         return _aggregate_reference(scores, memory, grad.shape[1], noise, hard=False)[0]
 
-    return recompute_gradients(aggregate, [logits], grad)[0]
+    return recompute_gradients(aggregate, [logits], grad)[0].contiguous(
+        memory_format=_layout(logits)
+    )
 
 
 AGGREGATE_BACKWARD = Op(
@@ -162,7 +168,7 @@ AGGREGATE_BACKWARD = Op(
     [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad, logits, lse, memory, noise: torch.empty_like(
         logits,
-        memory_format=torch.channels_last if _channels_last(logits) else torch.contiguous_format,
+        memory_format=_layout(logits),
     ),
 )
 AGGREGATE_BACKWARD.refuse_gradient()
@@ -197,4 +203,5 @@ class GaussianAggregate(torch.autograd.Function):
 AGGREGATE.differentiable(
     GaussianAggregate.apply,
     lambda logits, memory, channels, noise, hard: logits.requires_grad and not hard,
+    reference.gaussian_aggregate,
 )

@@ -8,7 +8,6 @@ once and the features once and upsample nothing.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.memory_update import reference
 
@@ -41,7 +40,8 @@ def class_feature_sums(
         features: R, (B, Z, h, w), float32, float64, bfloat16 or float16, any strides.
         labels: GT, (B, H, W), any integer dtype and strides; H and W need not be multiples.
         num_classes: K.
-        ignore_index: the label that belongs to no class.
+        ignore_index: the label that belongs to no class. With more than 255 classes the default is
+            an error: 255 is then a class.
         align_corners: of the upsampling, as in ``torch.nn.functional.interpolate``.
 
     Returns:
@@ -79,7 +79,8 @@ def memory_update(
         labels: GT, (B, H, W), any integer dtype.
         momentum: m, between 0 and 1.
         unbiased: divide the variance by Z - 1 (the released form) instead of Z (the paper).
-        ignore_index: the label that belongs to no class.
+        ignore_index: the label that belongs to no class. With more than 255 classes the default is
+            an error: 255 is then a class.
         align_corners: of the bilinear upsampling.
         group: process group over which sums and counts are added up first, so that every rank
             gets what one process with the whole batch would; None for this process alone.
@@ -95,6 +96,11 @@ def memory_update(
     )
     if group is None:
         return UPDATE(*args)
+    if follows(memory, features):
+        raise RuntimeError(
+            "memory_update: with a group it cannot be differentiated in forward mode or by "
+            "torch.func; the sums of the other ranks have no derivative here"
+        )
     sums, counts = SUMS(features, labels, len(memory), ignore_index, align_corners)
     dist.all_reduce(sums, group=group)
     dist.all_reduce(counts, group=group)
@@ -106,6 +112,7 @@ def _prepare_sums(
 ) -> tuple[Any, ...]:
     checks.features_and_labels(features, labels)
     checks.positive("num_classes", num_classes)
+    checks.ignore_index(ignore_index, num_classes)
     return features, labels, num_classes, ignore_index, align_corners
 
 
@@ -122,10 +129,8 @@ def _prepare_update(
     checks.memory(memory)
     checks.features_and_labels(features, labels)
     checks.same_device(features=features, memory=memory)
-    if isinstance(momentum, (int, float)) and not (
-        math.isfinite(momentum) and 0.0 <= momentum <= 1.0
-    ):
-        raise ValueError(f"momentum: must be between 0 and 1, got {momentum}")
+    checks.ignore_index(ignore_index, memory.shape[0])
+    momentum = checks.fraction("momentum", momentum)
     if unbiased and features.shape[1] < 2:
         raise ValueError("unbiased: needs at least 2 channels (it divides by Z - 1), got 1")
     return memory, features, labels, momentum, unbiased, ignore_index, align_corners
@@ -174,7 +179,7 @@ def _sums_backward_reference(
     def sums(R: Tensor) -> Tensor:
         return reference.class_feature_sums(R, known, num_classes, align_corners)[0]
 
-    return recompute_gradients(sums, [features], grad_sums)[0]
+    return recompute_gradients(sums, [features], grad_sums)[0].contiguous()
 
 
 def _sums_backward_fake(
@@ -226,7 +231,16 @@ class ClassFeatureSums(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-SUMS.differentiable(ClassFeatureSums.apply, lambda features, *_: features.requires_grad)
+def _sums_transformed(
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    known = without_bad_labels(labels, num_classes, ignore_index, "class_feature_sums")
+    return reference.class_feature_sums_by_index(features, known, num_classes, align_corners)
+
+
+SUMS.differentiable(
+    ClassFeatureSums.apply, lambda features, *_: features.requires_grad, _sums_transformed
+)
 
 
 # --- memory_update ------------------------------------------------------------------------------
@@ -243,7 +257,7 @@ def _update_reference(
 ) -> Tensor:
     known = without_bad_labels(labels, len(memory), ignore_index, "memory_update")
     sums, counts = reference.class_feature_sums(features, known, len(memory), align_corners)
-    return reference.moving_average(memory, sums, counts, momentum, unbiased)
+    return reference.moving_average(memory, sums, counts, momentum, unbiased).contiguous()
 
 
 def _update_fake(memory: Tensor, *_args: Any) -> Tensor:
@@ -274,4 +288,5 @@ UPDATE = Op(
 UPDATE.differentiable(
     _update_with_gradient,
     lambda memory, features, *_: memory.requires_grad or features.requires_grad,
+    _update_with_gradient,
 )

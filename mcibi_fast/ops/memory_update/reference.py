@@ -21,16 +21,32 @@ def class_feature_sums(
     Returns:
         sums (K, Z) in float32, float64 for float64 features; counts (K,) int64.
     """
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    upsampled = F.interpolate(
-        features.to(dtype), size=labels.shape[-2:], mode="bilinear", align_corners=align_corners
-    )
-    R = upsampled.movedim(1, -1).flatten(0, 2)  # (B H W, Z)
-    GT = labels.flatten()  # (B H W,)
+    R, GT = _pixels(features, labels, align_corners)
     members = [R[GT == k] for k in range(num_classes)]  # noqa: SIM300 - R_{c_k} of Eq. 7
     sums = torch.stack([rows.sum(0) for rows in members])
     counts = torch.tensor([len(rows) for rows in members], device=labels.device)
     return sums, counts
+
+
+def class_feature_sums_by_index(
+    features: Tensor, labels: Tensor, num_classes: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """``class_feature_sums`` without sizes that depend on the labels, which vmap cannot have."""
+    R, GT = _pixels(features, labels, align_corners)
+    ignored = (GT < 0) | (GT >= num_classes)  # noqa: SIM300 - of GT
+    rows = GT.masked_fill(ignored, num_classes)  # the last row
+    sums = R.new_zeros(num_classes + 1, R.shape[1]).index_add(0, rows, R)
+    counts = GT.new_zeros(num_classes + 1).index_add(0, rows, torch.ones_like(rows))
+    return sums[:num_classes], counts[:num_classes]
+
+
+def _pixels(features: Tensor, labels: Tensor, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """The upsampled features R as rows (B H W, Z), and their labels GT (B H W,)."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    upsampled = F.interpolate(
+        features.to(dtype), size=labels.shape[-2:], mode="bilinear", align_corners=align_corners
+    )
+    return upsampled.movedim(1, -1).flatten(0, 2), labels.flatten()
 
 
 def moving_average(

@@ -60,7 +60,8 @@ def upsample_confusion(
         logits: (B, K, h, w), as in ``upsample_argmax``.
         labels: (B, H, W), any integer dtype and strides.
         num_classes: K, which must be that of the logits.
-        ignore_index: the label of pixels that do not count.
+        ignore_index: the label of pixels that do not count. With more than 255 classes the default
+            is an error: 255 is then a class.
         align_corners: of the bilinear upsampling.
 
     Returns:
@@ -91,6 +92,7 @@ def _prepare_confusion(
         raise ValueError(
             f"num_classes: is {num_classes}, but the logits have {logits.shape[1]} classes"
         )
+    checks.ignore_index(ignore_index, num_classes)
     return logits, labels, ignore_index, align_corners
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
@@ -37,17 +37,19 @@ def upsample_cross_entropy(
 
     Differentiable once, in the logits. Allocates two numbers per label and, backward, the gradient;
     nothing of K times the size of the labels. The same inputs give the same bits in every run and
-    with any number of threads.
+    with any number of threads, unless a compiler makes the last reduction its own.
 
     Args:
         logits: (B, K, h, w), float32, float64, bfloat16 or float16, any strides. Computed in
             float32 (float64), under autocast too.
         labels: (B, H, W), any integer dtype and strides; H and W need not be multiples of h and w.
         weight: w, (K,) floats, of each class; None for ones. Not learnt.
-        ignore_index: the label of pixels that do not count.
+        ignore_index: the label of pixels that do not count. With more than 255 classes the default
+            is an error: 255 is then a class.
         label_smoothing: s, between 0 and 1: the share of the target spread over all classes.
         reduction: "none" for the loss of each pixel (0 where ignored), "sum", or "mean": the sum
-            over the sum of w_y over the valid pixels, and 0 where there is none.
+            over the sum of w_y over the valid pixels. Without a valid pixel that is 0; valid
+            pixels whose weights are all 0 give NaN, as in PyTorch.
         align_corners: of the bilinear upsampling, as in ``torch.nn.functional.interpolate``.
 
     Returns:
@@ -62,8 +64,13 @@ def upsample_cross_entropy(
     if reduction == "none":
         return losses
     if reduction == "sum":
-        return losses.sum()
+        return _total(losses)
     return _mean(losses, labels, args[2], ignore_index, logits.shape[1])
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum of (B, H, W), row by row: PyTorch divides one sum, but no row's, among threads."""
+    return values.sum(-1).sum(-1).sum() if values.is_cpu else values.sum()
 
 
 def _mean(
@@ -72,9 +79,9 @@ def _mean(
     labels = labels.long()  # in their own dtype neither K nor ignore_index need exist
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     if weight is None:
-        return losses.sum() / valid.sum().clamp(min=1)
-    weights = weight[labels.where(valid, 0)].where(valid, 0).sum()
-    return losses.sum() / weights.where(weights != 0, 1)
+        return _total(losses) / valid.sum().clamp(min=1)
+    weights = _total(weight.detach()[labels.where(valid, 0)].where(valid, 0))
+    return _total(losses) / weights.where(weights != 0, torch.nan).where(valid.any(), 1)
 
 
 def _prepare(
@@ -89,10 +96,8 @@ def _prepare(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: {reduction!r} is none of {', '.join(REDUCTIONS)}")
     checks.logits_and_labels(logits, labels)
-    if not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: must be between 0 and 1, got {label_smoothing}")
+    checks.ignore_index(ignore_index, logits.shape[1])
+    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     if weight is not None:
         checks.tensor("weight", weight, "K", checks.FLOATS)
         if weight.shape[0] != logits.shape[1]:
@@ -101,8 +106,8 @@ def _prepare(
                 f"got {weight.shape[0]}"
             )
         checks.same_device(logits=logits, weight=weight)
-        weight = weight.detach().to(checks.wide(logits.dtype)).contiguous()
-    return logits, labels, weight, ignore_index, float(label_smoothing), align_corners
+        weight = weight.to(checks.wide(logits.dtype)).contiguous()
+    return logits, labels, weight, ignore_index, label_smoothing, align_corners
 
 
 # --- the operators ------------------------------------------------------------------------------
@@ -117,6 +122,7 @@ def _reference(
     align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
     known = without_bad_labels(labels, logits.shape[1], ignore_index, "upsample_cross_entropy")
+    weight = None if weight is None else weight.detach()
     return reference.upsample_cross_entropy(logits, known, weight, label_smoothing, align_corners)
 
 
@@ -178,4 +184,12 @@ class UpsampleCrossEntropy(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-CROSS_ENTROPY.differentiable(UpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad)
+def _transformed(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> Any:
+    if weight is not None and follows(weight):
+        raise RuntimeError("upsample_cross_entropy: has no derivative with respect to weight")
+    return _reference(logits, labels, weight, *options)
+
+
+CROSS_ENTROPY.differentiable(
+    UpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad, _transformed
+)
