@@ -18,7 +18,7 @@ class PixelLoss(nn.Module):
 
     Args:
         class_weights: w_c, one per class. The mean is then weighted over the valid pixels:
-            sum_i w(y_i) l_i / sum_i w(y_i).
+            sum_i w(y_i) l_i / sum_i w(y_i); it is 0 if all valid pixels have weight 0.
         label_smoothing: s, the share of the target that is spread over all classes.
         ohem_threshold: online hard example mining: only pixels whose right class has a probability
             below this threshold count, and the loss is the mean over these pixels (divided by their
@@ -58,6 +58,7 @@ class PixelLoss(nn.Module):
         if ohem_min_kept < 1:
             raise ValueError(f"ohem_min_kept: expected at least 1, got {ohem_min_kept}")
         self.register_buffer("class_weights", weights, persistent=False)
+        self._some_weigh_nothing = weights is not None and bool((weights == 0).any())
         self.label_smoothing = label_smoothing
         self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
 
@@ -70,6 +71,10 @@ class PixelLoss(nn.Module):
         align_corners: bool = False,
     ) -> Tensor:
         """The loss, a scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
+        if self._some_weigh_nothing:
+            # A crop or a micro-batch may hold nothing else: ignored pixels give 0, not 0 / 0.
+            nothing = self.total_weight(labels, ignore_index=ignore_index) == 0
+            labels = labels.long().masked_fill(nothing, ignore_index)
         losses = ops.upsample_cross_entropy(
             logits,
             labels,

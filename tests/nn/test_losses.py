@@ -162,3 +162,20 @@ def test_ohem_keeps_hard_pixels_only(generator):
 def test_pixel_loss_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         PixelLoss(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_pixels_of_weight_zero_alone_give_no_loss(generator, dtype):
+    """As ignored ones do; PyTorch's mean would be 0 / 0 and end the training."""
+    loss = PixelLoss(class_weights=[0.0, 2.0, 0.0])
+    logits = torch.randn(2, 3, 4, 5, generator=generator, requires_grad=True)
+    labels = torch.zeros(2, 16, 20, dtype=dtype)
+    labels[0, :3] = 2
+    labels[1, 5:] = 255
+    value = loss(logits, labels)
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+    labels[1, 0, 0] = 1  # a single one that counts
+    full = F.interpolate(logits, (16, 20), mode="bilinear")
+    expected = F.cross_entropy(full, labels.long(), loss.class_weights, ignore_index=255)
+    torch.testing.assert_close(loss(logits, labels), expected)

@@ -115,7 +115,7 @@ def test_data_check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     printed = capfd.readouterr()
     assert_harmless(printed.out)
     assert_harmless(printed.err, 1)
-    assert r"bad\x1b[1A\n.png" in printed.err and r"x\x1b[2J" in printed.out
+    assert r"bad\x1b[1A\n.png" in printed.err and "overlay_1_x__2J__y.png" in printed.out
 
 
 def test_data_pack(tmp_path: Path, fails: Fails) -> None:
