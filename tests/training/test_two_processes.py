@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.models import SegmentationHead
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.training.state import seed_global_generators
@@ -68,6 +69,9 @@ class Data(ScenesData):
 class ByColour(nn.Module):
     """Predicts every class, as a hardly trained network does not."""
 
+    head = SegmentationHead()
+    needs_labels = False
+
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
@@ -108,13 +112,14 @@ if accelerator.is_main_process:
 
 def launch(processes: int, *arguments: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE},
-        check=True,
         capture_output=True,
+        text=True,
         timeout=240,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # Micro-batches of several processes hold other images than those of one, and a memory is updated
