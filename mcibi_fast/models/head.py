@@ -29,8 +29,8 @@ class SegmentationHead(nn.Module):
         align_corners: whether every bilinear resizing aligns corners, including that of the logits
             to the labels' size.
         ignore_index: label that does not count in the losses.
-        has_memory: whether the head gathers from a memory; if so, it has ``memory``, ``stages``
-            (iterative inference), ``schedule`` and ``fold``, and its ``context`` is not None.
+        has_memory: whether the head gathers from a memory; if so, it has ``context``, ``memory``,
+            ``stages`` (iterative inference), ``schedule`` and ``fold``.
         concatenates_context: whether the context within the image is concatenated to R_aug before
             the classifier, as in MCIBI++.
         guided: set by a framework whose context needs a first prediction (ISNet).

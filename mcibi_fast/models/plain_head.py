@@ -77,7 +77,6 @@ class PlainHead(SegmentationHead):
         self.bottleneck = conv_bn_relu(last, Z, 3) if self.guided else None
         self.first_decoder = Decoder(Z, Z, K, dropout=dropout) if self.guided else None
         self.within_image = made(within_image) if stands_apart else None
-        self.context = None
         self.num_classes = num_classes
         self.first_weight = 0.4 if first_weight is None else first_weight
         self.auxiliary_weight = auxiliary_weight

@@ -42,7 +42,7 @@ class Gathering:
 
 def context_of(model: Segmentor) -> ContextBase | None:
     """The model's dataset-level context, or None (a baseline has none)."""
-    return model.head.context
+    return model.head.context if model.head.has_memory else None
 
 
 def gaussian_memory_of(model: Segmentor) -> GaussianMemory | None:
