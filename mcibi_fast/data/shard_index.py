@@ -13,7 +13,7 @@ INDEX = "index.json"
 FORMAT = "mcibi_fast shards 1"
 
 _LONGEST_NAME = 1024  # of a sample, in characters
-_LARGEST = 1 << 62  # two of them can be added in int64
+_LARGEST = (1 << 62) - 1  # two of them can be added in int64
 
 
 class ShardIndex(NamedTuple):
