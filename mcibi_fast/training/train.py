@@ -82,7 +82,7 @@ def train(
     state.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         out: its directory, see `training.run`.
         resume: continue from the last checkpoint in ``out``.
         progress: show bars (on the main process, on a terminal).
