@@ -88,7 +88,7 @@ def predict(
         model: a model from `checkpoint.load_model`, as is ``spec``; put into evaluation mode.
         spec: normalisation and palette.
         source: an image or a folder.
-        out: made if need be.
+        out: folder for the results, created if needed.
         inference: the default is one pass over the whole image.
         transform: transforms the image before the network, such as a dataset's `EvalTransform`; by
             default it is normalised and keeps its size.

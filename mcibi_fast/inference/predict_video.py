@@ -83,7 +83,7 @@ def predict_video(
         model: a model from `checkpoint.load_model`, folded or not; put into evaluation mode.
         spec: normalisation and palette.
         source: a video file, a folder of pictures, or the number of a camera.
-        out: made if need be.
+        out: folder for the results, created if needed.
         overlay: also write the overlaid video; needs OpenCV.
         every: take one frame out of this many.
         limit: end after this many frames; None goes to the end.

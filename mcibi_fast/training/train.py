@@ -158,7 +158,7 @@ class Trainer:
         )
         options: dict[str, Any] = {"loss": self.loss}
         if resume:
-            options["pretrained"] = False  # the checkpoint's weights would replace them anyway
+            options["pretrained"] = False  # the checkpoint's weights replace pretrained ones
             check_fits(self.spec, run.weights(), **options)
         model = create_model(self.spec, **options)
         check_model(model, config.inference)
