@@ -1,8 +1,8 @@
-"""Writing files so that a crash leaves the old ones or the new ones, never half of one.
+"""Writes files so that a crash leaves the old file or the new one, never half of a file.
 
-Everything is written under a temporary name that nobody can foresee, in a file or folder that this
-process has made, and then renamed: no symbolic link is ever followed, and one that stands in the
-way of a result is replaced. Permissions follow the umask, as with ``open``.
+Everything is written under a random temporary name, to a file or folder that this process created,
+and then renamed: no symbolic link is ever followed, and a link in the place of a result is
+replaced. Permissions follow the umask, as with ``open``.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ def new_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file under a temporary name, renamed when the block ends.
 
     Args:
-        path: its name then; what is there by that name is replaced, also a link.
-        sync: to disk, before it is renamed.
+        path: its final name; a file or link with that name is replaced.
+        sync: sync the file to disk before it is renamed.
 
     Raises:
-        OSError: as `write_atomically`; after that or any other error nothing is left.
+        OSError: as in `write_atomically`; after this or any other error the temporary file is
+            removed.
     """
     with naming(path):
         temporary, descriptor = _claim(path, lambda name: os.open(name, _NEW, 0o666))
@@ -75,15 +76,15 @@ def new_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def open_new(path: Path, *, buffering: int = -1) -> BinaryIO:
-    """Opens a file for writing that must not be there yet, not even as a link."""
+    """Opens a new file for writing; nothing with that name may exist, not even a link."""
     return os.fdopen(os.open(path, _NEW, 0o666), "wb", buffering=buffering)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line to a file, which is made if need be; a link is refused.
+    """Appends a line to a file, which is created if needed; a link is refused.
 
     Raises:
-        OSError: naming the file.
+        OSError: it cannot be written; the message names the file.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with naming(path), os.fdopen(os.open(path, flags, 0o666), "w") as file:
@@ -91,11 +92,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def make_folder(path: Path, *, below: Path) -> None:
-    """Makes a folder and those above it; below ``below``, links in the way are replaced.
+    """Creates a folder and the folders above it.
 
     Args:
         path: the folder.
-        below: a folder above it, which the user has named: it may be reached through links.
+        below: a folder above it that the user named. It may be reached through links, whereas links
+            below it are replaced by folders.
     """
     below.mkdir(parents=True, exist_ok=True)
     for part in reversed([path, *path.parents[: len(path.relative_to(below).parts)]][:-1]):
@@ -144,15 +146,16 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def private_file(path: Path) -> Iterator[Path]:
-    """A path to write to for a library that opens files by name; renamed when the block ends.
+    """A temporary path for a library that opens files by name; renamed when the block ends.
 
-    It lies in a new directory that only this user can enter, so that nobody can put a link there.
+    It is in a new directory that only this user can enter, so that nobody else can put a link
+    there.
 
     Args:
-        path: of the result; the temporary file has its name.
+        path: path of the result; the temporary file has the same name.
 
     Raises:
-        OSError: it cannot be written; after that or any other error nothing is left.
+        OSError: it cannot be written; after this or any other error the temporary file is removed.
     """
     with _temporary_directory(path, mode=0o700) as temporary:
         yield temporary / path.name
@@ -162,7 +165,7 @@ def private_file(path: Path) -> Iterator[Path]:
 
 
 def link_atomically(link: Path, target: str) -> None:
-    """Points a symbolic link in ``link``'s directory to its sibling ``target``."""
+    """Makes the symbolic link ``link`` point to ``target``, an entry of the same directory."""
     temporary = _temporary(link)
     os.symlink(target, temporary)
     try:
@@ -175,7 +178,7 @@ def link_atomically(link: Path, target: str) -> None:
 
 @contextmanager
 def _temporary_directory(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
-    """Beside ``path``; removed after an error."""
+    """A temporary directory beside ``path``; it is removed after an error."""
 
     def make(name: Path) -> int | None:
         name.mkdir(mode=mode)
@@ -195,9 +198,9 @@ def _temporary_directory(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
 
 
 def _claim(path: Path, make: Callable[[Path], int | None]) -> tuple[Path, int]:
-    """What ``make`` makes and opens beside ``path``, locked while the descriptor is open.
+    """Creates and opens a temporary file or directory; it is locked while the descriptor is open.
 
-    Until it is locked another process may take it for a leftover; then it is made anew.
+    Before it is locked, another process may remove it as a leftover; then another one is created.
     """
     while True:
         temporary = _temporary(path)
@@ -212,7 +215,7 @@ def _claim(path: Path, make: Callable[[Path], int | None]) -> tuple[Path, int]:
 
 
 def _temporary(path: Path) -> Path:
-    """A new name beside ``path``. What killed processes left there is removed first."""
+    """A new name beside ``path``. Leftovers of killed processes are removed first."""
     _remove_leftovers(path.parent)
     return path.parent / f".mcibi_fast-{secrets.token_hex(8)}.tmp"
 

@@ -1,7 +1,7 @@
-"""How much a file from elsewhere may ask of this machine.
+"""Limits on what a file from elsewhere may demand of this machine.
 
-Each limit has a name, which the error says. ``MCIBI_FAST_<NAME>=N`` in the environment changes it,
-for the processes that load data as well.
+Each limit has a name, which the error message gives. ``MCIBI_FAST_<NAME>=N`` in the environment
+changes it, also for the processes that load data.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 
 LIMITS = {
-    "MAX_PIXELS": 1 << 26,  # of an image, a mask or a video's frame: 8192x8192
-    "MAX_FILE_BYTES": 1 << 28,  # of an image or a mask as it is stored
-    "MAX_TEXT_BYTES": 1 << 25,  # of a list of names, a list of classes or an index of shards
-    "MAX_ANNOTATION_BYTES": 1 << 30,  # of PASCAL-Context's annotations
-    "MAX_MAT_BYTES": 1 << 27,  # of a .mat file, decompressed
+    "MAX_PIXELS": 1 << 26,  # an image, a mask or a frame of a video: 8192x8192
+    "MAX_FILE_BYTES": 1 << 28,  # the file of an image or a mask
+    "MAX_TEXT_BYTES": 1 << 25,  # a list of names, a list of classes or an index of shards
+    "MAX_ANNOTATION_BYTES": 1 << 30,  # PASCAL-Context's annotations
+    "MAX_MAT_BYTES": 1 << 27,  # a .mat file, decompressed
     "MAX_ZIP_ENTRIES": 1_000_000,  # files and folders in a zip file
-    "MAX_ZIP_LEVELS": 32,  # folders in folders in a zip file
-    "MAX_SHARD_BYTES": 1 << 34,  # of a shard that is fetched
+    "MAX_ZIP_LEVELS": 32,  # nested folders in a zip file
+    "MAX_SHARD_BYTES": 1 << 34,  # a shard that is downloaded
 }
 
 
 def limit(name: str) -> int:
-    """The limit called ``name``. Raises ValueError where the environment says no whole number."""
+    """The limit called ``name``; ValueError if the environment sets it to no whole number."""
     variable = f"MCIBI_FAST_{name}"
     text = os.environ.get(variable)
     if text is None:
@@ -32,10 +32,10 @@ def limit(name: str) -> int:
 
 
 def check_limit(name: str, amount: int, what: str, error: type[ValueError] = ValueError) -> None:
-    """Raises ``error`` where ``amount`` is more than the limit called ``name``.
+    """Raises ``error`` if ``amount`` is more than the limit called ``name``.
 
-    The message is ``what``, which names the file and says how much it asks for, then the limit and
-    how to raise it.
+    The message consists of ``what``, which names the file and says how much it demands, then the
+    limit and how to raise it.
     """
     allowed = limit(name)
     if amount > allowed:

@@ -1,4 +1,4 @@
-"""What reaches the terminal: names out of files cannot steer it, nor fake a line of their own."""
+"""Prints to the terminal so that names read from files can neither control it nor fake a line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import unicodedata
 from typing import TextIO
 
 LONGEST_COMPLAINT = 2000
-"""Characters of a complaint; what is longer ends in dots."""
+"""Largest number of characters of an error message; longer ones are cut and end in dots."""
 
 
 def printable(text: object, *, longest: int | None = None) -> str:
-    r"""Text in one line, with escapes such as ``\x1b`` and ``\n`` for what a terminal would obey.
+    r"""The text in one line, with escapes such as ``\x1b`` and ``\n`` for what a terminal obeys.
 
-    These are control characters, line breaks, marks that turn the direction of writing, and
-    everything else that has no picture (as ``str.isprintable`` says). Letters of all scripts stay.
+    These are control characters, line breaks, marks that change the direction of writing, and
+    everything else that is not printable (``str.isprintable``). Letters of all scripts stay.
 
     Args:
-        text: anything; a file's path, too, whose name need not be valid UTF-8.
-        longest: cut it to so many characters, the last of which are dots.
+        text: any object, for example a file's path, whose name need not be valid UTF-8.
+        longest: cut the text to this many characters; the last one is then an ellipsis.
     """
     shown = str(text)
     if longest is not None and len(shown) > longest:
@@ -30,12 +30,12 @@ def printable(text: object, *, longest: int | None = None) -> str:
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:
-    """Prints text of one line or more, each as `printable` has it."""
+    """Prints one or more lines of text after passing each through `printable`."""
     print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
 
 
 def complain(message: str) -> None:
-    """Prints one line on stderr that begins with the program's name, and its rank if it has one."""
+    """Prints one line to stderr, beginning with the program's name and its rank, if it has one."""
     rank = os.environ.get("RANK")
     line = " ".join(message.split())
     say(
@@ -49,6 +49,6 @@ def complain(message: str) -> None:
 def _shown(character: str) -> str:
     if character.isprintable():
         return character
-    if unicodedata.category(character) == "Zs":  # a space that is not broken, or of another width
+    if unicodedata.category(character) == "Zs":  # a space of another width or without line break
         return " "
     return character.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""Values that come as text or from a file, and the types that annotations ask for."""
+"""Checks values that come from text or a file against the types in annotations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LISTS = (list, collections.abc.Sequence)
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value, with lists for tuples, is of an annotated type."""
+    """Whether a value has an annotated type; a list counts as a tuple, too."""
     for option in options(annotation):
         origin = typing.get_origin(option)
         if origin is typing.Literal:
@@ -68,6 +68,6 @@ def options(annotation: Any) -> tuple[Any, ...]:
 
 
 def _items(option: Any, length: int) -> tuple[Any, ...]:
-    """Types of a tuple's entries; ``tuple[float, ...]`` takes any number of them."""
+    """Types of a tuple's entries; ``tuple[float, ...]`` accepts any number of them."""
     items = typing.get_args(option)
     return items[:1] * length if items[-1] is Ellipsis else items

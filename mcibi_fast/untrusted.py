@@ -1,7 +1,7 @@
-"""Reading files that others may have made: they hold data, of a bounded size, and nothing else.
+"""Reads files that others may have made, and accepts only data of a limited size in them.
 
-Every limit is a constant of this module and named in the error that it causes; whoever trusts a
-larger file can set it to another number before reading.
+Every limit is a constant of this module, and the error that it causes names it; to read a larger
+file that you trust, set the constant to another number first.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JSON_BYTES = 2**20
-"""Of a configuration, or of the specification in a file of weights."""
+"""Largest size of a configuration, or of the specification in a file of weights."""
 PICKLE_BYTES = 2**24
-"""What a file of torch's says of its tensors, names and shapes, without their values."""
+"""Largest size of the names and shapes of the tensors in a file of torch, without their values."""
 ENTRIES = 4_000_000
-"""Tensors, numbers, texts and containers in a file of torch's."""
+"""Largest number of tensors, numbers, texts and containers in a file of torch."""
 SHARED = 4
-"""How often the values in a file of torch's may be read by several tensors, on average."""
+"""How many tensors may share the same values in a file of torch, on average."""
 
-# What the files of torch.save need to describe tensors, and all that may be called to read them.
-# torch's own list has more, some of which take no more than a number to fill the memory.
+# What files of torch.save need to describe tensors; nothing else may be called to read them.
+# torch's own list has more functions, some of which fill the memory if given a large number.
 _GLOBALS = frozenset(
     {
         "collections OrderedDict",
@@ -45,16 +45,16 @@ _LEGACY_PICKLES = 5  # magic number, version, system, the object, and the names 
 
 
 def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
-    """A file's content, if it is a regular file: no pipe that never ends, and no device.
+    """The content of a regular file; a pipe or a device, which may never end, is refused.
 
     Args:
-        path: of the file; a link to one, too.
-        limit: most bytes that it may have.
-        limit_name: of the constant, for the error.
+        path: path of the file, or of a link to it.
+        limit: the largest number of bytes that it may have.
+        limit_name: name of the limit for the error message.
 
     Raises:
-        ValueError: it is no regular file, or longer.
-        OSError: it cannot be read, naming it.
+        ValueError: it is not a regular file, or longer than the limit.
+        OSError: it cannot be read; the message names it.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -66,7 +66,7 @@ def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a small JSON file holds. Raises ValueError and OSError, naming the file."""
+    """The content of a small JSON file. Raises ValueError or OSError with the file's name."""
     content = read_bytes(path, limit=JSON_BYTES, limit_name="untrusted.JSON_BYTES")
     try:
         return parse_json(content)
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What a JSON text holds. Raises ValueError for anything else, also for endless nesting."""
+    """The content of a JSON text. Raises ValueError if it is not JSON or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -85,16 +85,18 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
-    """What ``torch.save`` wrote: tensors, numbers and texts in dictionaries, lists and tuples.
+    """The content of a file of ``torch.save``.
 
-    Nothing in the file is executed, and it cannot take much more memory than its size.
+    It may hold tensors, numbers and texts in dictionaries, lists and tuples. Nothing in the file is
+    executed, and it cannot take much more memory than its size.
 
     Args:
-        path: of the file.
-        also: classes of instances without tensors, such as ``argparse.Namespace``.
+        path: path of the file.
+        also: further classes that are allowed, such as ``argparse.Namespace``; their instances must
+            not hold tensors.
 
     Raises:
-        ValueError: the reason in one line; the file's name is for the caller to say.
+        ValueError: the reason in one line; the caller must add the file's name.
     """
     import torch
 
@@ -111,22 +113,22 @@ def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
         check_tensors(content)
     except OSError:
         raise
-    except Exception as error:  # reading damaged files raises whatever the readers do
+    except Exception as error:  # reading damaged files can raise any error
         raise ValueError(_first_line(error)) from error
     return content
 
 
 def check_tensors(content: Any) -> None:
-    """Checks that tensors hold as many values as their shapes promise.
+    """Checks that tensors hold as many values as their shapes say.
 
-    A file of a few bytes can hold one value that is spread over any shape; whoever copies such a
-    tensor fills the memory.
+    A file of a few bytes can hold a single value with any shape (by strides of 0); copying such a
+    tensor would fill the memory.
 
     Args:
         content: tensors in mappings, lists and tuples.
 
     Raises:
-        ValueError: a tensor without its values, or too many entries.
+        ValueError: a tensor has too few values, or there are too many entries.
     """
     from torch import Tensor
 
@@ -145,7 +147,7 @@ def check_tensors(content: Any) -> None:
         elif isinstance(item, (list, tuple, set, frozenset)):
             children = item
         seen += len(children)
-        if seen > ENTRIES:  # or containers in themselves
+        if seen > ENTRIES:  # this also ends the loop if a container holds itself
             raise ValueError(f"it holds more than untrusted.ENTRIES = {ENTRIES:,} entries")
         pending.extend(children)
     if read > SHARED * sum(stored.values()):
@@ -170,7 +172,7 @@ def _tensor_bytes(tensor: Tensor) -> int:
 
 
 def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The pickles in a file of torch.save, each to be read from where it stands."""
+    """The pickles in a file of torch.save; each is read from the present position on."""
     if file.read(4) != b"PK\x03\x04":
         file.seek(0)
         yield from (file for _ in range(_LEGACY_PICKLES))
@@ -178,7 +180,7 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = [member.filename.lower() for member in members]
-        # Such an archive could be another one to another reader.
+        # Another reader could take other members from such an archive.
         if len(set(names)) < len(names) or min(member.header_offset for member in members):
             raise ValueError("it is no archive of torch.save")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -195,7 +197,7 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _check_pickle(pickled: BinaryIO, allowed: Collection[str]) -> None:
-    """Reads a pickle up to its end, and refuses what does more than describe tensors."""
+    """Reads a pickle to its end and raises if it does more than describe tensors."""
     start = pickled.tell()
     for code, argument, position in pickletools.genops(pickled):
         if (position or 0) - start > PICKLE_BYTES:
@@ -207,7 +209,7 @@ def _check_pickle(pickled: BinaryIO, allowed: Collection[str]) -> None:
 
 
 def _is_type(name: str) -> bool:
-    """Whether it is "torch FloatStorage", "torch float32" or another of the kind."""
+    """Whether it is a type of torch, such as "torch FloatStorage" or "torch float32"."""
     import torch
 
     module, _, last = name.partition(" ")

@@ -33,7 +33,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", metavar="H,W", help="size of sliding windows; none: the whole image at once"
     )
-    parser.add_argument("--stride", metavar="H,W", help="of windows (default: 2/3 of the window)")
+    parser.add_argument("--stride", metavar="H,W", help="stride of windows (default: 2/3 of one)")
     parser.add_argument(
         "--softmax",
         choices=["labels", "stride"],

@@ -144,7 +144,7 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> StateDict:
         try:
             checkpoint = read_torch(path)
         except ValueError as error:
-            raise ValueError(f"checkpoint: {path} is not one torch can load ({error})") from error
+            raise ValueError(f"checkpoint: torch cannot load {path} ({error})") from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
     state = checkpoint["model"]
@@ -265,9 +265,9 @@ def released_name(name: str) -> str:
 def _filled(
     build: Callable[[], _Module], state: StateDict, rename: Callable[[str, _Module], str]
 ) -> _Module:
-    """What ``build`` makes, in evaluation mode, with every entry in it.
+    """The model that ``build`` creates, in evaluation mode, with every entry loaded.
 
-    It is made without memory first: shapes that promise more than a file holds cost nothing.
+    It is first built without memory, so that refusing shapes larger than the file costs nothing.
     """
     if len(state) > TENSORS:
         raise ValueError(
@@ -289,7 +289,7 @@ def _entries(
     own = model.state_dict()
     names = {rename(name, model): name for name in own}
     target = {rename(name, model): value for name, value in own.items()}
-    # Batch norm's step counters are in no published checkpoint and change nothing.
+    # No published checkpoint contains batch norm's step counters, which do not affect the results.
     missing = {k for k in target.keys() - state.keys() if not k.endswith("num_batches_tracked")}
     shapes = {
         k: f"{k} {tuple(state[k].shape)} instead of {tuple(target[k].shape)}"

@@ -4,7 +4,7 @@ A zip file is read in place. Its directory is read once; each process opens the 
 it first reads from it, so a `Files` may be handed to a data loader's workers.
 
 Paths that come from the dataset's own lists stay below its root. Symbolic links in a folder are
-followed, wherever they lead: who owns the folder has put them there.
+followed wherever they lead, because the owner of the folder put them there.
 """
 
 from __future__ import annotations

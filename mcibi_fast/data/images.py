@@ -18,8 +18,8 @@ from mcibi_fast.data.reading import read_regular
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
 
-# The formats that are decoded, and how their files' names end; the content decides which it is.
-# Others that PIL knows run a program (EPS) or read further files.
+# The formats that are decoded, and the endings of their names; the content decides which it is.
+# Some other formats that PIL knows run a program (EPS) or read further files.
 FORMATS = {
     "BMP": (".bmp",),
     "JPEG": (".jpg", ".jpeg"),
@@ -41,8 +41,8 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
         name: the name that errors use; by default its path.
 
     Raises:
-        DataError: it is missing, empty, no regular file, in none of `FORMATS`, cannot be decoded,
-            or exceeds the limits MAX_FILE_BYTES or MAX_PIXELS.
+        DataError: it is missing, empty, not a regular file, in none of `FORMATS`, cannot be
+            decoded, or exceeds the limits MAX_FILE_BYTES or MAX_PIXELS.
     """
     name = name or str(file)
     return decode_bytes(read_image_file(file, name), name)
@@ -98,7 +98,7 @@ def _decoding(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as error:  # whatever PIL's decoders stumble over
+    except Exception as error:  # PIL's decoders raise many kinds of errors
         raise _undecodable(name, error) from error
 
 

@@ -1,8 +1,8 @@
-"""MATLAB's .mat files (level 5, of MATLAB 5 to 7.2), as far as masks use them.
+"""Reads MATLAB's .mat files (level 5, of MATLAB 5 to 7.2), as far as masks use them.
 
-Arrays of numbers are read, at the top or in the fields of a structure; of all else the sizes. A
-reader of everything makes what a few bytes announce, such as a billion cells; here nothing is made
-that the file's own bytes do not fill.
+Arrays of numbers are read, at the top or in the fields of a structure; of everything else only the
+sizes. A general reader creates whatever a few bytes announce, such as a billion cells; here nothing
+is created that the file's own bytes do not fill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Matrix(NamedTuple):
         return prod(self.shape)
 
     def whole_numbers(self) -> NDArray[np.integer]:
-        """The entries, in the array's shape. Raises ValueError when they are something else."""
+        """The entries, in the array's shape. Raises ValueError if they are not whole numbers."""
         if self.kind not in _NUMERIC:
             raise ValueError(f"{self.name}: no array of numbers")
         values = _Elements(self.content, self.order).numbers()
@@ -54,7 +54,7 @@ class Matrix(NamedTuple):
         return whole.reshape(self.shape, order="F")
 
     def field(self, name: str) -> Matrix:
-        """A field of a structure. Raises ValueError when this is none, or has no such field."""
+        """A field of a structure. Raises ValueError if this is no structure or lacks the field."""
         if self.kind != _STRUCTURE or self.size != 1:
             raise ValueError(f"{self.name}: no structure")
         elements = _Elements(self.content, self.order)
@@ -71,11 +71,11 @@ def read_variables(content: bytes, name: str) -> dict[str, Matrix]:
     """The arrays of a file, by their names.
 
     Args:
-        content: of the file.
-        name: what the error calls it.
+        content: the file's content.
+        name: the file's name in error messages.
 
     Raises:
-        ValueError: it is no such file, or not whole.
+        ValueError: it is not such a file, or incomplete.
         DataError: it is larger, once decompressed, than the limit MAX_MAT_BYTES.
     """
     orders = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}

@@ -1,4 +1,4 @@
-"""Reading files from elsewhere: regular ones only, of limited sizes, and the names they give."""
+"""Reads files from elsewhere: only regular files of limited size; checks the names in them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _LONGEST_PATH, _LONGEST_NAME = 1024, 255  # characters
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a file to read.
 
-    Raises OSError as `open` does, and for what is no regular file: a FIFO may never be written to,
-    a device never end. Links are followed.
+    Raises OSError as `open` does, and also for anything but a regular file: opening a FIFO can wait
+    forever, and a device may never end. Links are followed.
     """
     _check_regular(os.stat(path), path)
-    # It may have been exchanged meanwhile; so that opening a FIFO does not wait either.
+    # The file may have been exchanged since the check, so opening must not wait for a FIFO either.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _check_regular(os.fstat(descriptor), path)
@@ -43,9 +43,9 @@ def read_regular(path: str | Path, name: str, limit: str) -> bytes:
     """A file's content.
 
     Args:
-        path: where it lies.
-        name: what the error calls it.
-        limit: the name of the limit on its bytes, see `mcibi_fast.limits`.
+        path: the file's path.
+        name: the file's name in error messages.
+        limit: name of the limit on its bytes, see `mcibi_fast.limits`.
 
     Raises:
         OSError: see `open_regular`.
@@ -58,7 +58,7 @@ def read_regular(path: str | Path, name: str, limit: str) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What a JSON text says. Raises ValueError for whatever is wrong with it."""
+    """The content of a JSON text. Raises ValueError if anything is wrong with it."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -68,7 +68,7 @@ def parse_json(content: bytes | str) -> Any:
 def check_name(name: str, source: str) -> None:
     """Raises DataError for a path, given by the file ``source``, that leads out of the dataset.
 
-    Where it would lead is nothing that the dataset's files may choose.
+    The files of a dataset must not be able to choose other files of the machine.
     """
     shown = repr(name if len(name) <= 80 else f"{name[:80]}...")
     parts = name.split("/")
@@ -81,7 +81,7 @@ def check_name(name: str, source: str) -> None:
 
 
 def check_class_names(names: list[Any], source: str) -> None:
-    """Raises DataError for names of classes that are no texts, too long, too few, or too many."""
+    """Raises DataError for class names that are not text, too long, too few, or too many."""
     if not 1 <= len(names) <= IGNORE_INDEX:
         raise DataError(f"{source}: {len(names):,} classes; 1 to {IGNORE_INDEX} are possible")
     if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):

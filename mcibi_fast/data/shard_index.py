@@ -1,4 +1,4 @@
-"""``index.json`` of packed datasets: what it must say, and that nothing in it leads elsewhere."""
+"""Reads ``index.json`` of packed datasets and checks that nothing in it points elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LARGEST = (1 << 62) - 1  # two of them can be added in int64
 
 
 class ShardIndex(NamedTuple):
-    """A split: what a `SegmentationDataset` has, and where its samples lie.
+    """A split: the attributes of a `SegmentationDataset`, and the positions of its samples.
 
-    ``sizes`` are the bytes of each shard. A row of ``rows`` (N, 6) int64 has a sample's shard,
-    where its image begins and its bytes, the same of its label, and the checksum from image to
-    label.
+    ``sizes`` are the bytes of each shard. A row of ``rows`` (N, 6) int64 has a sample's shard, the
+    start and length of its image, the same for its label, and the checksum of the bytes from the
+    image to the label.
     """
 
     classes: list[str]
@@ -39,8 +39,8 @@ def parse_index(content: bytes) -> ShardIndex:
     """Reads an index.
 
     Raises:
-        ValueError: it is none, naming the entry: something is missing, of another type, or out of
-            its range, such as a sample outside its shard.
+        ValueError: an entry is missing, has the wrong type, or is out of range, such as a sample
+            outside its shard; the message names the entry.
     """
     index = _of_type(parse_json(content), dict, "it")
     missing = [key for key in _KEYS if key not in index]

@@ -1,4 +1,4 @@
-"""Zip files read in place: of limited sizes, and only below their own top."""
+"""Reads zip files in place: with limited sizes, and only paths below their own top."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.reading import check_name, open_regular
 from mcibi_fast.limits import check_limit, limit
 
-# The others (bzip2, LZMA) can hold a thousand times more than they announce in any few bytes.
+# Any few bytes of the others (bzip2, LZMA) can hold a thousand times more than they announce.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENTRY_BYTES = 128  # of a zip file's directory, for each entry that is allowed
 
@@ -33,7 +33,7 @@ class ZipStore:
         return self.__dict__ | {"_opened": None}
 
     def holds(self, path: str) -> bool:
-        # What was not searched holds nothing that was found.
+        # If the zip file was never searched, no path was found in it.
         return path in self._files
 
     def names(self, folder: str) -> set[str]:
@@ -86,7 +86,7 @@ class ZipStore:
             yield
         except DataError:
             raise
-        except Exception as error:  # whatever zipfile stumbles over
+        except Exception as error:  # zipfile raises many kinds of errors
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{what} ({reason}); {cure}") from error
 
@@ -104,7 +104,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 class _DirectoryReader(io.BufferedReader):
-    """Lets `zipfile` read a directory of a limited size only, of which it makes objects at once."""
+    """Lets `zipfile` read only a directory of limited size, as it creates objects for all of it."""
 
     limited = True
 

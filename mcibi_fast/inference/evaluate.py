@@ -53,7 +53,7 @@ def evaluate(
         inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
-        accelerator: of a distributed run, and for its mixed precision.
+        accelerator: gives the processes of a distributed run, and mixed precision.
         device: used without an accelerator; by default the model's device.
         progress: show a bar (on the main process only).
         interrupted: asked after each batch; true ends the evaluation.

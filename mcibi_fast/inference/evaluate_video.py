@@ -49,11 +49,11 @@ def evaluate_videos(
             evaluation mode meanwhile and back in its own mode afterwards.
         dataset: the videos. Of clips, their source under their transform.
         protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
-        flow: for TC: a function that estimates it, or "given", the dataset's own (`MovingScenes`);
-            None leaves TC out.
+        flow: the flow for TC: a function that estimates it, or "given" for the dataset's own
+            (`MovingScenes`); None leaves TC out.
         inference: the default is one pass over the whole frame.
         workers: loader processes.
-        accelerator: of a distributed run, and for its mixed precision.
+        accelerator: gives the processes of a distributed run, and mixed precision.
         device: used without an accelerator; by default the model's device.
         progress: show a bar (on the main process only).
         interrupted: asked after each frame; true ends the evaluation.

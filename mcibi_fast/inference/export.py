@@ -41,7 +41,7 @@ class EvaluationForm(nn.Module):
 
     Args:
         model: any :class:`Segmentor`, folded already or not.
-        stages: of iterative inference; None for the model's own number.
+        stages: number of stages of iterative inference; None for the model's own.
         fold: fold batch norms and class representations into the weights.
 
     Raises:
@@ -239,7 +239,7 @@ def onnx_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:
     """An ONNX file's content: one file, opset 18; the specification is in its metadata.
 
     Args:
-        program: of standard operators, see :func:`trace`.
+        program: a program of standard operators, see :func:`trace`.
 
     Raises:
         ValueError: packages are missing, or the file would be over ONNX's 2 GiB.
@@ -292,7 +292,7 @@ class Agreement:
     """How an exported model's outputs and PyTorch's differ on some images.
 
     Attributes:
-        shape: of the images.
+        shape: shape of the images.
         error: largest difference of the logits from the model's in float64, divided by the largest
             logit.
         own_error: the same error for the model itself in float32.
@@ -335,10 +335,10 @@ def compare(model: Segmentor, run: Run, images: Tensor, *, stages: int | None = 
     """Runs an exported model, the model, and the model in float64.
 
     Args:
-        model: in float32.
+        model: a model in float32.
         run: images -> logits and class maps.
         images: (B, 3, H, W), normalised, float32.
-        stages: of iterative inference.
+        stages: number of stages of iterative inference.
     """
     options = {} if stages is None else {"stages": stages}
     logits, labels = run(images)

@@ -22,8 +22,8 @@ class Place:
     """Where a process evaluates.
 
     Attributes:
-        rank, world_size: of this process, and how many there are.
-        device: of the model.
+        rank, world_size: number of this process, and how many processes there are.
+        device: the model's device.
         autocast: a context for its calls.
     """
 

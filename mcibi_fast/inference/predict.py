@@ -85,13 +85,13 @@ def predict(
     result.
 
     Args:
-        model: of `checkpoint.load_model`, as ``spec`` is; put into evaluation mode.
+        model: a model from `checkpoint.load_model`, as is ``spec``; put into evaluation mode.
         spec: normalisation and palette.
         source: an image or a folder.
-        out: made if need be.
+        out: folder for the results, created if needed.
         inference: the default is one pass over the whole image.
-        transform: of the image before the network, such as a dataset's `EvalTransform`; by default
-            it is normalised and keeps its size.
+        transform: transforms the image before the network, such as a dataset's `EvalTransform`; by
+            default it is normalised and keeps its size.
         flip_pairs: classes that a mirrored image swaps.
         submission: the dataset whose test server the files are for.
         overlays: also write overlays.

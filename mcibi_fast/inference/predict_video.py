@@ -80,16 +80,16 @@ def predict_video(
     results so far are kept, and the video ends there.
 
     Args:
-        model: of `checkpoint.load_model`, also folded; put into evaluation mode.
+        model: a model from `checkpoint.load_model`, folded or not; put into evaluation mode.
         spec: normalisation and palette.
         source: a video file, a folder of pictures, or the number of a camera.
-        out: made if need be.
+        out: folder for the results, created if needed.
         overlay: also write the overlaid video; needs OpenCV.
         every: take one frame out of this many.
         limit: end after this many frames; None goes to the end.
         inference: the default is one pass over the whole frame.
-        transform: of each frame before the network, such as a dataset's `EvalTransform`; by
-            default it is normalised and keeps its size.
+        transform: transforms each frame before the network, such as a dataset's `EvalTransform`;
+            by default the frame is normalised and keeps its size.
         flip_pairs: classes that a mirrored frame swaps.
         device: by default the model's device.
         progress: show a bar.

@@ -199,7 +199,7 @@ class VideoWriter:
     """An mp4 file, under a temporary name until it is closed.
 
     Args:
-        path: of the file.
+        path: path of the file.
         fps: frames per second.
 
     Raises:

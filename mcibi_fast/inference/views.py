@@ -82,9 +82,9 @@ def label_map(
     result is resized to the labels' size. Then softmax, mean over the views, and argmax.
 
     Args:
-        views: of one batch of images.
+        views: the views of one batch of images.
         size: (H, W) of the labels.
-        align_corners: of the bilinear resizing.
+        align_corners: whether the bilinear resizing aligns corners.
         softmax: take it; the views hold logits, not probabilities.
 
     Returns:
@@ -186,7 +186,7 @@ def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Axi
 
     Args:
         n, m: output and input lengths.
-        align_corners: as there.
+        align_corners: as in ``F.interpolate``.
         like: gives the dtype of the weights, which is at least float32, as there.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -155,12 +155,12 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
         if pretrained is True:
             return timm.create_model(name, pretrained=True, **options)
         with readable(name, Path(source)) as file:
-            # Some of timm's configurations expect .npz, others nothing else than state dicts.
+            # Some of timm's configurations expect .npz files, others only state dicts.
             overlay = {"file": str(file), "custom_load": file.suffix == ".npz"}
             return timm.create_model(
                 name, pretrained=True, pretrained_cfg_overlay=overlay, **options
             )
-    except Exception as error:  # the hub, the network and the file each have their own kinds
+    except Exception as error:  # the hub, the network and the file raise errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(
             f"pretrained: could not load {source} for {name} ({reason}). Download it on a machine "

@@ -21,7 +21,7 @@ from mcibi_fast.models.weights import (
 from mcibi_fast.typed import describe, fits
 
 OPTIONS: dict[str, float] = {"stages": 100, "pool_scales": 64, "dilations": 1000, "history": 1000}
-"""Largest numbers that a file may have for options whose cost is in no weight's shape."""
+"""Largest values that a file may give to options whose cost does not show in a weight's shape."""
 
 
 def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
@@ -46,12 +46,12 @@ def load_model(
 ) -> tuple[Segmentor, ModelSpec]:
     """Rebuilds a trained model, in evaluation mode on the CPU.
 
-    The file may be anyone's: no model is made that is larger than its weights.
+    The file need not be trusted: no model is built that is larger than its weights.
 
     Args:
-        path: whatever `find_weights` takes.
-        classes: the data's class names, where there is data to agree with.
-        changes: options in place of the stored ones.
+        path: a weights file, or a directory as `find_weights` takes it.
+        classes: class names of the data that the model will be used with, if any.
+        changes: options that replace the stored ones.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -64,7 +64,7 @@ def load_model(
         raise ValueError(
             f"checkpoint: {file} has {len(spec.classes)} classes, the data has {len(classes)}"
         )
-    changes["pretrained"] = False  # the stored weights would replace them anyway
+    changes["pretrained"] = False  # the stored weights replace pretrained ones
     check_fits(spec, file, **changes)
     model = create_model(spec, **changes)
     load_weights(model, file)
@@ -72,15 +72,15 @@ def load_model(
 
 
 def check_fits(spec: ModelSpec, file: Path, **changes: Any) -> None:
-    """Whether a model has the shapes of the weights in a file, before memory is taken for either.
+    """Checks that a model has the shapes of the weights in a file, before allocating either.
 
     Args:
-        spec: of the model; its options may come from a file and are checked, too.
-        file: of the weights.
-        changes: options in place of the stored ones.
+        spec: the model's specification; its options may come from a file and are checked, too.
+        file: the weights file.
+        changes: options that replace the stored ones.
 
     Raises:
-        ValueError: they differ, or an option is of another type or size than the model takes.
+        ValueError: the shapes differ, or an option has a type or size that is not allowed.
     """
     _check_options(spec)
     shapes = read_shapes(file)

@@ -1,8 +1,8 @@
-"""A model without memory for its weights, to compare what a file asks for with what it holds.
+"""Builds a model without memory for its weights, to compare its size with that of its file.
 
-The options in a file may ask for a model of any size. Before it is made, it is made on PyTorch's
-meta device, where tensors have shapes and nothing else, and must have the shapes in the file: so no
-model is larger than its file.
+The options in a file may ask for a model of any size. So the model is first built on PyTorch's meta
+device, where tensors have shapes but no values, and its shapes must be those in the file: no model
+is larger than its file.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 TRANSIENT_BYTES = 2**30
-"""Of the tensors that a model makes by itself and that are in no file, such as positions."""
+"""Largest size of the tensors that a model creates itself and that are in no file."""
 PARAMETERS = 20
-"""Parameters that may be registered while a model is made, for each tensor that its file holds."""
+"""Largest number of parameters registered while a model is built, per tensor in its file."""
 
-_SPARE = 10_000  # of them: some backbones make layers that they then leave out
+_SPARE = 10_000  # further parameters: some backbones create layers that they then leave out
 _Model = TypeVar("_Model", bound=nn.Module)
-# timm reads numbers from it as it builds; as many as a network has blocks.
+# timm reads the numbers of this small tensor (one per block) while it builds a model.
 _WITH_VALUES = (torch.linspace,)
 _DRAWN = (torch.rand, torch.randn, torch.randint, torch.randperm)
 
 
 def outline(create: Callable[[], _Model], stored: int) -> _Model:
-    """The model on the meta device; draws nothing from any random generator.
+    """The model on the meta device; nothing is drawn from any random generator.
 
     Args:
-        create: makes it.
-        stored: tensors in the file that it is to be compared with.
+        create: builds the model.
+        stored: number of tensors in the file with which it will be compared.
 
     Raises:
-        ValueError: it would be larger than a file with so many tensors can be, or cannot be made.
-        TypeError: as ``create``.
+        ValueError: it has too many parameters for that number of tensors, or cannot be built.
+        TypeError: raised by ``create``.
     """
     most = PARAMETERS * stored + _SPARE
     try:
@@ -45,7 +45,7 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
             model = create()
     except (ValueError, TypeError, ImportError):
         raise
-    except Exception as error:  # what sizes that make no sense lead to
+    except Exception as error:  # impossible sizes can raise any error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"no model has such sizes: {lines[0]}") from error
     persistent = model.state_dict(keep_vars=True).keys()
@@ -63,7 +63,7 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
 
 
 class _Everywhere(TorchFunctionMode):
-    """Tensors that would be made on the CPU all the same are made on the meta device, too."""
+    """Moves to the meta device also the tensors that would be created on the CPU in spite of it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -77,7 +77,7 @@ class _Everywhere(TorchFunctionMode):
 
 @contextmanager
 def _at_most(count: int) -> Iterator[None]:
-    """Stops a model that goes on and on."""
+    """Raises once more than ``count`` parameters are registered."""
     left = count
 
     def register(module: nn.Module, name: str, parameter: Tensor | None) -> None:

@@ -1,6 +1,6 @@
-"""Files of a backbone's weights, made safe for whatever release of timm reads them.
+"""Makes files with a backbone's weights safe to read for any release of timm.
 
-Old releases of timm unpickle files of torch.save, which may run any code. They are read here
+Old releases of timm unpickle files of torch.save, which may run any code. Such files are read here
 instead (`mcibi_fast.untrusted`), and timm gets their tensors as safetensors.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from mcibi_fast.untrusted import read_torch
 
 UNPACKED = 4
-"""What the arrays in an .npz file may unpack to, in units of the model's weights."""
+"""Largest size of the unpacked arrays in an .npz file, as a multiple of the model's weights."""
 
-# In the order in which timm looks for them; the averaged weights come first.
+# Where the state dict may be, in the order in which timm looks; averaged weights come first.
 _STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -33,12 +33,12 @@ def readable(name: str, source: Path) -> Iterator[Path]:
     """A file with the weights in ``source`` that timm can read without running anything.
 
     Args:
-        name: of the timm model.
-        source: safetensors, a file of torch.save (a state dict, or one within what timm and others
-            save of a training), or .npz of the models that timm has a reader of such files for.
+        name: name of the timm model.
+        source: safetensors, a file of torch.save (a state dict, or a training checkpoint that
+            contains one), or .npz for the models for which timm can read it.
 
     Raises:
-        ValueError: it is damaged, holds more than weights, or none of the model's.
+        ValueError: it is damaged, holds other things than weights, or none of the model's weights.
     """
     if source.suffix == ".npz":
         _check_archive(source, _timm_model(name))
@@ -67,7 +67,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
             content = content[key]
             break
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    # Copies, because safetensors stores no memory twice.
+    # Copies, because safetensors refuses tensors that share memory.
     return {
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in clean_state_dict(state).items()
@@ -75,9 +75,9 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def _check_entries(name: str, entries: Collection[str]) -> None:
-    """timm skips unknown entries without a word, all of them if need be."""
+    """Raises if no entry of the file belongs to the model: timm skips unknown entries silently."""
     if not _timm_model(name).state_dict().keys() & set(entries):
-        raise ValueError(f"none of the file's entries is one of {name}'s")
+        raise ValueError(f"none of the file's entries belongs to {name}")
 
 
 def _timm_model(name: str) -> nn.Module:
@@ -89,7 +89,7 @@ def _timm_model(name: str) -> nn.Module:
 
 
 def _check_archive(source: Path, model: nn.Module) -> None:
-    """NumPy reads no pickles out of it by itself; but the arrays may unpack to any size."""
+    """Raises if the arrays would unpack to too large a size (NumPy itself refuses pickles)."""
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     with zipfile.ZipFile(source) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())

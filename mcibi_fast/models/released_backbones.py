@@ -112,7 +112,7 @@ def released_name(name: str, backbone: nn.Module) -> str:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-STAGES = 16  # of a Swin in a file; the published ones have 4
+STAGES = 16  # largest number of stages of a Swin in a file; the published ones have 4
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -227,7 +227,7 @@ def _hrnet_stage(shapes: Shapes, branches: list[str], *, modules: int) -> dict[s
 def _describe_swin(shapes: Shapes) -> dict[str, Any]:
     width, _, patch_size, _ = shapes["patch_embed.projection.weight"]
     count = _count(shapes, "stages")
-    if count > STAGES:  # each is looked for among all entries
+    if count > STAGES:  # all entries are searched for each stage
         raise ValueError(f"{count} stages, more than released_backbones.STAGES = {STAGES}")
     stages = [f"stages.{i}.blocks" for i in range(count)]
     bias_table = "0.attn.w_msa.relative_position_bias_table"

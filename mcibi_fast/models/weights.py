@@ -19,7 +19,7 @@ from mcibi_fast.untrusted import JSON_BYTES, parse_json
 
 WEIGHTS = "model.safetensors"
 TENSORS = 20_000
-"""In one file of weights."""
+"""Largest number of tensors in a file of weights."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _METADATA_KEY = "mcibi_fast"
@@ -88,7 +88,8 @@ def read_spec(path: str | Path) -> ModelSpec:
     """The specification stored in a weights file.
 
     Raises:
-        ValueError: the file is not one of ours, or its specification is none of a model's.
+        ValueError: the file was not written by this package, or its specification does not describe
+            a model.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -147,7 +148,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(file: Path) -> Shapes:
-    """Names and shapes of the state dict in a weights file; raises as `read_weights`."""
+    """Names and shapes of the state dict in a weights file; errors as in `read_weights`."""
     try:
         with safetensors.safe_open(str(file), framework="pt") as stored:
             names = list(stored.keys())
@@ -162,16 +163,16 @@ def read_shapes(file: Path) -> Shapes:
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Loads a state dict that came from ``file``; raises as `load_weights`."""
+    """Loads a state dict that was read from ``file``; raises errors as `load_weights` does."""
     check_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:  # numbers of a kind that cannot be converted
+    except RuntimeError as error:  # a dtype that cannot be converted
         raise ValueError(f"checkpoint: {file} cannot be loaded: {error}") from error
 
 
 def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
-    """Raises ValueError unless the tensors in ``file`` are a model's; see `load_weights`."""
+    """Raises ValueError unless the tensors in ``file`` have a model's names and shapes."""
     own = model.state_dict()
     for what, names in (
         ("has no", sorted(own.keys() - stored.keys())),

@@ -18,8 +18,8 @@ MomentumSchedule = Literal["fixed", "poly"]
 class ClassMemory(nn.Module):
     """What the network remembers of every class; ``update`` fills it.
 
-    The buffer ``memory`` is what a state dict holds. The buffer ``met`` (K,) says which classes
-    have been set.
+    The buffer ``memory`` is what a state dict holds. The attribute ``met`` (K,) says which
+    classes have been set.
 
     Args:
         num_classes: K.

@@ -157,16 +157,16 @@ class TrainConfig:
         self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """The configuration as dictionaries, lists and values that JSON can hold."""
         refused = isinstance(self.data, StoredShardsData)
         kind = ShardsData if refused else type(self.data)
         return asdict(self) | {"data": {"kind": kind.__name__} | asdict(self.data)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> TrainConfig:
-        """Inverse of `to_dict`, of what may be from a file of someone else's.
+        """Inverse of `to_dict`; the dictionary may come from a file that is not trusted.
 
-        Shards at a URL or behind a command are not read on a file's word: see `StoredShardsData`.
+        Shards at a URL or behind a command are then not read: see `StoredShardsData`.
 
         Raises:
             ValueError: the dictionary is not a training configuration.
@@ -179,7 +179,7 @@ class TrainConfig:
                 "model": _rebuild_model(stored["model"]),
                 "optimizer": rebuild(OptimizerConfig, stored["optimizer"]),
                 "augmentation": rebuild(AugmentationConfig, stored["augmentation"]),
-                # Runs of versions that stored no choice were tested by the default.
+                # Early versions did not store this and tested with the default.
                 "inference": rebuild(InferenceConfig, stored.get("inference", {})),
             }
             # Runs of earlier versions did not store these.

@@ -105,6 +105,6 @@ def _coerce(name: str, text: str, annotation: Any) -> Any:
 
 
 def _widen(value: Any, annotation: Any) -> Any:
-    """An integer given for a float field becomes a float."""
+    """The value; an integer for a float field becomes a float."""
     wants_float = float in options(annotation) and int not in options(annotation)
     return float(value) if wants_float and type(value) is int else value

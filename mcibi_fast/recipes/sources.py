@@ -1,4 +1,4 @@
-"""Where a training's images come from: one dataclass for each kind of data."""
+"""Where the images of a training run come from: one dataclass for each kind of data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ScenesData:
     """The built-in procedural scenes; splits "train", "val" and "test".
 
     Attributes:
-        train_count: images of the training split.
-        val_count: images of each other split.
+        train_count: number of images in the training split.
+        val_count: number of images in each other split.
         size: (height, width) of the scenes.
-        seed: of the scenes; augmentation has its own.
+        seed: seed of the scenes; augmentation has its own seed.
     """
 
     train_count: int = 2000
@@ -44,7 +44,7 @@ class FolderData:
     Attributes:
         root: the folder.
         train_split, val_split: names of the two splits.
-        classes: class names, where the folder itself lists none.
+        classes: class names, if the folder itself lists none.
     """
 
     root: str = ""
@@ -60,13 +60,13 @@ class FolderData:
 
 @dataclass
 class NamedData:
-    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size it is tested at.
+    """A published dataset, see `mcibi_fast.data.DATASETS`, and the size at which it is tested.
 
     Attributes:
         name: "ade20k", "cityscapes", ...
         root: its folder, its zip file, or the folder that holds its zip files.
         train_split, val_split: names of the two splits.
-        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; without any,
+        short_side, long_side, size: arguments of `mcibi_fast.data.EvalTransform`; if none is given,
             images are tested at their own size.
     """
 
@@ -79,7 +79,7 @@ class NamedData:
     size: tuple[int, int] | None = None
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        """The split with the transform for evaluation, which the trainer replaces for training."""
         from mcibi_fast.data import named
 
         return _with_eval_transform(named(self.name)(self.root, split), self)
@@ -87,14 +87,14 @@ class NamedData:
 
 @dataclass
 class ShardsData:
-    """A dataset packed by ``mcibi-fast data pack``, and the size it is tested at.
+    """A dataset packed by ``mcibi-fast data pack``, and the size at which it is tested.
 
     Attributes:
         root: its folder, a URL, or "pipe:COMMAND" with {} for a path below the root; see
             `mcibi_fast.data.ShardedDataset`.
         train_split, val_split: names of the two splits.
         short_side, long_side, size: as in `NamedData`.
-        cache: where shards from a URL are kept; None is the user's cache folder.
+        cache: folder where shards from a URL are kept; None means the user's cache folder.
     """
 
     root: str = ""
@@ -117,7 +117,7 @@ class ShardsData:
         return shards
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split with the evaluation's transform; the trainer puts its own in its place."""
+        """The split with the transform for evaluation, which the trainer replaces for training."""
         from mcibi_fast.data import ShardedDataset
 
         return _with_eval_transform(ShardedDataset(self.root, split, cache=self.cache), self)
@@ -127,16 +127,16 @@ class ShardsData:
 class StoredShardsData(ShardsData):
     """Shards at a URL or behind a command that a run's ``config.json`` names.
 
-    The run may be someone else's, so nothing is fetched, and no command run, before the user says
-    so: everything but the samples can be had. `relocated` gives data that can be read.
+    The run may be from someone else, so nothing is fetched and no command is run unless the user
+    asks for it; only the samples cannot be read. `relocated` returns data that can be read.
     """
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """Raises ValueError."""
+        """Raises ValueError, since the samples must not be read."""
         what = "a command" if self.root.startswith("pipe:") else "a URL"
         raise ValueError(
-            f"data.root: {self.root} is {what}, which is not followed because a run's config.json "
-            "says so; if you trust it, give it with --root"
+            f"data.root: {self.root} is {what} named by a run's config.json, and is not used "
+            "without your consent; if you trust it, give it with --root"
         )
 
 
@@ -167,11 +167,11 @@ class VideoData(NamedData):
     """A published video dataset as clips: "vspw" or "camvid".
 
     Attributes, besides `NamedData`'s:
-        history: past frames of each sample, h of Eq. 19; 0 for an image model.
+        history: number of past frames in each sample, h of Eq. 19; 0 for an image model.
         train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
-        seed: of that choice.
-        bad: of VSPW: files that are empty or in colour "raise" an error when they are met, or are
-            looked for beforehand, which takes minutes, and left out: "skip".
+        seed: seed for the choice of that frame.
+        bad: what happens to label files of VSPW that are empty or in colour: "raise" an error when
+            one is read, or "skip" them (they are searched for beforehand, which takes minutes).
     """
 
     history: int = 2
@@ -180,7 +180,7 @@ class VideoData(NamedData):
     bad: Literal["raise", "skip"] = "raise"
 
     def dataset(self, split: str) -> SegmentationDataset:
-        """The split's clips with the evaluation's transform; see `NamedData.dataset`."""
+        """The split's clips with the transform for evaluation; see `NamedData.dataset`."""
         from mcibi_fast.data import ClipDataset, video_dataset
 
         source = video_dataset(self.name, self.root, split, bad=self.bad)
@@ -191,10 +191,10 @@ class VideoData(NamedData):
 
 @dataclass
 class MovingScenesData(ScenesData):
-    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` are videos.
+    """The built-in moving scenes as clips; ``train_count`` and ``val_count`` count videos.
 
     Attributes, besides `ScenesData`'s:
-        length: frames of each video.
+        length: number of frames in each video.
         degraded: share of the frames that are degraded.
         history, train_frames: see `VideoData`.
     """
@@ -227,10 +227,10 @@ KINDS = {
 
 
 def relocated(data: Data, root: str) -> Data:
-    """The same data, which lie elsewhere now: in another folder, or packed into shards.
+    """The same data at another place: in another folder, or packed into shards.
 
     Raises:
-        ValueError: they are the built-in scenes.
+        ValueError: the data are the built-in scenes.
     """
     from mcibi_fast.data.shards import holds_shards
 
@@ -242,7 +242,10 @@ def relocated(data: Data, root: str) -> Data:
 
 
 def refused_elsewhere(data: Data) -> Data:
-    """The data that a file names, unless they are at a URL or behind a command."""
+    """The data that a file names; if they are at a URL or behind a command, they cannot be read.
+
+    See `StoredShardsData`.
+    """
     root = getattr(data, "root", "")
     if isinstance(data, ShardsData) and (root.startswith("pipe:") or "://" in root):
         return StoredShardsData(**{item.name: getattr(data, item.name) for item in fields(data)})

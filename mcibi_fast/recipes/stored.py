@@ -1,4 +1,4 @@
-"""Dataclasses out of a file that others may have written: every value of its type, none absurd."""
+"""Rebuilds dataclasses from a file that others may have written, after checking every value."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LIMITS: dict[str, float] = {
     "eval_batch_size": 10**4,
     "workers": 256,
 }
-"""Largest number of each field that a file may ask for; the command line may ask for more."""
+"""Largest number that a file may give for each field; the command line may give more."""
 
 
 def rebuild(cls: Any, values: Any) -> Any:
-    """A dataclass out of what JSON made of it, with JSON's lists as tuples again where they were.
+    """A dataclass from values read from JSON; its tuple fields are tuples again, not lists.
 
     Raises:
-        ValueError: an unknown field, a value of another type, or one above `LIMITS`.
+        ValueError: an unknown field, a value of the wrong type, or one above `LIMITS`.
         TypeError: a field is missing.
     """
     if not isinstance(values, Mapping):

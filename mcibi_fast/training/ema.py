@@ -23,7 +23,7 @@ class WeightAverage:
 
     Args:
         model: on its device, without wrappers; the average starts from its weights.
-        decay: in [0, 1).
+        decay: decay of the average, in [0, 1).
 
     Attributes:
         model: the averaged model, in evaluation mode.

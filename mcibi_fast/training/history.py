@@ -8,19 +8,20 @@ from typing import Any
 from mcibi_fast.untrusted import parse_json, read_bytes
 
 HISTORY_BYTES = 2**28
-"""Of the whole file; a run of a million steps writes half of it where every loss is read."""
+"""Largest size of the file; a run of a million steps that reads every loss writes half of it."""
 
 _LARGEST = 2**63
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, in order; a crash may have cut the last one short.
+    """All complete lines, in order; a crash may have cut the last one short.
 
-    Each is a dictionary with the "step" and what there is of "lr", "loss", "losses", "epoch",
-    "memory" and "metrics" (see `Trainer`), whose numbers may be NaN or infinite.
+    Each is a dictionary with "step" and some of "lr", "loss", "losses", "epoch", "memory" and
+    "metrics" (see `Trainer`), whose numbers may be NaN or infinite.
 
     Raises:
-        ValueError: a line is something else (naming file and line), or the file is too long.
+        ValueError: a line is something else (the message has file and line), or the file is too
+            long.
     """
     try:
         content = read_bytes(path, limit=HISTORY_BYTES, limit_name="history.HISTORY_BYTES")

@@ -45,9 +45,9 @@ def initialize_memory(
     Args:
         model: without its DistributedDataParallel wrapper.
         dataset: the train split.
-        accelerator: for the device, mixed precision and rank.
+        accelerator: gives the device, mixed precision and rank.
         batch_size: images per pass.
-        seed: of the order, as in training.
+        seed: seed of the order of images, as in training.
         workers: loader processes.
         progress: show a bar.
     """

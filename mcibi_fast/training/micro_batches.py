@@ -41,10 +41,10 @@ def accumulate_gradients(
     over its own valid pixels, and the gradients of the processes are averaged.
 
     Args:
-        accelerator: for the backward pass and the processes.
-        model: as ``accelerator.prepare`` returned it.
+        accelerator: runs the backward pass and knows the processes.
+        model: the model that ``accelerator.prepare`` returned.
         batch, parts, loss, ignore_index: see :func:`micro_batches`.
-        attack: from images and labels to the images to train on instead.
+        attack: computes, from images and labels, the images to train on instead.
 
     Returns:
         The terms of the batch's loss.
@@ -79,7 +79,7 @@ def micro_batches(
         batch: ``image`` (B, 3, H, W) and ``label`` (B, H, W) on the host.
         parts: a divisor of B.
         loss: says what its mean divides by.
-        ignore_index: of the labels.
+        ignore_index: label of pixels that do not count.
         device: where the results are; images are moved one part at a time.
     """
     labels = batch["label"].to(device, non_blocking=True).chunk(parts)

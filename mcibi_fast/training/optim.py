@@ -27,7 +27,7 @@ def build_optimizer(model: Segmentor, config: OptimizerConfig) -> torch.optim.Op
 
     Args:
         model: a backbone and a head.
-        config: of the optimiser.
+        config: settings of the optimiser.
 
     Raises:
         ValueError: ``layer_decay`` for a backbone whose blocks cannot be told from their names.

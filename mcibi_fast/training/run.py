@@ -90,7 +90,7 @@ class Run:
         """The configuration as a training takes it.
 
         Raises:
-            ValueError: as `config`, or it is none of this version's.
+            ValueError: as in `config`, or this version cannot use the configuration.
         """
         stored = self.config()
         try:
@@ -132,10 +132,10 @@ class Run:
         self._remove_unnamed()
 
     def weights(self) -> Path:
-        """The last checkpoint's weights file. Raises ValueError where there is none."""
+        """The last checkpoint's weights file. Raises ValueError if there is none."""
         directory = self.checkpoint("last")
         if directory is None:
-            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start it anew")
+            raise ValueError(f"resume: {self.path} holds no checkpoint yet; start a new run")
         return directory / WEIGHTS
 
     def load_state(self) -> tuple[Path, dict[str, Any]]:
@@ -170,11 +170,11 @@ class Run:
         write_atomically(self.history_file, lines.encode())
 
     def _refuse_link(self) -> None:
-        """Checkpoints are written, and removed, in the run's own folder alone."""
+        """Raises if the folder of checkpoints is a link, so that nothing is removed elsewhere."""
         if self.checkpoints.is_symlink():
             raise ValueError(
-                f"{self.checkpoints} is a link, through which no run is written; link the whole "
-                "run's directory instead"
+                f"{self.checkpoints} is a link, and runs are not written through links; link the "
+                "whole directory of the run instead"
             )
 
     def _remove_unnamed(self) -> None:

@@ -18,7 +18,7 @@ class ScalarLog:
     """Appends scalars to a new event file.
 
     Args:
-        folder: TensorBoard's log directory; made if need be, a link in its place is replaced.
+        folder: TensorBoard's log directory; created if needed, and a link in its place is replaced.
         first_step: events of this step and later in older files of the folder are void.
     """
 

@@ -37,7 +37,7 @@ class Schedule:
     Args:
         optimizer: whose groups' ``lr`` is the rate at the start.
         config: power, floor and warm-up.
-        total_steps: of the whole run.
+        total_steps: steps of the whole run.
 
     Attributes:
         lr: the learning rate that a group without a factor of its own has now.

@@ -76,7 +76,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     """Puts back an optimiser's state dict.
 
     Raises:
-        ValueError: its settings or tensors are none of this optimiser's.
+        ValueError: its settings or tensors do not belong to this optimiser.
     """
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     for own, other in groups:
@@ -99,10 +99,10 @@ _FOREIGN = (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeErro
 
 @contextmanager
 def refusing(run: Path) -> Iterator[None]:
-    """Makes one kind of error of the many that torch and NumPy have for a state of another run.
+    """Turns the many errors of torch and NumPy for a wrong or damaged state into one kind.
 
     Raises:
-        ValueError: in their place, naming the run.
+        ValueError: instead of them; the message names the run.
     """
     try:
         yield

@@ -82,7 +82,7 @@ def train(
     state.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         out: its directory, see `training.run`.
         resume: continue from the last checkpoint in ``out``.
         progress: show bars (on the main process, on a terminal).
@@ -158,7 +158,7 @@ class Trainer:
         )
         options: dict[str, Any] = {"loss": self.loss}
         if resume:
-            options["pretrained"] = False  # the checkpoint's weights would replace them anyway
+            options["pretrained"] = False  # the checkpoint's weights replace pretrained ones
             check_fits(self.spec, run.weights(), **options)
         model = create_model(self.spec, **options)
         check_model(model, config.inference)
