@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.reading import read_regular
+from mcibi_fast.data.reading import read_regular, shorten
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
 
@@ -146,7 +146,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _undecodable(name: str, error: Exception | str) -> DataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = shorten(error)
     if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
         reason = f"not an image file; expected {', '.join(FORMATS)}"
     return DataError(f"{name}: cannot be decoded ({reason}); replace or remove it")

@@ -18,6 +18,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from mcibi_fast.data.images import check_sizes, decode_bytes, decode_pixels, mask_indices
 from mcibi_fast.data.mat import Matrix, read_variables
+from mcibi_fast.data.reading import shorten
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.
 UNKNOWN = 254
@@ -63,7 +64,7 @@ def read_mat(files: Files, path: str, key: str) -> dict[str, Matrix]:
     except DataError:
         raise
     except (ValueError, zlib.error) as error:
-        raise DataError(f"{name}: not a whole .mat file ({error}); replace it") from error
+        raise DataError(f"{name}: not a whole .mat file ({shorten(error)}); replace it") from error
     if key not in found:
         raise DataError(f"{name}: no {key} in it; replace it")
     return found

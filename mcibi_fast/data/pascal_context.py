@@ -15,7 +15,7 @@ from mcibi_fast.data.archives import Files
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
-from mcibi_fast.data.reading import check_name, parse_json, read_regular
+from mcibi_fast.data.reading import check_name, parse_json, read_regular, shorten
 from mcibi_fast.files import new_file, write_atomically
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -115,7 +115,8 @@ def convert(
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"{source}: not PASCAL-Context's annotations ({error!r})") from error
+        reason = shorten(f"{type(error).__name__}: {error}")
+        raise DataError(f"{source}: not PASCAL-Context's annotations ({reason})") from error
     (home / "ImageSets" / "SegmentationContext").mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
         path = home / "ImageSets" / "SegmentationContext" / f"{split}.txt"

@@ -19,6 +19,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_LONGEST_REASON = 200  # characters
 _LONGEST_PATH, _LONGEST_NAME = 1024, 255  # characters
 
 
@@ -63,6 +64,12 @@ def parse_json(content: bytes | str) -> Any:
         return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def shorten(error: Exception | str) -> str:
+    """What an error says in one line, which is not long: it may quote the file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def check_name(name: str, source: str) -> None:

@@ -82,10 +82,10 @@ _KEYS = (
 
 
 def _samples(entries: list[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    names = []
+    names: list[str] = []
     for entry in entries:
-        name = _of_type(entry, list, "samples")[0] if entry else ""
-        if len(_of_type(name, str, "samples")) > _LONGEST_NAME:
+        name: str = _of_type(next(iter(_of_type(entry, list, "samples")), None), str, "samples")
+        if len(name) > _LONGEST_NAME:
             raise ValueError(f"samples: a name of more than {_LONGEST_NAME} characters")
         names.append(name)
     return names, _rows([entry[1:] for entry in entries], 6, "samples", _LARGEST)

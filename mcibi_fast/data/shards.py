@@ -35,7 +35,7 @@ from mcibi_fast.data.images import (
     decode_pixels,
     mask_indices,
 )
-from mcibi_fast.data.reading import open_regular, read_regular
+from mcibi_fast.data.reading import open_regular, read_regular, shorten
 from mcibi_fast.data.shard_index import FORMAT, INDEX, parse_index
 from mcibi_fast.files import new_file
 from mcibi_fast.limits import check_limit
@@ -88,8 +88,9 @@ class ShardedDataset(SegmentationDataset):
         try:
             index = parse_index(content)
         except ValueError as error:
+            place, reason = self._place(INDEX), shorten(error)
             raise DataError(
-                f"{self._place(INDEX)}: not an index of shards ({error}); pack the split again"
+                f"{place}: not an index of shards ({reason}); pack the split again"
             ) from error
         self.classes, self.palette, self.flip_pairs = index.classes, index.palette, index.flip_pairs
         self.mean, self.std, self.ignore_index = index.mean, index.std, index.ignore_index

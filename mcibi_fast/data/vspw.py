@@ -17,7 +17,7 @@ from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_sizes, decode_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
-from mcibi_fast.data.reading import check_class_names, parse_json
+from mcibi_fast.data.reading import check_class_names, parse_json, shorten
 from mcibi_fast.data.video import VideoDataset
 from mcibi_fast.terminal import printable
 from mcibi_fast.viz.palette import distinct_palette
@@ -155,7 +155,8 @@ class VSPW(VideoDataset, ListedDataset):
             numbers = {int(number): name for name, number in content.items()}
         except (ValueError, AttributeError, TypeError, OverflowError) as error:
             raise DataError(
-                f"{files.describe(path)}: not a table of names and numbers ({error}); replace it"
+                f"{files.describe(path)}: not a table of names and numbers ({shorten(error)}); "
+                "replace it"
             ) from error
         numbers.pop(0, None)  # "others"
         if sorted(numbers) != list(range(1, _CLASSES + 1)):

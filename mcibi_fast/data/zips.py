@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.reading import check_name, open_regular
+from mcibi_fast.data.reading import check_name, open_regular, shorten
 from mcibi_fast.limits import check_limit, limit
 
 # Any few bytes of the others (bzip2, LZMA) can hold a thousand times more than they announce.
@@ -87,8 +87,7 @@ class ZipStore:
         except DataError:
             raise
         except Exception as error:  # zipfile raises many kinds of errors
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{what} ({reason}); {cure}") from error
+            raise DataError(f"{what} ({shorten(error)}); {cure}") from error
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
