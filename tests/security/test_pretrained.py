@@ -155,10 +155,12 @@ def test_arrays_that_are_pickles_or_too_many(arrays: dict[str, np.ndarray], tmp_
     assert not marker.exists()
 
     bomb = tmp_path / "bomb.npz"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("cls.npy", "w", force_zip64=True) as member:
-            for _ in range(200):
-                member.write(bytes(2**20))
+    with (
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("cls.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(200):
+            member.write(bytes(2**20))
     assert bomb.stat().st_size < 2**20
     with pytest.raises(RuntimeError, match=r"more than pretrained\.UNPACKED = 4 times"):
         create_backbone("vit_tiny_patch16_224", output_stride=16, pretrained=bomb)
