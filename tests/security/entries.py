@@ -61,7 +61,7 @@ _FIRST = ("evaluate", "train --resume", "models.hub")  # the others load a model
 
 
 def entries(*left_out: str) -> list[ParameterSet]:
-    """The names of `RUN_ENTRIES` for pytest.mark.parametrize; some are slow only by their number."""
+    """The names of `RUN_ENTRIES` to parametrize with; some are slow only by their number."""
     slow = {name: [pytest.mark.slow] * (name not in _FIRST) for name in RUN_ENTRIES}
     return [pytest.param(n, marks=marks) for n, marks in slow.items() if n not in left_out]
 
