@@ -23,7 +23,7 @@ from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
 from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
-from mcibi_fast.models.outline import outline
+from mcibi_fast.models.outline import Unbuildable, outline
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import TENSORS
 from mcibi_fast.nn.within_image import ASPP, PPM
@@ -165,9 +165,9 @@ def _build_head(
     pool_scales: Sequence[int] = (1, 2, 3, 6),
     **options: Any,
 ) -> MCIBIPPHead:
-    feats_channels, last_channels = _shape(state, "bottleneck.0.weight")[:2]
+    feats_channels, last_channels = _shape(state, "bottleneck.0.weight", 2)[:2]
     auxiliary = "auxiliary_decoder.0.weight"
-    auxiliary_channels = _shape(state, auxiliary)[1] if auxiliary in state else None
+    auxiliary_channels = _shape(state, auxiliary, 2)[1] if auxiliary in state else None
     if auxiliary_channels is None:
         options["auxiliary_weight"] = 0.0
     within_image = _build_within_image(
@@ -207,13 +207,13 @@ def _build_head(
 def _kernel_sizes(state: StateDict) -> list[int]:
     """Kernel sizes of the classifiers' first convolutions; 1 for a classifier that is absent."""
     names = [f"decoder_{name}.conv1.weight" for name in ("pr", "cwi", "cls")]
-    return [state[name].shape[2] if name in state else 1 for name in names]
+    return [_shape(state, name, 3)[2] if name in state else 1 for name in names]
 
 
 def _laterals(state: StateDict) -> list[torch.Size]:
     """Shapes of the feature pyramid's lateral convolutions; empty without a pyramid."""
     count = len({key.split(".")[1] for key in state if key.startswith("lateral_convs.")})
-    return [_shape(state, f"lateral_convs.{i}.0.weight") for i in range(count)]
+    return [_shape(state, f"lateral_convs.{i}.0.weight", 2) for i in range(count)]
 
 
 def _build_within_image(
@@ -221,7 +221,7 @@ def _build_within_image(
 ) -> nn.Module | None:
     if not any(key.startswith(f"{_WITHIN_IMAGE}.") for key in state):
         return None
-    channels = _shape(state, "bottleneck.0.weight")
+    channels = _shape(state, "bottleneck.0.weight", 2)
     branches = {k.split(".")[2] for k in state if k.startswith(f"{_WITHIN_IMAGE}.branches.")}
     if not branches:
         return ASPP(channels[1], channels[0], dilations=dilations, align_corners=align_corners)
@@ -242,14 +242,18 @@ def _build_backbone(state: StateDict, output_stride: int) -> Backbone:
     return backbone
 
 
-def _shape(state: StateDict, key: str) -> torch.Size:
+def _shape(state: StateDict, key: str, dims: int = 1) -> torch.Size:
+    """An entry's shape, which must have at least so many dimensions."""
     if key not in state:
         kinds = ", ".join(sorted({k.split(".")[0] for k in state})) or "none"
         raise ValueError(
             f"checkpoint: key {key} is missing, so this is not an MCIBI++ checkpoint of "
             f"sssegmentation (its keys begin with: {kinds})"
         )
-    return state[key].shape
+    shape = state[key].shape
+    if len(shape) < dims:
+        raise ValueError(f"checkpoint: {key} has shape {tuple(shape)}, expected {dims} dimensions")
+    return shape
 
 
 def released_name(name: str) -> str:
@@ -275,8 +279,8 @@ def _filled(
         )
     try:
         _entries(outline(build, len(state)), state, rename)
-    except (IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"checkpoint: no model has entries of such shapes ({error})") from error
+    except Unbuildable as error:
+        raise ValueError(f"checkpoint: {error}") from error
     model = build()
     model.load_state_dict(_entries(model, state, rename), strict=True)
     return model.eval()

@@ -87,7 +87,7 @@ def check_fits(spec: ModelSpec, file: Path, **changes: Any) -> None:
     try:
         model = outline(lambda: create_model(spec, **changes), len(shapes))
     except ValueError as error:
-        raise ValueError(f"checkpoint: {file}: {error}") from error
+        raise ValueError(f"checkpoint: {file}: {str(error).splitlines()[0]}") from error
     check_shapes(model, shapes, file)
 
 

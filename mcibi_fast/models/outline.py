@@ -7,6 +7,7 @@ is larger than its file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,11 @@ TRANSIENT_BYTES = 2**30
 """Largest size of the tensors that a model creates itself and that are in no file."""
 PARAMETERS = 20
 """Largest number of parameters registered while a model is built, per tensor in its file."""
+
+
+class Unbuildable(ValueError):
+    """No model has the sizes that a file asks for, or only one that is larger than the file."""
+
 
 _SPARE = 10_000  # further parameters: some backbones create layers that they then leave out
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -36,18 +42,20 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
         stored: number of tensors in the file with which it will be compared.
 
     Raises:
-        ValueError: it has too many parameters for that number of tensors, or cannot be built.
-        TypeError: raised by ``create``.
+        Unbuildable: it would be larger than a file with so many tensors can be, or no tensors have
+            such sizes.
+        ValueError, TypeError: as ``create``.
     """
     most = PARAMETERS * stored + _SPARE
     try:
-        with torch.device("meta"), _Everywhere(), _at_most(most):
+        with warnings.catch_warnings(), torch.device("meta"), _Everywhere(), _at_most(most):
+            warnings.simplefilter("ignore")  # of tensors without values; the real ones come again
             model = create()
     except (ValueError, TypeError, ImportError):
         raise
     except Exception as error:  # impossible sizes can raise any error
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"no model has such sizes: {lines[0]}") from error
+        raise Unbuildable(f"no model has such sizes: {lines[0]}") from error
     persistent = model.state_dict(keep_vars=True).keys()
     transient = sum(
         buffer.numel() * buffer.element_size()
@@ -55,7 +63,7 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
         if name not in persistent
     )
     if transient > TRANSIENT_BYTES:
-        raise ValueError(
+        raise Unbuildable(
             f"its options ask for {transient:,} bytes besides the weights, more than "
             f"outline.TRANSIENT_BYTES = {TRANSIENT_BYTES:,}"
         )
@@ -84,7 +92,7 @@ def _at_most(count: int) -> Iterator[None]:
         nonlocal left
         left -= 1
         if left < 0:
-            raise ValueError(
+            raise Unbuildable(
                 f"its options ask for more than {count:,} parameters, outline.PARAMETERS = "
                 f"{PARAMETERS} for each tensor in the file"
             )

@@ -20,6 +20,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
+from mcibi_fast.models.outline import Unbuildable
 from mcibi_fast.models.released_swin import Swin
 
 StateDict = Mapping[str, Tensor]
@@ -85,6 +86,8 @@ def create(name: str, *, output_stride: int = 8) -> Backbone:
     """
     try:
         backbone = _create(name, output_stride)
+    except Unbuildable:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"backbone: {name!r} is not the name of a released backbone") from error
     own = backbone.reductions[-1]

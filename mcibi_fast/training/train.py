@@ -221,7 +221,7 @@ class Trainer:
         self.step = state["step"]
         if type(self.step) is not int or not 0 <= self.step <= self.total_steps:
             raise ValueError(f"step {self.step!r} of {self.total_steps}")
-        self.clock = time.perf_counter() - state["seconds"]
+        self.clock = time.perf_counter() - float(state["seconds"])
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_state(state["random"][self.accelerator.process_index])
         else:
