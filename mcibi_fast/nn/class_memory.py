@@ -100,7 +100,7 @@ class ClassMemory(nn.Module):
             labels.shape, self.ignore_index, dtype=torch.int64, device=labels.device
         )
         generator = torch.Generator().manual_seed(seed)
-        labels = labels.long()  # in their own dtype neither k nor ignore_index need exist
+        labels = labels.long()  # their own dtype may be too small for k or ignore_index
         for k in self.met.logical_not().nonzero().flatten().tolist():
             positions = (labels == k).flatten().nonzero().flatten()
             if k != self.ignore_index and len(positions):

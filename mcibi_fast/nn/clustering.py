@@ -60,7 +60,7 @@ class PixelSample:
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Draws pixels of R (B, Z, h, w) with labels (B, H, W) for classes that still need some."""
         features = features.float()
-        labels = labels.long()  # in their own dtype neither k nor ignore_index need exist
+        labels = labels.long()  # their own dtype may be too small for k or ignore_index
         for k, count in enumerate(self.counts):
             wanted = min(self.per_class - count, self.per_batch)
             if wanted == 0 or k == self.ignore_index:

@@ -72,7 +72,8 @@ class PixelLoss(nn.Module):
     ) -> Tensor:
         """The loss, a scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
         if self._some_weigh_nothing:
-            # A crop or a micro-batch may hold nothing else: ignored pixels give 0, not 0 / 0.
+            # All valid pixels of a crop or micro-batch may have weight 0. Ignored, they give 0, not
+            # 0 / 0.
             nothing = self.total_weight(labels, ignore_index=ignore_index) == 0
             labels = labels.long().masked_fill(nothing, ignore_index)
         losses = ops.upsample_cross_entropy(
@@ -108,7 +109,7 @@ class PixelLoss(nn.Module):
 
     def total_weight(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
         """What the mean over ``labels`` divides by: valid pixels, or the sum of their weights."""
-        labels = labels.long()  # in their own dtype ignore_index need not exist
+        labels = labels.long()  # their own dtype may be too small for ignore_index
         valid = labels != ignore_index
         if self.class_weights is None or self.ohem_threshold is not None:
             return valid.sum().float()

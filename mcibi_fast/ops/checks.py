@@ -48,10 +48,10 @@ def same_device(**tensors: Tensor) -> None:
 
 
 def number(name: str, value: object) -> float:
-    """The value of a Python, NumPy or one-element tensor number; symbolic while one is traced.
+    """The value of a number: Python's, NumPy's or a one-element tensor; symbolic under tracing.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: ``value`` is not a number.
     """
     if isinstance(value, (float, torch.SymFloat)):
         return value  # type: ignore[return-value]
@@ -66,7 +66,8 @@ def fraction(name: str, value: object) -> float:
     """The value of a number between 0 and 1.
 
     Raises:
-        TypeError, ValueError: it is no number, or outside (as NaN is).
+        TypeError: ``value`` is not a number.
+        ValueError: it is outside this interval, or NaN.
     """
     found = number(name, value)
     if not 0.0 <= found <= 1.0:
@@ -78,7 +79,8 @@ def finite(name: str, value: object) -> float:
     """The value of a finite number.
 
     Raises:
-        TypeError, ValueError: it is no number, or not finite.
+        TypeError: ``value`` is not a number.
+        ValueError: it is not finite.
     """
     found = number(name, value)
     if not abs(found) < math.inf:

@@ -119,8 +119,8 @@ class Op:
                 ``autograd.Function.apply`` does.
             wants_gradient: given the arguments, whether an input that has a gradient needs it.
             transformed: computes the operator in differentiable operators of PyTorch, for forward
-                mode and the transforms of ``torch.func``, which the kernels do not know: the
-                reference, without a size, a layout or a branch that depends on values.
+                mode and the transforms of ``torch.func``, which the kernels do not support: the
+                reference, with no size, layout or branch that depends on values.
         """
 
         def autograd(*args: Any) -> Any:
@@ -145,7 +145,8 @@ class Op:
     def without_gradient(self, transformed: Callable[..., Any]) -> None:
         """Leaves the operator without a gradient in autograd.
 
-        In forward mode and under ``torch.func``, where none reads as zero, it has ``transformed``.
+        In forward mode and under ``torch.func``, where a missing gradient would be read as zero,
+        ``transformed`` computes the operator.
         """
         self.differentiable(self.below_autograd, lambda *_args: False, transformed)
 
@@ -187,10 +188,10 @@ def _refuse(name: str) -> NoReturn:
 
 
 def follows(*args: Any) -> bool:
-    """Whether forward mode or a transform of ``torch.func`` differentiates by an argument."""
+    """Whether forward mode or a ``torch.func`` transform differentiates in one of the arguments."""
     transformed = torch._C._are_functorch_transforms_active()
     tensors = [a for a in args if isinstance(a, Tensor)]
-    # What a compiler traces enters forward mode without Python's level.
+    # Code that a compiler traces enters forward mode without setting the level in Python.
     if not transformed and forward_ad._current_level < 0 and _eager(tensors):
         return False
     if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -210,8 +211,8 @@ def _eager(args: Sequence[Any]) -> bool:
 def backend(name: str) -> Iterator[None]:
     """Forces one backend for every op that has it.
 
-    In the thread of the block, and in those that have no such block of their own, as autograd's
-    threads, which run the backward pass on a GPU.
+    It applies in the thread of the block, and in threads that have no such block, such as
+    autograd's threads, which run the backward pass on a GPU.
 
     Ops without a backend of that name keep their own choice (``explain`` says which). An op that
     has it and cannot run the call with it raises ``BackendError``.
@@ -284,17 +285,17 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Each operator of this package in PyTorch's operators, for ``run_decompositions``.
+    """Each operator of this package written in PyTorch's operators, for ``run_decompositions``.
 
-    An exported program calls this package's operators, whose backend the machine that runs it
-    chooses. A runtime without them, such as ONNX's, needs them in PyTorch's::
+    An exported program calls this package's operators, and the machine that runs it chooses their
+    backend. A runtime without these operators, such as ONNX's, needs them written in PyTorch's::
 
         program = torch.export.export(model, (images,))
         program = program.run_decompositions(mcibi_fast.ops.decompositions())
         torch.onnx.export(program).save("model.onnx")
 
-    They are then the formulas as written: upsampled logits and the scores of attention are formed,
-    and wrong labels are not reported but ignored.
+    They are then computed by the plain formulas: upsampled logits and attention scores are formed
+    in full, and wrong labels are ignored, not reported.
 
     Returns:
         The operators, as ``torch.ops.mcibi_fast.<op>.default``, and a function for each.

@@ -68,7 +68,7 @@ def without_bad_labels(labels: Tensor, num_classes: int, ignore_index: int, op: 
     """
     labels = labels.long()
     if not (labels.is_meta or is_fake(labels)):  # the labels of a compiler's graph have no values
-        with disable_proxy_modes_tracing():  # torch.func.linearize traces; the check is no part
+        with disable_proxy_modes_tracing():  # torch.func.linearize must not trace the check
             _report(_untransformed(labels), num_classes, ignore_index, op)
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     return labels.masked_fill(~valid, -1)

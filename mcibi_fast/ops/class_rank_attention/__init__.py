@@ -32,7 +32,7 @@ def class_rank_attention(
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
     per pixel and, while it runs, at most copies of its inputs, never the scores. Under autocast the
     inputs are cast to its dtype. The same inputs give the same bits in every run and with any
-    number of threads, but for gradients where PyTorch's ``scaled_dot_product_attention`` runs
+    number of threads, except for gradients where PyTorch's ``scaled_dot_product_attention`` runs
     (``mcibi_fast.explain`` says where).
 
     Args:
@@ -158,7 +158,7 @@ ATTENTION_BACKWARD.refuse_gradient()
 
 
 def _hard_gradient(grad: Tensor, out: Tensor, scale: float) -> Tensor:
-    """scale P (dP - rowsum(P dP)), each row's sum by one thread, as PyTorch's own is not always."""
+    """scale P (dP - rowsum(P dP)); one thread sums each row, which PyTorch does not guarantee."""
     P, dP = (t.to(checks.wide(t.dtype)) for t in (out, grad))
     products = P * dP  # first P, which is contiguous
     return (scale * (products - P * products.sum(-1, keepdim=True))).to(out.dtype)

@@ -28,7 +28,7 @@ def confidence_attention(
 
     Differentiable once. Allocates the result and one number per query, never the scores. Under
     autocast the inputs are cast to its dtype. The bits of the gradients may depend on the number of
-    threads where PyTorch's ``scaled_dot_product_attention`` computes them, as on every CPU.
+    threads where PyTorch's ``scaled_dot_product_attention`` computes them, as it does on every CPU.
 
     Args:
         query: (B, Nq, D), float32, float64, bfloat16 or float16, any strides (the transposed view

@@ -130,7 +130,7 @@ def _aggregate_fake(
 
 
 def _layout(t: Tensor) -> torch.memory_format:
-    """The rule of the kernels: channels_last unless the tensor is also contiguous."""
+    """The kernels' rule: channels_last stays so, unless the tensor is also contiguous."""
     if t.is_contiguous() or not t.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last

@@ -31,7 +31,7 @@ def class_feature_sums(
 def class_feature_sums_by_index(
     features: Tensor, labels: Tensor, num_classes: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    """``class_feature_sums`` without sizes that depend on the labels, which vmap cannot have."""
+    """``class_feature_sums`` without sizes that depend on the labels, which vmap does not allow."""
     R, GT = _pixels(features, labels, align_corners)
     ignored = (GT < 0) | (GT >= num_classes)  # noqa: SIM300 - of GT
     rows = GT.masked_fill(ignored, num_classes)  # the last row

@@ -37,7 +37,7 @@ def upsample_cross_entropy(
 
     Differentiable once, in the logits. Allocates two numbers per label and, backward, the gradient;
     nothing of K times the size of the labels. The same inputs give the same bits in every run and
-    with any number of threads, unless a compiler makes the last reduction its own.
+    with any number of threads, unless a compiler replaces the last reduction with its own.
 
     Args:
         logits: (B, K, h, w), float32, float64, bfloat16 or float16, any strides. Computed in
@@ -69,14 +69,14 @@ def upsample_cross_entropy(
 
 
 def _total(values: Tensor) -> Tensor:
-    """The sum of (B, H, W), row by row: PyTorch divides one sum, but no row's, among threads."""
+    """The sum of (B, H, W), row by row: PyTorch splits a sum of all among threads, not a row's."""
     return values.sum(-1).sum(-1).sum() if values.is_cpu else values.sum()
 
 
 def _mean(
     losses: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int
 ) -> Tensor:
-    labels = labels.long()  # in their own dtype neither K nor ignore_index need exist
+    labels = labels.long()  # their own dtype may be too small for K or ignore_index
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     if weight is None:
         return _total(losses) / valid.sum().clamp(min=1)
