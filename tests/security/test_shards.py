@@ -70,7 +70,7 @@ INDICES: dict[str, tuple[Callable[[dict], Any], str]] = {
     "no name": (sample(name=None), "samples: a NoneType, expected a str"),
     "a long name": (sample(name="x" * 10**6), "samples: a name of more than 1024 characters"),
     "a long sample": (lambda index: index["samples"][0].append(1), "lists of 6 numbers"),
-    "an empty sample": (entry("samples", [[]]), "samples: expected lists of 6 numbers"),
+    "an empty sample": (entry("samples", [[]]), "samples: a NoneType, expected a str"),
     "a sample that is none": (entry("samples", [3]), "samples: a int, expected a list"),
     "samples that are none": (entry("samples", {"a": 1}), "samples: a dict, expected a list"),
     "no samples": (lambda index: index.pop("samples"), "no samples"),
