@@ -12,6 +12,7 @@ LIMITS = {
     "MAX_PIXELS": 1 << 26,  # an image, a mask or a frame of a video: 8192x8192
     "MAX_FILE_BYTES": 1 << 28,  # the file of an image or a mask
     "MAX_TEXT_BYTES": 1 << 25,  # a list of names, a list of classes or an index of shards
+    "MAX_NAMES": 1_000_000,  # names in a list, frames of the videos in a list
     "MAX_ANNOTATION_BYTES": 1 << 30,  # PASCAL-Context's annotations
     "MAX_MAT_BYTES": 1 << 27,  # a .mat file, decompressed
     "MAX_ZIP_ENTRIES": 1_000_000,  # files and folders in a zip file

@@ -14,9 +14,10 @@ from PIL import Image, UnidentifiedImageError
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.reading import read_regular, shorten
+from mcibi_fast.data.reading import read_regular
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
+from mcibi_fast.untrusted import shorten
 
 # The formats that are decoded, and the endings of their names; the content decides which it is.
 # Some other formats that PIL knows run a program (EPS) or read further files.
