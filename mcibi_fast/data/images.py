@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
+from mcibi_fast.data.metadata import check_directories, check_scans, pixels_alone
 from mcibi_fast.data.reading import read_regular
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
@@ -61,6 +62,9 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
     """Like `decode`, for a file's content."""
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
+    content = pixels_alone(content)
+    check_scans(content, name)
+    check_directories(content, name)
     allowed = limit("MAX_PIXELS")
     if Image.MAX_IMAGE_PIXELS is not None and allowed > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = allowed  # PIL's own, lower one would come first
