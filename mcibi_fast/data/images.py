@@ -44,7 +44,8 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
 
     Raises:
         DataError: it is missing, empty, not a regular file, in none of `FORMATS`, cannot be
-            decoded, or exceeds the limits MAX_FILE_BYTES or MAX_PIXELS.
+            decoded, or exceeds one of the limits MAX_FILE_BYTES, MAX_PIXELS, MAX_SCANS and
+            MAX_TIFF_VALUES.
     """
     name = name or str(file)
     return decode_bytes(read_image_file(file, name), name)

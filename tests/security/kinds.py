@@ -51,6 +51,10 @@ def pictures(form: str) -> Sequence[bytes]:
         found += [
             saved(colour, form, compression=c) for c in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")
         ]
+    if form in ("JPEG", "TIFF"):
+        exif = Image.Exif()
+        exif[0x010E], exif[0x011A], exif[0x8769] = "a text", 72.0, {0x9000: b"0220"}
+        found.append(saved(colour, form, exif=exif, icc_profile=bytes(200)))
     if form == "JPEG":
         found += [saved(colour, form, progressive=True), saved(colour, "MPO")]
     return found
