@@ -10,8 +10,11 @@ import os
 
 LIMITS = {
     "MAX_PIXELS": 1 << 26,  # an image, a mask or a frame of a video: 8192x8192
+    "MAX_SCANS": 1000,  # of a JPEG, each of which may go over all pixels
+    "MAX_TIFF_VALUES": 1 << 20,  # numbers of metadata in a TIFF, such as the places of its strips
     "MAX_FILE_BYTES": 1 << 28,  # the file of an image or a mask
     "MAX_TEXT_BYTES": 1 << 25,  # a list of names, a list of classes or an index of shards
+    "MAX_NAMES": 1_000_000,  # names in a list, frames of the videos in a list
     "MAX_ANNOTATION_BYTES": 1 << 30,  # PASCAL-Context's annotations
     "MAX_MAT_BYTES": 1 << 27,  # a .mat file, decompressed
     "MAX_ZIP_ENTRIES": 1_000_000,  # files and folders in a zip file

@@ -6,6 +6,7 @@ file that you trust, set the constant to another number first.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickletools
@@ -28,6 +29,14 @@ ENTRIES = 4_000_000
 SHARED = 4
 """How many tensors may share the same values in a file of torch, on average."""
 
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LONGEST_REASON = 200  # characters
+
 # What files of torch.save need to describe tensors; nothing else may be called to read them.
 # torch's own list has more functions, some of which fill the memory if given a large number.
 _GLOBALS = frozenset(
@@ -44,8 +53,25 @@ _GLOBALS = frozenset(
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, and the names of its storages
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file to read.
+
+    Raises OSError as `open` does, and also for anything but a regular file: opening a FIFO can wait
+    forever, and a device may never end. Links are followed.
+    """
+    _check_regular(os.stat(path), path)
+    # The file may have been exchanged since the check, so opening must not wait for a FIFO either.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _check_regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
-    """The content of a regular file; a pipe or a device, which may never end, is refused.
+    """The content of a regular file, see `open_regular`.
 
     Args:
         path: path of the file, or of a link to it.
@@ -53,12 +79,10 @@ def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
         limit_name: name of the limit for the error message.
 
     Raises:
-        ValueError: it is not a regular file, or longer than the limit.
-        OSError: it cannot be read; the message names it.
+        ValueError: it is longer than the limit.
+        OSError: it is not a regular file, or cannot be read; the message names it.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path}: is no regular file")
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"{path}: is longer than {limit_name} = {limit:,} bytes")
@@ -81,7 +105,13 @@ def parse_json(content: bytes | str) -> Any:
     except RecursionError:
         raise ValueError("not JSON that can be read (nested too deeply)") from None
     except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
+        raise ValueError(f"not JSON ({shorten(error)})") from error
+
+
+def shorten(error: Exception | str) -> str:
+    """What an error says, in one line that is not long: it may quote the file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
@@ -101,9 +131,7 @@ def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
     import torch
 
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is no regular file")
+        with open_regular(path) as file:
             allowed = {f"{each.__module__} {each.__qualname__}" for each in also}
             for pickled in _pickles(file):
                 _check_pickle(pickled, allowed)
@@ -155,6 +183,14 @@ def check_tensors(content: Any) -> None:
             f"its tensors have {read:,} bytes, more than untrusted.SHARED = {SHARED} times the "
             f"{sum(stored.values()):,} bytes of values in it"
         )
+
+
+def _check_regular(status: os.stat_result, path: str | Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

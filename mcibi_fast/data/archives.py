@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.reading import check_name, open_regular, read_regular
+from mcibi_fast.data.reading import check_name, read_regular
 from mcibi_fast.data.zips import ZipStore
+from mcibi_fast.limits import check_limit
+from mcibi_fast.untrusted import open_regular
 
 _SEARCH_DEPTH = 2  # folders between the root and what is looked for
 
@@ -95,15 +97,17 @@ class Files:
 
         Raises DataError if there are none, and for a name that leads out of the dataset's folder.
         """
+        content, source = self.read(path, "MAX_TEXT_BYTES"), self.describe(path)
         try:
-            text = self.read(path, "MAX_TEXT_BYTES").decode("utf-8-sig")
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.describe(path)}: not a text file; replace it") from error
+            raise DataError(f"{source}: not a text file; replace it") from error
         names = [line.strip() for line in text.splitlines() if line.strip()]
         if not names:
-            raise DataError(f"{self.describe(path)}: lists nothing; replace it")
+            raise DataError(f"{source}: lists nothing; replace it")
+        check_limit("MAX_NAMES", len(names), f"{source}: {len(names):,} names", DataError)
         for name in names:
-            check_name(name, self.describe(path))
+            check_name(name, source)
         return names
 
     def describe(self, path: str) -> str:

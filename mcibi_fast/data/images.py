@@ -14,9 +14,11 @@ from PIL import Image, UnidentifiedImageError
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.reading import read_regular, shorten
+from mcibi_fast.data.metadata import check_directories, check_scans, pixels_alone
+from mcibi_fast.data.reading import read_regular
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
+from mcibi_fast.untrusted import shorten
 
 # The formats that are decoded, and the endings of their names; the content decides which it is.
 # Some other formats that PIL knows run a program (EPS) or read further files.
@@ -42,7 +44,8 @@ def decode(file: Path, name: str | None = None) -> Image.Image:
 
     Raises:
         DataError: it is missing, empty, not a regular file, in none of `FORMATS`, cannot be
-            decoded, or exceeds the limits MAX_FILE_BYTES or MAX_PIXELS.
+            decoded, or exceeds one of the limits MAX_FILE_BYTES, MAX_PIXELS, MAX_SCANS and
+            MAX_TIFF_VALUES.
     """
     name = name or str(file)
     return decode_bytes(read_image_file(file, name), name)
@@ -60,6 +63,9 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
     """Like `decode`, for a file's content."""
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
+    content = pixels_alone(content)
+    check_scans(content, name)
+    check_directories(content, name)
     allowed = limit("MAX_PIXELS")
     if Image.MAX_IMAGE_PIXELS is not None and allowed > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = allowed  # PIL's own, lower one would come first

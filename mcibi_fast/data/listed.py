@@ -18,7 +18,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from mcibi_fast.data.images import check_sizes, decode_bytes, decode_pixels, mask_indices
 from mcibi_fast.data.mat import Matrix, read_variables
-from mcibi_fast.data.reading import shorten
+from mcibi_fast.untrusted import shorten
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.
 UNKNOWN = 254

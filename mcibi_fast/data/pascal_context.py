@@ -15,8 +15,9 @@ from mcibi_fast.data.archives import Files
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
-from mcibi_fast.data.reading import check_name, parse_json, read_regular, shorten
+from mcibi_fast.data.reading import check_name, read_regular
 from mcibi_fast.files import new_file, write_atomically
+from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
 # In the order of their ids among the 459 labels, which is alphabetical. A mask holds positions in

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mcibi_fast.data.reading import check_class_names, parse_json
+from mcibi_fast.data.reading import check_class_names
+from mcibi_fast.untrusted import parse_json
 
 INDEX = "index.json"
 FORMAT = "mcibi_fast shards 1"

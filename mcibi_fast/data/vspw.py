@@ -17,9 +17,11 @@ from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_sizes, decode_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
-from mcibi_fast.data.reading import check_class_names, parse_json, shorten
+from mcibi_fast.data.reading import check_class_names
 from mcibi_fast.data.video import VideoDataset
+from mcibi_fast.limits import check_limit
 from mcibi_fast.terminal import printable
+from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
 _NAMES = """
@@ -130,6 +132,8 @@ class VSPW(VideoDataset, ListedDataset):
                 Item(f"{video}/{s}", f"{images}/{s}.jpg", f"{labels}/{s}.png" if has_masks else "")
                 for s in sorted(stems | masks)
             )
+            # A list may name one video many times, also by other spellings.
+            check_limit("MAX_NAMES", len(items), f"{path}: {len(items):,} frames", DataError)
         return items
 
     @classmethod

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, check_pixels, read_pixels
-from mcibi_fast.data.reading import open_regular
 from mcibi_fast.files import private_file
+from mcibi_fast.untrusted import open_regular
 
 Pixels = NDArray[np.uint8]
 

@@ -38,6 +38,7 @@ LIMITS = {
     "MAX_PIXELS": 1 << 20,
     "MAX_FILE_BYTES": 1 << 24,
     "MAX_TEXT_BYTES": 1 << 20,
+    "MAX_NAMES": 1 << 14,
     "MAX_ANNOTATION_BYTES": 1 << 20,
     "MAX_MAT_BYTES": 1 << 24,
     "MAX_ZIP_ENTRIES": 1 << 14,

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from mcibi_fast.data import ADE20K, LIP, VOC, VSPW, COCOStuff, ShardedDataset
+from mcibi_fast.data import ADE20K, LIP, VOC, VSPW, COCOStuff, DataError, ShardedDataset
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.folder import class_list, read_label
 from mcibi_fast.data.images import FORMATS, read_pixels
+from mcibi_fast.data.listed import ListedDataset
 from mcibi_fast.data.pascal_context import convert
 from tests.data import trees
 from tests.security import places
@@ -50,6 +51,10 @@ def pictures(form: str) -> Sequence[bytes]:
         found += [
             saved(colour, form, compression=c) for c in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")
         ]
+    if form in ("JPEG", "TIFF"):
+        exif = Image.Exif()
+        exif[0x010E], exif[0x011A], exif[0x8769] = "a text", 72.0, {0x9000: b"0220"}
+        found.append(saved(colour, form, exif=exif, icc_profile=bytes(200)))
     if form == "JPEG":
         found += [saved(colour, form, progressive=True), saved(colour, "MPO")]
     return found
@@ -125,9 +130,14 @@ def mats() -> Sequence[bytes]:
 
 def read_mats(content: bytes, folder: Path) -> None:
     (folder / "x.mat").write_bytes(content)
-    files = Files(folder)
-    kind = VOC if b"GTcls" in content else COCOStuff
-    kind.classes_of(kind.read_mask(files, "x.mat"), "x.mat")
+    try:
+        read_mat_mask(VOC, folder)
+    except DataError:  # it may be of the other dataset
+        read_mat_mask(COCOStuff, folder)
+
+
+def read_mat_mask(dataset: type[ListedDataset], folder: Path) -> None:
+    dataset.classes_of(dataset.read_mask(Files(folder), "x.mat"), "x.mat")
 
 
 def indices() -> Sequence[bytes]:
@@ -149,8 +159,8 @@ def shards() -> Sequence[bytes]:
 
 def read_shard(content: bytes, folder: Path) -> None:
     """The index says that the shard is right as it is."""
-    half = max(min(len(pictures("JPEG")[0]), len(content) - 1), 1)
-    places.shards(folder, content[:half], content[half:] or b"\0")
+    label = max(content.rfind(b"\x89PNG"), 1)
+    places.shards(folder, content[:label] or b"\0", content[label:] or b"\0")
     ShardedDataset(folder, "val").read(0)
 
 

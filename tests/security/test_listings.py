@@ -144,6 +144,25 @@ def test_texts_that_are_too_large(tmp_path: Path, text: str) -> None:
     assert f"{path.name}: 1,099,511,627,776 bytes, more than {limit} (" in outcome.error
 
 
+def test_many_names(listed: tuple[str, Path, Path, str]) -> None:
+    """A few bytes each, and a hundred times more as samples."""
+    dataset, root, path, split = listed
+    path.write_text("a\n" * 1_000_001)
+    error = bounded(DATASETS[dataset], root, split, megabytes=200).error
+    assert f"{path.name}: 1,000,001 names, more than MAX_NAMES (1,000,000)" in error
+
+
+def test_one_video_many_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time it is all of its frames."""
+    root = trees.vspw(tmp_path / "vspw")
+    path = root / "VSPW_480p/train.txt"
+    path.write_text("".join(f"{'./' * i}1_a\n" for i in range(400)))
+    assert len(DATASETS["vspw"](root, "train")) == 1200
+    monkeypatch.setenv("MCIBI_FAST_MAX_NAMES", "1199")
+    with pytest.raises(DataError, match=r"train\.txt: 1,200 frames, more than MAX_NAMES"):
+        DATASETS["vspw"](root, "train")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("kind", ["fifo", "endless"])
 def test_texts_that_never_end(tmp_path: Path, text: str, kind: str) -> None:
