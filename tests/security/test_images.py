@@ -16,7 +16,7 @@ from mcibi_fast.data.images import FORMATS, decode, decode_bytes, read_pixels
 from mcibi_fast.inference.predict import _output_names
 from tests.data import trees
 from tests.security import attacks, places
-from tests.security.bounded import bounded, command, refused
+from tests.security.forked import bounded, command, refused
 
 QUIET = ("--cpu", "--quiet")
 Attack = Callable[[Path], None]
