@@ -48,7 +48,7 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
     positions = np.arange(len(classes))
     width = 0.84 / len(scores)
     for i, (colour, (name, runs)) in enumerate(zip(cycle(COLOURS), scores.items(), strict=False)):
-        values = 100 * np.array(runs, float)[:, :CHART_CLASSES]
+        values = 100 * np.clip(np.array(runs, float)[:, :CHART_CLASSES], 0, 1)
         mean = values.mean(0)
         whisker = [mean - values.min(0), values.max(0) - mean] if len(values) > 1 else None
         places = positions + (i - (len(scores) - 1) / 2) * width

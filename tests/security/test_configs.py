@@ -78,7 +78,7 @@ def test_no_command_of_a_file_is_run(number: int, entry: str, run: Path, tmp_pat
     outcome = RUN_ENTRIES[entry](run)
     if entry in WITH_DATA:
         kind = "a command" if root.startswith("pipe:") else "a URL"
-        line = refused(outcome, f"is {kind}, ", "give it with --root")
+        line = refused(outcome, f"is {kind} named by", "give it with --root")
         assert line.count("data.root") == 1
     else:
         assert outcome.value in (0, None) and not outcome.error, outcome
@@ -134,7 +134,7 @@ def test_no_address_of_a_file_is_fetched(
     on_shards(run, address)
     outcome = RUN_ENTRIES[entry](run)
     if entry in WITH_DATA:
-        refused(outcome, "is a URL, ", "give it with --root")
+        refused(outcome, "is a URL named by", "give it with --root")
     assert asked == []
 
 
@@ -218,7 +218,7 @@ def test_checkpoints_are_not_written_through_a_link(run: Path, tmp_path: Path) -
     (run / "checkpoints").rename(other)
     (other / "step-00000001").mkdir()
     (run / "checkpoints").symlink_to(other)
-    refused(RUN_ENTRIES["train --resume"](run), "is a link, through which no run is written")
+    refused(RUN_ENTRIES["train --resume"](run), "is a link, and runs are not written through links")
     assert (other / "step-00000001").is_dir()
     assert RUN_ENTRIES["models.hub"](run).error == ""  # reading is another matter
 
