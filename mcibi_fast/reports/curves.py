@@ -8,11 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mcibi_fast.reports.charts import COLOURS, axes_of, png
+from mcibi_fast.reports.charts import COLOURS, axes_of, drawable, plain, png, thinned
 from mcibi_fast.reports.page import Report
 
 History = Sequence[dict[str, Any]]
 """The lines of a run's history (`training.run.Run.history`)."""
+
+LOSS_TERMS = 24
+"""Largest number of the loss's terms that are drawn, each in a panel; the first ones are."""
 
 _TERMS = {
     "loss": "loss (sum of its terms)",
@@ -26,13 +29,21 @@ _TERMS = {
 def add_curves(report: Report, histories: Mapping[str, Sequence[History]]) -> None:
     """Adds the section; ``histories`` holds, for each model's name, those of its runs."""
     report.heading("Training")
+    more = len(loss_terms(histories)) - LOSS_TERMS
+    left_out = f" {more} more terms of the loss are not shown." if more > 0 else ""
     report.picture(
         png(training_curves(histories)),
         "mIoU on the validation split, learning rate, and the loss with its weighted terms. The "
-        "sums of models with different terms cannot be compared, the single terms can.",
+        "sums of models with different terms cannot be compared, the single terms can." + left_out,
         name="curves",
         wide=True,
     )
+
+
+def loss_terms(histories: Mapping[str, Sequence[History]]) -> list[str]:
+    """The names of the loss's terms, in the order in which they occur."""
+    every = (entry for runs in histories.values() for history in runs for entry in history)
+    return list(dict.fromkeys(name for entry in every for name in entry.get("losses", ())))
 
 
 def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
@@ -40,17 +51,16 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
 
     Args:
         histories: for each model's name, the histories of its runs; one colour per model, one line
-            per run. The panel of a term shows the models that have it.
+            per run. The panel of a term shows the models that have it; `LOSS_TERMS` are shown.
     """
-    every = [entry for runs in histories.values() for history in runs for entry in history]
-    terms = list(dict.fromkeys(name for entry in every for name in entry.get("losses", ())))
+    terms = loss_terms(histories)[:LOSS_TERMS]
     titles = ["mIoU on the validation split (%)", "loss (sum of its terms)", "learning rate"]
     titles += [_TERMS.get(name, name) for name in terms]
     columns = 3
     rows = -(-len(titles) // columns)
     figure, panels = axes_of(rows, columns, size=(11.5, 2.7 * rows + 0.5))
     for axes, title in zip(panels, titles, strict=False):
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(plain(title), fontsize=10, loc="left")
     for axes in panels[len(titles) :]:
         axes.remove()
     for colour, (name, runs) in zip(cycle(COLOURS), histories.items(), strict=False):
@@ -59,7 +69,7 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
             lines += [_values(history, "losses", term) for term in terms]
             for j, (axes, line) in enumerate(zip(panels, lines, strict=False)):
                 if line:
-                    label = name if i == j == 0 else None
+                    label = plain(name) if i == j == 0 else None
                     mark = "." if j == 0 else None
                     axes.plot(
                         *zip(*line, strict=True), color=colour, lw=1.3, marker=mark, label=label
@@ -80,7 +90,8 @@ def _values(history: History, *keys: str) -> list[tuple[int, float]]:
             value = value.get(key, {})
         if isinstance(value, (int, float)):
             points.append((entry["step"], value))
-    return points
+    steps, values = zip(*thinned(points), strict=True) if points else ((), ())
+    return list(zip(steps, drawable(values).tolist(), strict=True))
 
 
 def _scores(history: History) -> list[tuple[int, float]]:

@@ -12,7 +12,15 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.reports.charts import INK, LEGEND_CLASSES, axes_of, legend_columns, png, short
+from mcibi_fast.reports.charts import (
+    INK,
+    LEGEND_CLASSES,
+    axes_of,
+    legend_columns,
+    plain,
+    png,
+    short,
+)
 from mcibi_fast.reports.gathering import collect
 from mcibi_fast.reports.page import Report
 from mcibi_fast.reports.samples import Trained, spread
@@ -181,7 +189,8 @@ def _draw(axes: Axes, space: Space, colours: NDArray[np.float64]) -> None:
         )
     score = separation(space)
     subtitle = "" if score is None else f" (silhouette {score:.2f})"
-    axes.set_title(space.title + subtitle, fontsize=11)
+    title = "\n".join(map(plain, space.title.split("\n")))
+    axes.set_title(title + subtitle, fontsize=11)
     axes.set(xticks=[], yticks=[])
     axes.spines[["top", "right"]].set_visible(True)
     axes.spines[:].set_color("#c9c5bc")

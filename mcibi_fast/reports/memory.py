@@ -10,7 +10,19 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from mcibi_fast.data import SegmentationDataset
-from mcibi_fast.reports.charts import INK, LEGEND_CLASSES, axes_of, legend_columns, png, short
+from mcibi_fast.reports.charts import (
+    CHART_CLASSES,
+    INK,
+    LEGEND_CLASSES,
+    axes_of,
+    drawable,
+    first_of,
+    legend_columns,
+    plain,
+    png,
+    short,
+    thinned,
+)
 from mcibi_fast.reports.curves import History
 from mcibi_fast.reports.gathering import gaussian_memory_of
 from mcibi_fast.reports.page import Report
@@ -28,7 +40,8 @@ def add_memory(report: Report, trained: Sequence[Trained], dataset: Segmentation
     for each, memory in remembering:
         report.picture(
             png(memory_chart(memory.memory.cpu().numpy(), dataset.classes, dataset.palette)),
-            f"{each.name}: mean and standard deviation that represent each class (Eqs. 6-9).",
+            f"{each.name}: mean and standard deviation that represent each class (Eqs. 6-9)."
+            + first_of(dataset.classes),
             name="memory",
         )
         chart = memory_over_time(each.history, dataset.classes, dataset.palette)
@@ -51,6 +64,8 @@ def memory_chart(
         classes: K names.
         palette: (K, 3) uint8.
     """
+    classes = classes[:CHART_CLASSES]
+    memory, palette = drawable(memory[:CHART_CLASSES]), palette[:CHART_CLASSES]
     figure, (axes,) = axes_of(1, 1, size=(6.4, 1.2 + 0.26 * len(classes)))
     rows = np.arange(len(classes))
     for row, (mean, deviation), colour in zip(rows, memory, palette / 255, strict=True):
@@ -58,7 +73,7 @@ def memory_chart(
         axes.plot([mean], [row], "o", color=colour, mec=INK, mew=0.8, ms=6)
     axes.axvline(0, color=INK, lw=0.5)
     axes.set_title("The memory: one Gaussian per class", fontsize=12, loc="left")
-    axes.set_yticks(rows, classes)
+    axes.set_yticks(rows, [plain(name) for name in classes])
     axes.invert_yaxis()
     axes.set_xlabel("mean ± standard deviation over the channels of R")
     return figure
@@ -71,14 +86,16 @@ def memory_over_time(
 
     Args:
         history: lines ``{"step", "epoch", "memory": {"mean": [K], "std": [K]}}`` are drawn, other
-            lines are ignored.
+            lines and those of another K are ignored.
         classes: K names.
         palette: (K, 3) uint8.
 
     Returns:
         The chart, or None if no line holds a memory.
     """
-    lines = [entry for entry in history if "memory" in entry]
+    lines = thinned(
+        [e for e in history if "memory" in e and len(e["memory"]["mean"]) == len(classes)]
+    )
     if not lines:
         return None
     steps = [entry["step"] for entry in lines]
@@ -90,8 +107,8 @@ def memory_over_time(
     for axes, key, title in zip(
         panels, ("mean", "std"), ("mean μ (Eq. 9)", "standard deviation σ (Eq. 9)"), strict=True
     ):
-        values = np.array([entry["memory"][key] for entry in lines], float)
-        for k, colour in enumerate(palette / 255):
+        values = drawable([entry["memory"][key] for entry in lines])
+        for k, colour in enumerate(palette[:CHART_CLASSES] / 255):
             label = names[k] if key == "mean" and k < len(names) else None
             axes.plot(
                 steps,

@@ -141,8 +141,16 @@ def _load_run(path: Path, config: TrainConfig, name: str, device: torch.device |
         )
     with torch.random.fork_rng():  # building a model draws initial weights
         model, spec = load_model(directory)
-    step = int(directory.name.removeprefix("step-"))
+    number = directory.name.removeprefix("step-")
+    if not number.isdecimal():
+        raise ValueError(f"report: {directory} is not called step-N, as the checkpoints of a run")
+    step = int(number)
     metrics = [e["metrics"] for e in run.history() if "metrics" in e and e["step"] == step]
+    if metrics and len(metrics[-1]["classes"]) != len(spec.classes):
+        raise ValueError(
+            f"report: {run.history_file} has scores of {len(metrics[-1]['classes'])} classes, the "
+            f"checkpoint has {len(spec.classes)}"
+        )
     return Loaded(name, run, config, model.to(device), spec, step, metrics[-1] if metrics else None)
 
 

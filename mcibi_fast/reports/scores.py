@@ -8,7 +8,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib.figure import Figure
 
-from mcibi_fast.reports.charts import COLOURS, INK, axes_of, png
+from mcibi_fast.reports.charts import CHART_CLASSES, COLOURS, INK, axes_of, first_of, plain, png
 from mcibi_fast.reports.page import Report
 
 
@@ -27,7 +27,9 @@ def add_scores(
     whiskers = " Bars: means; whiskers: smallest and largest over seeds." if several else ""
     report.picture(
         png(class_bars(classes, ious)),
-        "Intersection over union of each class on the validation split, in percent." + whiskers,
+        "Intersection over union of each class on the validation split, in percent."
+        + whiskers
+        + first_of(classes),
         name="classes",
     )
 
@@ -40,12 +42,13 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
         scores: for each model's name, per run K fractions (NaN: the class does not occur); the bar
             is their mean, the whisker reaches from the smallest to the largest.
     """
+    classes = classes[:CHART_CLASSES]
     height = 1.2 + len(classes) * (0.16 + 0.13 * len(scores))
     figure, (axes,) = axes_of(1, 1, size=(6.4, height))
     positions = np.arange(len(classes))
     width = 0.84 / len(scores)
     for i, (colour, (name, runs)) in enumerate(zip(cycle(COLOURS), scores.items(), strict=False)):
-        values = 100 * np.array(runs, float)
+        values = 100 * np.clip(np.array(runs, float)[:, :CHART_CLASSES], 0, 1)
         mean = values.mean(0)
         whisker = [mean - values.min(0), values.max(0) - mean] if len(values) > 1 else None
         places = positions + (i - (len(scores) - 1) / 2) * width
@@ -57,13 +60,13 @@ def class_bars(classes: Sequence[str], scores: Mapping[str, Sequence[Sequence[fl
             color=colour,
             ecolor=INK,
             capsize=2,
-            label=name,
+            label=plain(name),
         )
         for place, value, reach in zip(places, mean, np.fmax.reduce(values), strict=True):
             if np.isfinite(value):
                 text = f"{value:.1f}"
                 axes.text(reach + 0.8, place, text, va="center", fontsize=8, color=INK)
-    axes.set_yticks(positions, classes)
+    axes.set_yticks(positions, [plain(name) for name in classes])
     axes.set_title("Intersection over union of each class", fontsize=12, loc="left")
     axes.set(xlabel="IoU (%)", xlim=(0, 109), ylim=(len(classes) - 0.4, -0.6))
     axes.set_xticks(range(0, 101, 20))

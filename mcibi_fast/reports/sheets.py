@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mcibi_fast.reports.charts import LONGEST_NAME
+from mcibi_fast.terminal import printable
 from mcibi_fast.viz.overlay import Pixels, colourise, fit, legend
 
 FONT = 18
@@ -52,7 +54,7 @@ def image_and_truth(scene: Scene, palette: Pixels) -> tuple[list[Pixels], list[s
     """The two pictures with which a row begins, and the notes under them."""
     image = sized(scene.pixels, smooth=True) & _HIGH_BITS
     truth = sized(colourise(scene.label, palette), smooth=False)
-    return [image, truth], [scene.name, ""]
+    return [image, truth], [printable(scene.name, longest=LONGEST_NAME), ""]
 
 
 def width_of(rows: Sequence[Sequence[Pixels]]) -> int:
@@ -70,5 +72,5 @@ def key(
 ) -> Image.Image:
     """The legend of the classes that occur; with ``hatched`` it also explains mistakes."""
     shown = [k for k in sorted(occurring) if 0 <= k < len(classes)]
-    names = [classes[k] for k in shown]
+    names = [printable(classes[k], longest=LONGEST_NAME) for k in shown]
     return legend(names, palette[shown], width=width, mistaken=hatched, font_size=FONT)

@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mcibi_fast.models import Segmentor
+from mcibi_fast.reports.charts import LONGEST_NAME
 from mcibi_fast.reports.gathering import context_of, gather, weight_of_class, weight_of_truth
 from mcibi_fast.reports.page import Report
 from mcibi_fast.reports.samples import Samples, Trained
 from mcibi_fast.reports.sheets import FONT, Scene, image_and_truth, key, sized, width_of
+from mcibi_fast.terminal import printable
 from mcibi_fast.viz.overlay import Pixels, grid
 
 _CLASS_MAPS = 10  # at most, of the one image
@@ -138,7 +140,8 @@ def class_weight_sheet(
     """
     left, _ = image_and_truth(scene, palette)
     pictures = [*left, *(heat(values) for values in weights.values())]
-    notes = [scene.name, "ground truth", *(f"W of {name}" for name in weights)]
+    names = [printable(name, longest=LONGEST_NAME) for name in (scene.name, *weights)]
+    notes = [names[0], "ground truth", *(f"W of {name}" for name in names[1:])]
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     lines = [notes[i : i + columns] for i in range(0, len(notes), columns)]
     bar = _colour_bar(width_of(rows))

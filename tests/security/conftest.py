@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 from mcibi_fast.recipes import AugmentationConfig, FolderData, ModelConfig, TrainConfig
-from tests.security.server import Bounded
 
 CLASSES = ("road", "sky", "tree")
 
@@ -74,11 +72,3 @@ def security_run(trained: Path, tmp_path: Path) -> Path:
 def security_data(tmp_path: Path) -> Path:
     """Data of the run's three classes."""
     return write_data(tmp_path / "data")
-
-
-@pytest.fixture(scope="session")
-def bounded() -> Iterator[Bounded]:
-    """Runs commands and functions where they can do no harm; see `bounded.Bounded`."""
-    process = Bounded()
-    yield process
-    process.close()

@@ -8,47 +8,35 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.security.server import Bounded, Outcome
+from tests.security.forked import Outcome, bounded, command
+
+SECONDS = 60
 
 
-def of_run(*command: str) -> Callable[..., Outcome]:
+def of_run(*words: str) -> Callable[[Path], Outcome]:
     """A command that takes a run: "{run}", "{data}" and "{out}" stand for folders."""
 
-    def enter(bounded: Bounded, run: Path, *more: object) -> Outcome:
-        out = run.parent / "out"
-        out.mkdir(exist_ok=True)
-        data = run.parent / "data"
-        words = [word.format(run=run, data=data, out=out) for word in command]
-        return bounded.command(*words, *more)
+    def enter(run: Path) -> Outcome:
+        folders = {"run": run, "data": run.parent / "data", "out": run.parent / "out"}
+        folders["out"].mkdir(exist_ok=True)
+        return command(*(word.format(**folders) for word in words), seconds=SECONDS, megabytes=800)
 
     return enter
 
 
-def from_hub(bounded: Bounded, run: Path) -> Outcome:
-    return bounded.function("tests.security.entries:load_from_folder", str(run))
-
-
-def load_from_folder(folder: str) -> None:
+def from_hub(run: Path) -> Outcome:
     """`models.hub` takes a folder that is here for one from the Hub."""
     from mcibi_fast.models import hub
 
-    hub.from_pretrained(folder)
+    return bounded(hub.from_pretrained, run, seconds=SECONDS, megabytes=800)
 
 
-RUN_ENTRIES: dict[str, Callable[..., Outcome]] = {
+IMAGES = "{data}/images/val"
+RUN_ENTRIES: dict[str, Callable[[Path], Outcome]] = {
     "evaluate": of_run("evaluate", "{run}", "--cpu", "--quiet", "--workers", "0"),
-    "predict": of_run(
-        "predict", "{run}", "{data}/images/val", "--out", "{out}/p", "--cpu", "--quiet"
-    ),
+    "predict": of_run("predict", "{run}", IMAGES, "--out", "{out}/p", "--cpu", "--quiet"),
     "video": of_run(
-        "video",
-        "{run}",
-        "{data}/images/val",
-        "--out",
-        "{out}/v",
-        "--cpu",
-        "--quiet",
-        "--no-overlay",
+        *("video", "{run}", IMAGES, "--out", "{out}/v", "--no-overlay", "--cpu", "--quiet")
     ),
     "report": of_run("report", "{run}", "--cpu", "--quiet", "--out", "{out}/report.html"),
     "export": of_run("export", "{run}", "{out}/model.pt2", "--size", "32,32"),
@@ -62,39 +50,37 @@ _FIRST = ("evaluate", "train --resume", "models.hub")  # the others load a model
 
 def entries(*left_out: str) -> list[ParameterSet]:
     """The names of `RUN_ENTRIES` to parametrize with; some are slow only by their number."""
-    slow = {name: [pytest.mark.slow] * (name not in _FIRST) for name in RUN_ENTRIES}
-    return [pytest.param(n, marks=marks) for n, marks in slow.items() if n not in left_out]
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in _FIRST))
+        for name in RUN_ENTRIES
+        if name not in left_out
+    ]
 
 
-def convert(bounded: Bounded, file: Path) -> Outcome:
-    return bounded.command("convert", file, file.with_name("converted.safetensors"))
+def convert(file: Path) -> Outcome:
+    out = file.with_name("converted.safetensors")
+    return command("convert", file, out, seconds=SECONDS, megabytes=800)
 
 
-def compat(bounded: Bounded, file: Path) -> Outcome:
-    return bounded.function("tests.security.entries:load_released", str(file))
-
-
-def load_released(file: str) -> None:
+def compat(file: Path) -> Outcome:
     from mcibi_fast.compat import sssegmentation
 
-    sssegmentation.load(file)
+    return bounded(sssegmentation.load, file, seconds=SECONDS, megabytes=800)
 
 
-RELEASED_ENTRIES: dict[str, Callable[[Bounded, Path], Outcome]] = {
-    "convert": convert,
-    "compat": compat,
-}
+RELEASED_ENTRIES: dict[str, Callable[[Path], Outcome]] = {"convert": convert, "compat": compat}
 """What takes a checkpoint of the authors' code."""
 
 
 def refused(outcome: Outcome, *expected: str) -> str:
-    """The one line that a command printed, or the message of an exception, with status 2."""
-    line = outcome.last_line
-    if outcome.status is None:
-        assert "ValueError" in outcome.raised, (outcome.raised, outcome.err)
+    """The one line that a command printed, or a ValueError's message, with the expected texts."""
+    if outcome.error:
+        assert outcome.error.startswith("ValueError: "), outcome
+        line = outcome.error
     else:
-        assert outcome.status == 2, (outcome.out, outcome.err)
-        assert outcome.err.startswith("mcibi-fast: error: ") and outcome.err.count("\n") == 1
+        assert outcome.value == 2, outcome
+        line = outcome.err
+        assert line.startswith("mcibi-fast: error: ") and line.count("\n") == 1, outcome
     for text in expected:
-        assert text in line, line
+        assert text in line, outcome
     return line

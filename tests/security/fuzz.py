@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcibi_fast.data import DataError
-from tests.security.bounded import limit_memory
+from tests.security.forked import limit_memory
 from tests.security.mutations import mutate
 
 MEGABYTES = 256  # that a reader may take beyond what the process has

@@ -18,7 +18,7 @@ from mcibi_fast.data.archives import Files
 from mcibi_fast.data.mat import read_variables
 from tests.data import trees
 from tests.security import attacks
-from tests.security.bounded import Outcome, bounded, refused
+from tests.security.forked import Outcome, bounded, refused
 
 
 def deflated(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -20,7 +20,7 @@ from mcibi_fast.data.metadata import pixels_alone
 from mcibi_fast.inference.predict import _output_names
 from tests.data import trees
 from tests.security import attacks, places
-from tests.security.bounded import bounded, command, refused
+from tests.security.forked import bounded, command, refused
 
 QUIET = ("--cpu", "--quiet")
 Attack = Callable[[Path], None]

@@ -19,7 +19,7 @@ from mcibi_fast.data.folder_video import usual_step
 from mcibi_fast.data.pascal_context import convert
 from tests.data import trees
 from tests.security import attacks, places
-from tests.security.bounded import bounded, command, refused
+from tests.security.forked import bounded, command, refused
 
 # Of each dataset that has lists: the list that an attack changes, and one split that reads it.
 LISTS = {

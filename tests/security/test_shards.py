@@ -20,7 +20,7 @@ from PIL import Image
 from mcibi_fast.data import DataError, ShardedDataset, check_shards
 from mcibi_fast.data.shards import holds_shards, is_command, is_remote, local_splits
 from tests.security import attacks, places
-from tests.security.bounded import bounded, refused
+from tests.security.forked import bounded, refused
 
 PICTURE = attacks.png(24, 16)
 

@@ -10,7 +10,7 @@ import pytest
 
 from mcibi_fast.inference.video_io import open_frames
 from tests.security import attacks, places
-from tests.security.bounded import bounded, refused
+from tests.security.forked import bounded, refused
 
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV to write a video")
 

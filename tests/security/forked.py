@@ -21,6 +21,13 @@ from mcibi_fast import cli
 for heavy in (
     "accelerate",
     "cv2",
+    "matplotlib.figure",
+    "mcibi_fast.compat.sssegmentation",
+    "mcibi_fast.inference.export",
+    "mcibi_fast.models.hub",
+    "mcibi_fast.reports.runs",
+    "mcibi_fast.training.train",
+    "sklearn.manifold",
     "timm",
     "torchvision",
     "webdataset",
