@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcibi_fast.terminal import printable
+from mcibi_fast.terminal import LONGEST_COMPLAINT, printable
 
 
 class DataError(ValueError):
@@ -13,4 +13,5 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message.rsplit("DataError: ", 1)[-1].strip()))
+        text = message.rsplit("DataError: ", 1)[-1].strip()
+        super().__init__(printable(text, longest=LONGEST_COMPLAINT))

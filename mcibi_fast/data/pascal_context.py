@@ -107,7 +107,8 @@ def convert(
         for image in bar:
             name = Path(image["file_name"]).stem
             check_name(name, str(source))
-            mask = _draw(image, regions[image["image_id"]])
+            shown = f"{source}: image {shorten(str(image['image_id']))}"
+            mask = _draw(image, regions[image["image_id"]], shown)
             with new_file(home / "SegmentationClassContext" / f"{name}.png", sync=False) as file:
                 Image.fromarray(mask).save(file, "PNG")
             lists[image["phase"]].append(name)
@@ -125,17 +126,17 @@ def convert(
     return {split: len(names) for split, names in lists.items()}
 
 
-def _draw(image: dict[str, Any], regions: list[dict[str, Any]]) -> NDArray[np.uint8]:
+def _draw(image: dict[str, Any], regions: list[dict[str, Any]], name: str) -> NDArray[np.uint8]:
     """The ranks (H, W) of the regions' ids; other ids and empty pixels are background."""
     size = (image["height"], image["width"])
     if not all(type(side) is int and side > 0 for side in size):
-        raise ValueError(f"image {image['image_id']} has no size")
+        raise DataError(f"{name}: has no size")
     # Each region is drawn over the whole image.
-    check_pixels(size[1], size[0] * max(len(regions), 1), f"image {image['image_id']}")
+    check_pixels(size[1], size[0] * max(len(regions), 1), name)
     mask = np.zeros(size, np.uint8)
     for region in regions:
         if list(region["segmentation"]["size"]) != list(size):
-            raise ValueError(f"a region of image {image['image_id']} has another size")
+            raise DataError(f"{name}: a region of another size")
         rank = _IDS.index(region["category_id"]) if region["category_id"] in _IDS else 0
         mask[_decode_runs(region["segmentation"]["counts"], size)] = rank
     return mask

@@ -67,13 +67,14 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
         for i, history in enumerate(runs):
             lines = [_scores(history), _values(history, "loss"), _values(history, "lr")]
             lines += [_values(history, "losses", term) for term in terms]
+            label = plain(name) if i == 0 else None
             for j, (axes, line) in enumerate(zip(panels, lines, strict=False)):
                 if line:
-                    label = plain(name) if i == j == 0 else None
                     mark = "." if j == 0 else None
                     axes.plot(
                         *zip(*line, strict=True), color=colour, lw=1.3, marker=mark, label=label
                     )
+                    label = None  # one entry of the legend for all panels
     for axes in panels[: len(titles)]:
         axes.set(xlim=(0, None), ylim=(0, None))
     for axes in panels[max(0, len(titles) - columns) : len(titles)]:

@@ -53,7 +53,8 @@ def pictures(form: str) -> Sequence[bytes]:
         ]
     if form in ("JPEG", "TIFF"):
         exif = Image.Exif()
-        exif[0x010E], exif[0x011A], exif[0x8769] = "a text", 72.0, {0x9000: b"0220"}
+        exif[0x010E], exif[0x011A] = "a text", 72.0
+        exif.get_ifd(0x8769)[0x9000] = b"0220"
         found.append(saved(colour, form, exif=exif, icc_profile=bytes(200)))
     if form == "JPEG":
         found += [saved(colour, form, progressive=True), saved(colour, "MPO")]

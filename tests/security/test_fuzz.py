@@ -89,7 +89,7 @@ def fill_and_hide() -> None:
         (fail(UnicodeError("x")), "UnicodeError: x"),
         (fail(ValueError("x")), "ValueError: x"),
         (fail(OSError("two\nlines")), "OSError of 9 characters, not one line"),
-        (fail(DataError("x" * 3000)), "DataError of 3000 characters, not one line"),
+        (fail(OSError("x" * 3000)), "OSError of 3000 characters, not one line"),
         (fail(DataError("")), "DataError of 0 characters, not one line"),
         (fill, "takes more than 256 MB"),
         (fill_and_hide, "takes more than 256 MB, and says: x: cannot be decoded"),
