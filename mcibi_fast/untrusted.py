@@ -1,7 +1,6 @@
 """Reads files that others may have made, and accepts only data of a limited size in them.
 
-Every limit is a constant of this module, and the error that it causes names it; to read a larger
-file that you trust, set the constant to another number first.
+The limits are those of `mcibi_fast.limits`.
 """
 
 from __future__ import annotations
@@ -17,17 +16,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mcibi_fast.limits import check_limit, limit
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-JSON_BYTES = 2**20
-"""Largest size of a configuration, or of the specification in a file of weights."""
-PICKLE_BYTES = 2**24
-"""Largest size of the names and shapes of the tensors in a file of torch, without their values."""
-ENTRIES = 4_000_000
-"""Largest number of tensors, numbers, texts and containers in a file of torch."""
-SHARED = 4
-"""How many tensors may share the same values in a file of torch, on average."""
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -70,28 +62,28 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path, *, limit: int, limit_name: str) -> bytes:
+def read_bytes(path: Path, limit_name: str) -> bytes:
     """The content of a regular file, see `open_regular`.
 
     Args:
         path: path of the file, or of a link to it.
-        limit: the largest number of bytes that it may have.
-        limit_name: name of the limit for the error message.
+        limit_name: name of the limit of its bytes.
 
     Raises:
         ValueError: it is longer than the limit.
         OSError: it is not a regular file, or cannot be read; the message names it.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{path}: is longer than {limit_name} = {limit:,} bytes")
+        content = file.read(limit(limit_name) + 1)
+        check_limit(
+            limit_name, len(content), f"{path}: has {os.fstat(file.fileno()).st_size:,} bytes"
+        )
     return content
 
 
 def read_json(path: Path) -> Any:
     """The content of a small JSON file. Raises ValueError or OSError with the file's name."""
-    content = read_bytes(path, limit=JSON_BYTES, limit_name="untrusted.JSON_BYTES")
+    content = read_bytes(path, "MAX_JSON_BYTES")
     try:
         return parse_json(content)
     except ValueError as error:
@@ -175,13 +167,13 @@ def check_tensors(content: Any) -> None:
         elif isinstance(item, (list, tuple, set, frozenset)):
             children = item
         seen += len(children)
-        if seen > ENTRIES:  # this also ends the loop if a container holds itself
-            raise ValueError(f"it holds more than untrusted.ENTRIES = {ENTRIES:,} entries")
+        check_limit("MAX_ENTRIES", seen, f"it holds {seen:,} entries or more")  # also ends a cycle
         pending.extend(children)
-    if read > SHARED * sum(stored.values()):
-        raise ValueError(
-            f"its tensors have {read:,} bytes, more than untrusted.SHARED = {SHARED} times the "
-            f"{sum(stored.values()):,} bytes of values in it"
+    own = sum(stored.values())
+    if read:
+        sharing = read / own
+        check_limit(
+            "MAX_SHARING", sharing, f"its tensors have {sharing:.3g} times the {own:,} bytes in it"
         )
 
 
@@ -224,11 +216,8 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
         for member in members:
             if not member.filename.lower().endswith(".pkl"):
                 continue
-            if member.file_size > PICKLE_BYTES:
-                raise ValueError(
-                    f"{member.filename} in it is longer than untrusted.PICKLE_BYTES = "
-                    f"{PICKLE_BYTES:,} bytes"
-                )
+            size = member.file_size
+            check_limit("MAX_PICKLE_BYTES", size, f"{member.filename} in it has {size:,} bytes")
             yield BytesIO(archive.read(member))
 
 
@@ -236,8 +225,8 @@ def _check_pickle(pickled: BinaryIO, allowed: Collection[str]) -> None:
     """Reads a pickle to its end and raises if it does more than describe tensors."""
     start = pickled.tell()
     for code, argument, position in pickletools.genops(pickled):
-        if (position or 0) - start > PICKLE_BYTES:
-            raise ValueError(f"it is longer than untrusted.PICKLE_BYTES = {PICKLE_BYTES:,} bytes")
+        size = (position or 0) - start
+        check_limit("MAX_PICKLE_BYTES", size, f"it has {size:,} bytes or more")
         if code.name == "GLOBAL" and not (
             argument in _GLOBALS or argument in allowed or _is_type(str(argument))
         ):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.compat.accelerate import accelerate as accelerate
+from mcibi_fast.limits import check_limit
 from mcibi_fast.models import head_type
 from mcibi_fast.models import released_backbones as backbones
 from mcibi_fast.models.backbone_wrappers import Backbone
@@ -25,7 +26,6 @@ from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.outline import Unbuildable, outline
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.weights import TENSORS
 from mcibi_fast.nn.within_image import ASPP, PPM
 from mcibi_fast.untrusted import check_tensors, read_torch
 
@@ -273,10 +273,7 @@ def _filled(
 
     It is first built without memory, so that refusing shapes larger than the file costs nothing.
     """
-    if len(state) > TENSORS:
-        raise ValueError(
-            f"checkpoint: it holds {len(state):,} entries, more than weights.TENSORS = {TENSORS:,}"
-        )
+    check_limit("MAX_TENSORS", len(state), f"checkpoint: it holds {len(state):,} entries")
     try:
         _entries(outline(build, len(state)), state, rename)
     except Unbuildable as error:

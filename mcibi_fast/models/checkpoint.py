@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mcibi_fast.limits import check_field
 from mcibi_fast.models.outline import outline
 from mcibi_fast.models.registry import create, head_type, parse
 from mcibi_fast.models.segmentor import Segmentor
@@ -19,9 +20,6 @@ from mcibi_fast.models.weights import (
     read_spec,
 )
 from mcibi_fast.typed import describe, fits
-
-OPTIONS: dict[str, float] = {"stages": 100, "pool_scales": 64, "dilations": 1000, "history": 1000}
-"""Largest values that a file may give to options whose cost does not show in a weight's shape."""
 
 
 def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
@@ -106,10 +104,4 @@ def _check_types(options: dict[str, Any], types: dict[str, Any]) -> None:
     for name, value in options.items():
         if name in types and not fits(value, types[name]):
             raise ValueError(f"model.options.{name}: expected {describe(types[name])}")
-        most = OPTIONS.get(name)
-        for number in value if isinstance(value, list) else [value]:
-            if most is not None and isinstance(number, (int, float)) and number > most:
-                raise ValueError(
-                    f"model.options.{name}: {number} is more than checkpoint.OPTIONS allows a "
-                    f"file: {most}"
-                )
+        check_field(f"model.options.{name}", value)

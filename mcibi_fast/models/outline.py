@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-TRANSIENT_BYTES = 2**30
-"""Largest size of the tensors that a model creates itself and that are in no file."""
-PARAMETERS = 20
-"""Largest number of parameters registered while a model is built, per tensor in its file."""
+from mcibi_fast.limits import check_limit
 
 
 class Unbuildable(ValueError):
@@ -46,9 +43,8 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
             such sizes.
         ValueError, TypeError: as ``create``.
     """
-    most = PARAMETERS * stored + _SPARE
     try:
-        with warnings.catch_warnings(), torch.device("meta"), _Everywhere(), _at_most(most):
+        with warnings.catch_warnings(), torch.device("meta"), _Everywhere(), _at_most(stored):
             warnings.simplefilter("ignore")  # of tensors without values; the real ones come again
             model = create()
     except (ValueError, TypeError, ImportError):
@@ -62,11 +58,12 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
         for name, buffer in model.named_buffers()
         if name not in persistent
     )
-    if transient > TRANSIENT_BYTES:
-        raise Unbuildable(
-            f"its options ask for {transient:,} bytes besides the weights, more than "
-            f"outline.TRANSIENT_BYTES = {TRANSIENT_BYTES:,}"
-        )
+    check_limit(
+        "MAX_TRANSIENT_BYTES",
+        transient,
+        f"its options ask for {transient:,} bytes besides the weights",
+        Unbuildable,
+    )
     return model
 
 
@@ -84,18 +81,19 @@ class _Everywhere(TorchFunctionMode):
 
 
 @contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Raises once more than ``count`` parameters are registered."""
-    left = count
+def _at_most(stored: int) -> Iterator[None]:
+    """Raises once too many parameters are registered for a file with ``stored`` tensors."""
+    count = -_SPARE
 
     def register(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Unbuildable(
-                f"its options ask for more than {count:,} parameters, outline.PARAMETERS = "
-                f"{PARAMETERS} for each tensor in the file"
-            )
+        nonlocal count
+        count += 1
+        check_limit(
+            "MAX_PARAMETERS",
+            count / max(stored, 1),
+            f"its options ask for {count + _SPARE:,} parameters or more for {stored:,} tensors",
+            Unbuildable,
+        )
 
     handle = register_module_parameter_registration_hook(register)
     try:

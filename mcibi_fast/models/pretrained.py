@@ -19,10 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.limits import check_limit
 from mcibi_fast.untrusted import read_torch
-
-UNPACKED = 4
-"""Largest size of the unpacked arrays in an .npz file, as a multiple of the model's weights."""
 
 # Where the state dict may be, in the order in which timm looks; averaged weights come first.
 _STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -93,8 +91,7 @@ def _check_archive(source: Path, model: nn.Module) -> None:
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     with zipfile.ZipFile(source) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > UNPACKED * own:
-        raise ValueError(
-            f"it unpacks to {unpacked:,} bytes, more than pretrained.UNPACKED = {UNPACKED} times "
-            f"the model's {own:,}"
-        )
+    ratio = unpacked / own
+    check_limit(
+        "MAX_UNPACKING", ratio, f"it unpacks to {ratio:.3g} times the model's {own:,} bytes"
+    )

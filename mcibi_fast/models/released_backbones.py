@@ -19,6 +19,7 @@ from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from mcibi_fast.limits import check_limit
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
 from mcibi_fast.models.outline import Unbuildable
 from mcibi_fast.models.released_swin import Swin
@@ -115,7 +116,6 @@ def released_name(name: str, backbone: nn.Module) -> str:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-STAGES = 16  # largest number of stages of a Swin in a file; the published ones have 4
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -230,8 +230,7 @@ def _hrnet_stage(shapes: Shapes, branches: list[str], *, modules: int) -> dict[s
 def _describe_swin(shapes: Shapes) -> dict[str, Any]:
     width, _, patch_size, _ = shapes["patch_embed.projection.weight"]
     count = _count(shapes, "stages")
-    if count > STAGES:  # all entries are searched for each stage
-        raise ValueError(f"{count} stages, more than released_backbones.STAGES = {STAGES}")
+    check_limit("MAX_STAGES", count, f"{count} stages")  # all entries are searched for each stage
     stages = [f"stages.{i}.blocks" for i in range(count)]
     bias_table = "0.attn.w_msa.relative_position_bias_table"
     span = round(shapes[f"{stages[0]}.{bias_table}"][0] ** 0.5)  # 2 M - 1 for a window of M x M

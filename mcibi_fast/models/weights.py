@@ -14,12 +14,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from mcibi_fast.limits import check_limit
 from mcibi_fast.typed import describe, fits
-from mcibi_fast.untrusted import JSON_BYTES, parse_json
+from mcibi_fast.untrusted import parse_json
 
 WEIGHTS = "model.safetensors"
-TENSORS = 20_000
-"""Largest number of tensors in a file of weights."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _METADATA_KEY = "mcibi_fast"
@@ -106,8 +105,7 @@ def read_spec(path: str | Path) -> ModelSpec:
 
 
 def _checked(text: str) -> ModelSpec:
-    if len(text) > JSON_BYTES:
-        raise ValueError(f"it is longer than untrusted.JSON_BYTES = {JSON_BYTES:,} characters")
+    check_limit("MAX_JSON_BYTES", len(text), f"it has {len(text):,} characters")
     stored = parse_json(text)
     if not isinstance(stored, dict):
         raise ValueError("it is no dictionary")
@@ -152,11 +150,9 @@ def read_shapes(file: Path) -> Shapes:
     try:
         with safetensors.safe_open(str(file), framework="pt") as stored:
             names = list(stored.keys())
-            if len(names) > TENSORS:
-                raise ValueError(
-                    f"checkpoint: {file} holds {len(names):,} tensors, more than weights.TENSORS "
-                    f"= {TENSORS:,}"
-                )
+            check_limit(
+                "MAX_TENSORS", len(names), f"checkpoint: {file} holds {len(names):,} tensors"
+            )
             return {name: tuple(stored.get_slice(name).get_shape()) for name in names}
     except safetensors.SafetensorError as error:
         raise ValueError(f"checkpoint: {file} is damaged: {error}") from error

@@ -7,29 +7,15 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from mcibi_fast.limits import check_field
 from mcibi_fast.typed import describe, fits
-
-LIMITS: dict[str, float] = {
-    **dict.fromkeys(("crop_size", "short_side", "long_side", "size", "window", "stride"), 8192),
-    "scale": 16,
-    "scales": 16,
-    "stages": 100,
-    "history": 1000,
-    "length": 10**6,
-    "train_count": 10**8,
-    "val_count": 10**8,
-    "batch_size": 10**6,
-    "eval_batch_size": 10**4,
-    "workers": 256,
-}
-"""Largest number that a file may give for each field; the command line may give more."""
 
 
 def rebuild(cls: Any, values: Any) -> Any:
     """A dataclass from values read from JSON; its tuple fields are tuples again, not lists.
 
     Raises:
-        ValueError: an unknown field, a value of the wrong type, or one above `LIMITS`.
+        ValueError: an unknown field, a value of the wrong type, or one above its limit.
         TypeError: a field is missing.
     """
     if not isinstance(values, Mapping):
@@ -46,12 +32,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         return value
     if not fits(value, annotation):
         raise ValueError(f"{name}: expected {describe(annotation)}, got {_shown(value)}")
-    limit = LIMITS.get(name.rpartition(".")[2])
-    for number in value if isinstance(value, (list, tuple)) else [value]:
-        if limit is not None and isinstance(number, (int, float)) and number > limit:
-            raise ValueError(
-                f"{name}: {_shown(value)} is more than recipes.stored.LIMITS allows a file: {limit}"
-            )
+    check_field(name, value)
     options = typing.get_args(annotation) or (annotation,)
     wants_tuple = tuple in (typing.get_origin(option) for option in (annotation, *options))
     return tuple(value) if wants_tuple and isinstance(value, list) else value

@@ -7,9 +7,6 @@ from typing import Any
 
 from mcibi_fast.untrusted import parse_json, read_bytes
 
-HISTORY_BYTES = 2**28
-"""Largest size of the file; a run of a million steps that reads every loss writes half of it."""
-
 _LARGEST = 2**63
 
 
@@ -24,7 +21,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             long.
     """
     try:
-        content = read_bytes(path, limit=HISTORY_BYTES, limit_name="history.HISTORY_BYTES")
+        content = read_bytes(path, "MAX_HISTORY_BYTES")
     except FileNotFoundError:
         return []
     entries = []

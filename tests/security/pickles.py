@@ -55,9 +55,9 @@ def attacks(marker: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "bytes without end": (lambda: Call(bytearray, 64 * GIB), "__builtin__ bytearray"),
         "a tensor by its size": (lambda: Call(torch.Tensor, 16 * GIB), "torch Tensor"),
         "one value spread": (lambda: spread(10 * GIB), "with 1 values"),
-        "tensors that share": (lambda: [torch.zeros(10**6)] * 100, "untrusted.SHARED"),
-        "a tree without end": (lambda: nested(60), "untrusted.ENTRIES"),
-        "a list in itself": (endless, "untrusted.ENTRIES"),
+        "tensors that share": (lambda: [torch.zeros(10**6)] * 100, "MAX_SHARING"),
+        "a tree without end": (lambda: nested(60), "MAX_ENTRIES"),
+        "a list in itself": (endless, "MAX_ENTRIES"),
         "sparse": (lambda: torch.zeros(2).to_sparse(), "_rebuild_sparse_tensor"),
         "without values": (lambda: torch.zeros(10 * GIB, device="meta"), "meta_tensor"),
     }

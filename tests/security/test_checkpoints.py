@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mcibi_fast.limits import LIMITS
+from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.weights import WEIGHTS
 from mcibi_fast.training.run import STATE, Run
 from tests.commands.test_convert import released_state
@@ -85,13 +87,13 @@ GIGANTIC: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "channels": (option("feats_channels", HUGE), "has shape"),
     "more channels": (option("feats_channels", 2**62), "size"),
     "other channels": (option("transform_channels", HUGE), "has shape"),
-    "noise besides the weights": (option("feats_channels", 2**28), "outline.TRANSIENT_BYTES"),
+    "noise besides the weights": (option("feats_channels", 2**28), "MAX_TRANSIENT_BYTES"),
     "a kernel": (option("kernel_sizes", [1, 1, 10_001]), "has shape"),
-    "stages": (option("stages", 10**9), "checkpoint.OPTIONS"),
+    "stages": (option("stages", 10**9), "MAX_CONFIG_STAGES"),
     "past frames": (option("history", 10**9), "history"),
     "blocks": (
         field("backbone", f"released_resnet {json.dumps(RESNET | {'depths': [10**9] + [1] * 3})}"),
-        "outline.PARAMETERS",
+        "MAX_PARAMETERS",
     ),
     "widths": (
         field("backbone", f"released_resnet {json.dumps(RESNET | {'channels': [2**24] * 4})}"),
@@ -130,7 +132,7 @@ SPECIFICATIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "options": (field("options", ["x"]), "options: expected"),
     "a field missing": (lambda spec: spec.pop("mean") and None, "it has no 'mean'"),
     "deep nesting": (lambda spec: "[" * 10**5, "nested too deeply"),
-    "long": (lambda spec: json.dumps(spec | {"x": "y" * 2**20}), "untrusted.JSON_BYTES"),
+    "long": (lambda spec: json.dumps(spec | {"x": "y" * 2**20}), "MAX_JSON_BYTES"),
     "no JSON": (lambda spec: "{", "not JSON"),
     "no dictionary": (lambda spec: "[]", "it is no dictionary"),
     "a long number": (lambda spec: '{"name": ' + "1" * 5000 + "}", "not JSON"),
@@ -195,7 +197,7 @@ def test_too_many_tensors(entry: str, run: Path) -> None:
     state = {f"{i}": torch.zeros(0) for i in range(20_001)}
     for path in weights_files(run):
         safetensors.torch.save_file(state, path, metadata={"mcibi_fast": spec})
-    refused(RUN_ENTRIES[entry](run), "weights.TENSORS = 20,000")
+    refused(RUN_ENTRIES[entry](run), "MAX_TENSORS (20,000)")
 
 
 @pytest.mark.parametrize("attack", attacks(Path("x")))
@@ -315,12 +317,12 @@ RELEASED: dict[str, tuple[dict[Any, Any], str]] = {
     "an entry that is no tensor": ({"x": [1]}, "its entry 'x' is no tensor with a name"),
     "many laterals": (
         {f"lateral_convs.{i}.0.weight": torch.zeros(0) for i in range(20_000)},
-        "weights.TENSORS",
+        "MAX_TENSORS",
     ),
     "many stages": (
         {"backbone_net.patch_embed.projection.weight": torch.zeros(8, 3, 4, 4)}
         | {f"backbone_net.stages.{i}.blocks.0.x": torch.zeros(0) for i in range(15_000)},
-        "released_backbones.STAGES",
+        "MAX_STAGES",
     ),
     "a ResNeSt without channels": (
         {
@@ -350,16 +352,20 @@ def test_a_mapping_in_memory_is_checked_too(released: dict[str, Tensor]) -> None
 
 
 def test_limits_can_be_raised(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a constant of the module that its error names."""
-    from mcibi_fast import untrusted
-    from mcibi_fast.models import checkpoint
-
     change_spec(run, option("stages", 200))
-    with pytest.raises(ValueError, match=r"checkpoint\.OPTIONS"):
-        checkpoint.load_model(run)
-    monkeypatch.setitem(checkpoint.OPTIONS, "stages", 200)
-    assert checkpoint.load_model(run)[1].options["stages"] == 200
+    with pytest.raises(ValueError, match=r"MCIBI_FAST_MAX_CONFIG_STAGES"):
+        load_model(run)
+    monkeypatch.setenv("MCIBI_FAST_MAX_CONFIG_STAGES", "200")
+    assert load_model(run)[1].options["stages"] == 200
     change_state(run, seconds=[0.0] * 10)
-    monkeypatch.setattr(untrusted, "ENTRIES", 10)
-    with pytest.raises(ValueError, match=r"untrusted\.ENTRIES = 10 entries"):
+    monkeypatch.setenv("MCIBI_FAST_MAX_ENTRIES", "10")
+    with pytest.raises(ValueError, match=r"MAX_ENTRIES \(10\)"):
         Run(run).load_state()
+
+
+def test_every_limit_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "SECURITY.md").read_text()
+    named = {name for name in LIMITS if f"`{name}`" in text}
+    assert named == {name for name in LIMITS if not name.startswith("MAX_CONFIG_")} | {
+        "MAX_CONFIG_STAGES"
+    }

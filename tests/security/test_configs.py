@@ -18,7 +18,6 @@ from mcibi_fast.models import hub
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import ShardsData, TrainConfig
 from mcibi_fast.recipes.sources import StoredShardsData, relocated
-from mcibi_fast.recipes.stored import LIMITS
 from mcibi_fast.training.history import read_history
 from mcibi_fast.training.run import Run
 from tests.security.entries import RUN_ENTRIES, entries, refused
@@ -278,16 +277,14 @@ VALUES: dict[str, dict[str, Any]] = {
 def test_values_of_another_type_or_size(value: str, entry: str, run: Path) -> None:
     change(run, **VALUES[value])
     line = refused(RUN_ENTRIES[entry](run), "config.json: not a training configuration")
-    assert ("recipes.stored.LIMITS" in line) == any(
-        w in value for w in ("gigantic", "without", "too")
-    )
+    assert ("MAX_CONFIG_" in line) == any(w in value for w in ("gigantic", "without", "too"))
 
 
 def test_limits_can_be_raised(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(run, inference={"stages": 1000})
-    with pytest.raises(ValueError, match=r"LIMITS allows"):
+    with pytest.raises(ValueError, match=r"MCIBI_FAST_MAX_CONFIG_STAGES"):
         Run(run).settings()
-    monkeypatch.setitem(LIMITS, "stages", 1000)
+    monkeypatch.setenv("MCIBI_FAST_MAX_CONFIG_STAGES", "1000")
     assert Run(run).settings().inference.stages == 1000
 
 
@@ -340,11 +337,9 @@ def test_numbers_of_a_history_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_history_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcibi_fast.training import history
-
-    monkeypatch.setattr(history, "HISTORY_BYTES", 1000)
+    monkeypatch.setenv("MCIBI_FAST_MAX_HISTORY_BYTES", "1000")
     (tmp_path / "history.jsonl").write_text('{"step": 1}\n' * 100)
-    with pytest.raises(ValueError, match=r"longer than history\.HISTORY_BYTES = 1,000 bytes"):
+    with pytest.raises(ValueError, match=r"has 1,200 bytes, more than MAX_HISTORY_BYTES \(1,000\)"):
         read_history(tmp_path / "history.jsonl")
 
 
