@@ -27,7 +27,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_LONGEST_REASON = 200  # characters
 
 # What files of torch.save need to describe tensors; nothing else may be called to read them.
 # torch's own list has more functions, some of which fill the memory if given a large number.
@@ -100,10 +99,10 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(f"not JSON ({shorten(error)})") from error
 
 
-def shorten(error: Exception | str) -> str:
-    """What an error says, in one line that is not long: it may quote the file."""
+def shorten(error: Exception | str, longest: int = 200) -> str:
+    """What an error says, in one line of about ``longest`` characters: it may quote the file."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
@@ -134,7 +133,7 @@ def read_torch(path: Path, *, also: Collection[type] = ()) -> Any:
     except OSError:
         raise
     except Exception as error:  # reading damaged files can raise any error
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(shorten(_first_line(error), 500)) from error
     return content
 
 
@@ -203,7 +202,9 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
     """The pickles in a file of torch.save; each is read from the present position on."""
     if file.read(4) != b"PK\x03\x04":
         file.seek(0)
-        yield from (file for _ in range(_LEGACY_PICKLES))
+        # A copy, as reading from a file allocates as much as a pickle says that it needs.
+        start = BytesIO(file.read(_LEGACY_PICKLES * limit("MAX_PICKLE_BYTES")))
+        yield from (start for _ in range(_LEGACY_PICKLES))
         return
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -211,7 +212,10 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
         # Another reader could take other members from such an archive.
         if len(set(names)) < len(names) or min(member.header_offset for member in members):
             raise ValueError("it is no archive of torch.save")
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        if any(
+            member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
+            for member in members
+        ):
             raise ValueError("it is compressed, which torch.save does not do")
         for member in members:
             if not member.filename.lower().endswith(".pkl"):

@@ -22,6 +22,7 @@ from mcibi_fast.recipes.sources import (
     refused_elsewhere,
 )
 from mcibi_fast.recipes.stored import rebuild
+from mcibi_fast.untrusted import shorten
 
 if TYPE_CHECKING:
     from mcibi_fast.models.registry import ModelKind
@@ -187,7 +188,7 @@ class TrainConfig:
                 parts[name] = rebuild(part, stored.get(name, {}))
             return rebuild(cls, stored | parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"not a training configuration: {error}") from error
+            raise ValueError(f"not a training configuration: {shorten(error, 800)}") from error
 
 
 def _rebuild_model(values: dict[str, Any]) -> ModelConfig:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.untrusted import shorten
+
 
 def seed_global_generators(seed: int) -> None:
     """Seeds Python's, NumPy's and torch's global generators.
@@ -108,5 +110,5 @@ def refusing(run: Path) -> Iterator[None]:
         yield
     except _FOREIGN as error:
         raise ValueError(
-            f"resume: the training state of {run} is damaged or of another run: {error}"
+            f"resume: the training state of {run} is damaged or of another run: {shorten(error)}"
         ) from error

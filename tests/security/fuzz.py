@@ -42,6 +42,8 @@ LIMITS = {
     "MAX_ANNOTATION_BYTES": 1 << 20,
     "MAX_MAT_BYTES": 1 << 24,
     "MAX_ZIP_ENTRIES": 1 << 14,
+    "MAX_HISTORY_BYTES": 1 << 20,
+    "MAX_ENTRIES": 1 << 14,
 }
 
 

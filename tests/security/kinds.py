@@ -23,6 +23,7 @@ from tests.data import trees
 from tests.security import places
 from tests.security.fuzz import Kind
 from tests.security.mutations import repair_png
+from tests.security.run_kinds import RUN_KINDS
 
 Read = Callable[[bytes, Path], object]
 
@@ -222,7 +223,7 @@ def of_pictures(form: str) -> Kind:
     return Kind(seeds, read_image, *([repair_png] if form == "PNG" else []))
 
 
-# A kind of another part of the package is added here.
+# A new kind of file gets a row here.
 KINDS: dict[str, Kind] = {
     **{form.lower(): of_pictures(form) for form in FORMATS},
     "gif": of_pictures("GIF"),
@@ -235,4 +236,5 @@ KINDS: dict[str, Kind] = {
     "list": Kind(lists, read_list),
     "class_numbers": Kind(class_numbers, read_class_numbers),
     "annotations": Kind(annotations, read_annotations),
+    **RUN_KINDS,
 }

@@ -53,8 +53,13 @@ def mutate(content: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """JSON that is whole, with other values at one place or a few."""
-    tree = json.loads(content)
+    """JSON that is whole, or lines of it, with other values at one place or a few."""
+    try:
+        tree = json.loads(content)
+    except ValueError:  # several lines
+        lines = content.splitlines(keepends=True)
+        i = rng.randrange(len(lines))
+        return b"".join((*lines[:i], mutate_json(lines[i], rng), b"\n", *lines[i + 1 :]))
     for _ in range(rng.choice((1, 1, 2, 4))):
         places = list(_places(tree))
         if not places:
