@@ -77,7 +77,7 @@ def layouts(op: Op, args: tuple[Any, ...]) -> list[Tensor]:
 def test_results_have_the_layout_that_a_compiler_was_promised(
     case: Case, backend: str, layout: str
 ) -> None:
-    """A compiled graph reads them by these strides."""
+    """A compiled graph reads the results by the strides that the fake kernel promises."""
     args = case.args(torch.float32, "contiguous" if layout == "turned" else layout)
     args = [turned(a) for a in args] if layout == "turned" else args
     op = _ops[case.name]
@@ -105,7 +105,7 @@ def test_results_have_the_layout_that_a_compiler_was_promised(
 
 
 def test_blocks_of_two_threads_leave_nothing_forced() -> None:
-    """However they overlap; each thread has what it asked for."""
+    """However the threads overlap, each keeps the backend that it chose."""
 
     def chosen() -> str:
         return mcibi_fast.explain("upsample_argmax", FEATURES, (6, 6)).splitlines()[0]

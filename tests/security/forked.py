@@ -37,7 +37,7 @@ for heavy in (
 
 
 class Outcome(NamedTuple):
-    """What came of it.
+    """What a call in a forked process returned, raised and printed.
 
     Attributes:
         value: what the function returned, as far as it is a number or a text.
@@ -88,12 +88,12 @@ def bounded(
 
 
 def command(*arguments: object, seconds: int = 30, megabytes: int = 400) -> Outcome:
-    """Runs ``mcibi-fast`` so; ``value`` is its exit status."""
+    """Runs ``mcibi-fast`` in a forked process; ``value`` of the result is its exit status."""
     return bounded(cli.main, [*map(str, arguments)], seconds=seconds, megabytes=megabytes)
 
 
 def refused(*arguments: object, seconds: int = 30, megabytes: int = 400) -> str:
-    """The one line with which a command, run so, refuses its input."""
+    """The one line with which a command in a forked process refuses its input."""
     outcome = command(*arguments, seconds=seconds, megabytes=megabytes)
     assert outcome.value == 2, outcome
     assert outcome.err.startswith("mcibi-fast: error: ") and outcome.err.count("\n") == 1, outcome

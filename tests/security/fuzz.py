@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A file that a reader does not stand."""
+    """A file on which a reader fails in a way that it must not."""
 
     kind: str
     number: int
@@ -101,7 +101,7 @@ def fuzz(
         seed: of the damage.
         files: of each kind.
         seconds: of all.
-        log: is told of each kind at the end.
+        log: is called with one line about each kind at the end.
     """
     failures: list[Failure] = []
     end, start = time.monotonic() + seconds, 0
@@ -173,7 +173,7 @@ def _work(sender: Any, name: str, kind: Kind, seed: int, numbers: range) -> None
 
 
 def _failure(kind: Kind, content: bytes, folder: Path) -> str:
-    """Why a reader's behaviour is none that it may show; "" when it is."""
+    """Why a reader fails the fuzz on this file, or "" if it does not."""
     try:
         kind.read(content, folder)
     except MemoryError:

@@ -260,7 +260,7 @@ def test_an_optimizer_of_another_model(run: Path) -> None:
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("file", ["config.json", "history.jsonl", WEIGHTS, STATE])
 def test_pipes_without_end(file: str, entry: str, run: Path) -> None:
-    """Nobody writes to them: whoever opens one without care waits for ever."""
+    """Nobody writes to these FIFOs: opening one without care would wait for ever."""
     for path in [*run.rglob(file)]:
         if path.is_file():
             path.unlink()

@@ -48,7 +48,7 @@ def change(run: Path, **parts: Any) -> None:
 
 
 def on_shards(run: Path, root: str, **more: Any) -> None:
-    """Makes it a run on shards."""
+    """Turns the run into one on shards."""
     config = json.loads((run / "config.json").read_text())
     config["data"] = {"kind": "ShardsData", "root": root, **more}
     (run / "config.json").write_text(json.dumps(config))
@@ -111,7 +111,7 @@ def test_mirrored_images_do_not_ask_the_shards(entry: str, run: Path, tmp_path: 
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """An address, and the first lines that were sent there."""
+    """The address of a server, and a list of the first lines of the requests it received."""
     asked: list[str] = []
 
     class Handler(socketserver.StreamRequestHandler):
@@ -329,7 +329,7 @@ def test_lines_of_the_history(line: str, entry: str, run: Path) -> None:
 
 
 def test_numbers_of_a_history_that_are_none(tmp_path: Path) -> None:
-    """NaN and infinity are numbers here; what a crash cut short is left out."""
+    """NaN and infinity count as numbers, and a last line that a crash cut short is left out."""
     file = tmp_path / "history.jsonl"
     file.write_text('{"step": 1, "loss": NaN, "losses": {"a": Infinity}}\n{"step": 2, "lo')
     (entry,) = read_history(file)

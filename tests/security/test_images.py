@@ -1,4 +1,4 @@
-"""Images and masks that are none, are too large, or never end, at every place that reads them."""
+"""Files that are no images, are too large, or never end, wherever images or masks are read."""
 
 from __future__ import annotations
 
@@ -376,7 +376,7 @@ def test_many_scans_of_a_large_image() -> None:
 
 
 def test_names_of_many_images(tmp_path: Path) -> None:
-    """Seconds for 50,000 images; when it was quadratic, 8,000 took half a minute."""
+    """50,000 images take seconds; while the time was quadratic, 8,000 took half a minute."""
 
     def count() -> int:
         images = [tmp_path / f"{i // 2}.{'png' if i % 2 else 'jpg'}" for i in range(50_000)]

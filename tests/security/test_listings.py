@@ -44,7 +44,7 @@ def listed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, P
     "name", ["../../secret", "x/../../../secret", "/etc/passwd", "..", "a/..", "../root/a"]
 )
 def test_a_name_that_leads_out(listed: tuple[str, Path, Path, str], name: str) -> None:
-    """Wherever the file is that it would read: it is not looked for."""
+    """The name is refused before any file is looked for, whether or not it exists."""
     dataset, root, path, split = listed
     path.write_text(f"{name}\n")
     message = rf"{path.name}: '{name}' leads out of the dataset's folder"
@@ -145,7 +145,7 @@ def test_texts_that_are_too_large(tmp_path: Path, text: str) -> None:
 
 
 def test_many_names(listed: tuple[str, Path, Path, str]) -> None:
-    """A few bytes each, and a hundred times more as samples."""
+    """Each name is a few bytes in the list and takes a hundred times more as a sample."""
     dataset, root, path, split = listed
     path.write_text("a\n" * 1_000_001)
     error = bounded(DATASETS[dataset], root, split, megabytes=200).error
@@ -153,7 +153,7 @@ def test_many_names(listed: tuple[str, Path, Path, str]) -> None:
 
 
 def test_one_video_many_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time it is all of its frames."""
+    """A video that is listed several times counts with all its frames each time."""
     root = trees.vspw(tmp_path / "vspw")
     path = root / "VSPW_480p/train.txt"
     path.write_text("".join(f"{'./' * i}1_a\n" for i in range(400)))
@@ -267,7 +267,7 @@ def test_annotations_that_ask_for_too_much(tmp_path: Path, changes: dict, messag
 
 
 def test_many_regions_of_a_large_image(tmp_path: Path) -> None:
-    """Each of them would be drawn over 64 megapixels."""
+    """Each region would be drawn over 64 megapixels."""
     (tmp_path / "VOC2010/JPEGImages").mkdir(parents=True)
     content = annotation(height=8000, width=8000, counts=[64_000_000])
     content["annos_segmentation"] *= 10_000

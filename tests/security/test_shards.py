@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def sample(**values: Any) -> Callable[[dict], None]:
-    """Changes entries of the only sample."""
+    """Changes entries of the index's only sample."""
     columns = ("name", "shard", "image_at", "image_size", "label_at", "label_size", "checksum")
 
     def change(index: dict) -> None:
@@ -181,7 +181,7 @@ def test_many_samples_in_one_place(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a\0b", "\x1b[2J", "x" * 1000, "..", ""])
 def test_names_of_samples_name_no_files(root: Path, tmp_path: Path, name: str) -> None:
-    """They go into the overlays' names."""
+    """Sample names become part of the overlays' file names."""
     path = root / "val/index.json"
     index = json.loads(path.read_text())
     index["samples"][0][0] = name
@@ -251,7 +251,7 @@ def test_an_index_that_never_ends(server: str, tmp_path: Path) -> None:
 
 
 def test_a_command_that_never_ends(root: Path, tmp_path: Path) -> None:
-    """It is ended, although it would not notice that nobody reads on."""
+    """The command is ended, although it does not notice that nobody reads its output."""
     command = f"pipe:case {{}} in *.json) cat {root}/{{}};; *) trap '' PIPE; cat /dev/zero;; esac"
     read = lambda: ShardedDataset(command, "val", cache=tmp_path / "cache").read(0) and None  # noqa: E731
     assert "more than the" in bounded(read, megabytes=100).error

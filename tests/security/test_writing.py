@@ -1,4 +1,4 @@
-"""Whatever lies in the way of an output, nothing is written outside of where it was asked for.
+"""Whatever stands in the way of an output, nothing is written outside of where it was asked for.
 
 Temporary files have names that nobody can foresee, and links are replaced, never followed.
 """
@@ -134,7 +134,7 @@ def test_even_a_name_that_was_foreseen_is_not_followed(
 
 
 def test_folders_of_outputs_are_not_links(tmp_path: Path, elsewhere: Path) -> None:
-    """Below what the user named; that itself may be a link."""
+    """A link below the folder that the user named is replaced; that folder itself may be a link."""
     real, out = tmp_path / "real", tmp_path / "out"
     real.mkdir()
     out.symlink_to(real)
