@@ -11,6 +11,7 @@ from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.fold import fold_batch_norms
+from mcibi_fast.ops.scripting import refuse_scripting
 
 
 class Segmentor(nn.Module):
@@ -129,3 +130,6 @@ class SegmentorWrapper(nn.Module):
     def needs_labels(self) -> bool:
         """Whether the wrapped model must be called with labels."""
         return self.model.needs_labels
+
+
+refuse_scripting(Segmentor, SegmentorWrapper)

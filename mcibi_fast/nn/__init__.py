@@ -30,6 +30,7 @@ from mcibi_fast.nn.within_image import (
     DANet,
     ISNetContext,
 )
+from mcibi_fast.ops.scripting import refuse_scripting
 
 __all__ = [
     "ANN",
@@ -52,3 +53,5 @@ __all__ = [
     "convert_sync_batchnorm",
     "joint_losses",
 ]
+
+refuse_scripting(*(item for name in __all__ if isinstance(item := globals()[name], type)))

@@ -7,6 +7,7 @@ from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
 from mcibi_fast.ops.labels import check_labels
 from mcibi_fast.ops.memory_update import class_feature_sums, memory_update
 from mcibi_fast.ops.philox import Philox
+from mcibi_fast.ops.scripting import refuse_scripting
 from mcibi_fast.ops.upsample_argmax import upsample_argmax, upsample_confusion
 from mcibi_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 
@@ -25,3 +26,5 @@ __all__ = [
     "upsample_confusion",
     "upsample_cross_entropy",
 ]
+
+refuse_scripting(*(globals()[name] for name in __all__ if name not in ("BackendError", "Philox")))

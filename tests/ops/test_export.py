@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast import ops
+from mcibi_fast.nn import PPM, GaussianMemory, PixelLoss
 
 
 class Own(nn.Module):
@@ -65,6 +66,17 @@ def test_symbolic_trace_is_refused_with_the_way_out(own: tuple[Own, Tensor]) -> 
         torch.fx.symbolic_trace(own[0])
 
 
-def test_script_stops_at_the_op(own: tuple[Own, Tensor]) -> None:
-    with pytest.raises(torch.jit.frontend.NotSupportedError, match=r"ops.gaussian_aggregate"):
-        torch.jit.script(own[0])
+@pytest.mark.parametrize("name", [name for name in ops.__all__ if name[0].islower()])
+def test_scripting_an_op_is_refused_with_the_way_out(name: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{name} of mcibi_fast cannot .* torch.export"):
+        torch.jit.script(getattr(ops, name))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Own(), nn.Sequential(GaussianMemory(3, 4)), nn.Sequential(PixelLoss()), PPM(4, 4)],
+    ids=["op", "memory", "loss", "pyramid"],
+)
+def test_scripting_a_module_is_refused_with_the_way_out(module: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match=r"of mcibi_fast cannot be scripted; use torch.export"):
+        torch.jit.script(module)
