@@ -151,7 +151,7 @@ def check_tensors(content: Any) -> None:
     """
     from torch import Tensor
 
-    pending, seen = [content], 1
+    pending, seen, most = [content], 1, limit("MAX_ENTRIES")
     stored: dict[int, int] = {}
     read = 0
     while pending:
@@ -166,7 +166,8 @@ def check_tensors(content: Any) -> None:
         elif isinstance(item, (list, tuple, set, frozenset)):
             children = item
         seen += len(children)
-        check_limit("MAX_ENTRIES", seen, f"it holds {seen:,} entries or more")  # also ends a cycle
+        if seen > most:  # this also ends the loop if a container holds itself
+            check_limit("MAX_ENTRIES", seen, f"it holds {seen:,} entries or more")
         pending.extend(children)
     own = sum(stored.values())
     if read:
@@ -227,10 +228,11 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
 
 def _check_pickle(pickled: BinaryIO, allowed: Collection[str]) -> None:
     """Reads a pickle to its end and raises if it does more than describe tensors."""
-    start = pickled.tell()
+    start, most = pickled.tell(), limit("MAX_PICKLE_BYTES")
     for code, argument, position in pickletools.genops(pickled):
         size = (position or 0) - start
-        check_limit("MAX_PICKLE_BYTES", size, f"it has {size:,} bytes or more")
+        if size > most:
+            check_limit("MAX_PICKLE_BYTES", size, f"it has {size:,} bytes or more")
         if code.name == "GLOBAL" and not (
             argument in _GLOBALS or argument in allowed or _is_type(str(argument))
         ):

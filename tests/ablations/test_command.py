@@ -28,6 +28,7 @@ def test_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 def test_table_2_then_others_that_share_its_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: list[str]
 ) -> None:

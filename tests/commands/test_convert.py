@@ -66,6 +66,7 @@ def fails(fails: Fails) -> Fails:
     return partial(fails, "convert")
 
 
+@pytest.mark.slow
 def test_equal_logits_and_prediction(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: torch.Generator
 ) -> None:
@@ -119,6 +120,7 @@ def test_classes_of_a_dataset_and_none() -> None:
     assert class_list(args, 3)[0] == ["class_0", "class_1", "class_2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "weights_from"),
     [
@@ -269,6 +271,7 @@ def test_published_shapes(
     ]
 
 
+@pytest.mark.slow
 def test_a_stride_is_kept_and_other_logits_are_refused(released: dict[str, Tensor]) -> None:
     strided = sssegmentation.load({"model": released}, output_stride=16)
     spec = convert.convert(strided, ["x"] * K, [[0, 0, 0]] * K)[1]

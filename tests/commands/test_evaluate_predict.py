@@ -72,6 +72,7 @@ def lone_checkpoint(path: Path, classes: list[str], name: str = "fcn") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_its_own_settings(
     lip_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

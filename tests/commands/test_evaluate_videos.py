@@ -76,6 +76,7 @@ def scores(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_on_videos(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = scores(tmp_path, scenes)
     model, _ = load_model(scenes)
@@ -140,6 +141,7 @@ def test_bad_input(scenes: Path, camvid: Path, tmp_path: Path, fails: Fails) -> 
         assert f"{option[0]}: for videos, which the data are not" in message
 
 
+@pytest.mark.slow
 def test_predict_of_a_run_on_camvids_videos(camvid: Path, tmp_path: Path, fails: Fails) -> None:
     source = camvid.parent / "data" / "images" / "val"
     shutil.copytree(source, tmp_path / "images")

@@ -93,6 +93,7 @@ def headings(page: str) -> list[str]:
     return re.findall("<h2>(.*?)</h2>", page)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_in_one_file(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +230,7 @@ def test_runs_of_other_classes_cannot_be_compared(
     assert f"{tmp_path / 'run'} has other classes than" in line and "2 against 12" in line
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "data", ["a", "b"])
     settings = ["model.name=fcn", "model.backbone=test_resnet", "model.options.feats_channels=8"]

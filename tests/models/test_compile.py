@@ -75,6 +75,7 @@ def assert_same_step(model, twin, images, labels, **options):
         assert_close(other, buffer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_training(name, generator):
     model = build(name).train()

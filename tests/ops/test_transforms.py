@@ -131,6 +131,7 @@ def test_hessian_vector_products(case: Case) -> None:
     same(product(function), product(pytorch_of(case)), case)
 
 
+@pytest.mark.slow
 def test_compiled_transforms() -> None:
     logits, labels = torch.randn(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.int64)
 

@@ -132,6 +132,7 @@ class Killed(BaseException):
     """What nothing catches."""
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_a_step_with_everything_on(
     tiny_config: Callable[..., TrainConfig],
     uninterrupted: Path,
