@@ -27,7 +27,7 @@ from mcibi_fast.commands import (
 )
 from mcibi_fast.commands.options import add_command
 from mcibi_fast.errors import TrainingError
-from mcibi_fast.terminal import complain
+from mcibi_fast.terminal import complain, show_warning
 
 EPILOG = """\
 examples:
@@ -84,8 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success; 2, with one line on stderr, after invalid input or if an optional package is
         missing; 130 after Ctrl-C.
     """
-    # PIL warns of large images before our limit on them is an error, which says how to raise it.
-    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+    with warnings.catch_warnings():
+        # PIL warns of large images before our limit on them is an error, which says how to raise it
+        warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+        warnings.showwarning = show_warning
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = build_parser().parse_args(argv)
         command = COMMANDS[args.command]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+import warnings
 from typing import TextIO
+
+from mcibi_fast.errors import DataWarning
 
 LONGEST_COMPLAINT = 2000
 """Largest number of characters of an error message; longer ones are cut and end in dots."""
@@ -44,6 +47,27 @@ def complain(message: str) -> None:
         ),
         file=sys.stderr,
     )
+
+
+def warn(text: str) -> None:
+    """Warns about data by Python's means; of one place and text, Python shows a warning once."""
+    warnings.warn(printable(text), DataWarning, stacklevel=3)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Stands in for `warnings.showwarning` in the command line: in one line, as errors are."""
+    if issubclass(category, DataWarning):
+        complain(f"warning: {message}")
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
 
 
 def _shown(character: str) -> str:

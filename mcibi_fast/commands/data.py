@@ -34,14 +34,15 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "dataset",
         nargs="+",
         metavar="[NAME] ROOT",
-        help="ROOT alone holds images/SPLIT and labels/SPLIT; a published dataset by its name "
-        "(ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, vspw, camvid), also "
-        "zipped",
+        help="ROOT alone (or after 'folder') holds images/SPLIT and labels/SPLIT; a published "
+        "dataset by its name (ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, "
+        "vspw, camvid), also zipped",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="folder for four overlays (default: data_check)"
     )
     options.add_classes(parser)
+    options.add_binary(parser)
     options.add_quiet(parser)
 
 
@@ -77,6 +78,7 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
     options.add_classes(parser)
+    options.add_binary(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
     options.add_quiet(parser)
 
@@ -104,7 +106,7 @@ def _pack(args: argparse.Namespace, progress: bool) -> int:
     *source, out = args.dataset
     for split in args.split or ["train", "val"]:
         done = pack(
-            _open(source, split, args.classes),
+            _open(source, split, args),
             out,
             split,
             shard_bytes=args.shard_size * 1_000_000,
@@ -118,16 +120,25 @@ def _pack(args: argparse.Namespace, progress: bool) -> int:
     return 0
 
 
-def _open(source: list[str], split: str, classes: str | None) -> SegmentationDataset:
+def _open(source: list[str], split: str, args: argparse.Namespace) -> SegmentationDataset:
     """The split of ROOT, or of NAME ROOT."""
-    from mcibi_fast.data import CAMVID_CLASSES, FolderDataset, named
+    from mcibi_fast.data import FolderDataset, named
 
-    if len(source) == 1 or source[0] == "camvid":
-        names = CAMVID_CLASSES if len(source) == 2 else _class_names(classes)
-        return FolderDataset(source[-1], split, classes=names)
-    if classes:
-        raise ValueError("--classes: a published dataset has its own; give ROOT alone")
-    return named(source[0])(source[1], split)
+    name = _dataset_name(source[:-1], args)
+    if name in ("folder", "camvid"):
+        classes = _class_names("camvid" if name == "camvid" else args.classes)
+        return FolderDataset(source[-1], split, classes=classes, binary=args.binary)
+    return named(name)(source[-1], split)
+
+
+def _dataset_name(name: list[str], args: argparse.Namespace) -> str:
+    """The dataset's name, "folder" if it has none; refuses options that are not for it."""
+    if name in ([], ["folder"]):
+        return "folder"
+    for option, given in (("classes", args.classes), ("binary", args.binary)):
+        if given:
+            raise ValueError(f"--{option}: a published dataset has its own; give ROOT alone")
+    return name[0]
 
 
 def _class_names(text: str | None) -> list[str] | None:
@@ -153,18 +164,18 @@ def _check(args: argparse.Namespace, progress: bool) -> int:
 def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
     from mcibi_fast.data import CAMVID_CLASSES, check, check_named, check_shards
     from mcibi_fast.data.folder import CAMVID_SIZES
-    from mcibi_fast.data.shards import local_splits
+    from mcibi_fast.data.shards import packed_folders
 
-    *name, root = args.dataset
-    if len(name) > 1:
+    *given, root = args.dataset
+    if len(given) > 1:
         raise ValueError(f"data check: expected [NAME] ROOT, got {' '.join(args.dataset)}")
-    if name and args.classes:
-        raise ValueError("--classes: a published dataset has its own; give ROOT alone")
-    if name == ["camvid"]:
+    name = _dataset_name(given, args)
+    if name == "camvid":
         sizes = CAMVID_SIZES
         return check(root, out, classes=CAMVID_CLASSES, sizes=sizes, videos=True, progress=progress)
-    if name:
-        return check_named(name[0], root, out, progress=progress)
-    if local_splits(root):
+    if name != "folder":
+        return check_named(name, root, out, progress=progress)
+    if packed_folders(root):
         return check_shards(root, out, progress=progress)
-    return check(root, out, classes=_class_names(args.classes), progress=progress)
+    classes = _class_names(args.classes)
+    return check(root, out, classes=classes, binary=args.binary, progress=progress)

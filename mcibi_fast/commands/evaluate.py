@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
     )
     options.add_root(parser)
+    options.add_binary(parser)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser)
     options.add_fold(parser)
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)
-    data = evaluation_data(file, trained, args.dataset, args.root)
+    data = evaluation_data(file, trained, args.dataset, args.root, binary=args.binary)
     if isinstance(data, VideoData | MovingScenesData):
         data = replace(data, train_frames="all")  # training's split, too, is scored as videos
     split = args.split or data.val_split

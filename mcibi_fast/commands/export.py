@@ -101,9 +101,10 @@ def read_image(path: Path, spec: ModelSpec, size: tuple[int, int] | None) -> Ten
 
     from mcibi_fast.data.base import normalise
     from mcibi_fast.data.images import read_pixels
+    from mcibi_fast.data.notes import Notes
 
     image = extras.load("mcibi-fast export", "PIL.Image")
-    picture = image.fromarray(read_pixels(path))
+    picture = image.fromarray(read_pixels(path, notes=Notes()))
     if size is None:
         picture.thumbnail((_LONGEST, _LONGEST))
     else:

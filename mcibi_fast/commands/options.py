@@ -66,6 +66,13 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
 
 
+def add_binary(parser: argparse.ArgumentParser) -> None:
+    """Masks of 0 and 255 of a folder."""
+    parser.add_argument(
+        "--binary", action="store_true", help="masks hold 0 and 255: make 255 class 1, not ignored"
+    )
+
+
 def add_set(parser: argparse.ArgumentParser, text: str) -> None:
     """Changes to a recipe's fields."""
     parser.add_argument(

@@ -64,15 +64,34 @@ def published_data(name: str, trained: TrainConfig | None) -> NamedData:
 
 
 def evaluation_data(
-    file: Path, trained: TrainConfig | None, dataset: str | None, root: str | None
+    file: Path,
+    trained: TrainConfig | None,
+    dataset: str | None,
+    root: str | None,
+    *,
+    binary: bool = False,
 ) -> Data:
     """The dataset named, or the folder or shards given, or the data that the run was trained on.
 
-    The folder of a run on a published dataset holds that dataset, too.
+    The folder of a run on a published dataset holds that dataset, too. A folder's masks are
+    ``binary`` if that is said here or by the run.
 
     Raises:
-        ValueError: no such dataset, or it is not said where it is.
+        ValueError: no such dataset, or it is not said where it is; or it has no binary masks.
     """
+    data = _evaluation_data(file, trained, dataset, root)
+    if isinstance(data, FolderData):
+        own = trained.data if trained and dataset is None else None
+        binary = binary or (isinstance(own, FolderData) and own.binary)
+        return replace(data, binary=binary)
+    if binary:
+        raise ValueError("--binary: for the masks of a folder, which the data are not")
+    return data
+
+
+def _evaluation_data(
+    file: Path, trained: TrainConfig | None, dataset: str | None, root: str | None
+) -> Data:
     data: Data | None = trained.data if trained else None
     is_own = dataset is None or (isinstance(data, NamedData) and data.name == dataset)
     if dataset is not None and not is_own:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.defaults import IGNORE_INDEX
 
 
@@ -39,7 +40,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     Attributes: ``classes`` (K names), ``palette`` (K, 3) uint8, ``mean`` and ``std`` (three floats
     each, of colours in 0..1), ``ignore_index`` (255), ``flip_pairs`` (classes that a mirrored image
-    swaps, such as left and right arm), ``transform`` (None: only normalise).
+    swaps, such as left and right arm), ``transform`` (None: only normalise), ``notes`` (what `read`
+    has to say about files that it accepts).
     """
 
     ignore_index = IGNORE_INDEX
@@ -51,6 +53,7 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __init__(self, transform: Transform | None = None) -> None:
         self.transform = transform
+        self.notes = Notes()
         # Shared memory: workers that outlive an epoch see the new one too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

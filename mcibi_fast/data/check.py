@@ -9,12 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcibi_fast.data.base import IGNORE_INDEX
+from mcibi_fast.data.check_doubts import find_doubts
 from mcibi_fast.data.check_report import Report, finish, list_splits, read_all
 from mcibi_fast.data.check_video import check_vspw, folder_lines
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.folder import ClassList, class_list, read_pair, split_files, splits
+from mcibi_fast.data.folder import (
+    BINARY_HINT,
+    ClassList,
+    class_list,
+    read_pair,
+    split_files,
+    splits,
+)
+from mcibi_fast.data.listing import list_images
 from mcibi_fast.data.named import named
-from mcibi_fast.data.shards import ShardedDataset, local_splits
+from mcibi_fast.data.shards import ShardedDataset, packed_folders
 from mcibi_fast.data.vspw import VSPW
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -24,6 +33,7 @@ def check(
     out: str | Path | None = None,
     *,
     classes: Sequence[str] | None = None,
+    binary: bool = False,
     sizes: Mapping[str, int] | None = None,
     videos: bool = False,
     progress: bool = True,
@@ -33,18 +43,26 @@ def check(
     Bad files (empty, corrupt, in colour, wrong in size or labels) and missing masks are collected
     in ``report.problems``, and the check continues. Four overlays of images spread over the usable
     ones are written to the folder ``out``, which is created if needed; None writes none. Without
-    ``classes`` and a class list in the folder, the range of the labels cannot be checked. ``sizes``
-    gives the number of images that each split should have; another number is a warning. With
-    ``videos`` the images are frames, named <video>_<number>, and the report counts them by video.
-    Raises DataError when ``root`` is not a dataset of this layout.
+    ``classes`` and a class list in the folder, the range of the labels cannot be checked. Masks of
+    0 and 255 are ``binary`` as in `FolderDataset`. ``sizes`` gives the number of images that each
+    split should have; another number is a warning. With ``videos`` the images are frames, named
+    <video>_<number>, and the report counts them by video. Raises DataError when ``root`` is not a
+    dataset of this layout.
     """
     root = Path(root)
-    found = class_list(root, classes)
+    found = class_list(root, classes, binary=binary)
     report = Report(root, listed=found is not None)
     jobs = _collect(report)
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        return read_pair(report.root, image, label, num_classes=_range(found))
+        return read_pair(
+            report.root,
+            image,
+            label,
+            num_classes=_range(found),
+            binary=binary,
+            notes=report.notes,
+        )
 
     for split, size in (sizes or {}).items():
         report.expect("the published set", split, sum(job[0] == split for job in jobs), size)
@@ -56,6 +74,7 @@ def check(
         names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
         found = ClassList(names, distinct_palette(len(names)))
     finish(report, found, good, read, out)
+    find_doubts(report, BINARY_HINT)
     return report
 
 
@@ -77,7 +96,7 @@ def check_named(
         report.expect(dataset.title, split, listing.listed, dataset.sizes[split])
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        return dataset.read_pair(files, image, label)
+        return dataset.read_pair(files, image, label, report.notes)
 
     good = read_all(report, jobs, read, progress)
     finish(report, ClassList(dataset.classes, dataset.palette), good, read, out)
@@ -88,24 +107,37 @@ def check_shards(
     root: str | Path, out: str | Path | None = None, *, progress: bool = True
 ) -> Report:
     """Like `check`, for the splits packed in the folder ``root`` (see `data.shards`)."""
-    packed = {split: ShardedDataset(root, split) for split in local_splits(root)}
-    if not packed:
+    splits = packed_folders(root)
+    if not splits:
         raise DataError(f"{root}: no packed splits in it; expected <split>/index.json")
-    report = Report(Path(root), pairs=dict.fromkeys(packed, 0))
-    places = {
-        f"{split}/{dataset.name(i)}": (dataset, i)
-        for split, dataset in packed.items()
-        for i in range(len(dataset))
-    }
+    report = Report(Path(root), pairs=dict.fromkeys(splits, 0))
+    packed: dict[str, ShardedDataset] = {}
+    for split in splits:
+        try:
+            packed[split] = ShardedDataset(root, split)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        packed[split].notes = report.notes
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        dataset, index = places[image]
-        return dataset.read(index)
+        return packed[image.split("/", 1)[0]].read(int(label))
 
-    jobs = [(dataset.split, name, name) for name, (dataset, _) in places.items()]
+    jobs = [
+        (split, f"{split}/{dataset.name(i)}", str(i))
+        for split, dataset in packed.items()
+        for i in range(len(dataset))
+    ]
     good = read_all(report, jobs, read, progress)
-    first = next(iter(packed.values()))
-    finish(report, ClassList(first.classes, first.palette), good, read, out)
+    found = ClassList([], np.zeros((0, 3), np.uint8))
+    for dataset in packed.values():
+        if found.names and found.names != dataset.classes:
+            report.problems.append(
+                f"{dataset.split}: has other classes than {next(iter(packed))}; pack both again"
+            )
+        found = ClassList(dataset.classes, dataset.palette)
+    finish(report, found, good, read, out)
+    find_doubts(report, "if the dataset's masks are binary, pack it again with --binary")
     return report
 
 
@@ -118,6 +150,9 @@ def _collect(report: Report) -> list[tuple[str, str, str]]:
     """(split, image, mask) of every pair; notes missing and spare masks in the report."""
     jobs: list[tuple[str, str, str]] = []
     names = splits(report.root)
+    stray = list_images(report.root / "images", nested=False).paths
+    if stray:
+        report.left_out.append(f"images: {len(stray):,} images in no split (such as {stray[0]})")
     if not names:
         raise DataError(f"{report.root}: no splits in images/; expected images/<split>")
     for split in names:
@@ -127,7 +162,8 @@ def _collect(report: Report) -> list[tuple[str, str, str]]:
         except DataError as error:
             report.problems.append(str(error))
             continue
-        report.problems.extend(f"{path}: missing mask" for path in files.missing)
+        report.problems.extend(f"{what}; {cure}" for what, cure in files.problems)
         report.spare.extend(files.spare)
+        report.left_out.extend(files.left_out)
         jobs.extend((split, image, label) for image, label in files.pairs)
     return jobs

@@ -17,6 +17,7 @@ from mcibi_fast.data.base import IGNORE_INDEX
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import ClassList
 from mcibi_fast.data.listed import ListedDataset, Listing
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.files import new_file
 from mcibi_fast.terminal import printable
 from mcibi_fast.viz.overlay import blend, grid
@@ -35,9 +36,11 @@ class Report:
 
     ``pixels`` and ``images`` (K,) count the pixels of each class and the images it occurs in,
     ``sizes`` the images of each (width, height), ``pairs`` the usable pairs of each split.
-    ``problems`` holds one line per bad or missing file, ``warnings`` one per split whose size is
-    not the published one, ``spare`` the masks without an image (they do no harm), ``overlays`` the
-    pictures written, ``video_lines`` the lines about videos.
+    ``labelled`` counts the pixels of each split that are not ignored. ``problems`` holds one line
+    per bad or missing file, ``doubts`` one for each thing that is implausible, ``warnings`` one per
+    split whose size is not the published one, ``spare`` the masks that are not used, such as those
+    without an image (they do no harm), ``left_out`` lines on other files, ``overlays`` the pictures
+    written, ``video_lines`` the lines about videos. ``notes`` is for what is read.
     """
 
     root: Path
@@ -48,11 +51,15 @@ class Report:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
+    labelled: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     spare: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
     video_lines: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=lambda: Notes(aloud=False))
 
     @property
     def ok(self) -> bool:
@@ -77,9 +84,12 @@ class Report:
         lines.extend(self._histogram())
         if self.spare:
             lines.append(f"{len(self.spare)} masks without an image, such as {self.spare[0]}")
+        lines.extend(f"left out {line}" for line in self.left_out)
         lines.extend(f"overlay  {path}" for path in self.overlays)
-        lines.extend(f"warning  {line}" for line in self.warnings)
-        if self.ok:
+        lines.extend(f"warning  {line}" for line in [*self.warnings, *self.doubts])
+        if self.ok and self.doubts:
+            lines.append(f"every file can be read, but {len(self.doubts)} of the warnings matter")
+        elif self.ok:
             lines.append("no problems")
         else:
             lines.append(f"{len(self.problems)} problems:")
@@ -146,8 +156,10 @@ def read_all(
         report.pixels += counts[:IGNORE_INDEX]
         report.images += counts[:IGNORE_INDEX] > 0
         report.ignored += int(counts[IGNORE_INDEX])
+        report.labelled[split] += int(counts[:IGNORE_INDEX].sum())
         report.pairs[split] += 1
         good.append((image, label))
+    report.doubts += report.notes.lines()
     return good
 
 

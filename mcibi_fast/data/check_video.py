@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcibi_fast.data.check_report import Report, finish, list_splits, read_all
-from mcibi_fast.data.folder import ClassList
+from mcibi_fast.data.folder import ClassList, sample_name
 from mcibi_fast.data.folder_video import split_stem, usual_step
-from mcibi_fast.data.images import check_sizes
+from mcibi_fast.data.images import decode_colours, fit
 from mcibi_fast.data.listed import Item
-from mcibi_fast.data.vspw import VSPW, by_video, read_image
+from mcibi_fast.data.vspw import VSPW, by_video
 
 _DIGITS = 18  # of a frame's number; longer ones are names
 _Numbers = Mapping[str, Sequence[int]]  # of each video, its frames' numbers in order
@@ -41,14 +41,15 @@ def check_vspw(root: str | Path, out: str | Path | None = None, *, progress: boo
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
         nonlocal odd, masks
-        pixels = read_image(files, image)
+        name, label_name = files.describe(image), files.describe(label)
+        decoded = decode_colours(files.read(image), name, report.notes)
         if not label:
-            return pixels, None
+            return decoded.pixels, None
         values = VSPW.read_mask(files, label)
-        check_sizes(pixels, values, files.describe(image), files.describe(label))
+        pixels = fit(decoded, values, name, label_name, report.notes)
         counts = VSPW.odd(values)
         odd, masks = odd + counts, masks + bool(counts.any())
-        return pixels, VSPW.classes_of(values, files.describe(label))
+        return pixels, VSPW.classes_of(values, label_name)
 
     good = read_all(report, jobs, read, progress)
     if masks:
@@ -71,7 +72,7 @@ def folder_lines(jobs: Sequence[tuple[str, str, str]]) -> list[str]:
     """`video_lines` of each split of (split, image, mask), whose images are <video>_<number>."""
     splits: dict[str, dict[str, list[int]]] = {}
     for split, image, _ in jobs:
-        video, number = split_stem(Path(image).stem)
+        video, number = split_stem(sample_name(image))
         splits.setdefault(split, {}).setdefault(video, []).append(number)
     return [
         line

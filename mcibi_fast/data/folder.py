@@ -1,13 +1,17 @@
 """Datasets in a folder: images, masks of class indices, and a list of class names.
 
-ROOT/images/<split>/<name>.jpg    (or .jpeg, .png)
+ROOT/images/<split>/<name>.jpg    or another format of `data.images`
 ROOT/labels/<split>/<name>.png    one channel or a palette; 0..K-1 a class, 255 ignored
 ROOT/classes.txt                  one name per line; or
 ROOT/classes.json                 ["name", ...] or {"classes": [...], "palette": [[r, g, b], ...]}
+
+A split may have subfolders, the same for images and labels; <name> then has them in it. Masks may
+also be TIFF or BMP; a PNG comes first. Of images with one name, none may have the mask.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +21,19 @@ from numpy.typing import NDArray
 
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import check_labels, check_sizes, decode, mask_indices, read_pixels
+from mcibi_fast.data.images import (
+    IMAGE_SUFFIXES,
+    binary_classes,
+    check_labels,
+    decode,
+    fit,
+    mask_indices,
+    read_colours,
+)
+from mcibi_fast.data.listing import is_hidden, list_images
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import check_class_names, read_regular
+from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -31,7 +46,13 @@ CAMVID_SIZES = {"train": 367, "val": 101, "test": 233}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+# Of a mask's formats the first that is there; others are refused when they are read.
+_MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_BINARY = ["background", "foreground"]
+BINARY_HINT = (
+    "if these are binary masks, map 255 to class 1: data.binary=true (--set data.binary=true with "
+    "train; --binary with data check, data pack and evaluate)"
+)
 
 
 class FolderDataset(SegmentationDataset):
@@ -44,11 +65,15 @@ class FolderDataset(SegmentationDataset):
         classes: names of the K classes, such as `CAMVID_CLASSES`; None reads ``classes.json`` or
             ``classes.txt``, and without either counts the classes in all masks of all splits and
             calls them class_0, class_1, ...
+        binary: masks hold 0 and 255 (or 1), and 255 is class 1 instead of ignored; the classes are
+            called background and foreground if they are not listed.
 
     ``mean`` and ``std`` are ImageNet's. Samples are dictionaries: ``image`` (3, H, W) float32,
-    ``label`` (H, W) uint8, ``name`` the file's stem. Raises DataError, naming the file, for a
-    missing folder or mask at once, and when a sample is read for an image or mask that cannot be
-    decoded, a mask in colour, sizes that differ, and a label outside 0..K-1 that is not 255.
+    ``label`` (H, W) uint8, ``name`` the image's path in the split without its ending. A
+    `DataWarning` says which files there are left out. Raises DataError, naming the file, for a
+    missing folder or mask and for two images of one name at once, and when a sample is read for an
+    image or mask that cannot be decoded, a mask in colour, sizes that differ, and a label outside
+    0..K-1 that is not 255.
     """
 
     mean = IMAGENET_MEAN
@@ -61,18 +86,19 @@ class FolderDataset(SegmentationDataset):
         transform: Transform | None = None,
         *,
         classes: Sequence[str] | None = None,
+        binary: bool = False,
     ) -> None:
         super().__init__(transform)
-        self.root, self.split = Path(root), split
+        self.root, self.split, self.binary = Path(root), split, binary
         files = split_files(self.root, split)
-        if files.missing:
-            more = f" (and {len(files.missing) - 1} more)" if len(files.missing) > 1 else ""
-            raise DataError(
-                f"{files.missing[0]}: missing mask{more}; add it, or remove its image from "
-                f"images/{split}"
-            )
+        if files.problems:
+            more = f" (and {len(files.problems) - 1} more)" if len(files.problems) > 1 else ""
+            what, cure = files.problems[0]
+            raise DataError(f"{what}{more}; {cure}")
+        if files.visible:
+            warn(f"{self.root}: images/{split}: left out {files.visible}")
         self.pairs = files.pairs
-        found = class_list(self.root, classes)
+        found = class_list(self.root, classes, binary=binary)
         if found is None:
             names = [f"class_{i}" for i in range(_count_classes(self.root))]
             found = ClassList(names, distinct_palette(len(names)))
@@ -82,11 +108,21 @@ class FolderDataset(SegmentationDataset):
         return len(self.pairs)
 
     def name(self, index: int) -> str:
-        return Path(self.pairs[index][0]).stem
+        return sample_name(self.pairs[index][0])
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """Sample ``index``: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
-        image, label = read_pair(self.root, *self.pairs[index], num_classes=self.num_classes)
+        return self.read_pair(self.pairs[index])
+
+    def read_pair(self, pair: tuple[str, str]) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """As `read`, for an element of ``pairs``."""
+        image, label = read_pair(
+            self.root,
+            *pair,
+            num_classes=self.num_classes,
+            binary=self.binary,
+            notes=self.notes,
+        )
         return image, label.astype(np.uint8)
 
 
@@ -96,11 +132,21 @@ class ClassList(NamedTuple):
 
 
 class SplitFiles(NamedTuple):
-    """Paths relative to the root, sorted: (image, mask) pairs, missing masks, spare masks."""
+    """The files of a split, by paths relative to the root.
+
+    Attributes:
+        pairs: (image, mask).
+        problems: images that cannot be used, each as (what is wrong, what to do).
+        spare: masks without an image.
+        left_out: lines on what else lies there.
+        visible: what is left out of the images, hidden files apart; "" if nothing is.
+    """
 
     pairs: list[tuple[str, str]]
-    missing: list[str]
+    problems: list[tuple[str, str]]
     spare: list[str]
+    left_out: list[str]
+    visible: str
 
 
 def splits(root: str | Path) -> list[str]:
@@ -110,7 +156,7 @@ def splits(root: str | Path) -> list[str]:
         raise DataError(
             f"{root}: no folder 'images' in it; expected images/<split> and labels/<split>"
         )
-    return sorted(p.name for p in images.iterdir() if p.is_dir())
+    return sorted(p.name for p in images.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def split_files(root: Path, split: str) -> SplitFiles:
@@ -118,48 +164,92 @@ def split_files(root: Path, split: str) -> SplitFiles:
     known = splits(root)
     if split not in known:
         raise DataError(f"{root}: no split {split!r}; there is {', '.join(known) or 'none'}")
-    images = sorted(
-        p.name for p in (root / "images" / split).iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES
-    )
-    if not images:
-        raise DataError(f"{root / 'images' / split}: no .jpg, .jpeg or .png in it")
-    folder = root / "labels" / split
-    masks = {p.stem for p in folder.iterdir() if p.suffix == ".png"} if folder.is_dir() else set()
-    wanted = {name: Path(name).stem for name in images}
-    return SplitFiles(
-        [
-            (f"images/{split}/{name}", f"labels/{split}/{stem}.png")
-            for name, stem in wanted.items()
-            if stem in masks
-        ],
-        [f"labels/{split}/{stem}.png" for stem in wanted.values() if stem not in masks],
-        [f"labels/{split}/{stem}.png" for stem in sorted(masks - set(wanted.values()))],
-    )
+    images, labels = f"images/{split}", f"labels/{split}"
+    found = list_images(root / images)
+    if not found.paths:
+        left_out = found.describe()
+        raise DataError(
+            f"{root / images}: no .jpg or other image in it "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+            + (f"; left out {left_out}" if left_out else "")
+        )
+    masks = list_images(root / labels) if (root / labels).is_dir() else None
+    best: dict[str, str] = {}  # of each name
+    spare = []
+    for path in sorted(masks.paths if masks else (), key=_mask_rank):
+        if best.setdefault(os.path.splitext(path)[0], path) != path:
+            spare.append(f"{labels}/{path}")
+    names: dict[str, list[str]] = {}
+    for path in found.paths:
+        names.setdefault(os.path.splitext(path)[0], []).append(path)
+    pairs, problems = [], []
+    for name, paths in names.items():
+        mask = best.pop(name, None)
+        if mask is None:
+            what = f"{labels}/{name}.png: missing mask"
+            problems.append((what, f"add it, or remove its image from {images}"))
+        elif len(paths) > 1:
+            what = f"{images}/{paths[0]}: has the name, and so the mask, of {images}/{paths[1]}"
+            problems.append((what, "rename one of them and its mask, or remove it"))
+        else:
+            pairs.append((f"{images}/{paths[0]}", f"{labels}/{mask}"))
+    spare += [f"{labels}/{path}" for path in best.values()]
+    others = [
+        f"{folder}: {text}"
+        for folder, listed in ((images, found), (labels, masks))
+        if listed and (text := listed.describe())
+    ]
+    return SplitFiles(pairs, problems, sorted(spare), others, found.describe(hidden=False))
+
+
+def sample_name(image: str) -> str:
+    """ "images/train/a/b.jpg" -> "a/b"."""
+    return os.path.splitext(image.split("/", 2)[2])[0]
+
+
+def _mask_rank(path: str) -> tuple[int, str]:
+    suffix = os.path.splitext(path)[1].lower()
+    known = suffix in _MASK_SUFFIXES
+    return _MASK_SUFFIXES.index(suffix) if known else len(_MASK_SUFFIXES), path
 
 
 def read_pair(
-    root: Path, image: str, label: str, *, num_classes: int | None
+    root: Path,
+    image: str,
+    label: str,
+    *,
+    num_classes: int | None,
+    binary: bool = False,
+    notes: Notes | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     """Decode a pair: image (H, W, 3) uint8, label (H, W); None leaves the range unchecked.
 
     Raises DataError, one line that begins with the file's path relative to ``root``.
     """
-    pixels = read_pixels(root / image, image)
-    indices = read_label(root, label, num_classes=num_classes)
-    check_sizes(pixels, indices, image, label)
-    return pixels, indices
+    decoded = read_colours(root / image, image, notes)
+    indices = read_label(root, label, num_classes=num_classes, binary=binary)
+    return fit(decoded, indices, image, label, notes), indices
 
 
-def read_label(root: Path, path: str, *, num_classes: int | None) -> NDArray[np.integer]:
+def read_label(
+    root: Path, path: str, *, num_classes: int | None, binary: bool = False
+) -> NDArray[np.integer]:
     """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
     indices = mask_indices(decode(root / path, path), path)
+    if binary:
+        return binary_classes(indices, path)
     if num_classes is not None:
         check_labels(indices, num_classes, path)
     return indices
 
 
-def class_list(root: Path, classes: Sequence[str] | None = None) -> ClassList | None:
-    """The classes given, or those ``root`` lists, with a palette; None when it lists none."""
+def class_list(
+    root: Path, classes: Sequence[str] | None = None, *, binary: bool = False
+) -> ClassList | None:
+    """The classes given, or those ``root`` lists, with a palette; None when it lists none.
+
+    Those of binary masks are always two.
+    """
     source, palette = "classes", None
     if classes is None and (root / "classes.json").is_file():
         source = "classes.json"
@@ -168,9 +258,13 @@ def class_list(root: Path, classes: Sequence[str] | None = None) -> ClassList | 
         source = "classes.txt"
         lines = _text(root, source).splitlines()
         classes = [line.strip() for line in lines if line.strip()]
+    if classes is None and binary:
+        source, classes = "classes", _BINARY
     if classes is None:
         return None
     names = list(classes)
+    if binary and len(names) != 2:
+        raise DataError(f"{source}: {len(names)} classes, but binary masks have 2")
     check_class_names(names, source)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -211,12 +305,18 @@ def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | 
 
 def _count_classes(root: Path) -> int:
     """Classes in the masks of all splits; all of them, so that every split has the same K."""
-    highest = -1
+    highest, ignored = -1, False
     for split in splits(root):
         for _, label in split_files(root, split).pairs:
             indices = read_label(root, label, num_classes=IGNORE_INDEX)
             used = indices[indices != IGNORE_INDEX]
+            ignored |= used.size < indices.size
             highest = max(highest, int(used.max()) if used.size else -1)
     if highest < 0:
         raise DataError(f"{root}: every pixel of every mask is {IGNORE_INDEX}; no classes found")
+    if highest == 0 and ignored:
+        raise DataError(
+            f"{root}: its masks hold 0 and {IGNORE_INDEX} only, and {IGNORE_INDEX} is ignored, "
+            f"which leaves one class; {BINARY_HINT}"
+        )
     return highest + 1

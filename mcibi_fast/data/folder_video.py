@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mcibi_fast.data.base import Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.folder import FolderDataset, read_pair
+from mcibi_fast.data.folder import FolderDataset, sample_name
 from mcibi_fast.data.video import VideoDataset
 
 _STEM = re.compile(r"(.+)_[A-Za-z]*(\d+)")
@@ -42,7 +42,7 @@ class FolderVideos(VideoDataset, FolderDataset):
     ) -> None:
         FolderDataset.__init__(self, root, split, transform, classes=classes)
         numbered = sorted(
-            (*split_stem(Path(image).stem), image, label) for image, label in self.pairs
+            (*split_stem(sample_name(image)), image, label) for image, label in self.pairs
         )
         recordings: dict[str, list[tuple[int, tuple[str, str]]]] = {}
         for recording, number, image, label in numbered:
@@ -61,14 +61,12 @@ class FolderVideos(VideoDataset, FolderDataset):
         return len(self._videos[self._names[video]])
 
     def frame_name(self, video: int, frame: int) -> str:
-        return Path(self._videos[self._names[video]][frame][0]).stem
+        return sample_name(self._videos[self._names[video]][frame][0])
 
     def read_frame(
         self, video: int, frame: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
-        pair = self._videos[self._names[video]][frame]
-        image, label = read_pair(self.root, *pair, num_classes=self.num_classes)
-        return image, label.astype(np.uint8)
+        return self.read_pair(self._videos[self._names[video]][frame])
 
 
 def split_stem(stem: str) -> tuple[str, int]:

@@ -1,4 +1,19 @@
-"""Image files, and masks of indices."""
+"""Image files, and masks of indices: one reader for all of the package.
+
+Colours become three bands of 8 bits, by these rules:
+
+- EXIF's orientation is applied, to pictures and masks alike. A mask that has the size of the
+  picture as it is stored, not of the turned one, was made without it: that picture is not turned.
+- Grey values of 16 bits and fractions in 0..1 are scaled by their range, so that its end becomes
+  255 (of colours with 16 bits, PIL takes the high byte). Fractions beyond 0..1, signed and 32-bit
+  integers, and values that end within a sixteenth of their range (12 bits in 16) are refused: what
+  their range is cannot be known.
+- Bands beyond colour are dropped. Alpha is among them: nothing is blended, and the colours of
+  transparent pixels are those in the file.
+
+A mask has one band of indices, or a palette, whose colours are not looked up. Others, and masks in
+lossy compression, are refused.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +29,14 @@ from PIL import Image, UnidentifiedImageError
 
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.metadata import check_directories, check_scans, pixels_alone
+from mcibi_fast.data.metadata import (
+    check_directories,
+    check_scans,
+    exif_of_jpeg,
+    orientation,
+    pixels_alone,
+)
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import read_regular
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
@@ -33,10 +55,23 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in
 
 # PIL stretches grey of 2 and 4 bits to 0..255; dividing gives the stored index back.
 _STRETCH = {"L;2": 85, "L;4": 17}
+_GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+_LOSSY = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")  # compressions of a TIFF
+_ALMOST_BLACK = 16  # of 255
+_INVERTED, _BANDS, _SIGNED = 262, 277, 339  # tags of a TIFF: 262 is 0 if white is
+
+
+class Decoded(NamedTuple):
+    """Colours (H, W, 3) uint8, turned; and the orientation by which they were, 1 if not."""
+
+    pixels: NDArray[np.uint8]
+    orientation: int
 
 
 def decode(file: Path, name: str | None = None) -> Image.Image:
     """A whole image file, in memory; ``info["rawmode"]`` is how the file holds its pixels.
+
+    ``info["orientation"]`` is EXIF's. Only of a TIFF has it been applied (by PIL).
 
     Args:
         file: its path.
@@ -63,32 +98,148 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
     """Like `decode`, for a file's content."""
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
-    content = pixels_alone(content)
+    whole, content = content, pixels_alone(content)
     check_scans(content, name)
     check_directories(content, name)
     allowed = limit("MAX_PIXELS")
     if Image.MAX_IMAGE_PIXELS is not None and allowed > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = allowed  # PIL's own, lower one would come first
-    with _decoding(name), Image.open(BytesIO(content), formats=tuple(FORMATS)) as picture:
+    is_tiff = content[:2] in (b"II", b"MM")
+    with (
+        _decoding(name, is_tiff),
+        Image.open(BytesIO(content), formats=tuple(FORMATS)) as picture,
+    ):
         width, height = picture.size
         check_pixels(width, height, name)
         rawmode = picture.tile[0].args if picture.tile else None
+        if isinstance(rawmode, tuple) and rawmode:
+            rawmode = rawmode[0]
+        stored = _tag(picture, 274, 1)  # before PIL turns it
         picture.load()
-        picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else None
+        picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else ""
+        exif = picture.info.get("exif")
+        picture.info["orientation"] = (
+            (stored if stored in range(1, 9) else 1)
+            if is_tiff
+            else orientation(exif_of_jpeg(whole) or (exif if isinstance(exif, bytes) else b""))
+        )
         return picture
 
 
-def decode_pixels(content: bytes, name: str) -> NDArray[np.uint8]:
-    """As `decode_bytes`, in colour: (H, W, 3) uint8."""
+def decode_colours(content: bytes, name: str, notes: Notes | None = None) -> Decoded:
+    """As `decode_bytes`, in colour and turned; ``notes`` takes what is dropped.
+
+    Raises:
+        DataError: also for values whose range is not known.
+    """
     picture = decode_bytes(content, name)
+    if notes is not None:
+        _note_dropped(picture, name, notes)
     with _decoding(name):  # some colour spaces cannot be converted
-        return np.array(picture.convert("RGB"))
+        pixels = _colours(picture, name)
+    turn = picture.info["orientation"]
+    return Decoded(pixels if picture.format == "TIFF" else turned(pixels, turn), turn)
 
 
-def read_pixels(file: Path, name: str | None = None) -> NDArray[np.uint8]:
-    """As `decode`, in colour: (H, W, 3) uint8."""
+def decode_pixels(content: bytes, name: str, notes: Notes | None = None) -> NDArray[np.uint8]:
+    """As `decode_colours`: (H, W, 3) uint8."""
+    return decode_colours(content, name, notes).pixels
+
+
+def read_colours(file: Path, name: str | None = None, notes: Notes | None = None) -> Decoded:
+    """As `decode_colours`, for a file."""
     name = name or str(file)
-    return decode_pixels(read_image_file(file, name), name)
+    return decode_colours(read_image_file(file, name), name, notes)
+
+
+def read_pixels(
+    file: Path, name: str | None = None, notes: Notes | None = None
+) -> NDArray[np.uint8]:
+    """As `decode_colours`, for a file: (H, W, 3) uint8."""
+    return read_colours(file, name, notes).pixels
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """The pixels (H, W, ...) as EXIF's orientation says."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _colours(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    mode, rawmode = picture.mode, picture.info["rawmode"]
+    if mode in _GREY_16 or mode in ("I", "F"):
+        grey = _eight_bits(picture, name)
+        return np.repeat(grey[..., None], 3, axis=2)
+    picture.info.pop("transparency", None)  # with it, PIL warns of palettes
+    if mode == "La":  # only this way can PIL convert it
+        picture = picture.convert("LA")
+    pixels = np.array(picture.convert("RGB"))
+    if ";16" in rawmode and pixels.max() <= _ALMOST_BLACK:
+        raise _almost_black(name)
+    return pixels
+
+
+def _eight_bits(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Grey values of more than 8 bits, scaled by their range."""
+    values, rawmode = np.array(picture), picture.info["rawmode"]
+    top = 1.0
+    if rawmode.startswith("I;12"):
+        top = 4095
+    elif rawmode.startswith("I;16") and not rawmode.endswith("S"):
+        top = 65535
+    elif picture.mode != "F":
+        raise DataError(
+            f"{name}: grey values in signed or 32-bit integers, whose range is not known; "
+            "save it with 8 or 16 bits"
+        )
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= top):  # so is NaN
+        raise DataError(
+            f"{name}: fractions from {least:g} to {most:g}; save it with 8 or 16 bits, or scale "
+            "its values to 0..1"
+        )
+    if 0 < most <= top * _ALMOST_BLACK / 255:
+        raise _almost_black(name)
+    if _tag(picture, _INVERTED) == 0:
+        values = values.dtype.type(top) - values
+    if picture.mode == "F":
+        return np.rint(values * 255).astype(np.uint8)
+    return np.rint(np.arange(top + 1) * (255 / top)).astype(np.uint8)[values]
+
+
+def _almost_black(name: str) -> DataError:
+    return DataError(
+        f"{name}: of more than 8 bits, and almost black: its values end within 1/16 of their "
+        "range; if it holds fewer bits (12 in 16), scale its values up, or else save it with 8 bits"
+    )
+
+
+def _note_dropped(picture: Image.Image, name: str, notes: Notes) -> None:
+    if getattr(picture, "is_animated", False):
+        notes.add("frames", f"{name}: holds several pictures, of which only the first is used")
+    mode = picture.mode
+    kept = 4 if mode == "CMYK" else 1 if mode in ("L", "LA", "La", "P", "PA") else 3
+    bands = _tag(picture, _BANDS, len(picture.getbands()))
+    what = f"bands {kept + 1} to {bands}" if bands > kept + 1 else f"band {bands}"
+    if mode[-1] in "Aa" and bands == kept + 1:
+        what += " (alpha)"
+    if "transparency" in picture.info:
+        what = "transparency"
+    elif bands <= kept:
+        return
+    notes.add("bands", f"{name}: {what} dropped; its colours are used as they are stored")
+
+
+def _tag(picture: Image.Image, tag: int, default: int = -1) -> int:
+    """A number among a TIFF's tags; ``default`` in other formats."""
+    value = getattr(picture, "tag_v2", {}).get(tag, default)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else default
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
@@ -98,23 +249,30 @@ def check_pixels(width: int, height: int, name: str) -> None:
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding(name: str, is_tiff: bool = False) -> Iterator[None]:
     """Turns what PIL raises into a DataError about the file ``name``."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # PIL's decoders raise many kinds of errors
-        raise _undecodable(name, error) from error
+        raise _undecodable(name, error, is_tiff) from error
 
 
 def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
     """The indices (H, W) that a decoded mask holds; a palette's colours are not looked up.
 
     Raises:
-        DataError: a mask in colour.
+        DataError: a mask in colour, of fractions, or in lossy compression.
     """
-    if picture.mode not in ("L", "P", "1", "I", "I;16"):
+    if picture.format in ("JPEG", "MPO") or picture.info.get("compression") in _LOSSY:
+        raise DataError(
+            f"{name}: a mask in lossy compression, which changes class indices; save the original "
+            "mask as PNG"
+        )
+    if picture.mode == "F":
+        raise DataError(f"{name}: a mask of fractions; save class indices as a greyscale PNG")
+    if picture.mode not in ("L", "P", "1", "I", *_GREY_16) or _tag(picture, _BANDS, 1) > 1:
         raise DataError(
             f"{name}: a colour mask ({picture.mode}); save class indices as a greyscale or "
             "palette PNG"
@@ -122,8 +280,20 @@ def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
     indices = np.array(picture)
     if picture.mode == "1":
         indices = indices.astype(np.uint8)
-    indices //= _STRETCH.get(picture.info["rawmode"], 1)
-    return indices
+    elif picture.mode == "L" and _tag(picture, _SIGNED) == 2:
+        indices = indices.view(np.int8)
+    indices //= _STRETCH.get(picture.info["rawmode"][:3], 1)
+    return indices if picture.format == "TIFF" else turned(indices, picture.info["orientation"])
+
+
+def binary_classes(indices: NDArray[np.integer], name: str) -> NDArray[np.uint8]:
+    """A mask of 0 and one other value, 1 or 255, which becomes 1. Raises DataError for others."""
+    top = indices.max()
+    if top not in (0, 1, 255) or not ((indices == 0) | (indices == top)).all():
+        values = np.unique(indices)
+        shown = ", ".join(map(str, values[:5])) + (", ..." if values.size > 5 else "")
+        raise DataError(f"{name}: not a binary mask of 0 and 255, or of 0 and 1: holds {shown}")
+    return (indices > 0).astype(np.uint8)
 
 
 def check_labels(
@@ -138,23 +308,60 @@ def check_labels(
         )
 
 
-def check_sizes(pixels: NDArray, indices: NDArray, image: str, label: str) -> None:
-    """Raises DataError when the mask named ``label`` has another size than the image's."""
-    if pixels.shape[:2] != indices.shape:
-        raise DataError(
-            f"{label}: size {_size(indices.shape)} but {image} has {_size(pixels.shape[:2])}; "
-            "a mask has its image's size"
-        )
+def fit(
+    image: Decoded,
+    indices: NDArray[np.integer],
+    name: str,
+    label: str,
+    notes: Notes | None = None,
+) -> NDArray[np.uint8]:
+    """The image's pixels, turned as its mask is.
+
+    Args:
+        image: the image.
+        indices: (H, W) its mask.
+        name, label: the names of both.
+        notes: takes that a mask was made for the picture as it is stored, or may have been.
+
+    Raises:
+        DataError: they differ in size.
+    """
+    pixels, turn = image
+    height, width = pixels.shape[:2]
+    if indices.shape == (height, width):
+        if notes is not None and (1 < turn <= 4 or (turn > 4 and height == width)):
+            notes.add(
+                "turned",
+                f"{name}: turned as its EXIF says (orientation {turn}); its mask has the same size "
+                "in any case, so look whether it fits (data check draws some), and if not, remove "
+                "the orientation from the image",
+            )
+        return pixels
+    if turn > 4 and indices.shape == (width, height):
+        if notes is not None:
+            notes.add(
+                "not turned",
+                f"{label}: is not turned as the EXIF of {name} says (orientation {turn}), so "
+                "neither is the image",
+            )
+        return turned(pixels, {6: 8, 8: 6}.get(turn, turn))
+    raise DataError(
+        f"{label}: size {_size(indices.shape)} but {name} has {_size(pixels.shape[:2])}; "
+        "a mask has its image's size"
+    )
 
 
 def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, reversed(shape)))
 
 
-def _undecodable(name: str, error: Exception | str) -> DataError:
+def _undecodable(name: str, error: Exception | str, is_tiff: bool = False) -> DataError:
     reason = shorten(error)
     if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
         reason = f"not an image file; expected {', '.join(FORMATS)}"
+        if is_tiff:
+            reason = "a damaged TIFF, or one with pixels of a kind that PIL does not know"
+            return DataError(f"{name}: cannot be decoded ({reason}); save it as RGB with 8 bits")
     return DataError(f"{name}: cannot be decoded ({reason}); replace or remove it")
 
 

@@ -16,8 +16,9 @@ from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from mcibi_fast.data.images import check_sizes, decode_bytes, decode_pixels, mask_indices
+from mcibi_fast.data.images import decode_bytes, decode_colours, fit, mask_indices
 from mcibi_fast.data.mat import Matrix, read_variables
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.untrusted import shorten
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.
@@ -155,13 +156,14 @@ class ListedDataset(SegmentationDataset):
 
     @classmethod
     def read_pair(
-        cls, files: Files, image: str, label: str
+        cls, files: Files, image: str, label: str, notes: Notes | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Decode a pair: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
-        pixels = decode_pixels(files.read(image), files.describe(image))
+        name, label_name = files.describe(image), files.describe(label)
+        decoded = decode_colours(files.read(image), name, notes)
         values = cls.read_mask(files, label)
-        check_sizes(pixels, values, files.describe(image), files.describe(label))
-        return pixels, cls.classes_of(values, files.describe(label))
+        pixels = fit(decoded, values, name, label_name, notes)
+        return pixels, cls.classes_of(values, label_name)
 
     @classmethod
     def classes_of(cls, values: NDArray[np.integer], name: str) -> NDArray[np.uint8]:
@@ -185,7 +187,7 @@ class ListedDataset(SegmentationDataset):
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """Sample ``index``: image (H, W, 3) uint8, label (H, W) uint8. Raises DataError."""
         item = self.items[index]
-        return self.read_pair(self.files, item.image, item.label)
+        return self.read_pair(self.files, item.image, item.label, self.notes)
 
 
 def _ranges(values: NDArray[np.integer]) -> str:

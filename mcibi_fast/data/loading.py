@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcibi_fast.terminal import warn
+
 if TYPE_CHECKING:
     from mcibi_fast.data import Sample, SegmentationDataset
 
@@ -105,7 +107,7 @@ def training_loader(
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=seeded_generator(seed, epoch, 1),
     )
-    return _raise_carried(loader)
+    return _warn_if_unlabelled(_raise_carried(loader), dataset.ignore_index)
 
 
 def evaluation_loader(
@@ -131,6 +133,17 @@ def evaluation_loader(
         generator=seeded_generator(0),
     )
     return _raise_carried(loader)
+
+
+def _warn_if_unlabelled(batches: Iterator[Batch], ignore_index: int) -> Iterator[Batch]:
+    for batch in batches:
+        if (batch["label"] == ignore_index).all():
+            # The text is always the same, so that Python shows it once.
+            warn(
+                f"no pixel of a batch has a class: all are {ignore_index}, which is ignored; see "
+                "whether the masks are right with mcibi-fast data check"
+            )
+        yield batch
 
 
 def _raise_carried(loader: DataLoader) -> Iterator[Any]:

@@ -30,9 +30,9 @@ from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import (
     check_labels,
-    check_sizes,
     decode_bytes,
-    decode_pixels,
+    decode_colours,
+    fit,
     mask_indices,
 )
 from mcibi_fast.data.reading import read_regular
@@ -132,9 +132,9 @@ class ShardedDataset(SegmentationDataset):
                 f"{name}: damaged, the checksum is wrong; copy {self._folder / shard_name(shard)} "
                 "again" + (" (delete it, and it is fetched)" if self._remote else "")
             )
-        pixels = decode_pixels(content[:image_size], f"{name} (image)")
+        decoded = decode_colours(content[:image_size], f"{name} (image)", self.notes)
         label = mask_indices(decode_bytes(content[-label_size:], f"{name} (label)"), name)
-        check_sizes(pixels, label, f"{name} (image)", f"{name} (label)")
+        pixels = fit(decoded, label, f"{name} (image)", f"{name} (label)", self.notes)
         check_labels(label, self.num_classes, f"{name} (label)", self.ignore_index)
         return pixels, label.astype(np.uint8)
 
@@ -236,8 +236,18 @@ def is_command(root: str | Path) -> bool:
 
 def local_splits(root: str | Path) -> list[str]:
     """The splits packed in a folder, sorted; none if it holds something else."""
-    found = (path for path in Path(root).glob(f"*/{INDEX}") if not path.parent.name.startswith("."))
-    return sorted(path.parent.name for path in found if _is_index(path))
+    return [split for split in _index_folders(root) if _is_index(Path(root) / split / INDEX)]
+
+
+def packed_folders(root: str | Path) -> list[str]:
+    """The splits packed in a folder, those with a broken index among them."""
+    is_other = not local_splits(root) and (Path(root) / "images").is_dir()
+    return [] if is_other else _index_folders(root)
+
+
+def _index_folders(root: str | Path) -> list[str]:
+    found = (path.parent.name for path in Path(root).glob(f"*/{INDEX}"))
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def holds_shards(root: str | Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -15,12 +14,12 @@ from tqdm import tqdm
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.images import check_sizes, decode_pixels
+from mcibi_fast.data.images import decode_colours, fit
 from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
 from mcibi_fast.data.reading import check_class_names
 from mcibi_fast.data.video import VideoDataset
 from mcibi_fast.limits import check_limit
-from mcibi_fast.terminal import printable
+from mcibi_fast.terminal import printable, warn
 from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -200,12 +199,13 @@ class VSPW(VideoDataset, ListedDataset):
         self, video: int, frame: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
         item = self._item(video, frame)
-        pixels = read_image(self.files, item.image)
+        image = self.files.describe(item.image)
+        decoded = decode_colours(self.files.read(item.image), image, self.notes)
         if not item.label:
-            return pixels, None
+            return decoded.pixels, None
         values = self.read_mask(self.files, item.label)
         name = self.files.describe(item.label)
-        check_sizes(pixels, values, self.files.describe(item.image), name)
+        pixels = fit(decoded, values, image, name, self.notes)
         self._note(values, name)
         return pixels, self.classes_of(values, name)
 
@@ -220,10 +220,9 @@ class VSPW(VideoDataset, ListedDataset):
         self._odd += counts
         if first:
             found = ", ".join(map(str, counts.nonzero()[:, 0].tolist()))
-            warnings.warn(
-                f"{printable(name)}: {int(counts.sum())} pixels hold {found}, which is no class; "
-                "they are ignored, in this and in all further masks (odd_values counts them)",
-                stacklevel=2,
+            warn(
+                f"{name}: {int(counts.sum())} pixels hold {found}, which is no class; "
+                "they are ignored, in this and in all further masks (odd_values counts them)"
             )
 
     def _usable(self, items: list[Item], missing: list[str], progress: bool) -> list[Item]:
@@ -242,11 +241,10 @@ class VSPW(VideoDataset, ListedDataset):
                 item = item._replace(label="")
             usable.append(item)
         if self.skipped:
-            warnings.warn(
-                f"{self.title} {printable(self.split)}: {images} frames left out and {masks} masks "
+            warn(
+                f"{self.title} {self.split}: {images} frames left out and {masks} masks "
                 f"not used of {len(every)}, empty, missing or in colour; the first is "
-                f"{printable(self.skipped[0])}",
-                stacklevel=3,
+                f"{self.skipped[0]}"
             )
         return usable
 
@@ -262,8 +260,3 @@ def by_video(items: Sequence[Item]) -> dict[str, list[Item]]:
     for item in items:
         videos.setdefault(item.name.rpartition("/")[0], []).append(item)
     return videos
-
-
-def read_image(files: Files, path: str) -> NDArray[np.uint8]:
-    """Decode an image: (H, W, 3) uint8. Raises DataError."""
-    return decode_pixels(files.read(path), files.describe(path))

@@ -16,11 +16,14 @@ from tqdm import tqdm
 from mcibi_fast.data.base import normalise
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
+from mcibi_fast.data.listing import distinct_names, list_images
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.files import make_folder, new_file
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes.parts import InferenceConfig
+from mcibi_fast.terminal import warn
 from mcibi_fast.viz.overlay import blend, indexed
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ class PredictResult:
 
 
 def find_images(source: str | Path) -> list[Path]:
-    """The image itself, or all images under a folder, sorted.
+    """The image itself, or all images under a folder (see `data.listing`), sorted.
+
+    A `DataWarning` says which files that can be seen are left out.
 
     Raises:
         FileNotFoundError: ``source`` does not exist.
@@ -55,10 +60,15 @@ def find_images(source: str | Path) -> list[Path]:
         raise FileNotFoundError(f"source: {source} does not exist")
     if not source.is_dir():
         return [source]
-    images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise ValueError(f"source: {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
+    found = list_images(source)
+    left_out = found.describe(hidden=False)
+    if not found.paths:
+        expected = ", ".join(sorted(IMAGE_SUFFIXES))
+        more = f"; left out {left_out}" if left_out else ""
+        raise ValueError(f"source: {source} holds no images ({expected}){more}")
+    if left_out:
+        warn(f"{source}: left out {left_out}")
+    return [source / path for path in found.paths]
 
 
 @torch.no_grad()
@@ -108,7 +118,7 @@ def predict(
     device = torch.device(device if device is not None else next(model.parameters()).device)
     model.to(device).eval()
     palette = np.array(spec.palette, np.uint8)
-    result = PredictResult()
+    result, notes = PredictResult(), Notes()
     images = find_images(source)
     inference = inference or InferenceConfig()
     check_model(model, inference)
@@ -118,7 +128,7 @@ def predict(
     bar = tqdm(images, desc="predict", unit="image", disable=None if progress else True)
     for path, name in zip(bar, names, strict=True):
         try:
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, notes=notes)
         except DataError as error:
             result.errors.append(str(error))
             continue
@@ -161,14 +171,8 @@ def _check_submission(dataset: type[ListedDataset], spec: ModelSpec, images: lis
 
 def _output_names(images: list[Path], root: Path) -> list[Path]:
     """``a.jpg`` becomes ``a.png``, or ``a.jpg.png`` if two images would become ``a.png``."""
-    relative = [path.relative_to(root) for path in images]
-    counts = Counter(path.with_suffix("") for path in relative)
-    return [
-        path.with_name(path.name + ".png")
-        if counts[path.with_suffix("")] > 1
-        else path.with_suffix(".png")
-        for path in relative
-    ]
+    relative = [path.relative_to(root).as_posix() for path in images]
+    return [Path(f"{name}.png") for name in distinct_names(relative)]
 
 
 def save_picture(image: Image.Image, path: Path, *, below: Path) -> None:

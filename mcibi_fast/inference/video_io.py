@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ from numpy.typing import NDArray
 from mcibi_fast import extras
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, check_pixels, read_pixels
+from mcibi_fast.data.listing import distinct_names, list_images
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.files import private_file
+from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import open_regular
 
 Pixels = NDArray[np.uint8]
@@ -98,19 +100,25 @@ class FolderFrames(Frames):
     """
 
     def __init__(self, folder: Path, *, every: int = 1) -> None:
-        shown = (p for p in folder.iterdir() if not p.name.startswith("."))
-        pictures = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not pictures:
-            raise ValueError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        self.pictures = sorted(pictures, key=_natural)[::every]
+        found = list_images(folder, nested=False)
+        left_out = found.describe(hidden=False)
+        if not found.paths:
+            more = f"; left out {left_out}" if left_out else ""
+            raise ValueError(
+                f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}){more}"
+            )
+        if left_out:
+            warn(f"{folder}: left out {left_out}")
+        pictures = sorted((folder / path for path in found.paths), key=_natural)
+        names = distinct_names([path.name for path in pictures])
+        self.pictures = list(zip(pictures, names, strict=True))[::every]
         self.fps, self.total = FOLDER_FPS / every, len(self.pictures)
 
     def __iter__(self) -> Iterator[ReadFrame]:
-        stems = Counter(path.stem for path in self.pictures)
-        for path in self.pictures:
-            name = path.stem if stems[path.stem] == 1 else path.name
+        notes = Notes()
+        for path, name in self.pictures:
             try:
-                yield ReadFrame(name, read_pixels(path))
+                yield ReadFrame(name, read_pixels(path, notes=notes))
             except DataError as error:
                 yield ReadFrame(name, None, str(error))
 

@@ -45,17 +45,19 @@ class FolderData:
         root: the folder.
         train_split, val_split: names of the two splits.
         classes: class names, if the folder itself lists none.
+        binary: masks hold 0 and 255, and 255 is class 1 instead of ignored.
     """
 
     root: str = ""
     train_split: str = "train"
     val_split: str = "val"
     classes: list[str] | None = None
+    binary: bool = False
 
     def dataset(self, split: str) -> SegmentationDataset:
         from mcibi_fast.data import FolderDataset
 
-        return FolderDataset(self.root, split, classes=self.classes)
+        return FolderDataset(self.root, split, classes=self.classes, binary=self.binary)
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""What readers note about files that can be used, but perhaps not as their owner expects."""
+
+from __future__ import annotations
+
+import torch
+
+from mcibi_fast.terminal import warn
+
+KINDS = ("bands", "frames", "turned", "not turned")
+
+
+class Notes:
+    """Counts the files that a note of each kind is about, and says the first of each kind.
+
+    Args:
+        aloud: say it with a warning (`terminal.warn`); in any case `lines` has it, with the number
+            of files.
+    """
+
+    def __init__(self, *, aloud: bool = True) -> None:
+        self.aloud = aloud
+        # Shared memory: a data loader's workers say a kind once between them, in all epochs.
+        self._counts = torch.zeros(len(KINDS), dtype=torch.int64).share_memory_()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, text: str) -> None:
+        """Notes ``text``, which begins with the file's name; ``kind`` is one of `KINDS`."""
+        at = KINDS.index(kind)
+        self._counts[at] += 1
+        if self._counts[at] > 1:
+            return
+        self._first[kind] = text
+        if self.aloud:
+            warn(f"{text} (said once)")
+
+    def lines(self) -> list[str]:
+        """A line for each kind, of its first file."""
+        counts = dict(zip(KINDS, self._counts.tolist(), strict=True))
+        return [
+            text + (f" (and {counts[kind] - 1:,} more files)" if counts[kind] > 1 else "")
+            for kind, text in self._first.items()
+        ]
