@@ -50,8 +50,8 @@ def complain(message: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warns about data by Python's means; of one place and text, Python shows a warning once."""
-    warnings.warn(printable(text), DataWarning, stacklevel=3)
+    """Warns about data by Python's means, which shows equal texts once."""
+    warnings.warn(printable(text), DataWarning, stacklevel=1)  # here: one place for all texts
 
 
 def show_warning(

@@ -136,9 +136,9 @@ def evaluation_loader(
 
 
 def _warn_if_unlabelled(batches: Iterator[Batch], ignore_index: int) -> Iterator[Batch]:
+    """Warns once, as the text is always the same."""
     for batch in batches:
         if (batch["label"] == ignore_index).all():
-            # The text is always the same, so that Python shows it once.
             warn(
                 f"no pixel of a batch has a class: all are {ignore_index}, which is ignored; see "
                 "whether the masks are right with mcibi-fast data check"

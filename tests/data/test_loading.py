@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mcibi_fast.data.loading import evaluation_loader, training_loader, training_order
+from mcibi_fast.errors import DataWarning
 
 
 class Numbers:
@@ -103,3 +105,19 @@ def test_evaluation_deals_every_sample_once(world_size: int) -> None:
                 assert batch["image"].shape[-2:] == batch["label"].shape[-2:]
                 assert len({int(name) % 2 for name in batch["name"]}) == 1
     assert sorted(seen) == sorted(map(str, range(7)))
+
+
+def test_labels_that_are_all_ignored_warn_once() -> None:
+    dataset = Numbers(256)
+    loader = training_loader(dataset, batch_size=1, seed=0, epoch=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert len(list(loader)) == 256
+        list(training_loader(dataset, batch_size=1, seed=0, epoch=1))
+    assert [(each.category, str(each.message)) for each in caught] == [
+        (
+            DataWarning,
+            "no pixel of a batch has a class: all are 255, which is ignored; see whether the masks "
+            "are right with mcibi-fast data check",
+        )
+    ]
