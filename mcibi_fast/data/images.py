@@ -58,7 +58,8 @@ _STRETCH = {"L;2": 85, "L;4": 17}
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _LOSSY = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")  # compressions of a TIFF
 _ALMOST_BLACK = 16  # of 255
-_INVERTED, _BANDS, _SIGNED = 262, 277, 339  # tags of a TIFF: 262 is 0 if white is
+# Tags of a TIFF: the second is 0 if white is, the last 2 for signed numbers.
+_ORIENTATION, _INVERTED, _BANDS, _SIGNED = 274, 262, 277, 339
 
 
 class Decoded(NamedTuple):
@@ -98,7 +99,8 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
     """Like `decode`, for a file's content."""
     if not content:
         raise DataError(f"{name}: empty (0 bytes); replace or remove it")
-    whole, content = content, pixels_alone(content)
+    exif = exif_of_jpeg(content)
+    content = pixels_alone(content)
     check_scans(content, name)
     check_directories(content, name)
     allowed = limit("MAX_PIXELS")
@@ -114,15 +116,13 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
         rawmode = picture.tile[0].args if picture.tile else None
         if isinstance(rawmode, tuple) and rawmode:
             rawmode = rawmode[0]
-        stored = _tag(picture, 274, 1)  # before PIL turns it
+        turn = _tag(picture, _ORIENTATION)  # before PIL turns it
         picture.load()
+        if not is_tiff:
+            exif = exif or picture.info.get("exif")
+            turn = orientation(exif) if isinstance(exif, bytes) else 1
         picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else ""
-        exif = picture.info.get("exif")
-        picture.info["orientation"] = (
-            (stored if stored in range(1, 9) else 1)
-            if is_tiff
-            else orientation(exif_of_jpeg(whole) or (exif if isinstance(exif, bytes) else b""))
-        )
+        picture.info["orientation"] = turn if turn in range(1, 9) else 1
         return picture
 
 
@@ -172,7 +172,7 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _colours(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     mode, rawmode = picture.mode, picture.info["rawmode"]
-    if mode in _GREY_16 or mode in ("I", "F"):
+    if mode in (*_GREY_16, "I", "F") or _tag(picture, _SIGNED) == 2:
         grey = _eight_bits(picture, name)
         return np.repeat(grey[..., None], 3, axis=2)
     picture.info.pop("transparency", None)  # with it, PIL warns of palettes
@@ -192,7 +192,7 @@ def _eight_bits(picture: Image.Image, name: str) -> NDArray[np.uint8]:
         top = 4095
     elif rawmode.startswith("I;16") and not rawmode.endswith("S"):
         top = 65535
-    elif picture.mode != "F":
+    elif picture.mode != "F":  # such as signed ones of 8 bits
         raise DataError(
             f"{name}: grey values in signed or 32-bit integers, whose range is not known; "
             "save it with 8 or 16 bits"

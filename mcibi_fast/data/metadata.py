@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.limits import check_limit
@@ -16,6 +17,7 @@ from mcibi_fast.limits import check_limit
 _JPEG = b"\xff\xd8\xff"
 _START_OF_SCAN = 0xDA
 _EXIF, _EXIF_MARK = 0xE1, b"Exif\0\0"
+_FIRST = 32  # segments; EXIF should be in the very first
 # EXIF, previews, profiles, comments. JFIF's and Adobe's segments stay: they say what colours are.
 _LEFT_OUT = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 
@@ -40,9 +42,9 @@ def pixels_alone(content: bytes) -> bytes:
 
 
 def exif_of_jpeg(content: bytes) -> bytes:
-    """The first EXIF of a JPEG; b"" if there is none, or it is no JPEG."""
+    """The EXIF of a JPEG; b"" if there is none among its first segments, or it is no JPEG."""
     if content.startswith(_JPEG):
-        for marker, start, end in _segments(content):
+        for marker, start, end in islice(_segments(content), _FIRST):
             if marker == _EXIF and content.startswith(_EXIF_MARK, start + 4):
                 return content[start + 4 : end]
     return b""

@@ -52,6 +52,30 @@ def encode_wide(pixels: Array, suffix: str) -> bytes:
     return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
 
 
+def rewrite(content: bytes, tags: dict[int, int | tuple[int, ...]]) -> bytes:
+    """A TIFF with other values of its tags, in a new directory at its end."""
+    place = struct.unpack_from("<L", content, 4)[0]
+    count = struct.unpack_from("<H", content, place)[0]
+    entries = {}
+    for i in range(count):
+        tag, *rest = struct.unpack_from("<HHLL", content, place + 2 + 12 * i)
+        entries[tag] = rest
+    extra = b""
+    for tag, value in tags.items():
+        values = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"<{len(values)}H", *values)
+        where = len(content) + len(extra)
+        if len(packed) <= 4:
+            where = int.from_bytes(packed.ljust(4, b"\0"), "little")
+        else:
+            extra += packed
+        entries[tag] = [3, len(values), where]
+    body = b"".join(struct.pack("<HHLL", tag, *rest) for tag, rest in sorted(entries.items()))
+    start = len(content) + len(extra)
+    directory = struct.pack("<H", len(entries)) + body + bytes(4)
+    return content[:4] + struct.pack("<L", start) + content[8:] + extra + directory
+
+
 # Orientation
 
 FORMS = {
@@ -216,6 +240,7 @@ def nan() -> Array:
         (encode(nan(), "TIFF"), "fractions from nan to nan"),
         (encode(ramp(1, np.float32) / 100, "TIFF"), "almost black"),
         (encode(ramp(65535, np.int32), "TIFF"), "signed or 32-bit integers, whose range is not"),
+        (rewrite(encode(ramp(127, np.uint8), "TIFF"), {339: 2}), "signed or 32-bit integers"),
         (encode_wide(ramp(4095, np.uint16), ".png"), "almost black"),
         (encode_wide(ramp(255, np.uint16), ".tiff"), "almost black"),
         (encode_wide(np.stack([ramp(4095, np.uint16)] * 3, -1), ".png"), "almost black"),
@@ -243,30 +268,6 @@ def multispectral(bands: int) -> bytes:
     grey = Image.fromarray(pixels.reshape(SIZE[0], -1))
     content = bytearray(encode(grey, "TIFF"))
     return rewrite(bytes(content), {256: SIZE[1], **options})
-
-
-def rewrite(content: bytes, tags: dict[int, int | tuple[int, ...]]) -> bytes:
-    """A TIFF with other values of its tags, in a new directory at its end."""
-    place = struct.unpack_from("<L", content, 4)[0]
-    count = struct.unpack_from("<H", content, place)[0]
-    entries = {}
-    for i in range(count):
-        tag, *rest = struct.unpack_from("<HHLL", content, place + 2 + 12 * i)
-        entries[tag] = rest
-    extra = b""
-    for tag, value in tags.items():
-        values = value if isinstance(value, tuple) else (value,)
-        packed = struct.pack(f"<{len(values)}H", *values)
-        where = len(content) + len(extra)
-        if len(packed) <= 4:
-            where = int.from_bytes(packed.ljust(4, b"\0"), "little")
-        else:
-            extra += packed
-        entries[tag] = [3, len(values), where]
-    body = b"".join(struct.pack("<HHLL", tag, *rest) for tag, rest in sorted(entries.items()))
-    start = len(content) + len(extra)
-    directory = struct.pack("<H", len(entries)) + body + bytes(4)
-    return content[:4] + struct.pack("<L", start) + content[8:] + extra + directory
 
 
 def transparent() -> Image.Image:

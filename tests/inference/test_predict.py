@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from mcibi_fast.errors import DataWarning
 from mcibi_fast.inference.predict import find_images, predict
 from mcibi_fast.models import SegmentationHead
 from mcibi_fast.models.weights import ModelSpec
@@ -105,6 +106,40 @@ def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
         assert not result.errors
         with Image.open(tmp_path / mode / "overlays" / "a.png") as overlay:
             assert np.array(overlay).shape == (6, 8, 3)
+
+
+def test_maps_have_the_size_of_the_turned_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn clockwise: the left half comes to the top
+    halves(36, 22).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    result = predict(DarkOrBright(), SPEC, tmp_path / "a.jpg", tmp_path / "out")
+    label = np.array(Image.open(result.written[0]))
+    assert label.shape == (36, 22)
+    assert (label[:14] == 0).all() and (label[22:] == 1).all()
+    assert Image.open(tmp_path / "out/overlays/a.png").size == (22, 36)
+
+
+def test_16_bits_and_fractions_are_neither_white_nor_black(tmp_path: Path) -> None:
+    grey = np.array(halves(16, 16).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 200).save(tmp_path / "a.png")
+    Image.fromarray(grey.astype(np.float32) / 300).save(tmp_path / "b.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "c.tif")
+    result = predict(DarkOrBright(), SPEC, tmp_path, tmp_path / "out")
+    assert [path.name for path in result.written] == ["a.png", "b.png"]
+    (error,) = result.errors
+    assert "c.tif: fractions from 0 to 255; save it with 8 or 16 bits" in error
+    for name, bright in (("a", 198), ("b", 217)):
+        overlay = np.array(Image.open(tmp_path / f"out/overlays/{name}.png"))
+        assert np.abs(overlay[0, -1] - (0.45 * bright + 0.55 * np.array([200, 100, 50]))).max() <= 1
+
+
+def test_dropped_bands_are_said_once(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        halves(16, 16).convert("RGBA").save(tmp_path / name)
+    with pytest.warns(DataWarning) as caught:
+        predict(DarkOrBright(), SPEC, tmp_path, tmp_path / "out")
+    assert len(caught) == 1
+    assert "a.png: band 4 (alpha) dropped; its colours are" in str(caught[0].message)
 
 
 def test_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
