@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mcibi_fast.data.images import IMAGE_SUFFIXES
 
@@ -85,7 +85,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     "a.jpg" becomes "a", but beside "a.png" it stays "a.jpg". No two results are equal, if no two
     paths are.
     """
-    names = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    names = [os.path.splitext(path)[0] for path in paths]
     while True:
         places: dict[str, list[int]] = {}
         for i, name in enumerate(names):

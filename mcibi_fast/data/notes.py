@@ -25,18 +25,21 @@ class Notes:
 
     def add(self, kind: str, text: str) -> None:
         """Notes ``text``, which begins with the file's name; ``kind`` is one of `KINDS`."""
-        at = KINDS.index(kind)
-        self._counts[at] += 1
-        if self._counts[at] > 1:
+        is_first = not self.files(kind)
+        self._counts[KINDS.index(kind)] += 1
+        if not is_first:
             return
         self._first[kind] = text
         if self.aloud:
             warn(f"{text} (said once)")
 
+    def files(self, kind: str) -> int:
+        """How many files a kind of note is about; one that is read twice counts twice."""
+        return int(self._counts[KINDS.index(kind)])
+
     def lines(self) -> list[str]:
-        """A line for each kind, of its first file."""
-        counts = dict(zip(KINDS, self._counts.tolist(), strict=True))
+        """A line for each kind, of its first file; none of those that a worker has read."""
         return [
-            text + (f" (and {counts[kind] - 1:,} more files)" if counts[kind] > 1 else "")
+            text + (f" (and {more:,} more files)" if (more := self.files(kind) - 1) else "")
             for kind, text in self._first.items()
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +15,12 @@ from PIL import Image, ImageOps
 
 from mcibi_fast.data import DataError, FolderDataset, check, pack
 from mcibi_fast.data.images import decode_bytes, decode_pixels, mask_indices, read_pixels
+from mcibi_fast.data.loading import training_loader
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.shards import ShardedDataset
 from mcibi_fast.errors import DataWarning
 from mcibi_fast.inference.video_io import FolderFrames
+from mcibi_fast.terminal import show_warning
 
 SIZE = (16, 24)
 Array = np.ndarray
@@ -299,6 +302,23 @@ def test_dropped_bands_are_named_once(content: bytes, dropped: str, recwarn) -> 
     message = f"x.png: {dropped} dropped; its colours are used as they are stored"
     assert [str(each.message) for each in recwarn] == [f"{message} (said once)"]
     assert notes.lines() == [f"{message} (and 1 more files)"]
+
+
+def test_workers_of_all_epochs_say_it_once(
+    photo, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", show_warning)
+    root = photo(1, colours(), encode(INDICES, "PNG"))
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    for name in "bcd":
+        (root / f"labels/train/{name}.png").write_bytes(encode(INDICES, "PNG"))
+        (root / f"images/train/{name}.png").write_bytes(encode(transparent(), "PNG"))
+    dataset = FolderDataset(root, "train")
+    for epoch in range(2):
+        options = {"batch_size": 2, "seed": 0, "epoch": epoch, "workers": 1}
+        assert len(list(training_loader(dataset, **options))) == 2
+    assert capfd.readouterr().err.count("band 4 (alpha) dropped") == 1
+    assert dataset.notes.files("bands") == 6
 
 
 def test_colours_under_transparent_pixels_are_kept() -> None:

@@ -105,6 +105,9 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "left out labels/train: 5 hidden or of the system" in printed
     assert "left out images: 1 images in no split (such as stray.jpg)" in printed
     assert "splits   train 1\n" in printed
+    arguments = [str(root), out, "--split", "train", "--workers", "0", "--quiet"]
+    assert cli.main(["data", "pack", "folder", *arguments]) == 0
+    assert capsys.readouterr().err == f"mcibi-fast: warning: {root}: images/train: {text}\n"
 
 
 def test_a_folder_of_other_formats_alone(tmp_path: Path) -> None:
