@@ -43,9 +43,7 @@ def pictures(form: str) -> Sequence[bytes]:
     found = []
     for mode in modes:
         try:
-            found.append(
-                saved(colour.convert(mode) if mode != "LAB" else Image.new(mode, (9, 5)), form)
-            )
+            found.append(saved(of_mode(colour, mode), form))
         except (OSError, ValueError):
             continue
     if form == "TIFF":
@@ -60,6 +58,16 @@ def pictures(form: str) -> Sequence[bytes]:
     if form == "JPEG":
         found += [saved(colour, form, progressive=True), saved(colour, "MPO")]
     return found
+
+
+def of_mode(colour: Image.Image, mode: str) -> Image.Image:
+    """The picture in another mode, whose whole range it has."""
+    grey = np.array(colour.convert("L"))
+    if mode == "I;16":
+        return Image.fromarray(grey.astype(np.uint16) * 257)
+    if mode == "F":
+        return Image.fromarray(grey.astype(np.float32) / 255)
+    return Image.new(mode, (9, 5)) if mode == "LAB" else colour.convert(mode)
 
 
 def masks() -> Sequence[bytes]:
