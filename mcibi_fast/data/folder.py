@@ -12,6 +12,7 @@ also be TIFF or BMP; a PNG comes first. Of images with one name, none may have t
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -177,14 +178,14 @@ def split_files(root: Path, split: str) -> SplitFiles:
     best: dict[str, str] = {}  # of each name
     spare = []
     for path in sorted(masks.paths if masks else (), key=_mask_rank):
-        if best.setdefault(os.path.splitext(path)[0], path) != path:
+        if best.setdefault(_key(path), path) != path:
             spare.append(f"{labels}/{path}")
     names: dict[str, list[str]] = {}
     for path in found.paths:
-        names.setdefault(os.path.splitext(path)[0], []).append(path)
+        names.setdefault(_key(path), []).append(path)
     pairs, problems = [], []
-    for name, paths in names.items():
-        mask = best.pop(name, None)
+    for key, paths in names.items():
+        mask, name = best.pop(key, None), os.path.splitext(paths[0])[0]
         if mask is None:
             what = f"{labels}/{name}.png: missing mask"
             problems.append((what, f"add it, or remove its image from {images}"))
@@ -205,6 +206,11 @@ def split_files(root: Path, split: str) -> SplitFiles:
 def sample_name(image: str) -> str:
     """ "images/train/a/b.jpg" -> "a/b"."""
     return os.path.splitext(image.split("/", 2)[2])[0]
+
+
+def _key(path: str) -> str:
+    """What an image and its mask have in common: letters with accents have two spellings."""
+    return unicodedata.normalize("NFC", os.path.splitext(path)[0])
 
 
 def _mask_rank(path: str) -> tuple[int, str]:

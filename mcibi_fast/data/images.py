@@ -58,8 +58,8 @@ _STRETCH = {"L;2": 85, "L;4": 17}
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _LOSSY = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")  # compressions of a TIFF
 _ALMOST_BLACK = 16  # of 255
-# Tags of a TIFF: the second is 0 if white is, the last 2 for signed numbers.
-_ORIENTATION, _INVERTED, _BANDS, _SIGNED = 274, 262, 277, 339
+# Tags of a TIFF: INVERTED is 0 if white is, SIGNED is 2 for signed numbers.
+_ORIENTATION, _INVERTED, _BITS, _BANDS, _PLANAR, _SIGNED = 274, 262, 258, 277, 284, 339
 
 
 class Decoded(NamedTuple):
@@ -116,6 +116,11 @@ def decode_bytes(content: bytes, name: str) -> Image.Image:
         rawmode = picture.tile[0].args if picture.tile else None
         if isinstance(rawmode, tuple) and rawmode:
             rawmode = rawmode[0]
+        if _tag(picture, _PLANAR) == 2 and _tag(picture, _BITS) > 8:
+            raise DataError(
+                f"{name}: a TIFF of more than 8 bits that holds its bands one after another, which "
+                "PIL reads wrongly; save its bands interleaved"
+            )
         turn = _tag(picture, _ORIENTATION)  # before PIL turns it
         picture.load()
         if not is_tiff:

@@ -256,6 +256,23 @@ def test_values_of_no_known_range_are_refused(content: bytes, message: str) -> N
         decode_pixels(content, "photos/x.tif")
 
 
+def test_bands_one_after_another() -> None:
+    """PIL reads every second byte of them."""
+    bands = np.random.default_rng(0).integers(0, 65536, (3 * SIZE[0], SIZE[1]), dtype=np.uint16)
+    for dtype, bits in ((np.uint16, 16), (np.uint8, 8)):
+        content = encode(bands.astype(dtype), "TIFF")
+        start, size = Image.open(BytesIO(content)).tag_v2[273][0], SIZE[0] * SIZE[1] * bits // 8
+        planes = {273: tuple(start + i * size for i in range(3)), 279: (size,) * 3}
+        kinds = {257: SIZE[0], 258: (bits,) * 3, 262: 2, 277: 3, 278: SIZE[0], 284: 2}
+        content = rewrite(content, planes | kinds)
+        if bits == 8:
+            expected = bands.astype(np.uint8).reshape(3, *SIZE).transpose(1, 2, 0)
+            assert np.array_equal(decode_pixels(content, "x"), expected)
+        else:
+            with pytest.raises(DataError, match=r"^x: a TIFF of more than 8 bits that holds its"):
+                decode_pixels(content, "x")
+
+
 def test_black_is_black() -> None:
     for content in (encode(np.zeros(SIZE, np.uint16), "PNG"), encode(np.zeros(SIZE), "TIFF")):
         assert not decode_pixels(content, "x").any()

@@ -125,6 +125,12 @@ def test_masks_match_in_any_case_and_png_comes_first(tmp_path: Path) -> None:
     assert check(root, progress=False).spare == ["labels/train/c.bmp"]
 
 
+def test_spellings_of_one_letter_match(tmp_path: Path) -> None:
+    """Systems and archives write accents either way."""
+    root = dataset(tmp_path, ["caf\u00e9.jpg"], ["cafe\u0301.png"])
+    assert FolderDataset(root, "train").read(0)[1].shape == (8, 12)
+
+
 def test_two_images_of_one_name_do_not_share_a_mask(tmp_path: Path) -> None:
     root = dataset(tmp_path, ["a.jpg", "a.png", "b.jpg"], ["a.png", "b.png"])
     message = "images/train/a.jpg: has the name, and so the mask, of images/train/a.png"
