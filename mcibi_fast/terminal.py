@@ -50,8 +50,8 @@ def complain(message: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warns about data by Python's means, which shows equal texts once."""
-    warnings.warn(printable(text), DataWarning, stacklevel=1)  # here: one place for all texts
+    """Warns about data by Python's means."""
+    warnings.warn(printable(text), DataWarning, stacklevel=3)
 
 
 def show_warning(

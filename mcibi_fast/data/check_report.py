@@ -88,7 +88,7 @@ class Report:
         lines.extend(f"overlay  {path}" for path in self.overlays)
         lines.extend(f"warning  {line}" for line in [*self.warnings, *self.doubts])
         if self.ok and self.doubts:
-            lines.append(f"every file can be read, but {len(self.doubts)} of the warnings matter")
+            lines.append("every file can be read, but look at the warnings before training")
         elif self.ok:
             lines.append("no problems")
         else:

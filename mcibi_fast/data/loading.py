@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcibi_fast.terminal import warn
-
 if TYPE_CHECKING:
     from mcibi_fast.data import Sample, SegmentationDataset
 
@@ -107,7 +105,7 @@ def training_loader(
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=seeded_generator(seed, epoch, 1),
     )
-    return _warn_if_unlabelled(_raise_carried(loader), dataset.ignore_index)
+    return _note_unlabelled(_raise_carried(loader), dataset)
 
 
 def evaluation_loader(
@@ -135,13 +133,14 @@ def evaluation_loader(
     return _raise_carried(loader)
 
 
-def _warn_if_unlabelled(batches: Iterator[Batch], ignore_index: int) -> Iterator[Batch]:
-    """Warns once, as the text is always the same."""
+def _note_unlabelled(batches: Iterator[Batch], dataset: SegmentationDataset) -> Iterator[Batch]:
     for batch in batches:
-        if (batch["label"] == ignore_index).all():
-            warn(
-                f"no pixel of a batch has a class: all are {ignore_index}, which is ignored; see "
-                "whether the masks are right with mcibi-fast data check"
+        if (batch["label"] == dataset.ignore_index).all():
+            names = ", ".join(batch["name"][:3]) + (", ..." if len(batch["name"]) > 3 else "")
+            dataset.notes.add(
+                "unlabelled",
+                f"{names}: no pixel of a batch has a class: all are {dataset.ignore_index}, which "
+                "is ignored; see whether the masks are right with mcibi-fast data check",
             )
         yield batch
 

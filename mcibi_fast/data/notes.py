@@ -6,7 +6,7 @@ import torch
 
 from mcibi_fast.terminal import warn
 
-KINDS = ("bands", "frames", "turned", "not turned")
+KINDS = ("bands", "frames", "turned", "not turned", "unlabelled")
 
 
 class Notes:
@@ -40,6 +40,6 @@ class Notes:
     def lines(self) -> list[str]:
         """A line for each kind, of its first file; none of those that a worker has read."""
         return [
-            text + (f" (and {more:,} more files)" if (more := self.files(kind) - 1) else "")
+            text + (f" (and {more:,} more)" if (more := self.files(kind) - 1) else "")
             for kind, text in self._first.items()
         ]

@@ -318,7 +318,7 @@ def test_dropped_bands_are_named_once(content: bytes, dropped: str, recwarn) -> 
         assert np.array_equal(pixels, np.array(expected))
     message = f"x.png: {dropped} dropped; its colours are used as they are stored"
     assert [str(each.message) for each in recwarn] == [f"{message} (said once)"]
-    assert notes.lines() == [f"{message} (and 1 more files)"]
+    assert notes.lines() == [f"{message} (and 1 more)"]
 
 
 def test_workers_of_all_epochs_say_it_once(
@@ -349,7 +349,7 @@ def test_further_pictures_in_a_file_are_named() -> None:
         content = encode(first, form, save_all=True, append_images=[second])
         assert np.array_equal(decode_pixels(content, form, notes), colours())
     assert notes.lines() == [
-        "TIFF: holds several pictures, of which only the first is used (and 1 more files)"
+        "TIFF: holds several pictures, of which only the first is used (and 1 more)"
     ]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mcibi_fast.data.loading import evaluation_loader, training_loader, training_order
+from mcibi_fast.data.notes import Notes
 from mcibi_fast.errors import DataWarning
 
 
@@ -21,7 +22,7 @@ class Numbers:
 
     def __init__(self, length: int, *, odd_sizes: bool = False, bad: int | None = None) -> None:
         self.length, self.odd_sizes, self.bad = length, odd_sizes, bad
-        self.epoch = -1
+        self.epoch, self.notes = -1, Notes()
 
     def __len__(self) -> int:
         return self.length
@@ -111,13 +112,13 @@ def test_labels_that_are_all_ignored_warn_once() -> None:
     dataset = Numbers(256)
     loader = training_loader(dataset, batch_size=1, seed=0, epoch=0)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         assert len(list(loader)) == 256
         list(training_loader(dataset, batch_size=1, seed=0, epoch=1))
     assert [(each.category, str(each.message)) for each in caught] == [
         (
             DataWarning,
-            "no pixel of a batch has a class: all are 255, which is ignored; see whether the masks "
-            "are right with mcibi-fast data check",
+            "255: no pixel of a batch has a class: all are 255, which is ignored; see whether the "
+            "masks are right with mcibi-fast data check (said once)",
         )
     ]
