@@ -34,6 +34,7 @@ from mcibi_fast.data.images import (
 from mcibi_fast.data.listing import is_hidden, list_images
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import check_class_names, read_regular
+from mcibi_fast.data.shard_index import INDEX
 from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
@@ -154,8 +155,10 @@ def splits(root: str | Path) -> list[str]:
     """Names of the splits under ``root``. Raises DataError when it is not a dataset's folder."""
     images = Path(root) / "images"
     if not images.is_dir():
+        broken = sorted(Path(root).glob(f"*/{INDEX}"))
         raise DataError(
             f"{root}: no folder 'images' in it; expected images/<split> and labels/<split>"
+            + (f" ({broken[0]} is not an index of shards, either)" if broken else "")
         )
     return sorted(p.name for p in images.iterdir() if p.is_dir() and not is_hidden(p.name))
 

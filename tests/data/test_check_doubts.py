@@ -170,6 +170,9 @@ def test_a_broken_index(tmp_path: Path, run, damage: str) -> None:
     (out / "train/index.json").write_text("")
     status, printed = run(out)
     assert status == 2 and f"{out / 'train/index.json'}: not an index of shards" in printed
+    if damage == "of something else":  # so nothing says that these are shards
+        with pytest.raises(DataError, match=r"no folder 'images'.*/train/index\.json is not an"):
+            FolderDataset(out, "train")
 
 
 def test_equal_names_in_shards_are_all_checked(tmp_path: Path, run) -> None:
