@@ -1,0 +1,113 @@
+"""The data of a run: how its images are normalised, and whether they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.data.base import renormalised
+from mcibi_fast.data.video import ClipDataset
+from mcibi_fast.models.registry import normalisation
+from mcibi_fast.models.weights import read_spec
+from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.training.run import Run
+
+Splits = tuple[SegmentationDataset, SegmentationDataset]
+
+
+def open_splits(
+    config: TrainConfig, run: Run, *, resume: bool, report: Callable[[str], None]
+) -> Splits:
+    """The training split with its transform, and the validation split.
+
+    Images are normalised as ``model.mean`` and ``model.std`` say; without them, as the pretrained
+    weights expect; and for fresh weights by the dataset's own numbers. A resumed run goes on with
+    those of its checkpoint.
+
+    Args:
+        config: the run's configuration.
+        run: its directory.
+        resume: whether it continues.
+        report: takes a line if the numbers are not the dataset's own.
+
+    Raises:
+        ValueError: the data cannot be used, or a run would continue with other data.
+    """
+    data, model = config.data, config.model
+    train, val = data.dataset(data.train_split), data.dataset(data.val_split)
+    mean: Sequence[float]
+    std: Sequence[float]
+    if resume:
+        _check_unchanged(run, describe(train, val), report)
+        spec = read_spec(run.weights())
+        mean, std, reason = spec.mean, spec.std, "the checkpoint"
+    else:
+        expected = normalisation(model.backbone, model.options.get("pretrained", False))
+        mean, std = expected or (train.mean, train.std)
+        reason = f"the weights of {model.backbone}" if expected else "the dataset"
+        if model.mean or model.std:
+            mean, std, reason = model.mean or mean, model.std or std, "model.mean and model.std"
+    if reason != "the dataset":
+        report(f"images are normalised by mean {_shown(mean)}, deviation {_shown(std)} ({reason})")
+    train, val = renormalised(train, (mean, std)), renormalised(val, (mean, std))
+    train.transform = config.augmentation.transform(train, config.seed)
+    return train, val
+
+
+def describe(train: SegmentationDataset, val: SegmentationDataset) -> dict[str, Any]:
+    """What a run keeps of its data: the classes, and of both splits the number and the names.
+
+    Names do not depend on where a dataset lies, or on whether it is packed.
+    """
+    return {
+        "classes": list(train.classes),
+        "train": {"images": len(train), "names": _fingerprint(train)},
+        "val": {"images": len(val), "names": _fingerprint(val)},
+    }
+
+
+def _fingerprint(dataset: SegmentationDataset) -> str:
+    """A hash of the samples' names in order; of clips, of all labelled frames."""
+    named = dataset.source if isinstance(dataset, ClipDataset) else dataset
+    names = hashlib.sha256()
+    for index in range(len(named)):
+        names.update(named.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return names.hexdigest()
+
+
+def _check_unchanged(run: Run, now: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Raises ValueError if the run began with other data. Runs of earlier versions do not say."""
+    before = run.data()
+    if before is None:
+        report(
+            f"resume: {run.path} does not say what data it began with, so it goes on with what is "
+            "there now"
+        )
+    elif change := _change(before, now):
+        raise ValueError(
+            f"resume: the data of {run.path} have changed: {change}; bring the old data back "
+            "(--root says where they are), or start a new run with another --out"
+        )
+
+
+def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs, in words; "" if nothing does."""
+    old, new = before["classes"], now["classes"]
+    if len(old) != len(new):
+        return f"there were {len(old)} classes, now there are {len(new)}"
+    for index, (was, is_now) in enumerate(zip(old, new, strict=True)):
+        if was != is_now:
+            return f"class {index} was {was!r}, now it is {is_now!r}"
+    for split, what in (("train", "training"), ("val", "validation")):
+        images, names = before[split]["images"], before[split]["names"]
+        if images != now[split]["images"]:
+            return f"there were {images} {what} images, now there are {now[split]['images']}"
+        if names != now[split]["names"]:
+            return f"the {what} images have other names than before, or another order"
+    return ""
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers)
