@@ -39,17 +39,22 @@ def open_splits(
     train, val = data.dataset(data.train_split), data.dataset(data.val_split)
     mean: Sequence[float]
     std: Sequence[float]
+    if list(train.classes) != list(val.classes):
+        what = _change_of_classes(train.classes, val.classes, f"in {data.val_split}")
+        raise ValueError(f"data: the classes of the splits differ: {what}")
     if resume:
         _check_unchanged(run, describe(train, val), report)
         spec = read_spec(run.weights())
-        mean, std, reason = spec.mean, spec.std, "the checkpoint"
+        mean, std = spec.mean, spec.std
+        own = tuple(mean) == tuple(train.mean) and tuple(std) == tuple(train.std)
+        reason = "" if own else "the checkpoint"
     else:
         expected = normalisation(model.backbone, model.options.get("pretrained", False))
         mean, std = expected or (train.mean, train.std)
-        reason = f"the weights of {model.backbone}" if expected else "the dataset"
+        reason = f"the weights of {model.backbone}" if expected else ""
         if model.mean or model.std:
             mean, std, reason = model.mean or mean, model.std or std, "model.mean and model.std"
-    if reason != "the dataset":
+    if reason:
         report(f"images are normalised by mean {_shown(mean)}, deviation {_shown(std)} ({reason})")
     train, val = renormalised(train, (mean, std)), renormalised(val, (mean, std))
     train.transform = config.augmentation.transform(train, config.seed)
@@ -85,28 +90,29 @@ def _check_unchanged(run: Run, now: dict[str, Any], report: Callable[[str], None
             f"resume: {run.path} does not say what data it began with, so it goes on with what is "
             "there now"
         )
-    elif change := _change(before, now):
+    elif what := _change(before, now):
         raise ValueError(
-            f"resume: the data of {run.path} have changed: {change}; bring the old data back "
+            f"resume: the data of {run.path} have changed: {what}; bring the old data back "
             "(--root says where they are), or start a new run with another --out"
         )
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs, in words; "" if nothing does."""
-    old, new = before["classes"], now["classes"]
-    if len(old) != len(new):
-        return f"there were {len(old)} classes, now there are {len(new)}"
-    for index, (was, is_now) in enumerate(zip(old, new, strict=True)):
-        if was != is_now:
-            return f"class {index} was {was!r}, now it is {is_now!r}"
+    """What differs between two descriptions, in words; "" if nothing does."""
     for split, what in (("train", "training"), ("val", "validation")):
-        images, names = before[split]["images"], before[split]["names"]
-        if images != now[split]["images"]:
-            return f"there were {images} {what} images, now there are {now[split]['images']}"
-        if names != now[split]["names"]:
-            return f"the {what} images have other names than before, or another order"
-    return ""
+        old, new = before[split], now[split]
+        if old["images"] != new["images"]:
+            return f"{old['images']} {what} images, now {new['images']}"
+        if old["names"] != new["names"]:
+            return f"other {what} images, or the same in another order"
+    return _change_of_classes(before["classes"], now["classes"], "now")
+
+
+def _change_of_classes(old: list[str], new: list[str], when: str) -> str:
+    if len(old) != len(new):
+        return f"{len(old)} classes, {when} {len(new)}"
+    pairs = enumerate(zip(old, new, strict=True))
+    return next((f"class {i} {a!r}, {when} {b!r}" for i, (a, b) in pairs if a != b), "")
 
 
 def _shown(numbers: Sequence[float]) -> str:

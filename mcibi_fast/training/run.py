@@ -35,6 +35,7 @@ from mcibi_fast.untrusted import read_json, read_torch
 
 STATE = "state.pt"
 DATA = "data.json"
+_OF_A_SPLIT = ("images", "names")
 _STATE_ENTRIES = {
     "step",
     "seconds",
@@ -124,11 +125,13 @@ class Run:
             data = read_json(file)
         except FileNotFoundError:
             return None
-        if not fits(data, dict[str, Any]) or not fits(data.get("classes"), list[str]):
+        try:
+            splits = [data[split][what] for split in ("train", "val") for what in _OF_A_SPLIT]
+            good = fits(data["classes"], list[str]) and all(map(fits, splits, [int, str] * 2))
+        except (KeyError, TypeError):
+            good = False
+        if not good:
             raise ValueError(f"{file}: not a description of a run's data")
-        for split in (data.get("train"), data.get("val")):
-            if not isinstance(split, dict) or not {"images", "names"} <= split.keys():
-                raise ValueError(f"{file}: not a description of a run's data")
         return data
 
     def settings(self) -> TrainConfig:
