@@ -58,8 +58,8 @@ def moved_class(trained: Sequence[str], data: Sequence[str]) -> str:
     for index, name in enumerate(trained):
         if name in data and (there := list(data).index(name)) != index:
             return (
-                f"class {name!r} is number {index} of the checkpoint, but {there} of the data: "
-                "the classes have another order, and the scores compare different classes"
+                f"class {name!r} is number {index} of the checkpoint, but {there} of the data: the "
+                "classes have another order, and predictions are compared with labels by number"
             )
     return ""
 

@@ -10,7 +10,8 @@ from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.video import ClipDataset
 from mcibi_fast.models.registry import normalisation
-from mcibi_fast.models.weights import read_spec
+from mcibi_fast.models.video import own_checkpoint
+from mcibi_fast.models.weights import find_weights, moved_class, read_spec
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.run import Run
 
@@ -51,7 +52,9 @@ def open_splits(
     else:
         expected = normalisation(model.backbone, model.options.get("pretrained", False))
         mean, std = expected or (train.mean, train.std)
-        reason = f"the weights of {model.backbone}" if expected else ""
+        reason = f"the pretrained weights of {model.backbone}" if expected else ""
+        if moved := _moved_class(model.options, train):
+            report(f"warning: {moved}")
         if model.mean or model.std:
             mean, std, reason = model.mean or mean, model.std or std, "model.mean and model.std"
     if reason:
@@ -59,6 +62,14 @@ def open_splits(
     train, val = renormalised(train, (mean, std)), renormalised(val, (mean, std))
     train.transform = config.augmentation.transform(train, config.seed)
     return train, val
+
+
+def _moved_class(options: dict[str, Any], train: SegmentationDataset) -> str:
+    """See `moved_class`; of the image model whose weights a video model begins with."""
+    checkpoint = own_checkpoint(options.get("pretrained", False))
+    if checkpoint is None:
+        return ""
+    return moved_class(read_spec(find_weights(checkpoint)).classes, train.classes)
 
 
 def describe(train: SegmentationDataset, val: SegmentationDataset) -> dict[str, Any]:

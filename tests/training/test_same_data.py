@@ -15,6 +15,7 @@ from mcibi_fast import cli
 from mcibi_fast.data.packing import pack
 from mcibi_fast.recipes import FolderData, ShardsData, TrainConfig
 from mcibi_fast.reports.runs import build_report
+from mcibi_fast.training.data import open_splits
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
 from mcibi_fast.training.train import train
@@ -152,6 +153,17 @@ def test_evaluation_of_permuted_classes_warns(
     assert warning in capfd.readouterr().err
     add_class(copied / "data")
     assert "has 3 classes, the data has 4" in fails(*command)
+
+
+def test_an_image_model_of_permuted_classes_warns(begun: Path, tmp_path: Path) -> None:
+    data = FolderData(str(write_dataset(tmp_path / "data", ["road", "sky", "car"])))
+    for classes in (data, FolderData(str(begun / "data"))):
+        config = configure(classes)
+        config.model.options["pretrained"] = str(begun / "run")
+        lines: list[str] = []
+        open_splits(config, Run(tmp_path / "run"), resume=False, report=lines.append)
+        warned = [line for line in lines if line.startswith("warning: class 'sky' is number 0")]
+        assert len(warned) == (classes is data)
 
 
 def test_reports_on_other_classes(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
