@@ -39,9 +39,6 @@ class ModelConfig:
         memory: one of `mcibi_fast.models.memories()`, or None.
         history: number of past frames of a video model (``data.history`` must be the same); 0 for
             an image model.
-        mean, std: three numbers each, for colours in 0..1, by which images are normalised; None
-            takes those of the pretrained weights (`mcibi_fast.models.normalisation`), or the
-            dataset's if there are no such weights.
     """
 
     framework: str = "fcn"
@@ -49,8 +46,6 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     memory: str | None = "mcibipp"
     history: int = 0
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
 
     @classmethod
     def named(cls, name: str, backbone: str, options: dict[str, Any] | None = None) -> ModelConfig:
@@ -81,10 +76,6 @@ class ModelConfig:
     def validate(self) -> None:
         """Raises ValueError, naming the field, if there is no such model."""
         self._kind()
-        for number in self.mean or ():
-            check_range("model.mean", number, "three numbers for colours in 0..1")
-        for number in self.std or ():
-            check_range("model.std", number, "three positive numbers", above=0)
 
     def _kind(self) -> ModelKind:
         from mcibi_fast.models.registry import parse
@@ -164,6 +155,10 @@ class TrainConfig:
             part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; give it with --root DIR")
+        for number in self.data.mean or ():
+            check_range("data.mean", number, "three numbers for colours in 0..1")
+        for number in self.data.std or ():
+            check_range("data.std", number, "three positive numbers", above=0)
         self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def open_splits(
 ) -> Splits:
     """The training split with its transform, and the validation split.
 
-    Images are normalised as ``model.mean`` and ``model.std`` say; without them, as the pretrained
+    Images are normalised as ``data.mean`` and ``data.std`` say; without them, as the pretrained
     weights expect; and for fresh weights by the dataset's own numbers. A resumed run goes on with
     those of its checkpoint.
 
@@ -55,8 +55,8 @@ def open_splits(
         reason = f"the pretrained weights of {model.backbone}" if expected else ""
         if moved := _moved_class(model.options, train):
             report(f"warning: {moved}")
-        if model.mean or model.std:
-            mean, std, reason = model.mean or mean, model.std or std, "model.mean and model.std"
+        if data.mean or data.std:
+            mean, std, reason = data.mean or mean, data.std or std, "data.mean and data.std"
     if reason:
         report(f"images are normalised by mean {_shown(mean)}, deviation {_shown(std)} ({reason})")
     train, val = renormalised(train, (mean, std)), renormalised(val, (mean, std))

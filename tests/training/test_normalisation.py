@@ -110,18 +110,17 @@ def test_fresh_weights_keep_the_datasets(tmp_path: Path) -> None:
 
 
 def test_settings_override_it(weights: Path, tmp_path: Path) -> None:
-    settings = [f"model.options.pretrained={weights}", "model.mean=[0,0.25,1]"]
+    settings = [f"model.options.pretrained={weights}", "data.mean=[0,0.25,1]"]
     lines: list[str] = []
     trainer = Trainer(make_tiny_config(*settings), Run(tmp_path), report=lines.append)
     assert trainer.spec.mean == [0, 0.25, 1] and trainer.spec.std == list(HALF)
     assert torch.equal(trainer.val_data[0]["image"][1], (pixels(0)[1] - 0.25) / 0.5)
     assert lines == [
-        "images are normalised by mean 0, 0.25, 1, deviation 0.5, 0.5, 0.5 (model.mean and "
-        "model.std)"
+        "images are normalised by mean 0, 0.25, 1, deviation 0.5, 0.5, 0.5 (data.mean and data.std)"
     ]
     trainer.close()
-    config = make_tiny_config(*settings, "model.std=[0.5,0,0.5]")
-    with pytest.raises(ValueError, match=r"model\.std: expected three positive numbers, got 0"):
+    config = make_tiny_config(*settings, "data.std=[0.5,0,0.5]")
+    with pytest.raises(ValueError, match=r"data\.std: expected three positive numbers, got 0"):
         config.validate()
 
 
