@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ from mcibi_fast.commands import (
 )
 from mcibi_fast.commands.options import add_command
 from mcibi_fast.errors import TrainingError
+from mcibi_fast.interrupt import signals_interrupt
 from mcibi_fast.terminal import complain, show_warning
 
 EPILOG = """\
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 2, with one line on stderr, after invalid input or if an optional package is
-        missing; 130 after Ctrl-C.
+        missing; 130 after Ctrl-C or SIGTERM.
     """
     with warnings.catch_warnings():
         # PIL warns of large images before our limit on them is an error, which says how to raise it
@@ -96,7 +98,8 @@ def _run(argv: Sequence[str] | None) -> int:
         args = build_parser().parse_args(argv)
         command = COMMANDS[args.command]
         extras.require(f"mcibi-fast {args.command}", *extras.EXTRAS.get(command.EXTRA, ()))
-        return command.run(args) or 0
+        with signals_interrupt():
+            return command.run(args) or 0
     except KeyboardInterrupt as stop:
         complain(str(stop) or "interrupted")
         return 130
@@ -113,5 +116,25 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
+def run() -> NoReturn:
+    """Runs a command and ends the process: the program ``mcibi-fast``.
+
+    Python would first take down the modules of PyTorch and timm one by one, looking for cycles in
+    their half a million objects, which takes seconds; the system needs none for it.
+    """
+    status = 1  # after an exception that `main` does not expect
+
+    def end() -> None:
+        try:
+            print(end="", flush=True)
+        except OSError:
+            os._exit(120)  # as Python does
+        os._exit(status)
+
+    atexit.register(end)  # the first to be registered is the last to be called
+    status = main()
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

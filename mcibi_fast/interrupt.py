@@ -1,4 +1,4 @@
-"""Makes Ctrl-C wait for the end of a training step."""
+"""Ends a command on Ctrl-C, SIGTERM (Slurm, ``docker stop``) or a closed terminal, all alike."""
 
 from __future__ import annotations
 
@@ -9,19 +9,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does."""
+    with _handler(signal.default_int_handler):
+        yield
+
+
+def leave_to_parent(worker: int = 0) -> None:
+    """For loader processes: their parent ends them, not the signals that stop the command.
+
+    A terminal sends Ctrl-C to all processes, Slurm also SIGTERM. Had a loader gone first, the step
+    could not be finished. Only the first SIGTERM has no effect: the parent's own must have one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; another one over a second later interrupts at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag; another over a second later acts at once.
 
     A step that was interrupted halfway (memory updated, weights not) could not be continued
     exactly. Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.
 
     Yields:
-        A function that returns whether Ctrl-C was pressed.
+        A function that returns whether there was such a signal.
 
     Raises:
-        KeyboardInterrupt: at the end, if Ctrl-C was pressed and the body raised no error.
+        KeyboardInterrupt: at the end, if there was one and the body raised no error.
     """
     first: float | None = None
 
@@ -32,13 +52,25 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         elif time.monotonic() - first > 1:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with _handler(note):
         yield lambda: first is not None
-    finally:
-        signal.signal(signal.SIGINT, before)
     if first is not None:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _handler(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Handles the signals meanwhile; only the main thread may. ``nohup`` keeps its effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, handler)
+        for number in _STOPPING
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)

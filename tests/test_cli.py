@@ -322,21 +322,72 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["info"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_stop_any_command(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mcibi_fast.commands import info
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(info, "run", lambda args: os.kill(os.getpid(), number))
+    assert cli.main(["info"]) == 130
+    assert capfd.readouterr().err == "mcibi-fast: interrupted\n"
+    assert signal.getsignal(number) is before
+
+
+# What a module holds is destroyed when Python takes it down.
+ENDING = """
+import atexit, sys
+from mcibi_fast import cli
+from mcibi_fast.commands import info
+
+class Held:
+    def __del__(self):
+        print("taken down", file=sys.stderr)
+
+def run(args):
+    atexit.register(print, "exit function")
+    print("a line that is not flushed")
+    return {status}
+
+info.run, held = run, Held()
+sys.argv[1:] = ["info"]
+cli.run()
+"""
+
+
+@pytest.mark.parametrize(("status", "expected"), [("0", 0), ("3", 3), ("1 / 0", 1)])
+def test_a_command_ends_at_once(status: str, expected: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(status=status)],
+        cwd=Path(cli.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expected
+    assert done.stdout == "a line that is not flushed\nexit function\n"
+    assert "taken down" not in done.stderr
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n" if expected == 1 else "")
+
+
 @pytest.mark.slow
-def test_ctrl_c(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c(number: signal.Signals, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "folder", "--root", str(dataset), "--out", str(out), "--quiet", "--set"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mcibi_fast.cli", *arguments, *TINY, "epochs=100000"],
+        [sys.executable, "-m", "mcibi_fast.cli", *arguments, *TINY, "epochs=100000", "workers=2"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 100
     while not (out / "checkpoints" / "last").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # the loaders, too, as a terminal and Slurm do
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.count("\n") == 1 and "continue with" in err and f"--resume {out}" in err

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from mcibi_fast import interrupt
-from mcibi_fast.interrupt import deferred_interrupt
+from mcibi_fast.data import Scenes
+from mcibi_fast.data.loading import training_loader
+from mcibi_fast.interrupt import deferred_interrupt, signals_interrupt
 
 
 def press() -> None:
@@ -50,3 +54,46 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_are_the_same(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:
+        os.kill(os.getpid(), number)
+        assert interrupted()
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        os.kill(os.getpid(), number)
+        pytest.fail("nothing was raised")
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_interrupt(), deferred_interrupt() as interrupted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_loaders_are_ended_by_their_parent_alone() -> None:
+    scenes = Scenes("train", count=40, size=(16, 16), seed=0)
+    batches = training_loader(scenes, batch_size=2, seed=0, epoch=0, workers=1)
+    next(batches)
+    (loader,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(loader.pid or 0, number)
+    assert sum(1 for _ in batches) == 19
+
+    batches = training_loader(scenes, batch_size=2, seed=0, epoch=0, workers=1)
+    next(batches)
+    (loader,) = multiprocessing.active_children()
+    os.kill(loader.pid or 0, signal.SIGTERM)
+    time.sleep(0.3)  # two that come together are one
+    assert loader.is_alive()
+    loader.terminate()
+    loader.join(10)
+    assert loader.exitcode == -signal.SIGTERM
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches)

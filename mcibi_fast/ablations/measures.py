@@ -72,10 +72,9 @@ def lip_and_cihp(run: TrainedRun) -> dict[str, Scores]:
 
 def under_attack(run: TrainedRun) -> dict[str, Scores]:
     """Scores on the validation split after FGSM changed every image to raise the model's loss."""
-    dataset = run.validation()
-    model = UnderAttack(
-        run.model(), epsilon=run.config.adversarial.epsilon, mean=dataset.mean, std=dataset.std
-    )
+    dataset, network = run.validation(), run.model()
+    mean, std = network.normalisation or (dataset.mean, dataset.std)
+    model = UnderAttack(network, epsilon=run.config.adversarial.epsilon, mean=mean, std=std)
     attacked = percent(run.evaluate(model, dataset, stages=None).compute())
     return {"tested under FGSM, too": {f"attacked_{k}": v for k, v in attacked.items()}}
 

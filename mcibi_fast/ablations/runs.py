@@ -18,6 +18,7 @@ from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.environment import environment
+from mcibi_fast.training.processes import start_accelerator
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
 from mcibi_fast.training.threads import leave_cores_to_loaders
@@ -151,10 +152,8 @@ class TrainedRun:
 
     def accelerator(self) -> Any:
         """An accelerator with the training's device and mixed precision."""
-        from accelerate import Accelerator
-
         config = self.config
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+        return start_accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
 
     def _store(self, key: str, parts: dict[str, Scores]) -> None:
         self.stored[key] = parts

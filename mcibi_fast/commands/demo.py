@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Trains both models with each seed, prints a table and writes a report."""
     from mcibi_fast import recipes
     from mcibi_fast.reports.demo import MODELS, Outcome, build_report, text_table, verdict
+    from mcibi_fast.training.owner import owned
     from mcibi_fast.training.state import seed_global_generators
     from mcibi_fast.training.threads import leave_cores_to_loaders
     from mcibi_fast.training.train import train
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace) -> None:
             config.seed = seed
             leave_cores_to_loaders(config.workers)
             folder = out / f"{model}-seed{seed}"
-            if (folder / "config.json").is_file():
-                shutil.rmtree(folder)  # an earlier demo's run
+            with owned(folder):
+                if (folder / "config.json").is_file():
+                    shutil.rmtree(folder)  # an earlier demo's run
             say(f"{name}, seed {seed}")
             seed_global_generators(seed)
             result = train(

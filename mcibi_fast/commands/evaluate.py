@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     from mcibi_fast.inference.evaluate import evaluate
     from mcibi_fast.inference.evaluate_video import evaluate_videos
     from mcibi_fast.models.checkpoint import load_model
-    from mcibi_fast.models.weights import find_weights
+    from mcibi_fast.models.weights import find_weights, moved_class
     from mcibi_fast.recipes import MovingScenesData, VideoData
 
     if args.batch_size < 1 or args.workers < 0:
@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--split {split}: nothing in it has labels (predict and video need none)")
     _check_video_options(args, dataset)
     model, spec = load_model(file, classes=dataset.classes)
+    if moved := moved_class(spec.classes, dataset.classes):
+        complain(f"warning: {moved}")
     left_out = []
     if args.without_class is not None:
         left_out = class_indices("--without-class", args.without_class, len(spec.classes))

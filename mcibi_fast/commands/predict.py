@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.data import DATASETS
     from mcibi_fast.inference.predict import predict
     from mcibi_fast.models.checkpoint import load_model
-    from mcibi_fast.models.weights import find_weights
+    from mcibi_fast.models.weights import find_weights, moved_class
     from mcibi_fast.recipes import NamedData
     from mcibi_fast.recipes.sources import eval_transform
 
@@ -53,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
     data = submission_data(args.submission, trained)
     dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
     model, spec = load_model(file)
+    if args.submission is not None and dataset is not None:
+        moved = moved_class(spec.classes, dataset.classes)
+        if moved:
+            complain(f"warning: {moved}")
     transform = None
     if data is not None and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)

@@ -208,6 +208,6 @@ def _numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """The processes and the device of this run; ``--cpu`` leaves a GPU unused."""
-    from accelerate import Accelerator
+    from mcibi_fast.training import processes
 
-    return Accelerator(cpu=args.cpu)
+    return processes.start_accelerator(cpu=args.cpu)

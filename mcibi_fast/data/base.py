@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -96,6 +97,33 @@ class SegmentationDataset(Dataset[Sample]):
         if self.transform is None:
             return normalise(image, self.mean, self.std), label
         return self.transform(image, label, epoch=self.epoch, index=index)
+
+
+_Dataset = TypeVar("_Dataset", bound=SegmentationDataset)
+
+
+def renormalised(
+    dataset: _Dataset, normalisation: tuple[Sequence[float], Sequence[float]] | None
+) -> _Dataset:
+    """The dataset with its images, and those of its transform, normalised by other numbers.
+
+    Args:
+        dataset: it stays as it is.
+        normalisation: mean and standard deviation, such as a model's
+            (`mcibi_fast.models.Segmentor.normalisation`); None keeps the dataset's own.
+    """
+    if normalisation is None:
+        return dataset
+    mean, std = map(tuple, normalisation)
+    if (mean, std) == (tuple(dataset.mean), tuple(dataset.std)):
+        return dataset
+    changed: list[Any] = [copy.copy(dataset)]
+    if hasattr(dataset.transform, "mean"):
+        changed.append(copy.copy(dataset.transform))
+        changed[0].transform = changed[1]
+    for each in changed:
+        each.mean, each.std = mean, std
+    return changed[0]
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcibi_fast.interrupt import leave_to_parent
+
 if TYPE_CHECKING:
     from mcibi_fast.data import Sample, SegmentationDataset
 
@@ -102,6 +104,7 @@ def training_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_stack,
+        worker_init_fn=leave_to_parent,
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=seeded_generator(seed, epoch, 1),
     )
@@ -128,6 +131,7 @@ def evaluation_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_stack_by_size,
+        worker_init_fn=leave_to_parent,
         generator=seeded_generator(0),
     )
     return _raise_carried(loader)

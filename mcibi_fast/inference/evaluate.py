@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.loading import Batch, evaluation_loader
 from mcibi_fast.inference.labels import (
     FlipPairs,
@@ -50,6 +51,7 @@ def evaluate(
         model: without its DistributedDataParallel wrapper (ranks may have unequal shares); it is
             in evaluation mode meanwhile and back in its own mode afterwards.
         dataset: samples whose labels are at full size; its ``flip_pairs`` go with mirrored images.
+            They are normalised as the model expects (`Segmentor.normalisation`).
         inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
@@ -66,6 +68,7 @@ def evaluate(
     """
     inference = inference or InferenceConfig()
     check_model(model, inference)
+    dataset = renormalised(dataset, getattr(model, "normalisation", None))
     if _is_streamed(model, dataset):
         from mcibi_fast.inference.evaluate_video import evaluate_videos
 

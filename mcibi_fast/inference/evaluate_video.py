@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.loading import seeded_generator
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.inference.passes import Place, evaluation_pass, place_of
 from mcibi_fast.inference.stream import VideoPredictor
+from mcibi_fast.interrupt import leave_to_parent
 from mcibi_fast.metrics import FlowFunction, VideoMetrics, default_flow
 from mcibi_fast.metrics.temporal import TC_VIDEOS
 from mcibi_fast.models import Segmentor
@@ -47,7 +49,8 @@ def evaluate_videos(
     Args:
         model: an image or video model without its DistributedDataParallel wrapper; it is in
             evaluation mode meanwhile and back in its own mode afterwards.
-        dataset: the videos. Of clips, their source under their transform.
+        dataset: the videos. Of clips, their source under their transform. They are normalised as
+            the model expects (`Segmentor.normalisation`).
         protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
         flow: the flow for TC: a function that estimates it, or "given" for the dataset's own
             (`MovingScenes`); None leaves TC out.
@@ -67,6 +70,7 @@ def evaluate_videos(
             ``inference`` makes no sense or is not for this model, the model takes labels for W,
             processes have different flows, or what a bad file raises.
     """
+    dataset = renormalised(dataset, getattr(model, "normalisation", None))
     place = place_of(model, accelerator, device)
     videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
     frames = _Frames(dataset, videos, flow)
@@ -177,7 +181,11 @@ class _Frames(Dataset):
 
 def _load(frames: _Frames, workers: int) -> Iterator[dict[str, Any]]:
     loader: DataLoader = DataLoader(
-        frames, batch_size=None, num_workers=workers, generator=seeded_generator(0)
+        frames,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_to_parent,
+        generator=seeded_generator(0),
     )
     for frame in loader:
         if isinstance(frame, Exception):

@@ -76,8 +76,9 @@ def predict_video(
 
     Writes ``out/labels/FRAME.png`` (palette PNG whose values are the class indices; FRAME is the
     frame's number or the picture's name) and ``out/overlay.mp4``. Frames that cannot be read, or
-    have another size than the first one, are left out and noted in the result. After Ctrl-C the
-    results so far are kept, and the video ends there.
+    have another size than the first one, are left out and noted in the result; the frame before is
+    shown for longer. Frames keep their times; those of a camera are when they were read. After
+    Ctrl-C or SIGTERM the results so far are kept, and the video ends there.
 
     Args:
         model: a model from `checkpoint.load_model`, folded or not; put into evaluation mode.
@@ -97,8 +98,8 @@ def predict_video(
     Raises:
         FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used, or
             ``inference`` makes no sense or is not for this model.
-        KeyboardInterrupt: after Ctrl-C, saying what is kept.
-        OSError: an output cannot be written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, saying what is kept.
+        OSError: an output cannot be written; a video that is not whole is removed.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
@@ -124,7 +125,7 @@ def predict_video(
         except KeyboardInterrupt:
             stopped = True
         finally:
-            result = job.close()
+            result = job.close(frames.end)
     result.ending = frames.ending
     if stopped:
         done = f"{result.frames} frames are kept in {out}, {result.rate:.1f} frames per second"
@@ -173,13 +174,13 @@ class _Job:
         picture = indexed(label, self.palette)
         save_picture(picture, self.out / "labels" / f"{frame.name}.png", below=self.out)
         if self.writer is not None:
-            self.writer.add(blend(frame.pixels, label, self.palette))
+            self.writer.add(blend(frame.pixels, label, self.palette), frame.time)
         self.result.frames += 1
 
-    def close(self) -> VideoResult:
-        """Finishes the video; the result."""
+    def close(self, end: float | None) -> VideoResult:
+        """Finishes the video, whose last frame is shown until ``end``; the result."""
         if self.writer is not None:
-            self.writer.close()
+            self.writer.close(end)
             self.result.video = self.writer.path if self.result.frames else None
         self.result.seconds = time.perf_counter() - self.start
         return self.result

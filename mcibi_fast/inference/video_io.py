@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, check_pixels, read_pixels
 from mcibi_fast.data.listing import distinct_names, list_images
 from mcibi_fast.data.notes import Notes
-from mcibi_fast.files import private_file
+from mcibi_fast.files import naming, private_file
+from mcibi_fast.inference import mp4
 from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import open_regular
 
@@ -36,25 +38,31 @@ _SLACK = 2  # frames by which a file's own number may be wrong
 
 @dataclass(frozen=True)
 class ReadFrame:
-    """A frame: its name and pixels (H, W, 3) RGB, or None and what is wrong with it."""
+    """A frame: its name and pixels (H, W, 3) RGB, or None and what is wrong with it.
+
+    ``time`` is when it is shown, in seconds after the first frame.
+    """
 
     name: str
     pixels: Pixels | None
     problem: str = ""
+    time: float = 0.0
 
 
 class Frames:
     """Frames in order, each read when it is asked for; to be closed.
 
     Attributes:
-        fps: frames per second of the frames that are returned.
+        fps: frames per second of the frames that are returned, on average.
         total: their number, if it is known; a damaged file may have fewer.
         ending: after the last frame, why there are no more if that may be a fault, otherwise "".
+        end: after the last frame, until when it is shown, if that is known.
     """
 
     fps: float
     total: int | None
     ending: str = ""
+    end: float | None = None
 
     def __iter__(self) -> Iterator[ReadFrame]:
         raise NotImplementedError
@@ -116,11 +124,12 @@ class FolderFrames(Frames):
 
     def __iter__(self) -> Iterator[ReadFrame]:
         notes = Notes()
-        for path, name in self.pictures:
+        for index, (path, name) in enumerate(self.pictures):
             try:
-                yield ReadFrame(name, read_pixels(path, notes=notes))
+                yield ReadFrame(name, read_pixels(path, notes=notes), time=index / self.fps)
             except DataError as error:
                 yield ReadFrame(name, None, str(error))
+        self.end = len(self.pictures) / self.fps
 
 
 class CapturedFrames(Frames):
@@ -148,30 +157,45 @@ class CapturedFrames(Frames):
         height = int(self.capture.get(self.cv2.CAP_PROP_FRAME_HEIGHT))
         check_pixels(width, height, self.name)
         fps = self.capture.get(self.cv2.CAP_PROP_FPS)
-        self.fps = (fps if 0 < fps < 1000 else FOLDER_FPS) / every
+        self.source_fps = fps if 0 < fps < 1000 else FOLDER_FPS
+        self.fps = self.source_fps / every
         count = 0 if self.is_camera else int(self.capture.get(self.cv2.CAP_PROP_FRAME_COUNT))
         self.count = max(count, 0)  # of all frames; 0 if not known
         self.total = -(-self.count // every) or None
 
     def __iter__(self) -> Iterator[ReadFrame]:
         position = end = 0  # end: of what could be read
+        now = first = 0.0
         while position - end < _FAILURES:
             taken = position % self.every == 0
             frame = self._read(taken)
             if frame is None and not self.is_camera and position >= self.count:
                 break
             if frame is not None:
+                before, now = now, self._time()
+                if end == 0:
+                    first = now
+                elif now <= before:  # the file does not say
+                    now = before + (position + 1 - end) / self.source_fps
                 for broken in range(end, position):  # unreadable, but a later one is not
                     if broken % self.every == 0:
                         yield ReadFrame(f"{broken:06d}", None, f"frame {broken}: cannot be read")
                 if taken:
-                    yield ReadFrame(f"{position:06d}", frame)
+                    yield ReadFrame(f"{position:06d}", frame, time=now - first)
                 end = position + 1
             position += 1
         if self.is_camera:
             self.ending = f"{self.name}: gives no more frames"
         elif self.count - end > _SLACK:
             self.ending = f"{self.name}: ends after {end} frames, though it announces {self.count}"
+        elif self.count:
+            self.end = self.count / self.source_fps
+
+    def _time(self) -> float:
+        """When the frame read last is shown, in seconds; of a camera, when it was read."""
+        if self.is_camera:
+            return time.monotonic()
+        return self.capture.get(self.cv2.CAP_PROP_POS_MSEC) / 1000
 
     def _file(self, path: str | int) -> Any:
         """Opens a file by FFmpeg, which is told in which formats; by another backend without it."""
@@ -208,7 +232,7 @@ class VideoWriter:
 
     Args:
         path: path of the file.
-        fps: frames per second.
+        fps: frames per second, if `add` is not told when they are shown.
 
     Raises:
         ValueError: OpenCV is missing.
@@ -217,24 +241,36 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.cv2 = opencv("an overlaid video (--no-overlay works without it)")
         self.path, self.fps = path, fps
+        # MPEG-4 counts time in parts of a second, at most 65,535, and OpenCV decimals by 10.
+        decimals = next(d for d in (3, 2, 1, 0) if fps * 10**d <= 65_535 or d == 0)
+        self._rate = round(fps, decimals) if fps >= 1 else fps
+        self._times: list[float] = []
+        self._temporary = path
         self._writer: Any = None
         self._open = ExitStack()
 
-    def add(self, pixels: Pixels) -> None:
+    def add(self, pixels: Pixels, time: float | None = None) -> None:
         """Adds the next frame (H, W, 3) RGB; all must have the same size. The codec needs even
         sides, so the last row or column of odd ones is repeated. Raises OSError if it cannot be
         written.
+
+        Args:
+            pixels: the frame.
+            time: when it is shown, in seconds; later than the one before.
         """
+        if time is None:
+            time = self._times[-1] + 1 / self.fps if self._times else 0.0
+        self._times.append(time)
         height, width = pixels.shape[:2]
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = self.cv2.VideoWriter_fourcc(*"mp4v")
             size = pixels.shape[1], pixels.shape[0]
-            temporary = self._open.enter_context(private_file(self.path))
-            writer = self.cv2.VideoWriter(str(temporary), code, self.fps, size)
+            self._temporary = self._open.enter_context(private_file(self.path))
+            writer = self.cv2.VideoWriter(str(self._temporary), code, self._rate, size)
             if not writer.isOpened():
-                temporary.unlink(missing_ok=True)
+                self._temporary.unlink(missing_ok=True)
                 raise OSError(
                     f"{self.path}: OpenCV cannot write {size[0]}x{size[1]} at {self.fps:g} frames "
                     "per second (--no-overlay works without it)"
@@ -242,12 +278,34 @@ class VideoWriter:
             self._writer = writer
         self._writer.write(self.cv2.cvtColor(pixels, self.cv2.COLOR_RGB2BGR))
 
-    def close(self) -> None:
-        """Finishes the file; without frames there is no file."""
-        if self._writer is not None:
+    def close(self, end: float | None = None) -> None:
+        """Finishes the file; without frames there is no file.
+
+        Args:
+            end: until when the last frame is shown; None for as long as ``fps`` says.
+
+        Raises:
+            OSError: it could not be written, such as to a full disk; it is then removed.
+        """
+        with self._open:
+            if self._writer is None:
+                return
             self._writer.release()
             self._writer = None
-        self._open.close()
+            if not mp4.is_whole(self._temporary):
+                raise OSError(f"{self.path}: could not be written whole; is the disk full?")
+            self._set_times(end)
+
+    def _set_times(self, end: float | None) -> None:
+        """Leaves a constant rate as OpenCV wrote it, up to half a frame."""
+        starts = [time - self._times[0] for time in self._times]
+        usual = starts[-1] + 1 / self.fps
+        end = usual if end is None or end - self._times[0] <= starts[-1] else end - self._times[0]
+        constant = [i / self._rate for i in range(len(starts) + 1)]
+        errors = (abs(a - b) for a, b in zip(constant, [*starts, end], strict=True))
+        if max(errors) > 0.5 / self._rate:
+            with naming(self.path):
+                mp4.set_times(self._temporary, starts, end)
 
 
 def opencv(purpose: str) -> Any:

@@ -32,6 +32,7 @@ from mcibi_fast.models.registry import (
     head_type,
     memories,
     names,
+    normalisation,
 )
 from mcibi_fast.models.segmentor import Segmentor, SegmentorWrapper
 from mcibi_fast.models.upernet import UperNet
@@ -63,6 +64,7 @@ __all__ = [
     "load_image_weights",
     "memories",
     "names",
+    "normalisation",
     "set_drop_path",
 ]
 

@@ -34,9 +34,11 @@ def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
     """
     options = {"ignore_index": spec.ignore_index} | spec.options | changes
     try:
-        return create(spec.name, len(spec.classes), backbone=spec.backbone, **options)
+        model = create(spec.name, len(spec.classes), backbone=spec.backbone, **options)
     except TypeError as error:  # an option that the framework does not have
         raise ValueError(f"model.options: {error}") from error
+    model.normalisation = spec.mean, spec.std
+    return model
 
 
 def load_model(

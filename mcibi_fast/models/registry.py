@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone, set_drop_path
@@ -13,6 +13,7 @@ from mcibi_fast.models.mcibipp import MCIBIPPHead
 from mcibi_fast.models.plain_head import PlainHead
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.video import VideoHead, VideoSegmentor, load_image_weights, own_checkpoint
+from mcibi_fast.models.weights import find_weights, read_spec
 
 HISTORY = 2  # number of past frames of a video model if none is given
 
@@ -207,7 +208,34 @@ def create(
         set_drop_path(model.backbone, drop_path)
     if checkpoint and isinstance(model, VideoSegmentor):
         load_image_weights(model, checkpoint)
+    model.normalisation = normalisation(backbone, pretrained)
     return model
+
+
+def normalisation(
+    backbone: str, pretrained: Pretrained
+) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Mean and standard deviation of the images that pretrained weights were trained on.
+
+    Fresh weights have none: None. Weights of timm have those of its ``pretrained_cfg``, and a file
+    of such weights, which does not say, those of the backbone's default weights. (timm's
+    ``interpolation`` is that of a resize to one size for classification, which is not done here.)
+
+    Args:
+        backbone, pretrained: as in :func:`create`.
+    """
+    if pretrained is False:
+        return None
+    if checkpoint := own_checkpoint(pretrained):
+        spec = read_spec(find_weights(checkpoint))
+        return spec.mean, spec.std
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(backbone)
+    except RuntimeError:  # no such weights, as creating the model will say
+        return None
+    return None if config is None else (config.mean, config.std)
 
 
 def _kinds() -> Iterator[ModelKind]:

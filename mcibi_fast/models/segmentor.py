@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,14 +21,21 @@ class Segmentor(nn.Module):
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
         head: feature maps -> :class:`SegmentationOutput`.
+
+    Attributes:
+        normalisation: mean and standard deviation (three each, of colours in 0..1) by which the
+            images must be normalised, if the weights say so: pretrained ones, and checkpoints.
+            Evaluations normalise by it, whatever the dataset's own numbers are.
     """
 
     head: Any  # a SegmentationHead; mypy would take attributes of subclasses for Tensor | Module
+    normalisation: tuple[Sequence[float], Sequence[float]] | None
 
     def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.normalisation = None
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, **options: Any
@@ -93,7 +101,9 @@ class Segmentor(nn.Module):
         head = self.head.fold()
         backbone = copy.deepcopy(self.backbone).eval()
         fold_batch_norms(backbone)
-        return type(self)(backbone.requires_grad_(False), head).eval()
+        folded = type(self)(backbone.requires_grad_(False), head).eval()
+        folded.normalisation = self.normalisation
+        return folded
 
     def train(self, mode: bool = True) -> Segmentor:
         """Switches to training mode, or to evaluation mode.
@@ -125,6 +135,11 @@ class SegmentorWrapper(nn.Module):
     def head(self) -> SegmentationHead:
         """The wrapped model's head, which does the final upsampling."""
         return self.model.head
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """How the wrapped model's images are normalised."""
+        return self.model.normalisation
 
     @property
     def needs_labels(self) -> bool:

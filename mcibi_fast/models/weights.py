@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,22 @@ class ModelSpec:
     mean: list[float]
     std: list[float]
     ignore_index: int = 255
+
+
+def moved_class(trained: Sequence[str], data: Sequence[str]) -> str:
+    """A line about a class that a checkpoint and data both have under different numbers, or "".
+
+    Args:
+        trained: the class names of the checkpoint.
+        data: those of the data that it is used with.
+    """
+    for index, name in enumerate(trained):
+        if name in data and (there := list(data).index(name)) != index:
+            return (
+                f"class {name!r} is number {index} of the checkpoint, but {there} of the data: the "
+                "classes have another order, and predictions are compared with labels by number"
+            )
+    return ""
 
 
 def pack_weights(model: nn.Module, spec: ModelSpec) -> bytes:

@@ -155,6 +155,10 @@ class TrainConfig:
             part.validate()
         if not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; give it with --root DIR")
+        for number in self.data.mean or ():
+            check_range("data.mean", number, "three numbers for colours in 0..1")
+        for number in self.data.std or ():
+            check_range("data.std", number, "three positive numbers", above=0)
         self.inference.validate()
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -12,7 +12,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ScenesData:
+class Normalisation:
+    """How a training normalises its images, whatever the data.
+
+    Attributes:
+        mean, std: three numbers each, for colours in 0..1; None takes those of the pretrained
+            weights (`mcibi_fast.models.normalisation`), or the dataset's if there are no such
+            weights. A checkpoint keeps the numbers of its training.
+    """
+
+    mean: tuple[float, float, float] | None = field(default=None, kw_only=True)
+    std: tuple[float, float, float] | None = field(default=None, kw_only=True)
+
+
+@dataclass
+class ScenesData(Normalisation):
     """The built-in procedural scenes; splits "train", "val" and "test".
 
     Attributes:
@@ -38,7 +52,7 @@ class ScenesData:
 
 
 @dataclass
-class FolderData:
+class FolderData(Normalisation):
     """``images/<split>`` and ``labels/<split>`` under one root.
 
     Attributes:
@@ -61,7 +75,7 @@ class FolderData:
 
 
 @dataclass
-class NamedData:
+class NamedData(Normalisation):
     """A published dataset, see `mcibi_fast.data.DATASETS`, and the size at which it is tested.
 
     Attributes:
@@ -88,7 +102,7 @@ class NamedData:
 
 
 @dataclass
-class ShardsData:
+class ShardsData(Normalisation):
     """A dataset packed by ``mcibi-fast data pack``, and the size at which it is tested.
 
     Attributes:
@@ -110,7 +124,7 @@ class ShardsData:
     @classmethod
     def like(cls, data: Data, root: str) -> ShardsData:
         """The same splits, tested at the same size, from the shards in ``root``."""
-        shards = cls(root, data.train_split, data.val_split)
+        shards = cls(root, data.train_split, data.val_split, mean=data.mean, std=data.std)
         if isinstance(data, (NamedData, ShardsData)):
             shards.short_side, shards.long_side = data.short_side, data.long_side
             shards.size = data.size

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.video import ClipDataset
 from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
@@ -93,15 +94,18 @@ def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> T
             image alone.
         index: of the sample.
     """
+    dataset = renormalised(dataset, model.normalisation)
     if not isinstance(model, VideoSegmentor) or not isinstance(dataset, ClipDataset):
         return dataset[index]["image"][None]
-    clip = ClipDataset(
+    clips = ClipDataset(
         dataset.source,
         history=model.history,
         frames=dataset.frames,
         seed=dataset.seed,
         transform=dataset.transform,
-    )[index]
+    )
+    clips = renormalised(clips, (dataset.mean, dataset.std))
+    clip = clips[index]
     return torch.cat([clip["past"].flip(0), clip["image"][None]])[None]
 
 

@@ -17,7 +17,7 @@ from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.registry import parse
-from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.models.weights import ModelSpec, moved_class
 from mcibi_fast.recipes import MovingScenesData, NamedData, ScenesData, TrainConfig
 from mcibi_fast.recipes.sources import relocated
 from mcibi_fast.reports.curves import add_curves
@@ -29,6 +29,7 @@ from mcibi_fast.reports.samples import Samples, Trained
 from mcibi_fast.reports.scores import add_scores
 from mcibi_fast.reports.video_strip import add_videos
 from mcibi_fast.reports.weight_maps import add_weights
+from mcibi_fast.terminal import complain
 from mcibi_fast.training.run import Run
 
 IMAGES = 6
@@ -80,16 +81,27 @@ def build_report(
         progress: show progress bars.
 
     Raises:
-        ValueError: a folder is not a run, a run is given twice, or the classes differ.
+        ValueError: a folder is not a run, a run is given twice, or the classes differ (of the
+            runs, or in number from the data's).
         FileNotFoundError: a run has no checkpoint.
     """
     loaded = _load(runs, device)
     dataset = _dataset(loaded[0].config, root)
+    classes = loaded[0].spec.classes
+    if len(classes) != len(dataset.classes):
+        raise ValueError(
+            f"report: {runs[0]} has {len(classes)} classes, its data has {len(dataset.classes)}"
+        )
+    moved = moved_class(classes, dataset.classes)
+    if moved:
+        complain(f"warning: {moved}")
     trained = [Trained(each.name, each.model, each.run.history()) for each in loaded]
     samples = Samples(dataset, images)
 
     models = " and ".join(each.name for each in loaded) if len(loaded) < 4 else "Several models"
     report = Report(f"{models} on {_data_name(loaded[0].config)}")
+    if moved:
+        report.text(f"Warning: {moved}.")
     _add_summary(report, loaded, dataset)
     ious = {each.name: [_ious(each.metrics)] for each in loaded if each.metrics is not None}
     if ious:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mcibi_fast.data import SegmentationDataset
+from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.models import Segmentor, VideoSegmentor
@@ -85,6 +86,7 @@ def follow(
         video: its number.
         frames: consecutive ones.
     """
+    dataset = renormalised(dataset, model.normalisation)
     source, device = source_of(dataset), next(model.parameters()).device
     predictor = VideoPredictor(model)
     # Earlier frames have no influence.

@@ -3,6 +3,7 @@
 ::
 
     config.json             the configuration
+    data.json               what the data were: classes, numbers of images, hashes of their names
     history.jsonl           one line per reading of the loss and per evaluation
     checkpoints/step-*/     model.safetensors, state.pt
     checkpoints/last, best  links to two of them; the others are removed
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,12 @@ from mcibi_fast.files import (
 from mcibi_fast.models.weights import WEIGHTS
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.history import read_history
+from mcibi_fast.typed import fits
 from mcibi_fast.untrusted import read_json, read_torch
 
 STATE = "state.pt"
+DATA = "data.json"
+_OF_A_SPLIT = ("images", "names")
 _STATE_ENTRIES = {
     "step",
     "seconds",
@@ -40,6 +45,25 @@ _STATE_ENTRIES = {
     "transient_buffers",
     "random",
 }
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a finished run.
+
+    Attributes:
+        out: the run's directory.
+        steps: optimizer steps.
+        seconds: time of training and evaluation, over all parts of a resumed run.
+        metrics: scores of the last evaluation (see `SegmentationMetrics.as_dict`).
+        best: scores of the evaluation with the best mIoU.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+    best: dict[str, Any]
 
 
 class Run:
@@ -86,6 +110,30 @@ class Run:
             raise ValueError(f"{file}: not a training configuration")
         return config
 
+    def keep_data(self, data: dict[str, Any]) -> None:
+        """Keeps what the data are, see `training.data.describe`."""
+        write_atomically(self.path / DATA, json.dumps(data, indent=2).encode())
+
+    def data(self) -> dict[str, Any] | None:
+        """What the data were when the run began; None if a run of an earlier version does not say.
+
+        Raises:
+            ValueError: the file is not one of a run's.
+        """
+        file = self.path / DATA
+        try:
+            data = read_json(file)
+        except FileNotFoundError:
+            return None
+        try:
+            splits = [data[split][what] for split in ("train", "val") for what in _OF_A_SPLIT]
+            good = fits(data["classes"], list[str]) and all(map(fits, splits, [int, str] * 2))
+        except (KeyError, TypeError):
+            good = False
+        if not good:
+            raise ValueError(f"{file}: not a description of a run's data")
+        return data
+
     def settings(self) -> TrainConfig:
         """The configuration as a training takes it.
 
@@ -102,6 +150,13 @@ class Run:
         """The directory of the checkpoint "last" or "best", or None."""
         link = self.checkpoints / name
         return link.resolve() if (link / WEIGHTS).is_file() else None
+
+    def kept(self) -> str:
+        """What is left of a training that was stopped."""
+        last = self.checkpoint("last")
+        if last is None:
+            return "no checkpoint yet"
+        return f"{last.name} is kept; continue with --resume {self.path}"
 
     def save(self, step: int, weights: bytes, state: dict[str, Any]) -> None:
         """Writes a checkpoint and makes it the last.

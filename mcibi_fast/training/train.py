@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
@@ -26,12 +26,15 @@ from mcibi_fast.nn import GaussianMemory
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.adversarial import Adversary
 from mcibi_fast.training.class_weights import build_loss, resolve_class_weights
+from mcibi_fast.training.data import describe, open_splits
 from mcibi_fast.training.ema import WeightAverage
 from mcibi_fast.training.loss_log import LossReadings, NotFinite
 from mcibi_fast.training.memory_init import initialize_memory
 from mcibi_fast.training.micro_batches import accumulate_gradients, check_batch_size
 from mcibi_fast.training.optim import build_optimizer
-from mcibi_fast.training.run import Run
+from mcibi_fast.training.owner import owned
+from mcibi_fast.training.processes import on_main, start_accelerator
+from mcibi_fast.training.run import Run, TrainResult
 from mcibi_fast.training.scalars import ScalarLog
 from mcibi_fast.training.schedule import Schedule
 from mcibi_fast.training.state import (
@@ -42,25 +45,6 @@ from mcibi_fast.training.state import (
     restore_transient_buffers,
     transient_buffers,
 )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a finished run.
-
-    Attributes:
-        out: the run's directory.
-        steps: optimizer steps.
-        seconds: time of training and evaluation, over all parts of a resumed run.
-        metrics: scores of the last evaluation (see `SegmentationMetrics.as_dict`).
-        best: scores of the evaluation with the best mIoU.
-    """
-
-    out: Path
-    steps: int
-    seconds: float
-    metrics: dict[str, Any]
-    best: dict[str, Any]
 
 
 def train(
@@ -89,25 +73,29 @@ def train(
         report: takes one line per evaluation (on the main process).
 
     Raises:
-        ValueError: the configuration or the data cannot be used.
+        ValueError: the configuration or the data cannot be used, a run would continue with other
+            data, or another training is using ``out``.
         TrainingError: the loss is not finite; the last good checkpoint is untouched.
         OSError: a checkpoint could not be written; the one before is untouched.
-        KeyboardInterrupt: after Ctrl-C, with a checkpoint of the last full step written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last full step written.
     """
     config.validate()
-    trainer = Trainer(config, Run(out), resume=resume, progress=progress, report=report)
-    try:
-        if resume:
-            trainer.restore()
-        else:
-            trainer.start()
-        return trainer.run_to_end()
-    except KeyboardInterrupt:
-        last = trainer.run.checkpoint("last")
-        kept = f"{last.name} is kept; continue with --resume {out}" if last else "no checkpoint yet"
-        raise KeyboardInterrupt(f"stopped; {kept}") from None
-    finally:
-        trainer.close()
+    accelerator = start_accelerator(
+        mixed_precision=config.mixed_precision, cpu=config.device == "cpu"
+    )
+    run = Run(out)
+    with ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(owned(run.path, report)))
+        trainer = Trainer(config, run, resume=resume, progress=progress, report=report)
+        held.callback(trainer.close)
+        try:
+            if resume:
+                trainer.restore()
+            else:
+                trainer.start()
+            return trainer.run_to_end()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {run.kept()}") from None
 
 
 class Trainer:
@@ -123,16 +111,14 @@ class Trainer:
         report: Callable[[str], None] = print,
     ) -> None:
         self.run = run
-        self.accelerator = Accelerator(
+        self.accelerator = start_accelerator(
             mixed_precision=config.mixed_precision, cpu=config.device == "cpu"
         )
         self.is_main = self.accelerator.is_main_process
         self.progress = progress and self.is_main
         self.report = report if self.is_main else lambda line: None
 
-        self.train_data = config.data.dataset(config.data.train_split)
-        self.train_data.transform = config.augmentation.transform(self.train_data, config.seed)
-        self.val_data = config.data.dataset(config.data.val_split)
+        self.train_data, self.val_data = open_splits(config, run, resume=resume, report=self.report)
         samples, processes = len(self.train_data), self.accelerator.num_processes
         check_batch_size(config.batch_size, config.accumulate, processes, samples)
         loss = resolve_class_weights(
@@ -181,9 +167,7 @@ class Trainer:
 
     def start(self) -> None:
         """Begins a new run: directory, memory."""
-        if self.is_main:
-            self.run.start(self.config.to_dict())
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, self._begin)
         initialize_memory(
             self.model,
             self.train_data,
@@ -193,6 +177,10 @@ class Trainer:
             workers=self.config.workers,
             progress=self.progress,
         )
+
+    def _begin(self) -> None:
+        self.run.start(self.config.to_dict())
+        self.run.keep_data(describe(self.train_data, self.val_data))
 
     def restore(self) -> None:
         """Goes back to the last checkpoint.
@@ -207,6 +195,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.run.rewind(self.step)
+            self.run.keep_data(describe(self.train_data, self.val_data))
         self.accelerator.wait_for_everyone()
         self.evaluated = {e["step"]: e["metrics"] for e in self.run.history() if "metrics" in e}
 

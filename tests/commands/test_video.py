@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -238,6 +239,83 @@ def test_a_video_that_cannot_be_written(checkpoints, folder, tmp_path, capsys, c
     assert "overlay.mp4: OpenCV cannot write 56x40 at 0.00025 frames per second" in line
 
 
+def test_a_full_disk_is_an_error(checkpoints, video_file, tmp_path, capsys, cv2):
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))  # no file may be larger
+    try:
+        line = error(capsys, str(checkpoints["plain"]), str(video_file), "--out", str(out), "--cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line.endswith("overlay.mp4: could not be written whole; is the disk full?")
+    assert [p.name for p in out.iterdir()] == ["labels"] and len(masks(out)) == 12
+
+
+def shown(cv2, path: Path) -> tuple[list[float], float]:
+    """When each frame is shown, and how long the video is, in seconds."""
+    capture, times = cv2.VideoCapture(str(path)), []
+    while capture.grab():
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return times, capture.get(cv2.CAP_PROP_FRAME_COUNT) / capture.get(cv2.CAP_PROP_FPS)
+
+
+VARIABLE = [0.0, 0.1, 0.2, 0.3, 0.8, 1.3, 1.8, 1.85, 1.9, 2.0]
+
+
+@pytest.fixture
+def variable(cv2, tmp_path) -> Path:
+    """Ten frames at 2 to 20 frames per second; the last one is shown for two seconds."""
+    writer = video_files.VideoWriter(tmp_path / "variable.mp4", 10)
+    for picture, time_shown in zip(frames(10), VARIABLE, strict=True):
+        writer.add(picture, time_shown)
+    writer.close(4.0)
+    assert shown(cv2, writer.path) == (pytest.approx(VARIABLE), pytest.approx(4))
+    return writer.path
+
+
+def test_a_variable_frame_rate_keeps_its_times(checkpoints, variable, tmp_path, cv2):
+    for options, times, end in (
+        ([], VARIABLE, 4),
+        (["--every", "3"], VARIABLE[::3], 4),
+        (["--limit", "5"], VARIABLE[:5], VARIABLE[4] + 1 / 2.5),
+    ):
+        out = tmp_path / f"out{len(times)}"
+        command = ["video", str(checkpoints["plain"]), str(variable), "--out", str(out), "--cpu"]
+        assert main([*command, *options]) == 0
+        assert shown(cv2, out / "overlay.mp4") == (pytest.approx(times), pytest.approx(end))
+
+
+@pytest.mark.parametrize("fps", [240.013, 655.352, 59.94006, 23.976])
+def test_any_frame_rate(fps, cv2, tmp_path):
+    writer = video_files.VideoWriter(tmp_path / "fast.mp4", fps)
+    for picture in frames(5) * 6:
+        writer.add(picture)
+    writer.close()
+    times, end = shown(cv2, writer.path)
+    assert times == pytest.approx([i / fps for i in range(30)], abs=0.5 / fps)
+    assert end == pytest.approx(30 / fps, abs=0.5 / fps)
+
+
+def test_what_is_left_out_shortens_nothing(checkpoints, folder, tmp_path, cv2):
+    for number in (5, 6, 12):
+        (folder / f"f{number}.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert main(["video", str(checkpoints["plain"]), str(folder), "--out", str(out), "--cpu"]) == 0
+    times = [i / 25 for i in range(12) if i not in (4, 5, 11)]
+    assert shown(cv2, out / "overlay.mp4") == (pytest.approx(times), pytest.approx(12 / 25))
+
+
+def test_a_slow_camera_is_shown_as_it_was_seen(checkpoints, tmp_path, monkeypatch, cv2):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    clock = iter([100.0, 100.5, 101.5, 103.0, 104.0, 104.5])
+    monkeypatch.setattr(video_files.time, "monotonic", lambda: next(clock))
+    out = tmp_path / "out"
+    assert main(["video", str(checkpoints["plain"]), "3", "--out", str(out), "--cpu"]) == 0
+    monkeypatch.undo()
+    times, end = shown(cv2, out / "overlay.mp4")
+    assert times == pytest.approx([0, 0.5, 1.5, 3, 4, 4.5]) and end == pytest.approx(4.5 + 1 / 25)
+
+
 def test_odd_sides(checkpoints, tmp_path, cv2):
     source = tmp_path / "odd"
     source.mkdir()
@@ -359,7 +437,8 @@ def test_without_opencv(checkpoints, folder, video_file, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_done(checkpoints, tmp_path, cv2):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_was_done(number, checkpoints, tmp_path, cv2):
     source, out = tmp_path / "long", tmp_path / "out"
     source.mkdir()
     Image.fromarray(frames(1)[0]).save(source / "0.png")
@@ -375,7 +454,7 @@ def test_ctrl_c_keeps_what_was_done(checkpoints, tmp_path, cv2):
     deadline = time.monotonic() + 60
     while len(list(out.glob("labels/*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     done = len(masks(out))
     assert process.returncode == 130

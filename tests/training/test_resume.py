@@ -166,7 +166,9 @@ def test_stopped_in_the_middle_of_a_step_with_everything_on(
     assert len(losses[0]) == len(losses[1]) and not losses[0] & losses[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_finishes_the_step_and_keeps_it(
+    number: signal.Signals,
     tiny_config: Callable[..., TrainConfig],
     uninterrupted: Path,
     tmp_path: Path,
@@ -176,7 +178,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
 
     def interrupted_step(self: Trainer, batch: dict) -> None:
         if self.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         step(self, batch)
 
     with monkeypatch.context() as patch:
