@@ -1,7 +1,65 @@
-"""The package's own error; otherwise it raises ValueError, OSError and ImportError."""
+"""The package's own errors, beside ValueError, OSError and ImportError."""
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# How PyTorch, CUDA, oneDNN, OpenCV and the C++ library say that an allocation failed.
+_ALLOCATION = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "not enough memory",
+    "insufficient memory",
+    "bad_alloc",
+    "status_alloc_failed",
+)
+_LONGEST_REASON = 120  # characters
 
 
 class TrainingError(RuntimeError):
     """Training cannot continue; the message is one line that says at which step and why."""
+
+
+class TooLittleMemoryError(MemoryError):
+    """An allocation failed; the message is one line that says for what, and what to do."""
+
+
+@contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Raises TooLittleMemoryError for every error that a failed allocation causes.
+
+    Args:
+        what: what needs the memory, such as an image's name.
+        advice: what to do.
+    """
+    try:
+        yield
+    except TooLittleMemoryError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLittleMemoryError(f"{what}: {memory_line(error)}; {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a failed allocation caused the error, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError) and type(error).__module__ != "cv2":
+        return False
+    text = str(error).lower()
+    return any(words in text for words in _ALLOCATION)
+
+
+def memory_line(error: BaseException) -> str:
+    """ "not enough memory", and what the error says of it."""
+    reason = " ".join(str(error).split())
+    if len(reason) > _LONGEST_REASON:
+        reason = reason[:_LONGEST_REASON] + "..."
+    return f"not enough memory ({reason})" if reason else "not enough memory"

@@ -31,7 +31,10 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         "--flip", action=argparse.BooleanOptionalAction, help="also average over mirrored images"
     )
     parser.add_argument(
-        "--window", metavar="H,W", help="size of sliding windows; none: the whole image at once"
+        "--window",
+        metavar="H,W",
+        help="size of sliding windows; none: the whole image at once (default: the run's; predict "
+        "takes 1024,1024 above 2 megapixels)",
     )
     parser.add_argument("--stride", metavar="H,W", help="stride of windows (default: 2/3 of one)")
     parser.add_argument(
@@ -48,6 +51,13 @@ def add_own_size(parser: argparse.ArgumentParser) -> None:
     """Images as they are."""
     parser.add_argument(
         "--own-size", action="store_true", help="do not resize images to the run's test size"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Whose files may be replaced."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that are no predictions"
     )
 
 

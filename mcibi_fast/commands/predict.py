@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
+from mcibi_fast.defaults import LARGE_IMAGE, LARGE_WINDOW
 from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
@@ -16,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     options.add_checkpoint(parser)
     parser.add_argument("source", help="an image, or a folder of images")
-    parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="predictions",
+        help="default: predictions; only pictures that predict wrote are replaced there",
+    )
     options.add_inference(parser)
     options.add_own_size(parser)
     parser.add_argument(
@@ -27,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write files for a test server: cityscapes, ade20k, ... (default: the run's)",
     )
     parser.add_argument("--no-overlays", action="store_true", help="write label maps only")
+    options.add_overwrite(parser)
     options.add_cpu(parser)
     options.add_quiet(parser)
 
@@ -66,10 +73,19 @@ def run(args: argparse.Namespace) -> int:
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
+        windows_for_large_images=args.window is None,
+        overwrite=args.overwrite,
         device=start_accelerator(args).device,
         progress=not args.quiet,
     )
     say(f"{len(result.written)} label maps in {args.out}")
+    if result.in_windows:
+        say(
+            f"{result.in_windows} of them in windows of {LARGE_WINDOW[0]}x{LARGE_WINDOW[1]}, as "
+            f"they have more than {LARGE_IMAGE:,} pixels (--window none takes them whole)"
+        )
+    if result.left_out:
+        say(f"{result.left_out} pictures left out: predict wrote them")
     if dataset is not None and result.submitted:
         say(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
     if not result.errors:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mcibi_fast.data.base import Transform, normalise
 from mcibi_fast.inference.labels import FlipPairs
-from mcibi_fast.inference.predict import save_picture
+from mcibi_fast.inference.outputs import save_picture
 from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.inference.video_io import Pixels, ReadFrame, VideoWriter, open_frames
 from mcibi_fast.interrupt import deferred_interrupt
