@@ -22,20 +22,18 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="dataset folder (default: the run's data)")
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Changes to the run's own inference settings."""
+def add_inference(parser: argparse.ArgumentParser, *, large: bool = False) -> None:
+    """Changes to the run's own inference settings; ``large``: large images come in windows."""
+    windows = "size of sliding windows; none: the whole image at once"
+    if large:
+        windows += " (default: the run's, and 512,512 for more than 1024x1024 pixels)"
     parser.add_argument(
         "--scales", metavar="S,...", help="scales to average over, as 0.5,1 (default: the run's)"
     )
     parser.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="also average over mirrored images"
     )
-    parser.add_argument(
-        "--window",
-        metavar="H,W",
-        help="size of sliding windows; none: the whole image at once (default: the run's; predict "
-        "takes 1024,1024 above 2 megapixels)",
-    )
+    parser.add_argument("--window", metavar="H,W", help=windows)
     parser.add_argument("--stride", metavar="H,W", help="stride of windows (default: 2/3 of one)")
     parser.add_argument(
         "--softmax",

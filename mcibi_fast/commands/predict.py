@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
-from mcibi_fast.defaults import LARGE_IMAGE, LARGE_WINDOW
 from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="predictions",
         help="default: predictions; only pictures that predict wrote are replaced there",
     )
-    options.add_inference(parser)
+    options.add_inference(parser, large=True)
     options.add_own_size(parser)
     parser.add_argument(
         "--submission",
@@ -42,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts an image or a folder; unreadable images are counted and named."""
     from mcibi_fast.commands.run_settings import (
         inference_config,
+        large_window,
         mirrored_classes,
         start_accelerator,
         submission_data,
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     inference = inference_config(args, trained)
     data = submission_data(args.submission, trained)
     dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
+    window = large_window(args, trained)
     model, spec = load_model(file)
     transform = None
     if data is not None and not args.own_size:
@@ -73,16 +74,16 @@ def run(args: argparse.Namespace) -> int:
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
-        windows_for_large_images=args.window is None,
+        large_window=window,
         overwrite=args.overwrite,
         device=start_accelerator(args).device,
         progress=not args.quiet,
     )
     say(f"{len(result.written)} label maps in {args.out}")
-    if result.in_windows:
+    if window and result.in_windows:
         say(
-            f"{result.in_windows} of them in windows of {LARGE_WINDOW[0]}x{LARGE_WINDOW[1]}, as "
-            f"they have more than {LARGE_IMAGE:,} pixels (--window none takes them whole)"
+            f"{result.in_windows} of them in windows of {window[0]}x{window[1]}, as the images are "
+            "large (--window none takes them whole)"
         )
     if result.left_out:
         say(f"{result.left_out} pictures left out: predict wrote them")

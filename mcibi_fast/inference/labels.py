@@ -20,10 +20,9 @@ Logits stay at the network's stride until `views.label_map` computes the result 
 single view is left to ``ops.upsample_argmax``: a tensor of size K x H x W is never allocated.
 Windows are computed when a band needs them, so they need the same memory for images of any size.
 
-`windows_for_large` takes an image in windows that is too large for one pass: above 2048x1024 pixels
-(``defaults.LARGE_IMAGE``; a pass takes about 200 bytes per pixel and more) in windows of 1024x1024
-by 682x682 (``defaults.LARGE_WINDOW``): larger than the crops that networks are trained on, so that
-nothing is seen with less context than in training, and small enough for 1.5 GiB.
+One pass over a whole image needs 0.5 to 1 GB for each million pixels. So `windows_for_large` takes
+images of more than four windows (``defaults.LARGE_IMAGE``) in windows of 512x512 by 341x341
+(``defaults.LARGE_WINDOW``), the crops that networks are usually trained on.
 """
 
 from __future__ import annotations
@@ -95,17 +94,21 @@ def predict_labels(
     return join_views(model, views, size, inference, dtype)
 
 
-def windows_for_large(inference: InferenceConfig, size: tuple[int, int]) -> InferenceConfig:
-    """The settings with windows of LARGE_WINDOW, if the image is larger than LARGE_IMAGE.
+def windows_for_large(
+    inference: InferenceConfig, size: tuple[int, int], window: tuple[int, int] = LARGE_WINDOW
+) -> InferenceConfig:
+    """The settings with windows, if the image is larger than LARGE_IMAGE of them.
 
     Args:
         inference: settings; those with windows of their own stay.
         size: (height, width) of the image; what counts are its pixels at the largest scale.
+        window: (height, width) of the windows, such as the crops that the model was trained on.
     """
     height, width = scaled_sides(size, max(inference.scales))
-    if inference.window is not None or height * width <= LARGE_IMAGE:
+    small = height * width <= LARGE_IMAGE * window[0] * window[1]
+    if inference.window is not None or small:
         return inference
-    return replace(inference, window=LARGE_WINDOW)
+    return replace(inference, window=window)
 
 
 def check_model(model: Segmentor, inference: InferenceConfig) -> None:

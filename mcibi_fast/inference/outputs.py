@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -26,10 +27,15 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 _END = _chunk(b"IEND", b"")
-_MARKED_END = _chunk(b"tEXt", b"Software\0mcibi-fast predict") + _END
+_MARKED_ENDS = {
+    writer: _chunk(b"tEXt", f"Software\0mcibi-fast {writer}".encode()) + _END
+    for writer in ("predict", "video")
+}
 
 
-def save_picture(image: Image.Image, path: Path, *, below: Path) -> None:
+def save_picture(
+    image: Image.Image, path: Path, *, below: Path, writer: Literal["predict", "video"] = "predict"
+) -> None:
     """Writes a PNG with the mark, whole or not at all; links in its way are replaced, see
     `make_folder`.
     """
@@ -37,19 +43,20 @@ def save_picture(image: Image.Image, path: Path, *, below: Path) -> None:
     with new_file(path, sync=False) as file:
         image.save(file, "PNG")
         file.seek(-len(_END), os.SEEK_END)
-        file.write(_MARKED_END)
+        file.write(_MARKED_ENDS[writer])
 
 
-def is_prediction(path: Path) -> bool:
-    """Whether `save_picture` wrote the file."""
+def writer_of(path: Path) -> str | None:
+    """Which command wrote the file by `save_picture`: "predict", "video", or None of them."""
     if path.suffix.lower() != ".png":
-        return False
+        return None
     try:
         with open_regular(path) as file:
-            file.seek(-len(_MARKED_END), os.SEEK_END)
-            return file.read() == _MARKED_END
+            file.seek(-max(map(len, _MARKED_ENDS.values())), os.SEEK_END)
+            content = file.read()
     except OSError:  # gone, not a file, or shorter
-        return False
+        return None
+    return next((w for w, end in _MARKED_ENDS.items() if content.endswith(end)), None)
 
 
 def short_name(name: str) -> str:
@@ -83,8 +90,38 @@ def check_targets(
     for target in existing:
         if target.resolve() in sources:
             raise ValueError(f"out: {target} is one of the inputs; choose another folder")
-        if not overwrite and not is_prediction(target):
+        if not overwrite and writer_of(target) is None:
             raise ValueError(
                 f"out: {target} is already there, and is no prediction; choose another folder "
                 "(--overwrite replaces such files)"
             )
+
+
+def check_used_folder(out: Path, source: Path) -> None:
+    """Checks that the folder ``out`` of a video holds nothing but what an earlier `video` wrote.
+
+    Raises:
+        ValueError: it holds other label maps or another overlay.mp4, or the source itself.
+    """
+    labels, overlay = out / "labels", out / "overlay.mp4"
+    for path in (labels, overlay):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"out: {path} is the source; choose another folder")
+    there = list(labels.iterdir()) if labels.is_dir() else []
+    other = [path for path in there if writer_of(path) != "video"]
+    if overlay.exists() and not there:
+        other.append(overlay)
+    if other:
+        raise ValueError(
+            f"out: {other[0]} is already there, and is of no earlier video; choose another folder"
+        )
+
+
+def clear_used_folder(out: Path) -> None:
+    """Removes what an earlier `video` wrote, see `check_used_folder`."""
+    labels = out / "labels"
+    if labels.is_dir() and not labels.is_symlink():
+        for path in labels.iterdir():
+            if writer_of(path) == "video":
+                path.unlink()
+        (out / "overlay.mp4").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
+from mcibi_fast.defaults import LARGE_WINDOW
 from mcibi_fast.errors import enough_memory
 from mcibi_fast.inference.labels import (
     LESS_MEMORY,
@@ -22,7 +23,7 @@ from mcibi_fast.inference.labels import (
     predict_labels,
     windows_for_large,
 )
-from mcibi_fast.inference.outputs import check_targets, is_prediction, save_picture, short_name
+from mcibi_fast.inference.outputs import check_targets, save_picture, short_name, writer_of
 from mcibi_fast.inference.pictures import input_size, network_input
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
@@ -98,7 +99,7 @@ def predict(
     flip_pairs: FlipPairs = (),
     submission: type[ListedDataset] | None = None,
     overlays: bool = True,
-    windows_for_large_images: bool = True,
+    large_window: tuple[int, int] | None = LARGE_WINDOW,
     overwrite: bool = False,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -122,8 +123,8 @@ def predict(
         flip_pairs: classes that a mirrored image swaps.
         submission: the dataset whose test server the files are for.
         overlays: also write overlays.
-        windows_for_large_images: if ``inference`` has no windows, take images of more than
-            ``defaults.LARGE_IMAGE`` pixels in windows, see `labels.windows_for_large`.
+        large_window: if ``inference`` has no windows, large images are taken in windows of this
+            (height, width), see `labels.windows_for_large`; None takes them whole.
         overwrite: also replace files that no earlier call wrote; inputs never are.
         device: by default the model's device.
         progress: show a bar.
@@ -172,8 +173,8 @@ def predict(
             continue
         image = network_input(pixels, spec.mean, spec.std, transform, device)
         own = inference
-        if windows_for_large_images:
-            own = windows_for_large(inference, input_size(image))
+        if large_window is not None:
+            own = windows_for_large(inference, input_size(image), large_window)
             result.in_windows += own != inference
         with enough_memory(f"{job.image}: {pixels.shape[1]}x{pixels.shape[0]} pixels", LESS_MEMORY):
             labels = predict_labels(
@@ -205,9 +206,9 @@ def _inputs(source: Path) -> tuple[list[Path], int]:
     images = find_images(source)
     if not source.is_dir():
         return images, 0
-    own = {path for path in images if is_prediction(path)}
+    own = {path for path in images if writer_of(path)}
     if len(own) == len(images):
-        raise ValueError(f"source: {source} holds only pictures that predict wrote")
+        raise ValueError(f"source: {source} holds only pictures that mcibi-fast wrote")
     return [path for path in images if path not in own], len(own)
 
 
