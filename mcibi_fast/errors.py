@@ -57,6 +57,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in _ALLOCATION)
 
 
+def is_killed_worker(error: BaseException) -> bool:
+    """Whether a process that loads data ended early; PyTorch may say so anywhere."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def explanation(error: BaseException) -> str | None:
+    """One line for an error of PyTorch's that is no fault of the program; None for others."""
+    if is_killed_worker(error):
+        reason = " ".join(str(error).split()).rstrip(".")
+        return (
+            f"a process that loads data ended early ({reason[:_LONGEST_REASON]}), usually because "
+            "the memory, or /dev/shm, is full; use fewer processes (--workers; --set workers=N in "
+            "training), or smaller batches"
+        )
+    if is_out_of_memory(error):
+        if isinstance(error, TooLittleMemoryError):
+            return str(error)
+        return f"{memory_line(error)}; use smaller batches, crops or windows (--window)"
+    return None
+
+
 def memory_line(error: BaseException) -> str:
     """ "not enough memory", and what the error says of it."""
     reason = " ".join(str(error).split())

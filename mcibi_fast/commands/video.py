@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and an overlay of a video"
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.recipes import NamedData, ShardsData
     from mcibi_fast.recipes.sources import eval_transform
 
+    check_folder("--out", args.out)
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_labels, check_sizes, decode, mask_indices, read_pixels
-from mcibi_fast.data.reading import check_class_names, read_regular
-from mcibi_fast.untrusted import parse_json, shorten
+from mcibi_fast.data.reading import check_class_names, palette_rows, read_regular
+from mcibi_fast.untrusted import decode_text, parse_json
 from mcibi_fast.viz.palette import distinct_palette
 
 CAMVID_CLASSES = [
@@ -180,11 +180,13 @@ def class_list(root: Path, classes: Sequence[str] | None = None) -> ClassList | 
 
 def _text(root: Path, source: str) -> str:
     try:
-        return read_regular(root / source, source, "MAX_TEXT_BYTES").decode()
+        return decode_text(read_regular(root / source, source, "MAX_TEXT_BYTES"))
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not a text file in UTF-8; replace it") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | None]:
@@ -199,14 +201,7 @@ def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | 
         raise DataError(f"{source}: {expected}")
     if colours is None:
         return names, None
-    try:
-        palette = np.array(colours, dtype=np.uint8)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{source}: palette: {shorten(error)}; {expected}") from error
-    if palette.shape != (len(names), 3):
-        count = len(palette) if palette.ndim else 0
-        raise DataError(f"{source}: palette of {count} colours, {len(names)} classes")
-    return names, palette
+    return names, palette_rows(colours, len(names), source)
 
 
 def _count_classes(root: Path) -> int:

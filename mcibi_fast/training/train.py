@@ -27,6 +27,7 @@ from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.adversarial import Adversary
 from mcibi_fast.training.class_weights import build_loss, resolve_class_weights
 from mcibi_fast.training.ema import WeightAverage
+from mcibi_fast.training.foreign import explained
 from mcibi_fast.training.loss_log import LossReadings, NotFinite
 from mcibi_fast.training.memory_init import initialize_memory
 from mcibi_fast.training.micro_batches import accumulate_gradients, check_batch_size
@@ -90,24 +91,29 @@ def train(
 
     Raises:
         ValueError: the configuration or the data cannot be used.
-        TrainingError: the loss is not finite; the last good checkpoint is untouched.
+        TrainingError: the loss is not finite, or a batch norm gets one value; the last good
+            checkpoint is untouched.
+        TooLittleMemoryError: naming what to make smaller.
         OSError: a checkpoint could not be written; the one before is untouched.
         KeyboardInterrupt: after Ctrl-C, with a checkpoint of the last full step written.
     """
     config.validate()
-    trainer = Trainer(config, Run(out), resume=resume, progress=progress, report=report)
-    try:
-        if resume:
-            trainer.restore()
-        else:
-            trainer.start()
-        return trainer.run_to_end()
-    except KeyboardInterrupt:
-        last = trainer.run.checkpoint("last")
-        kept = f"{last.name} is kept; continue with --resume {out}" if last else "no checkpoint yet"
-        raise KeyboardInterrupt(f"stopped; {kept}") from None
-    finally:
-        trainer.close()
+    with explained(config):
+        trainer = Trainer(config, Run(out), resume=resume, progress=progress, report=report)
+        try:
+            if resume:
+                trainer.restore()
+            else:
+                trainer.start()
+            return trainer.run_to_end()
+        except KeyboardInterrupt:
+            last = trainer.run.checkpoint("last")
+            kept = "no checkpoint yet"
+            if last:
+                kept = f"{last.name} is kept; continue with --resume {out}"
+            raise KeyboardInterrupt(f"stopped; {kept}") from None
+        finally:
+            trainer.close()
 
 
 class Trainer:
