@@ -87,22 +87,21 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}; restore it from a copy") from error
 
 
 def parse_json(content: bytes | str) -> Any:
     """The content of a JSON text. Raises ValueError if it is not JSON or nested too deeply."""
     text = decode_text(content) if isinstance(content, bytes) else content
     if not text.strip():
-        raise ValueError("not JSON (nothing is in it); restore it from a copy")
+        raise ValueError("not JSON (nothing is in it)")
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("not JSON that can be read (nested too deeply)") from None
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        advice = "; it is cut off: restore it from a copy" if cut else ""
-        raise ValueError(f"not JSON ({shorten(error)}){advice}") from error
+        raise ValueError(f"not JSON ({shorten(error)}{'; it is cut off' * cut})") from error
     except ValueError as error:
         raise ValueError(f"not JSON ({shorten(error)})") from error
 
