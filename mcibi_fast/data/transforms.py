@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcibi_fast.data.base import IGNORE_INDEX, normalise
 from mcibi_fast.data.images import torchvision_functional
-from mcibi_fast.data.style import StyleMixing
+from mcibi_fast.data.style import StyleMixing, resize_image
 
 _CROP_TRIES = 10
 # The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
@@ -174,7 +174,7 @@ class EvalTransform:
         sides = _resized(image.shape[-2:], self.size, self.short_side, self.long_side)
         if sides == list(image.shape[-2:]):
             return image
-        return _resize_image(image.contiguous(), sides)
+        return resize_image(image.contiguous(), sides)
 
 
 def largest_share(label: Tensor, ignore_index: int = IGNORE_INDEX) -> float:
@@ -224,21 +224,12 @@ def _resized(
     return _scaled(sides, factor)
 
 
-def _resize_image(image: Tensor, size: list[int]) -> Tensor:
-    """The image (..., H, W) uint8 resized (bilinear, with antialiasing)."""
-    tv = torchvision_functional()
-    if size[1] > 1:
-        return tv.resize(image, size, antialias=True)
-    # To a width of 1, PyTorch's kernel for uint8 fails or gives wrong numbers.
-    return tv.resize(image.float(), size, antialias=True).round().clamp(0, 255).to(torch.uint8)
-
-
 def _resize(image: Tensor, label: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
     """Bilinear for the image; for the label the nearest pixel centre ("nearest" shifts by half)."""
     tv = torchvision_functional()
     nearest = tv.InterpolationMode.NEAREST_EXACT
     return (
-        _resize_image(image, size),
+        resize_image(image, size),
         tv.resize(label[None], size, interpolation=nearest)[0],
     )
 

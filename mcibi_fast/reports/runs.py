@@ -80,11 +80,18 @@ def build_report(
         progress: show progress bars.
 
     Raises:
-        ValueError: a folder is not a run, a run is given twice, or the classes differ.
+        ValueError: a folder is not a run, a run is given twice, or the classes differ, also from
+            those of the data.
         FileNotFoundError: a run has no checkpoint.
     """
     loaded = _load(runs, device)
     dataset = _dataset(loaded[0].config, root)
+    own = loaded[0].spec.classes
+    if len(dataset.classes) != len(own):
+        raise ValueError(
+            f"report: the data of {runs[0]} have {len(dataset.classes)} classes now, the run has "
+            f"{len(own)}; say with --root where the data are that it was trained on"
+        )
     trained = [Trained(each.name, each.model, each.run.history()) for each in loaded]
     samples = Samples(dataset, images)
 
