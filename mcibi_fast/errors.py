@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ _ALLOCATION = (
     "bad_alloc",
     "status_alloc_failed",
 )
+_AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ \w+)", re.IGNORECASE)
 _LONGEST_REASON = 120  # characters
 
 
@@ -81,6 +83,9 @@ def explanation(error: BaseException) -> str | None:
 def memory_line(error: BaseException) -> str:
     """ "not enough memory", and what the error says of it."""
     reason = " ".join(str(error).split())
+    amount = _AMOUNT.search(reason)
+    if amount:
+        reason = f"tried to allocate {amount[1]}"
     if len(reason) > _LONGEST_REASON:
         reason = reason[:_LONGEST_REASON] + "..."
     return f"not enough memory ({reason})" if reason else "not enough memory"
