@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -26,12 +27,14 @@ pytestmark = pytest.mark.usefixtures("one_process")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory; tests only read it."""
+    from mcibi_fast.recipes.registry import configure
+    from mcibi_fast.training.train import train
+
     base = tmp_path_factory.mktemp("outputs")
-    root, out = write_dataset(base / "data", count=2), base / "run"
+    config = configure("folder", str(write_dataset(base / "data", count=2)), list(TINY))
     with torch.random.fork_rng(devices=[]):
-        arguments = ["--root", str(root), "--out", str(out), "--quiet"]
-        assert cli.main(["train", "folder", *arguments, "--set", *TINY]) == 0
-    return out
+        train(config, base / "run", progress=False)
+    return base / "run"
 
 
 OUTPUTS = {  # with {} for a path where nothing can be written
@@ -57,6 +60,9 @@ def test_outputs_are_checked_first(
 ) -> None:
     from mcibi_fast.models import checkpoint
     from mcibi_fast.training import train
+
+    for module in ("ablations.ablation", "reports.runs", "reports.demo"):
+        importlib.import_module(f"mcibi_fast.{module}")  # before anything is replaced
 
     def work(*arguments: object, **options: object) -> None:
         raise AssertionError("the work began")
@@ -116,13 +122,13 @@ def test_all_splits_are_checked_before_the_first_is_packed(
 
 
 def test_predict_twice_into_the_source_folder(
-    run: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run.parent / "data" / "images" / "val", tmp_path / "in")
     command = ["predict", str(run), str(tmp_path / "in"), "--cpu", "--quiet", "--out"]
     for note in ("", "4 pictures left out: predict wrote them\n"):
         assert cli.main([*command, str(tmp_path / "in" / "out")]) == 0
-        assert capsys.readouterr().out == f"2 label maps in {tmp_path}/in/out\n{note}"
+        assert capfd.readouterr().out == f"2 label maps in {tmp_path}/in/out\n{note}"
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "0.png").write_bytes(b"mine")
     line = fails(*command, tmp_path)
@@ -130,19 +136,20 @@ def test_predict_twice_into_the_source_folder(
     assert cli.main([*command, str(tmp_path), "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_large_images_are_announced(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((1100, 1000, 3), np.uint8)).save(tmp_path / "a.png")
     command = ["predict", str(run), str(tmp_path / "a.png"), "--cpu", "--quiet", "--no-overlays"]
     note = "1 of them in windows of 512x512, as the images are large (--window none takes them"
     assert cli.main([*command, "--out", str(tmp_path / "a")]) == 0
-    assert note in capsys.readouterr().out
+    assert note in capfd.readouterr().out
     assert cli.main([*command, "--out", str(tmp_path / "b"), "--window", "none"]) == 0
-    assert "windows" not in capsys.readouterr().out
+    assert "windows" not in capfd.readouterr().out
     byhand = [*command, "--out", str(tmp_path / "c"), "--window", "512,512"]
     assert cli.main(byhand) == 0
-    assert "windows" not in capsys.readouterr().out
+    assert "windows" not in capfd.readouterr().out
     maps = [np.array(Image.open(tmp_path / name / "labels" / "a.png")) for name in "ac"]
     assert np.array_equal(*maps)
 
