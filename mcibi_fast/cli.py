@@ -27,7 +27,7 @@ from mcibi_fast.commands import (
     video,
 )
 from mcibi_fast.commands.options import add_command
-from mcibi_fast.errors import TrainingError
+from mcibi_fast.errors import TrainingError, explanation
 from mcibi_fast.interrupt import signals_interrupt
 from mcibi_fast.terminal import complain, show_warning
 
@@ -103,14 +103,17 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as stop:
         complain(str(stop) or "interrupted")
         return 130
-    except (ValueError, OSError, TrainingError) as error:  # anything else is a bug
-        if os.environ.get("MCIBI_FAST_DEBUG") == "1":
-            raise
+    except Exception as error:
+        known = isinstance(error, ValueError | OSError | TrainingError) or explanation(error)
+        if not known or os.environ.get("MCIBI_FAST_DEBUG") == "1":
+            raise  # what is not known is a bug
         complain(f"error: {_text(error)}")
         return 2
 
 
 def _text(error: Exception) -> str:
+    if line := explanation(error):
+        return line
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return str(error)

@@ -36,6 +36,13 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """As `write_atomically`, in UTF-8; what it cannot encode, such as a part of a name that is no
+    UTF-8, becomes an escape.
+    """
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, syncs it to disk, and renames it.
 
@@ -87,8 +94,8 @@ def append_line(path: Path, line: str) -> None:
         OSError: it cannot be written; the message names the file.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with naming(path), os.fdopen(os.open(path, flags, 0o666), "w") as file:
-        file.write(line + "\n")
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
 
 
 def make_folder(path: Path, *, below: Path) -> None:

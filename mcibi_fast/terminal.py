@@ -33,8 +33,14 @@ def printable(text: object, *, longest: int | None = None) -> str:
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:
-    """Prints one or more lines of text after passing each through `printable`."""
-    print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
+    """Prints one or more lines of text after passing each through `printable`.
+
+    What the terminal's encoding lacks is printed as an escape, too.
+    """
+    file = file or sys.stdout
+    shown = "\n".join(map(printable, text.split("\n")))
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def complain(message: str) -> None:

@@ -5,6 +5,7 @@ The limits are those of `mcibi_fast.limits`.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -86,17 +87,49 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}; restore it from a copy") from error
 
 
 def parse_json(content: bytes | str) -> Any:
     """The content of a JSON text. Raises ValueError if it is not JSON or nested too deeply."""
+    text = decode_text(content) if isinstance(content, bytes) else content
+    if not text.strip():
+        raise ValueError("not JSON (nothing is in it)")
     try:
-        return json.loads(content)
+        return json.loads(text)
     except RecursionError:
         raise ValueError("not JSON that can be read (nested too deeply)") from None
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        raise ValueError(f"not JSON ({shorten(error)}{'; it is cut off' * cut})") from error
     except ValueError as error:
         raise ValueError(f"not JSON ({shorten(error)})") from error
+
+
+def decode_text(content: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        ValueError: it is in another encoding, such as Latin-1; the caller must add the file's name.
+    """
+    marks = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # begin as UTF-16's do
+    encoding = "utf-8-sig"
+    if content.startswith(marks):
+        encoding = "utf-32"
+    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at {error.start}"
+        raise ValueError(
+            f"not text in {encoding.removesuffix('-sig').upper()} ({found}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(
+            "not text in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8"
+        )
+    return text
 
 
 def shorten(error: Exception | str, longest: int = 200) -> str:

@@ -12,7 +12,7 @@ from mcibi_fast.ablations import configure, results
 from mcibi_fast.ablations.paper import TABLES
 from mcibi_fast.ablations.runs import TrainedRun
 from mcibi_fast.ablations.table import Row, Table
-from mcibi_fast.files import write_atomically
+from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.terminal import say
 
@@ -85,7 +85,7 @@ class Ablation:
         self.folder.mkdir(parents=True, exist_ok=True)
         data = (json.dumps(content, indent=2) + "\n").encode()
         write_atomically(self.folder / "results.json", data)
-        write_atomically(self.folder / "results.md", (self.report() + "\n").encode())
+        write_text(self.folder / "results.md", self.report() + "\n")
 
     def announcement(self) -> str:
         """What will be done: the base, and what each row changes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 
 HELP = "train the rows of one of the paper's tables and compare"
 EXTRA = "train"
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if args.table is None:
         tell(list_tables())
         return
+    if args.out is not None:
+        check_folder("--out", args.out)
     ablation = prepare(
         args.table,
         data=args.data,

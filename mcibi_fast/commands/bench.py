@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import mcibi_fast
+from mcibi_fast.commands.outputs import check_folder
 
 _PREFIX = "bench_"
 # What "all" leaves out, and its module.
@@ -45,8 +46,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.name not in (*modules, "all"):
         raise ValueError(f"bench: no benchmark {args.name!r}; there are {', '.join(modules)}, all")
+    arguments = list(args.arguments)
+    if "--out" in arguments[:-1]:  # the benchmarks run in the checkout
+        at = arguments.index("--out") + 1
+        arguments[at] = str(check_folder("--out", arguments[at]).resolve())
     for name in names if args.name == "all" else [args.name]:
-        command = [sys.executable, "-m", f"benchmarks.{modules[name]}", *args.arguments]
+        command = [sys.executable, "-m", f"benchmarks.{modules[name]}", *arguments]
         status = subprocess.run(command, cwd=root, check=False).returncode
         if status:
             return status

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from mcibi_fast.commands.outputs import check_file
 from mcibi_fast.files import write_atomically
 from mcibi_fast.terminal import say
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"convert: the result is a .safetensors file, not {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"convert: there is no folder {out.parent}")
+    check_file("convert", out, inputs=[source])
     loaded = sssegmentation.load(source, weights_from=args.weights_from)
     names, palette = class_list(args, loaded.memory.num_classes)
     try:

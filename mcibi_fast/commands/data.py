@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
@@ -98,13 +99,18 @@ def _convert(args: argparse.Namespace, progress: bool) -> int:
 
 def _pack(args: argparse.Namespace, progress: bool) -> int:
     from mcibi_fast.data import pack
+    from mcibi_fast.data.packing import check_free
 
     if len(args.dataset) not in (2, 3):
         raise ValueError(f"data pack: expected [NAME] ROOT OUT, got {' '.join(args.dataset)}")
     if args.shard_size < 1 or args.workers < 0:
         raise ValueError("--shard-size must be at least 1 and --workers at least 0")
     *source, out = args.dataset
-    for split in args.split or ["train", "val"]:
+    check_folder("data pack", out)
+    splits = args.split or ["train", "val"]
+    for split in splits:
+        check_free(out, split)
+    for split in splits:
         done = pack(
             _open(source, split, args),
             out,
@@ -152,7 +158,8 @@ def _class_names(text: str | None) -> list[str] | None:
 
 
 def _check(args: argparse.Namespace, progress: bool) -> int:
-    report = _checked(args, args.out or "data_check", progress)
+    out = check_folder("--out", args.out or "data_check")
+    report = _checked(args, str(out), progress)
     say(report.text())
     if report.ok:
         return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcibi_fast.commands import options
-from mcibi_fast.files import write_atomically
+from mcibi_fast.commands.outputs import check_folder
+from mcibi_fast.files import write_text
 from mcibi_fast.terminal import say
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
-    out = Path(args.out)
+    out = check_folder("--out", args.out)
     outcomes: Outcomes = {name: [] for name in MODELS}
     for seed in range(args.seeds):
         for name, model in MODELS.items():
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             )
             outcomes[name].append(Outcome(result, _confusion(config, folder)))
     report = out / "report.html"
-    write_atomically(report, build_report(outcomes).html().encode())
+    write_text(report, build_report(outcomes).html())
     say("\n" + text_table(outcomes) + "\n\n" + verdict(outcomes))
     say(f"report: {report.resolve()}")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mcibi_fast.commands import options
-from mcibi_fast.files import write_atomically
+from mcibi_fast.commands.outputs import check_file
+from mcibi_fast.files import write_text
 from mcibi_fast.protocols import PROTOCOLS
 from mcibi_fast.terminal import complain, printable, say
 
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError("--batch-size must be at least 1 and --workers at least 0")
     file = find_weights(args.checkpoint)
+    if args.json:
+        check_file("--json", args.json, inputs=[file, *file.resolve().parents[:3]])
     trained = trained_config(file)
     inference = inference_config(args, trained)
     data = evaluation_data(file, trained, args.dataset, args.root, binary=args.binary)
@@ -148,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
                 "images": len(dataset),
                 "inference": asdict(inference),
             }
-            write_atomically(Path(args.json), (json.dumps(content, indent=2) + "\n").encode())
+            write_text(Path(args.json), json.dumps(content, indent=2) + "\n")
 
 
 def _check_video_options(args: argparse.Namespace, dataset: SegmentationDataset) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mcibi_fast import extras
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_file
 from mcibi_fast.terminal import say
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ def run(args: argparse.Namespace) -> None:
     """Writes the file and says what was compared."""
     from mcibi_fast.inference import export
     from mcibi_fast.models.checkpoint import load_model
+    from mcibi_fast.models.weights import find_weights
 
     out = Path(args.out)
     if out.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"export: the result is a .onnx or a .pt2 file, not {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"export: there is no folder {out.parent}")
+    check_file("export", out, inputs=[args.checkpoint, find_weights(args.checkpoint)])
     if out.suffix == ".onnx":
         export.check_onnx()
     if args.stages is not None and args.stages < 1:

@@ -22,17 +22,18 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="dataset folder (default: the run's data)")
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Changes to the run's own inference settings."""
+def add_inference(parser: argparse.ArgumentParser, *, large: bool = False) -> None:
+    """Changes to the run's own inference settings; ``large``: large images come in windows."""
+    windows = "size of sliding windows; none: the whole image at once"
+    if large:
+        windows += " (default: the run's, and 512,512 for more than 1024x1024 pixels)"
     parser.add_argument(
         "--scales", metavar="S,...", help="scales to average over, as 0.5,1 (default: the run's)"
     )
     parser.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="also average over mirrored images"
     )
-    parser.add_argument(
-        "--window", metavar="H,W", help="size of sliding windows; none: the whole image at once"
-    )
+    parser.add_argument("--window", metavar="H,W", help=windows)
     parser.add_argument("--stride", metavar="H,W", help="stride of windows (default: 2/3 of one)")
     parser.add_argument(
         "--softmax",
@@ -48,6 +49,13 @@ def add_own_size(parser: argparse.ArgumentParser) -> None:
     """Images as they are."""
     parser.add_argument(
         "--own-size", action="store_true", help="do not resize images to the run's test size"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Whose files may be replaced."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that are no predictions"
     )
 
 

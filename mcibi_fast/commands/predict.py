@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
@@ -16,8 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     options.add_checkpoint(parser)
     parser.add_argument("source", help="an image, or a folder of images")
-    parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
-    options.add_inference(parser)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="predictions",
+        help="default: predictions; only pictures that predict wrote are replaced there",
+    )
+    options.add_inference(parser, large=True)
     options.add_own_size(parser)
     parser.add_argument(
         "--submission",
@@ -27,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write files for a test server: cityscapes, ade20k, ... (default: the run's)",
     )
     parser.add_argument("--no-overlays", action="store_true", help="write label maps only")
+    options.add_overwrite(parser)
     options.add_cpu(parser)
     options.add_quiet(parser)
 
@@ -35,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts an image or a folder; unreadable images are counted and named."""
     from mcibi_fast.commands.run_settings import (
         inference_config,
+        large_window,
         mirrored_classes,
         start_accelerator,
         submission_data,
@@ -47,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.recipes import NamedData
     from mcibi_fast.recipes.sources import eval_transform
 
+    check_folder("--out", args.out)
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)
     data = submission_data(args.submission, trained)
     dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
+    window = large_window(args, trained)
     model, spec = load_model(file)
     if args.submission is not None and dataset is not None:
         moved = moved_class(spec.classes, dataset.classes)
@@ -70,10 +80,19 @@ def run(args: argparse.Namespace) -> int:
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
+        large_window=window,
+        overwrite=args.overwrite,
         device=start_accelerator(args).device,
         progress=not args.quiet,
     )
     say(f"{len(result.written)} label maps in {args.out}")
+    if window and result.in_windows:
+        say(
+            f"{result.in_windows} of them in windows of {window[0]}x{window[1]}, as the images are "
+            "large (--window none takes them whole)"
+        )
+    if result.left_out:
+        say(f"{result.left_out} pictures left out: predict wrote them")
     if dataset is not None and result.submitted:
         say(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
     if not result.errors:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from mcibi_fast.commands import options
-from mcibi_fast.files import write_atomically
+from mcibi_fast.commands.outputs import check_file, check_folder
+from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.terminal import say
 
 HELP = "write a page with the pictures of one or more runs"
@@ -32,19 +33,19 @@ def run(args: argparse.Namespace) -> None:
 
     if args.images < 1:
         raise ValueError(f"--images: expected at least 1, got {args.images}")
+    out = Path(args.out or Path(args.runs[0]) / "report.html")
+    check_file("--out", out, inputs=args.runs, make_folder=args.out is not None)
+    if args.gallery:
+        check_folder("--gallery", args.gallery)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     report = build_report(
         args.runs, root=args.root, images=args.images, device=device, progress=not args.quiet
     )
-    out = Path(args.out or Path(args.runs[0]) / "report.html")
-    _write(out, report.html().encode())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, report.html())
     if args.gallery:
+        Path(args.gallery).mkdir(parents=True, exist_ok=True)
         for name, picture in report.pictures.items():
-            _write(Path(args.gallery) / f"gallery_{name}.png", picture)
+            write_atomically(Path(args.gallery) / f"gallery_{name}.png", picture)
         say(f"{len(report.pictures)} pictures in {args.gallery}")
     say(f"report: {out.resolve()}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mcibi_fast.data import CAMVID_CLASSES, DATASETS, named
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
+from mcibi_fast.defaults import LARGE_WINDOW
 from mcibi_fast.models.weights import read_spec
 from mcibi_fast.recipes import (
     FolderData,
@@ -176,6 +177,17 @@ def inference_config(args: argparse.Namespace, trained: TrainConfig | None) -> I
     inference = replace(trained.inference if trained else InferenceConfig(), **changes)
     inference.validate()
     return inference
+
+
+def large_window(args: argparse.Namespace, trained: TrainConfig | None) -> tuple[int, int] | None:
+    """Windows for large images: as large as the run's crops and at least `LARGE_WINDOW`.
+
+    None with ``--window none``.
+    """
+    if args.window == "none":
+        return None
+    height, width = trained.augmentation.crop_size if trained else LARGE_WINDOW
+    return max(height, LARGE_WINDOW[0]), max(width, LARGE_WINDOW[1])
 
 
 def class_indices(option: str, text: str, count: int) -> list[int]:

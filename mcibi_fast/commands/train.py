@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         out = Path(args.resume)
     else:
         config = configure(args.recipe, args.root, args.set, **_model_choices(args))
-        out = Path(args.out or f"runs/{args.recipe}")
+        out = check_folder("--out", args.out or f"runs/{args.recipe}")
     if args.show:
         say(json.dumps(config.to_dict(), indent=2))
         return
@@ -80,12 +81,12 @@ def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:
     try:
         import torch
 
-        from mcibi_fast.files import write_atomically
+        from mcibi_fast.files import write_text
         from mcibi_fast.reports.runs import build_report
 
         use_gpu = config.device != "cpu" and torch.cuda.is_available()
         report = build_report([out], device="cuda" if use_gpu else "cpu", progress=progress)
-        write_atomically(file, report.html().encode())
+        write_text(file, report.html())
     except Exception as error:
         complain(f"warning: {file} not written: {str(error) or type(error).__name__}")
     else:

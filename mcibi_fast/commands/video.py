@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mcibi_fast.commands import options
+from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and an overlay of a video"
@@ -16,13 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     options.add_checkpoint(parser, ", of any model")
     parser.add_argument("source", help="a video file, a folder of frames, or a camera's number")
-    parser.add_argument("--out", metavar="DIR", default="video", help="default: video")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="video",
+        help="default: video; what an earlier video left there is removed",
+    )
     parser.add_argument("--no-overlay", action="store_true", help="write label maps only")
     parser.add_argument(
         "--every", metavar="N", type=int, default=1, help="use every N-th frame (default: 1)"
     )
     parser.add_argument("--limit", metavar="N", type=int, help="stop after N frames")
-    options.add_inference(parser)
+    options.add_inference(parser, large=True)
     options.add_own_size(parser)
     options.add_fold(parser)
     options.add_cpu(parser)
@@ -33,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts a video's frames as a stream; those that cannot be used are counted."""
     from mcibi_fast.commands.run_settings import (
         inference_config,
+        large_window,
         mirrored_classes,
         start_accelerator,
         trained_config,
@@ -43,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.recipes import NamedData, ShardsData
     from mcibi_fast.recipes.sources import eval_transform
 
+    check_folder("--out", args.out)
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
     inference = inference_config(args, trained)
@@ -62,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         every=args.every,
         limit=args.limit,
         inference=inference,
+        large_window=large_window(args, trained),
         transform=transform,
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         device=start_accelerator(args).device,
@@ -69,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     )
     also = f" and {result.video.name}" if result.video else ""
     say(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
+    if result.window:
+        say(
+            f"in windows of {result.window[0]}x{result.window[1]}, as the frames are large "
+            "(--window none takes them whole)"
+        )
     if result.faults():
         complain(f"warning: {result.faults()}")
     return 0

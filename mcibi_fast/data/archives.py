@@ -18,7 +18,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.reading import check_name, read_regular
 from mcibi_fast.data.zips import ZipStore
 from mcibi_fast.limits import check_limit
-from mcibi_fast.untrusted import open_regular
+from mcibi_fast.untrusted import decode_text, open_regular
 
 _SEARCH_DEPTH = 2  # folders between the root and what is looked for
 
@@ -99,9 +99,9 @@ class Files:
         """
         content, source = self.read(path, "MAX_TEXT_BYTES"), self.describe(path)
         try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{source}: not a text file; replace it") from error
+            text = decode_text(content)
+        except ValueError as error:
+            raise DataError(f"{source}: {error}") from error
         names = [line.strip() for line in text.splitlines() if line.strip()]
         if not names:
             raise DataError(f"{source}: lists nothing; replace it")

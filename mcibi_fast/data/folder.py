@@ -33,10 +33,10 @@ from mcibi_fast.data.images import (
 )
 from mcibi_fast.data.listing import is_hidden, list_images
 from mcibi_fast.data.notes import Notes
-from mcibi_fast.data.reading import check_class_names, read_regular
+from mcibi_fast.data.reading import check_class_names, palette_rows, read_regular
 from mcibi_fast.data.shard_index import INDEX
 from mcibi_fast.terminal import warn
-from mcibi_fast.untrusted import parse_json, shorten
+from mcibi_fast.untrusted import decode_text, parse_json
 from mcibi_fast.viz.palette import distinct_palette
 
 CAMVID_CLASSES = [
@@ -283,11 +283,13 @@ def class_list(
 
 def _text(root: Path, source: str) -> str:
     try:
-        return read_regular(root / source, source, "MAX_TEXT_BYTES").decode()
+        return decode_text(read_regular(root / source, source, "MAX_TEXT_BYTES"))
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not a text file in UTF-8; replace it") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | None]:
@@ -302,14 +304,7 @@ def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | 
         raise DataError(f"{source}: {expected}")
     if colours is None:
         return names, None
-    try:
-        palette = np.array(colours, dtype=np.uint8)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{source}: palette: {shorten(error)}; {expected}") from error
-    if palette.shape != (len(names), 3):
-        count = len(palette) if palette.ndim else 0
-        raise DataError(f"{source}: palette of {count} colours, {len(names)} classes")
-    return names, palette
+    return names, palette_rows(colours, len(names), source)
 
 
 def _count_classes(root: Path) -> int:

@@ -258,7 +258,7 @@ def _decoding(name: str, is_tiff: bool = False) -> Iterator[None]:
     """Turns what PIL raises into a DataError about the file ``name``."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # PIL's decoders raise many kinds of errors
         raise _undecodable(name, error, is_tiff) from error

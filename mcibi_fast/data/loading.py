@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcibi_fast.errors import (
+    TooLittleMemoryError,
+    explanation,
+    is_killed_worker,
+    is_out_of_memory,
+    memory_line,
+)
 from mcibi_fast.interrupt import leave_to_parent
 
 if TYPE_CHECKING:
@@ -33,10 +40,7 @@ class _Carried(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Sample | Exception:
-        try:
-            return self.dataset[index]
-        except (ValueError, OSError) as error:
-            return error
+        return value_or_error(lambda: self.dataset[index], lambda: self.dataset.name(index))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -108,7 +112,7 @@ def training_loader(
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=seeded_generator(seed, epoch, 1),
     )
-    return _note_unlabelled(_raise_carried(loader), dataset)
+    return _note_unlabelled(carried(loader), dataset)
 
 
 def evaluation_loader(
@@ -134,7 +138,7 @@ def evaluation_loader(
         worker_init_fn=leave_to_parent,
         generator=seeded_generator(0),
     )
-    return _raise_carried(loader)
+    return carried(loader)
 
 
 def _note_unlabelled(batches: Iterator[Batch], dataset: SegmentationDataset) -> Iterator[Batch]:
@@ -149,11 +153,34 @@ def _note_unlabelled(batches: Iterator[Batch], dataset: SegmentationDataset) -> 
         yield batch
 
 
-def _raise_carried(loader: DataLoader) -> Iterator[Any]:
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+def value_or_error(read: Callable[[], Any], name: Callable[[], str]) -> Any:
+    """What ``read`` returns, or as a value the error of a bad sample, or of too little memory."""
+    try:
+        return read()
+    except (ValueError, OSError) as error:
+        return error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return TooLittleMemoryError(
+            f"{name()}: {memory_line(error)}; use fewer processes to load data, or smaller images"
+        )
+
+
+def carried(items: Iterable[Any]) -> Iterator[Any]:
+    """The items of a loader; an error among them is raised.
+
+    Raises TooLittleMemoryError if a process that loads data was killed.
+    """
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if not is_killed_worker(error):
+            raise
+        raise TooLittleMemoryError(explanation(error)) from error
 
 
 def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:

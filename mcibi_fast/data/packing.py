@@ -21,6 +21,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import FolderDataset
 from mcibi_fast.data.images import decode_pixels, read_image_file
 from mcibi_fast.data.listed import ListedDataset
+from mcibi_fast.data.loading import carried, value_or_error
 from mcibi_fast.data.shard_index import FORMAT, INDEX
 from mcibi_fast.data.shards import check_split, import_webdataset, shard_name
 from mcibi_fast.files import naming, new_directory
@@ -72,12 +73,9 @@ def pack(
     the folder already exists or a sample cannot be read, OSError when writing fails.
     """
     import_webdataset()
-    check_split(split)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes: {shard_bytes}, at least 1")
-    path = Path(out) / split
-    if path.exists():
-        raise DataError(f"{path}: already there; remove it, or choose another folder")
+    path = check_free(out, split)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = tqdm(
         _encode_all(dataset, workers),
@@ -92,6 +90,17 @@ def pack(
         with naming(folder / INDEX):
             (folder / INDEX).write_text(json.dumps(content))
     return Packed(path, len(samples), len(shards), sum(shard["bytes"] for shard in shards))
+
+
+def check_free(out: str | Path, split: str) -> Path:
+    """The folder of a split below ``out``. Raises ValueError for a name that a split cannot have,
+    and DataError when something is there already.
+    """
+    check_split(split)
+    path = Path(out) / split
+    if path.exists():
+        raise DataError(f"{path}: already there; remove it, or choose another folder")
+    return path
 
 
 def _describe(dataset: SegmentationDataset, split: str) -> dict[str, Any]:
@@ -160,10 +169,9 @@ class _Encoder(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> _Encoded | Exception:
-        try:
-            return _encode(self.dataset, index)
-        except (ValueError, OSError) as error:
-            return error
+        return value_or_error(
+            lambda: _encode(self.dataset, index), lambda: self.dataset.name(index)
+        )
 
 
 def _encode_all(dataset: SegmentationDataset, workers: int) -> Iterator[_Encoded]:
@@ -175,10 +183,7 @@ def _encode_all(dataset: SegmentationDataset, workers: int) -> Iterator[_Encoded
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=torch.Generator(),
     )
-    for sample in loader:
-        if isinstance(sample, Exception):
-            raise sample
-        yield sample
+    return carried(loader)
 
 
 def _unchanged(sample: Any) -> Any:

@@ -122,7 +122,8 @@ def convert(
     (home / "ImageSets" / "SegmentationContext").mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
         path = home / "ImageSets" / "SegmentationContext" / f"{split}.txt"
-        write_atomically(path, "".join(f"{name}\n" for name in sorted(names)).encode())
+        lines = "".join(f"{name}\n" for name in sorted(names))
+        write_atomically(path, lines.encode("utf-8", "surrogateescape"))
     return {split: len(names) for split, names in lists.items()}
 
 

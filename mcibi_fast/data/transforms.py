@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcibi_fast.data.base import IGNORE_INDEX, normalise
 from mcibi_fast.data.images import torchvision_functional
-from mcibi_fast.data.style import StyleMixing
+from mcibi_fast.data.style import StyleMixing, resize_image
 
 _CROP_TRIES = 10
 # The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
@@ -167,10 +167,14 @@ class EvalTransform:
     def __call__(
         self, image: Tensor, label: Tensor, *, epoch: int = 0, index: int = 0
     ) -> tuple[Tensor, Tensor]:
+        return normalise(self.resized(image), self.mean, self.std), label
+
+    def resized(self, image: Tensor) -> Tensor:
+        """The image (..., 3, H, W) uint8 before it is normalised."""
         sides = _resized(image.shape[-2:], self.size, self.short_side, self.long_side)
-        if sides != list(image.shape[-2:]):
-            image = torchvision_functional().resize(image, sides, antialias=True)
-        return normalise(image, self.mean, self.std), label
+        if sides == list(image.shape[-2:]):
+            return image
+        return resize_image(image.contiguous(), sides)
 
 
 def largest_share(label: Tensor, ignore_index: int = IGNORE_INDEX) -> float:
@@ -199,8 +203,9 @@ def _check_size(
         raise ValueError("long_side: bounds the resize that short_side asks for; give both")
     if size is not None and short_side is not None:
         raise ValueError("size: fixes both sides, so short_side has no meaning; give one of them")
-    if min(*(size or (1, 1)), short_side or 1, long_side or 1) < 1:
-        raise ValueError(f"size: {size or (short_side, long_side)} is not positive")
+    for name, value in (("size", size), ("short_side", short_side), ("long_side", long_side)):
+        if value is not None and min(value if isinstance(value, tuple | list) else (value,)) < 1:
+            raise ValueError(f"{name}: {value} is not positive")
 
 
 def _resized(
@@ -224,7 +229,7 @@ def _resize(image: Tensor, label: Tensor, size: list[int]) -> tuple[Tensor, Tens
     tv = torchvision_functional()
     nearest = tv.InterpolationMode.NEAREST_EXACT
     return (
-        tv.resize(image, size, antialias=True),
+        resize_image(image, size),
         tv.resize(label[None], size, interpolation=nearest)[0],
     )
 

@@ -9,7 +9,9 @@ import torch
 
 from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.loading import Batch, evaluation_loader
+from mcibi_fast.errors import enough_memory
 from mcibi_fast.inference.labels import (
+    LESS_MEMORY,
     FlipPairs,
     check_model,
     image_views,
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mcibi_fast.data import SegmentationDataset
+
+_LESS_MEMORY = f"{LESS_MEMORY}, or fewer at a time (--batch-size; eval_batch_size in training)"
 
 
 @torch.no_grad()
@@ -99,7 +103,8 @@ def evaluate(
     ) as done:
         for groups in batches:
             for batch in groups:
-                with place.autocast():
+                what = f"{', '.join(batch['name'])}: " + "x".join(map(str, batch["image"].shape))
+                with enough_memory(what, _LESS_MEMORY), place.autocast():
                     _count(confusion, model, batch, place.device, inference, dataset.flip_pairs)
                 done(len(batch["name"]))
     return confusion.reduce(accelerator)

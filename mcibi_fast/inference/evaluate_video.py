@@ -10,8 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mcibi_fast.data.base import renormalised
-from mcibi_fast.data.loading import seeded_generator
+from mcibi_fast.data.loading import carried, seeded_generator, value_or_error
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
+from mcibi_fast.errors import enough_memory
+from mcibi_fast.inference.labels import LESS_MEMORY
 from mcibi_fast.inference.passes import Place, evaluation_pass, place_of
 from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.interrupt import leave_to_parent
@@ -120,8 +122,10 @@ def _count(
 ) -> None:
     height, width = frame["pixels"].shape[1:]
     label, flow, device = frame["label"], frame["flow"], place.device
+    memory = enough_memory(f"{frame['name']}: {width}x{height} pixels", LESS_MEMORY)
     try:
-        with place.autocast():  # of the model alone: the flow is the same in any precision
+        # Autocast is of the model alone: the flow is the same in any precision.
+        with memory, place.autocast():
             prediction = predictor.predict(frame["image"].to(device), (height, width))
         metrics.update(
             prediction,
@@ -155,10 +159,10 @@ class _Frames(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any] | Exception:
-        try:
-            return self._read(*self.numbers[index])
-        except (ValueError, OSError) as error:
-            return error
+        video, frame = self.numbers[index]
+        return value_or_error(
+            lambda: self._read(video, frame), lambda: self.source.frame_name(video, frame)
+        )
 
     def _read(self, video: int, frame: int) -> dict[str, Any]:
         pixels, mask = self.source.read_frame(video, frame)
@@ -187,7 +191,4 @@ def _load(frames: _Frames, workers: int) -> Iterator[dict[str, Any]]:
         worker_init_fn=leave_to_parent,
         generator=seeded_generator(0),
     )
-    for frame in loader:
-        if isinstance(frame, Exception):
-            raise frame
-        yield frame
+    return carried(loader)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.untrusted import shorten
 
 OPSET = 18  # the lowest that has every operator used here
 METADATA = "mcibi_fast.json"  # the specification's name in an ONNX file's metadata and in a .pt2
@@ -214,8 +216,9 @@ def save(
         check_onnx()
     form = EvaluationForm(model, stages=stages, fold=fold)
     program = trace(form, size, standard=onnx)
-    content = onnx_bytes(program, spec) if onnx else program_bytes(program, spec)
-    run = onnx_runner(content) if onnx else program_runner(content)
+    with _refusing(out, size):
+        content = onnx_bytes(program, spec) if onnx else program_bytes(program, spec)
+        run = onnx_runner(content) if onnx else program_runner(content)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, *(size or (192, 256))), (2, *(size or (161, 131)))]
     images = [torch.randn(b, 3, h, w, generator=generator) for b, h, w in shapes]
@@ -226,6 +229,24 @@ def save(
         agreement.check()
     write_atomically(out, content)
     return agreements
+
+
+@contextmanager
+def _refusing(out: Path, size: Size | None) -> Iterator[None]:
+    """Turns the many errors of a file that cannot be written or loaded into one ValueError."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # PyTorch's serializer and onnxruntime raise errors of their own
+        what = "images of any size" if size is None else "images of {}x{}".format(*size)
+        advice = "give a size, which is then fixed (--size H,W)" if size is None else (
+            "use the other kind of file (.pt2 or .onnx)"
+        )  # fmt: skip
+        raise ValueError(
+            f"export: this model for {what} cannot be saved as {out.suffix} "
+            f"({shorten(str(error).split(chr(10))[0])}); {advice}"
+        ) from error
 
 
 def program_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:

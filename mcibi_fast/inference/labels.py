@@ -18,18 +18,33 @@ with 0 (the mean colour) on the right and at the bottom; predictions for the pad
 
 Logits stay at the network's stride until `views.label_map` computes the result band by band, and a
 single view is left to ``ops.upsample_argmax``: a tensor of size K x H x W is never allocated.
+Windows are computed when a band needs them, so they need the same memory for images of any size.
+
+One pass over a whole image needs 0.5 to 1 GB for each million pixels. So `windows_for_large` takes
+images of more than four windows (``defaults.LARGE_IMAGE``) in windows of 512x512 by 341x341
+(``defaults.LARGE_WINDOW``), the crops that networks are usually trained on.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcibi_fast.defaults import LARGE_IMAGE, LARGE_WINDOW
+from mcibi_fast.inference.pictures import (
+    Parts,
+    Picture,
+    mirrored_parts,
+    resized,
+    scaled_parts,
+    scaled_sides,
+)
 from mcibi_fast.inference.views import View, Window, label_map
 from mcibi_fast.models import SegmentationHead, Segmentor
 from mcibi_fast.recipes.parts import InferenceConfig
@@ -37,28 +52,34 @@ from mcibi_fast.recipes.parts import InferenceConfig
 FlipPairs = Sequence[tuple[int, int]]
 Forward = Callable[[Tensor], Tensor]  # images to logits
 
+LESS_MEMORY = "take it in windows, or in smaller ones (--window 512,512), or at fewer --scales"
+"""What to do about an image that needs too much memory."""
+
 
 def predict_labels(
     model: Segmentor,
-    images: Tensor,
+    images: Tensor | Picture,
     size: tuple[int, int],
     inference: InferenceConfig | None = None,
     *,
     flip_pairs: FlipPairs = (),
     labels: Tensor | None = None,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """Class indices at full resolution; the upsampled logits are not formed.
 
     Args:
         model: an image model, or a `SegmentorWrapper` around one.
-        images: (B, 3, H', W'), any size; multiples of the output stride are not needed.
+        images: (B, 3, H', W'), any size; multiples of the output stride are not needed. Or one
+            `Picture`, which takes less memory.
         size: (H, W) of the labels.
         inference: the default is one pass over the whole image.
         flip_pairs: classes that a mirrored image swaps, see `SegmentationDataset`.
         labels: (B, H, W), for a model that gathers with the ground truth.
+        dtype: of the result.
 
     Returns:
-        (B, H, W) int64.
+        (B, H, W).
 
     Raises:
         ValueError: settings that make no sense, or that the model cannot follow.
@@ -66,9 +87,28 @@ def predict_labels(
     inference = inference or InferenceConfig()
     check_model(model, inference)
     if inference.is_single_view:
-        return model.head.class_map(whole_image_logits(model, images, inference, labels), size)
+        whole = images.whole() if isinstance(images, Picture) else images
+        logits = whole_image_logits(model, whole, inference, labels)
+        return model.head.class_map(logits, size).to(dtype)
     views = image_views(model, images, inference, flip_pairs)
-    return join_views(model, views, size, inference)
+    return join_views(model, views, size, inference, dtype)
+
+
+def windows_for_large(
+    inference: InferenceConfig, size: tuple[int, int], window: tuple[int, int] = LARGE_WINDOW
+) -> InferenceConfig:
+    """The settings with windows, if the image is larger than LARGE_IMAGE of them.
+
+    Args:
+        inference: settings; those with windows of their own stay.
+        size: (height, width) of the image; what counts are its pixels at the largest scale.
+        window: (height, width) of the windows, such as the crops that the model was trained on.
+    """
+    height, width = scaled_sides(size, max(inference.scales))
+    small = height * width <= LARGE_IMAGE * window[0] * window[1]
+    if inference.window is not None or small:
+        return inference
+    return replace(inference, window=window)
 
 
 def check_model(model: Segmentor, inference: InferenceConfig) -> None:
@@ -103,36 +143,41 @@ def whole_image_logits(
     For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
     """
     (scale,) = inference.scales
-    images = _resized(images, scale)
+    images = resized(images, scale)
     if model.needs_labels:
         if labels is None:
             raise ValueError(
                 "labels: the model gathers with the ground truth and cannot predict without it"
             )
-        resized = F.interpolate(labels[:, None].double(), images.shape[2:], mode="nearest-exact")
-        return _forward(model, inference, resized[:, 0].to(labels.dtype))(images)
+        small = F.interpolate(labels[:, None].double(), images.shape[2:], mode="nearest-exact")
+        return _forward(model, inference, small[:, 0].to(labels.dtype))(images)
     return _forward(model, inference)(images)
 
 
 def image_views(
-    model: Segmentor, images: Tensor, inference: InferenceConfig, flip_pairs: FlipPairs
+    model: Segmentor, images: Tensor | Picture, inference: InferenceConfig, flip_pairs: FlipPairs
 ) -> list[View]:
-    """The logits of every view, at the network's stride, mirrored back.
+    """The logits of every view, at the network's stride, mirrored back; windows' are yet to come.
 
     For arguments see `predict_labels`; ``inference`` was checked (`check_model`).
     """
     forward = _forward(model, inference)
     views = []
     for scale in inference.scales:
-        scaled = _resized(images, scale)
+        scaled = scaled_parts(images, scale)
         views.append(_view(forward, scaled, inference))
         if inference.flip:
-            views.append(_mirrored(_view(forward, scaled.flip(3), inference), flip_pairs))
+            mirrored = _view(forward, mirrored_parts(scaled), inference)
+            views.append(_mirrored(mirrored, flip_pairs))
     return views
 
 
 def join_views(
-    model: Segmentor, views: Sequence[View], size: tuple[int, int], inference: InferenceConfig
+    model: Segmentor,
+    views: Sequence[View],
+    size: tuple[int, int],
+    inference: InferenceConfig,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """Labels (B, H, W) of `image_views`."""
     return label_map(
@@ -140,6 +185,7 @@ def join_views(
         size,
         align_corners=model.head.align_corners,
         softmax=inference.softmax == "labels",
+        dtype=dtype,
     )
 
 
@@ -159,29 +205,22 @@ def _forward(model: Segmentor, inference: InferenceConfig, labels: Tensor | None
     return forward
 
 
-def _resized(images: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return images
-    sides = [max(1, math.floor(side * scale + 0.5)) for side in images.shape[2:]]
-    return F.interpolate(images, sides, mode="bilinear", align_corners=False)
-
-
-def _view(forward: Forward, images: Tensor, inference: InferenceConfig) -> View:
-    height, width = images.shape[2:]
+def _view(forward: Forward, images: Parts, inference: InferenceConfig) -> View:
+    height, width = images.size
     if inference.window is None:
-        return View((height, width), logits=_by_pixel(forward(images)))
+        return View(images.size, logits=_by_pixel(forward(images.of(slice(None), slice(None)))))
     size = inference.window
-    images = F.pad(images, (0, max(0, size[1] - width), 0, max(0, size[0] - height)))
+    padding = 0, max(0, size[1] - width), 0, max(0, size[0] - height)
     down, right = inference.window_stride
+
+    def compute(top: int, left: int) -> Tensor:
+        part = images.of(slice(top, top + size[0]), slice(left, left + size[1]))
+        return _by_pixel(forward(F.pad(part, padding)))
+
     return View(
-        (height, width),
+        images.size,
         [
-            Window(
-                _by_pixel(forward(images[:, :, top : top + size[0], left : left + size[1]])),
-                top,
-                left,
-                size,
-            )
+            Window(partial(compute, top, left), top, left, size)
             for top in _starts(height, size[0], down)
             for left in _starts(width, size[1], right)
         ],
@@ -201,14 +240,6 @@ def _by_pixel(logits: Tensor) -> Tensor:
 
 def _mirrored(view: View, flip_pairs: FlipPairs) -> View:
     """The view of a mirrored image as one of the image itself."""
-    classes = list(range(view.num_classes))
-    if any(max(pair) >= len(classes) for pair in flip_pairs):
-        raise ValueError(
-            f"flip_pairs: {tuple(flip_pairs)}, but the model has {len(classes)} classes"
-        )
-    for left, right in flip_pairs:
-        classes[left], classes[right] = right, left
-
     order: list[Tensor] = []  # on the device once: a list would be copied there in every window
 
     def mirror(logits: Tensor) -> Tensor:
@@ -216,14 +247,26 @@ def _mirrored(view: View, flip_pairs: FlipPairs) -> View:
         if not flip_pairs:
             return logits
         if not order:
-            order.append(torch.tensor(classes, device=logits.device))
+            order.append(torch.tensor(_swapped(logits.shape[-1], flip_pairs), device=logits.device))
         return logits.index_select(-1, order[0])
 
     if view.logits is not None:
         return view._replace(logits=mirror(view.logits))
-    return view._replace(
-        windows=[
-            w._replace(logits=mirror(w.logits), left=view.size[1] - w.left - w.size[1])
-            for w in view.windows
-        ]
-    )
+
+    def mirrored(window: Window) -> Window:
+        left = view.size[1] - window.left - window.size[1]
+        return Window(lambda: mirror(window.compute()), window.top, left, window.size)
+
+    return view._replace(windows=[mirrored(window) for window in view.windows])
+
+
+def _swapped(num_classes: int, flip_pairs: FlipPairs) -> list[int]:
+    """The classes in the order that a mirrored image has them in."""
+    if any(max(pair) >= num_classes for pair in flip_pairs):
+        raise ValueError(
+            f"flip_pairs: {tuple(flip_pairs)}, but the model has {num_classes} classes"
+        )
+    classes = list(range(num_classes))
+    for left, right in flip_pairs:
+        classes[left], classes[right] = right, left
+    return classes

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from mcibi_fast.data.base import normalise
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
 from mcibi_fast.data.listing import distinct_names, list_images
 from mcibi_fast.data.notes import Notes
-from mcibi_fast.files import make_folder, new_file
-from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
+from mcibi_fast.defaults import LARGE_WINDOW
+from mcibi_fast.errors import enough_memory
+from mcibi_fast.inference.labels import (
+    LESS_MEMORY,
+    FlipPairs,
+    check_model,
+    predict_labels,
+    windows_for_large,
+)
+from mcibi_fast.inference.outputs import check_targets, save_picture, short_name, writer_of
+from mcibi_fast.inference.pictures import input_size, network_input
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes.parts import InferenceConfig
@@ -31,6 +38,9 @@ if TYPE_CHECKING:
     from mcibi_fast.data.listed import ListedDataset
 
 
+_MOST_CLASSES = 256  # of a label map of eight bits
+
+
 @dataclass
 class PredictResult:
     """What `predict` did.
@@ -39,11 +49,15 @@ class PredictResult:
         written: label maps, in order.
         submitted: the same for a test server, where that was asked for.
         errors: one line per image that could not be read, naming it.
+        in_windows: number of images that were taken in windows because they are large.
+        left_out: number of files below the source that an earlier `predict` wrote.
     """
 
     written: list[Path] = field(default_factory=list)
     submitted: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    in_windows: int = 0
+    left_out: int = 0
 
 
 def find_images(source: str | Path) -> list[Path]:
@@ -71,6 +85,18 @@ def find_images(source: str | Path) -> list[Path]:
     return [source / path for path in found.paths]
 
 
+class _Job(NamedTuple):
+    """An image and where its results go."""
+
+    image: Path
+    label: Path
+    overlay: Path | None
+    submitted: Path | None
+
+    def targets(self) -> list[Path]:
+        return [path for path in self[1:] if path is not None]
+
+
 @torch.no_grad()
 def predict(
     model: Segmentor,
@@ -83,6 +109,8 @@ def predict(
     flip_pairs: FlipPairs = (),
     submission: type[ListedDataset] | None = None,
     overlays: bool = True,
+    large_window: tuple[int, int] | None = LARGE_WINDOW,
+    overwrite: bool = False,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> PredictResult:
@@ -92,7 +120,7 @@ def predict(
     ``out/overlays/NAME.png``; below a source folder, names keep their subfolders. For a test server
     it also writes ``out/submission/NAME.png``, whose grey values are the dataset's own ids, all in
     one folder under the images' names. An image that cannot be read is left out and noted in the
-    result.
+    result, and so are pictures in the source folder that an earlier call wrote (they carry a mark).
 
     Args:
         model: a model from `checkpoint.load_model`, as is ``spec``; put into evaluation mode.
@@ -105,55 +133,94 @@ def predict(
         flip_pairs: classes that a mirrored image swaps.
         submission: the dataset whose test server the files are for.
         overlays: also write overlays.
+        large_window: if ``inference`` has no windows, large images are taken in windows of this
+            (height, width), see `labels.windows_for_large`; None takes them whole.
+        overwrite: also replace files that no earlier call wrote; inputs never are.
         device: by default the model's device.
         progress: show a bar.
 
     Raises:
         FileNotFoundError, ValueError: see `find_images`.
         ValueError: ``inference`` makes no sense or is not for this model; ``submission`` has other
-            classes than the model, or two images have one name.
+            classes than the model, or two images have one name; an output would replace an input or
+            a file that no earlier call wrote; there are more classes than a label map can hold.
+        TooLittleMemoryError: naming the image.
         OSError: an output cannot be written.
     """
     source, out = Path(source), Path(out)
     device = torch.device(device if device is not None else next(model.parameters()).device)
     model.to(device).eval()
     palette = np.array(spec.palette, np.uint8)
-    result, notes = PredictResult(), Notes()
-    images = find_images(source)
+    notes = Notes()
+    if len(palette) > _MOST_CLASSES:
+        raise ValueError(
+            f"predict: a label map holds up to {_MOST_CLASSES} classes, the model has "
+            f"{len(palette)}"
+        )
     inference = inference or InferenceConfig()
     check_model(model, inference)
+    images, left_out = _inputs(source)
+    result = PredictResult(left_out=left_out)
     if submission is not None:
         _check_submission(submission, spec, images)
-    names = _output_names(images, source if source.is_dir() else source.parent)
-    bar = tqdm(images, desc="predict", unit="image", disable=None if progress else True)
-    for path, name in zip(bar, names, strict=True):
+    root = source if source.is_dir() else source.parent
+    names = [name.with_name(short_name(name.name)) for name in _output_names(images, root)]
+    jobs = [
+        _Job(
+            path,
+            out / "labels" / name,
+            out / "overlays" / name if overlays else None,
+            out / "submission" / short_name(f"{path.stem}.png") if submission else None,
+        )
+        for path, name in zip(images, names, strict=True)
+    ]
+    check_targets((t for job in jobs for t in job.targets()), images, overwrite=overwrite)
+    bar = tqdm(jobs, desc="predict", unit="image", disable=None if progress else True)
+    for job in bar:
         try:
-            pixels = read_pixels(path, notes=notes)
+            pixels = read_pixels(job.image, notes=notes)
         except DataError as error:
             result.errors.append(str(error))
             continue
-        image = _network_input(pixels, spec, transform)[None].to(device)
-        size = (pixels.shape[0], pixels.shape[1])
-        labels = predict_labels(model, image, size, inference, flip_pairs=flip_pairs)
-        label = labels[0].cpu().numpy()
-        target = out / "labels" / name
-        save_picture(indexed(label, palette), target, below=out)
-        result.written.append(target)
-        if submission is not None:
-            target = out / "submission" / f"{path.stem}.png"
-            save_picture(Image.fromarray(submission.to_submission(label)), target, below=out)
-            result.submitted.append(target)
-        if overlays:
-            overlay = Image.fromarray(blend(pixels, label, palette))
-            save_picture(overlay, out / "overlays" / name, below=out)
+        image = network_input(pixels, spec.mean, spec.std, transform, device)
+        own = inference
+        if large_window is not None:
+            own = windows_for_large(inference, input_size(image), large_window)
+            result.in_windows += own != inference
+        with enough_memory(f"{job.image}: {pixels.shape[1]}x{pixels.shape[0]} pixels", LESS_MEMORY):
+            labels = predict_labels(
+                model,
+                image,
+                (pixels.shape[0], pixels.shape[1]),
+                own,
+                flip_pairs=flip_pairs,
+                dtype=torch.uint8,
+            )
+            label = labels[0].cpu().numpy()
+            save_picture(indexed(label, palette), job.label, below=out)
+            result.written.append(job.label)
+            if submission is not None and job.submitted is not None:
+                picture = Image.fromarray(submission.to_submission(label))
+                save_picture(picture, job.submitted, below=out)
+                result.submitted.append(job.submitted)
+            if job.overlay is not None:
+                picture = Image.fromarray(blend(pixels, label, palette))
+                save_picture(picture, job.overlay, below=out)
     return result
 
 
-def _network_input(pixels: np.ndarray, spec: ModelSpec, transform: Transform | None) -> Tensor:
-    image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    if transform is None:
-        return normalise(image, spec.mean, spec.std)
-    return transform(image, image[0], epoch=0, index=0)[0]  # no label: any will do
+def _inputs(source: Path) -> tuple[list[Path], int]:
+    """The images of `find_images`, without those that `predict` wrote, and the number of these.
+
+    An image that is named itself is taken in any case.
+    """
+    images = find_images(source)
+    if not source.is_dir():
+        return images, 0
+    own = {path for path in images if writer_of(path)}
+    if len(own) == len(images):
+        raise ValueError(f"source: {source} holds only pictures that mcibi-fast wrote")
+    return [path for path in images if path not in own], len(own)
 
 
 def _check_submission(dataset: type[ListedDataset], spec: ModelSpec, images: list[Path]) -> None:
@@ -173,10 +240,3 @@ def _output_names(images: list[Path], root: Path) -> list[Path]:
     """``a.jpg`` becomes ``a.png``, or ``a.jpg.png`` if two images would become ``a.png``."""
     relative = [path.relative_to(root).as_posix() for path in images]
     return [Path(f"{name}.png") for name in distinct_names(relative)]
-
-
-def save_picture(image: Image.Image, path: Path, *, below: Path) -> None:
-    """Writes a PNG whole or not at all; links in its way are replaced, see `make_folder`."""
-    make_folder(path.parent, below=below)
-    with new_file(path, sync=False) as file:
-        image.save(file, "PNG")

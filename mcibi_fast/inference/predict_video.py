@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mcibi_fast.data.base import Transform, normalise
-from mcibi_fast.inference.labels import FlipPairs
-from mcibi_fast.inference.predict import save_picture
+from mcibi_fast.data.base import Transform
+from mcibi_fast.defaults import LARGE_WINDOW
+from mcibi_fast.errors import enough_memory
+from mcibi_fast.inference.labels import LESS_MEMORY, FlipPairs, windows_for_large
+from mcibi_fast.inference.outputs import (
+    check_used_folder,
+    clear_used_folder,
+    save_picture,
+    short_name,
+)
+from mcibi_fast.inference.pictures import Picture, input_size, network_input
 from mcibi_fast.inference.stream import VideoPredictor
-from mcibi_fast.inference.video_io import Pixels, ReadFrame, VideoWriter, open_frames
+from mcibi_fast.inference.video_io import ReadFrame, VideoWriter, open_frames
 from mcibi_fast.interrupt import deferred_interrupt
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec
@@ -34,6 +42,7 @@ class VideoResult:
         video: the overlaid video, if there is one.
         problems: one line per frame that could not be used.
         ending: see `video_io.Frames`.
+        window: the windows that large frames were taken in, if they were.
     """
 
     frames: int = 0
@@ -41,6 +50,7 @@ class VideoResult:
     video: Path | None = None
     problems: list[str] = field(default_factory=list)
     ending: str = ""
+    window: tuple[int, int] | None = None
 
     @property
     def rate(self) -> float:
@@ -69,6 +79,7 @@ def predict_video(
     inference: InferenceConfig | None = None,
     transform: Transform | None = None,
     flip_pairs: FlipPairs = (),
+    large_window: tuple[int, int] | None = LARGE_WINDOW,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> VideoResult:
@@ -78,7 +89,8 @@ def predict_video(
     frame's number or the picture's name) and ``out/overlay.mp4``. Frames that cannot be read, or
     have another size than the first one, are left out and noted in the result; the frame before is
     shown for longer. Frames keep their times; those of a camera are when they were read. After
-    Ctrl-C or SIGTERM the results so far are kept, and the video ends there.
+    Ctrl-C or SIGTERM the results so far are kept, and the video ends there. What an earlier video
+    left in ``out`` is removed before the first frame is written.
 
     Args:
         model: a model from `checkpoint.load_model`, folded or not; put into evaluation mode.
@@ -92,12 +104,15 @@ def predict_video(
         transform: transforms each frame before the network, such as a dataset's `EvalTransform`;
             by default the frame is normalised and keeps its size.
         flip_pairs: classes that a mirrored frame swaps.
+        large_window: windows for large frames, as in `predict`.
         device: by default the model's device.
         progress: show a bar.
 
     Raises:
         FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used, or
-            ``inference`` makes no sense or is not for this model.
+            ``inference`` makes no sense or is not for this model; or ``out`` holds other files in
+            the results' place.
+        TooLittleMemoryError: naming the frame.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, saying what is kept.
         OSError: an output cannot be written; a video that is not whole is removed.
     """
@@ -105,9 +120,10 @@ def predict_video(
         raise ValueError(f"limit: expected at least 1, got {limit}")
     device = torch.device(device if device is not None else next(model.parameters()).device)
     predictor = VideoPredictor(model.to(device).eval(), inference, flip_pairs=flip_pairs)
+    check_used_folder(Path(out), Path(source))
     with closing(open_frames(source, every=every)) as frames:
         writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None
-        job = _Job(predictor, spec, Path(out), writer, transform, device)
+        job = _Job(predictor, spec, Path(out), writer, transform, device, large_window)
         total = limit if frames.total is None else min(frames.total, limit or frames.total)
         hidden, stopped = None if progress else True, False
         try:
@@ -147,9 +163,10 @@ class _Job:
         writer: VideoWriter | None,
         transform: Transform | None,
         device: torch.device,
+        large_window: tuple[int, int] | None,
     ) -> None:
         self.predictor, self.spec, self.out, self.writer = predictor, spec, out, writer
-        self.transform, self.device = transform, device
+        self.transform, self.device, self.large_window = transform, device, large_window
         self.palette = np.array(spec.palette, np.uint8)
         self.result = VideoResult()
         self.start = time.perf_counter()
@@ -168,14 +185,28 @@ class _Job:
                 f"{frame.name}: {width}x{height}, the first frame has {first_width}x{first_height}"
             )
             return
+        spec = self.spec
+        image = network_input(frame.pixels, spec.mean, spec.std, self.transform, self.device)
+        if self._size is None:
+            self._begin(image)
         self._size = size
-        image = self._network_input(frame.pixels)
-        label = self.predictor.predict(image, size).cpu().numpy()
-        picture = indexed(label, self.palette)
-        save_picture(picture, self.out / "labels" / f"{frame.name}.png", below=self.out)
-        if self.writer is not None:
-            self.writer.add(blend(frame.pixels, label, self.palette), frame.time)
+        with enough_memory(f"{frame.name}: {size[1]}x{size[0]} pixels", LESS_MEMORY):
+            frame_input = image[0] if isinstance(image, Tensor) else image
+            label = self.predictor.predict(frame_input, size).cpu().numpy()
+            target = self.out / "labels" / short_name(f"{frame.name}.png")
+            save_picture(indexed(label, self.palette), target, below=self.out, writer="video")
+            if self.writer is not None:
+                self.writer.add(blend(frame.pixels, label, self.palette), frame.time)
         self.result.frames += 1
+
+    def _begin(self, image: Picture | Tensor) -> None:
+        """What the first frame decides: windows for large ones; and what is no longer needed."""
+        clear_used_folder(self.out)
+        own = self.predictor.inference
+        if self.large_window is not None:
+            self.predictor.inference = windows_for_large(own, input_size(image), self.large_window)
+        if self.predictor.inference != own:
+            self.result.window = self.large_window
 
     def close(self, end: float | None) -> VideoResult:
         """Finishes the video, whose last frame is shown until ``end``; the result."""
@@ -184,11 +215,3 @@ class _Job:
             self.result.video = self.writer.path if self.result.frames else None
         self.result.seconds = time.perf_counter() - self.start
         return self.result
-
-    def _network_input(self, pixels: Pixels) -> Tensor:
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        if self.transform is None:
-            image = normalise(image, self.spec.mean, self.spec.std)
-        else:  # no label: any will do
-            image = self.transform(image, image[0], epoch=0, index=0)[0]
-        return image.to(self.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
+from mcibi_fast.inference.pictures import Picture
 from mcibi_fast.models import SegmentationOutput, Segmentor, VideoSegmentor
 from mcibi_fast.recipes.config import InferenceConfig
 
@@ -127,21 +128,22 @@ class VideoPredictor:
         """Begins another video."""
         self._streams.clear()
 
-    def predict(self, frame: Tensor, size: tuple[int, int]) -> Tensor:
-        """The next frame (3, H', W'), normalised -> (H, W) int64, ``size`` being (H, W).
+    def predict(self, frame: Tensor | Picture, size: tuple[int, int]) -> Tensor:
+        """The next frame, (3, H', W') normalised or as a `Picture` -> (H, W) int64, ``size`` being
+        (H, W).
 
         The upsampled logits are not formed. Raises ValueError for a frame of another size.
         """
-        if self._streams and frame.shape != self._shape:
+        shape = frame.shape if isinstance(frame, Tensor) else frame.pixels.shape
+        if self._streams and shape != self._shape:
             raise ValueError(
-                f"frame: expected {tuple(self._shape)} as before, got {tuple(frame.shape)}; the "
+                f"frame: expected {tuple(self._shape)} as before, got {tuple(shape)}; the "
                 "frames of a video have one size"
             )
-        self._used, self._shape = 0, frame.shape
+        self._used, self._shape = 0, shape
         views: Any = self  # what calls a model calls the streams one after another
-        labels = predict_labels(
-            views, frame[None], size, self.inference, flip_pairs=self.flip_pairs
-        )
+        images = frame[None] if isinstance(frame, Tensor) else frame
+        labels = predict_labels(views, images, size, self.inference, flip_pairs=self.flip_pairs)
         return labels[0]
 
     def __call__(self, images: Tensor, *, stages: int | None = None) -> SegmentationOutput:

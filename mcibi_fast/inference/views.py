@@ -4,11 +4,15 @@ Bilinear upsampling is a product with one sparse matrix per axis. So is the mean
 upsampled logits, resized to the labels' size, because the number of windows over a pixel is a
 product, too. A band of rows of the result needs only its own rows of these matrices, so K x H x W
 values are never in memory at once.
+
+Nor are all windows' logits: each window is computed when the first band needs it and dropped after
+the last one, and an image is cut into blocks of columns if even these are too many. What is in
+memory then no longer grows with the image. Windows at the edge of two blocks are computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,21 +24,37 @@ from mcibi_fast.nn.bilinear import axis_taps
 _TILE = {"cpu": 2**19}
 _LARGE_TILE = 2**24
 _PARTS = 8  # a tile is at most this part of K x H x W, however small that is
+# Bytes of windows' logits that may be in memory at once.
+_KEPT = {"cpu": 2**28}
+_LARGE_KEPT = 2**32
 
 
-class Window(NamedTuple):
-    """Logits of a part of a view's image.
+class Window:
+    """Logits of a part of a view's image, computed when they are needed.
 
-    Attributes:
-        logits: (B, h, w, K), contiguous, so that each tap is a whole vector of K numbers.
+    Args:
+        compute: gives (B, h, w, K), contiguous, so that each tap is a whole vector of K numbers.
         top, left: position of the window in the view's image; negative if padding comes first.
         size: (height, width) of the network's input.
     """
 
-    logits: Tensor
-    top: int
-    left: int
-    size: tuple[int, int]
+    def __init__(
+        self, compute: Callable[[], Tensor], top: int, left: int, size: tuple[int, int]
+    ) -> None:
+        self.top, self.left, self.size = top, left, size
+        self.compute = compute
+        self._kept: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Computed now, if they are not in memory."""
+        if self._kept is None:
+            self._kept = self.compute()
+        return self._kept
+
+    def drop(self) -> None:
+        """Frees the logits."""
+        self._kept = None
 
 
 class View(NamedTuple):
@@ -51,8 +71,13 @@ class View(NamedTuple):
     logits: Tensor | None = None
 
     @property
+    def some_logits(self) -> Tensor:
+        """Logits (B, h, w, K) of the whole image or of the first window."""
+        return self.windows[0].logits if self.logits is None else self.logits
+
+    @property
     def num_classes(self) -> int:
-        return (self.windows[0].logits if self.logits is None else self.logits).shape[-1]
+        return self.some_logits.shape[-1]
 
 
 class AxisTaps(NamedTuple):
@@ -65,15 +90,28 @@ class AxisTaps(NamedTuple):
 class Piece(NamedTuple):
     """What a window contributes to the output's rows and columns from ``top`` and ``left`` on."""
 
-    logits: Tensor  # (B, h, w, K)
+    window: Window
     top: int
     rows: AxisTaps
     left: int
     columns: AxisTaps
 
+    @property
+    def bottom(self) -> int:
+        return self.top + len(self.rows.source)
+
+    @property
+    def right(self) -> int:
+        return self.left + len(self.columns.source)
+
 
 def label_map(
-    views: Sequence[View], size: tuple[int, int], *, align_corners: bool, softmax: bool
+    views: Sequence[View],
+    size: tuple[int, int],
+    *,
+    align_corners: bool,
+    softmax: bool,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """The argmax of the views' mean probabilities.
 
@@ -86,27 +124,52 @@ def label_map(
         size: (H, W) of the labels.
         align_corners: whether the bilinear resizing aligns corners.
         softmax: take it; the views hold logits, not probabilities.
+        dtype: of the result.
 
     Returns:
-        (B, H, W) int64, the first class on ties.
+        (B, H, W), the first class on ties.
     """
+    some = views[0].some_logits
+    B, K, device = len(some), some.shape[-1], some.device
     sources = [_pieces(view, size, align_corners) for view in views]
-    some = sources[0][0].logits
-    B, K = len(some), some.shape[-1]
     H, W = size
-    rows = max(1, min(_TILE.get(some.device.type, _LARGE_TILE) // (W * K), -(-H // _PARTS)))
-    labels = torch.empty(B, H, W, dtype=torch.int64, device=some.device)
-    for b in range(B):
+    labels = torch.empty(B, H, W, dtype=dtype, device=device)
+    columns = _block_width(sources, W, _KEPT.get(device.type, _LARGE_KEPT))
+    rows = max(1, min(_TILE.get(device.type, _LARGE_TILE) // (columns * K), -(-H // _PARTS)))
+    for left in range(0, W, columns):
+        right = min(left + columns, W)
         for top in range(0, H, rows):
             bottom = min(top + rows, H)
-            tiles = (_tile(pieces, b, top, bottom, W) for pieces in sources)
-            # In a single view, the largest logit has the largest probability.
-            labels[b, top:bottom] = _sum(tiles, softmax and len(views) > 1).argmax(-1)
+            for b in range(B):
+                tiles = (_tile(pieces, b, top, bottom, left, right) for pieces in sources)
+                # In a single view, the largest logit has the largest probability.
+                tile = _sum(tiles, softmax and len(views) > 1)
+                labels[b, top:bottom, left:right] = tile.argmax(-1)
+            for piece in (piece for pieces in sources for piece in pieces):
+                if piece.bottom <= bottom:
+                    piece.window.drop()
     return labels
 
 
+def _block_width(sources: Sequence[Sequence[Piece]], width: int, allowed: int) -> int:
+    """The number of columns whose windows' logits take up to about ``allowed`` bytes.
+
+    It is at least a window's width, so that most windows are computed once or twice.
+    """
+    total, least = 0, 1
+    for pieces in sources:
+        rows = {(piece.top, piece.bottom) for piece in pieces}
+        overlapping = max(sum(t <= top < end for t, end in rows) for top, _ in rows)
+        across = len({piece.left for piece in pieces})
+        if len(pieces) > 1:
+            total += overlapping * across * pieces[0].window.logits.nbytes
+            least = max(least, *(piece.right - piece.left for piece in pieces))
+    blocks = max(1, -(-total // allowed))
+    return min(width, max(least, -(-width // blocks)))
+
+
 def _sum(tiles: Iterator[Tensor], softmax: bool) -> Tensor:
-    """The sum of the views' logits or probabilities (rows, W, K), one view in memory at a time."""
+    """The sum of the views' logits or probabilities (n, m, K), one view in memory at a time."""
     total = None
     for tile in tiles:
         if softmax:
@@ -116,53 +179,58 @@ def _sum(tiles: Iterator[Tensor], softmax: bool) -> Tensor:
     return total
 
 
-def _tile(pieces: Sequence[Piece], b: int, top: int, bottom: int, width: int) -> Tensor:
-    """Rows ``top`` to ``bottom`` of a view's logits at full resolution: (rows, W, K)."""
-    some = pieces[0]
-    tile = some.rows.weight.new_zeros(bottom - top, width, some.logits.shape[-1])
+def _tile(pieces: Sequence[Piece], b: int, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """A part of a view's logits at full resolution: (bottom - top, right - left, K)."""
+    tile: Tensor | None = None
     for piece in pieces:
-        first = max(top, piece.top)
-        last = min(bottom, piece.top + len(piece.rows.source))
-        if first >= last:
+        first, last = max(top, piece.top), min(bottom, piece.bottom)
+        start, end = max(left, piece.left), min(right, piece.right)
+        if first >= last or start >= end:
             continue
+        logits = piece.window.logits
+        if tile is None:
+            shape = bottom - top, right - left, logits.shape[-1]
+            tile = piece.rows.weight.new_zeros(shape)
         source, weight = (taps[first - piece.top : last - piece.top] for taps in piece.rows)
         # Rows first: there are fewer columns yet.
-        band = tile.new_zeros(last - first, *piece.logits.shape[2:])
+        band = tile.new_zeros(last - first, *logits.shape[2:])
         for t in range(source.shape[1]):
-            rows = piece.logits[b].index_select(0, source[:, t]).to(band.dtype)
+            rows = logits[b].index_select(0, source[:, t]).to(band.dtype)
             band.addcmul_(rows, weight[:, t, None, None])
-        source, weight = piece.columns
-        part = tile[first - top : last - top, piece.left : piece.left + len(source)]
+        source, weight = (taps[start - piece.left : end - piece.left] for taps in piece.columns)
+        part = tile[first - top : last - top, start - left : end - left]
         for t in range(source.shape[1]):
             part.addcmul_(band.index_select(1, source[:, t]), weight[:, t, None])
+    assert tile is not None  # the windows cover the image
     return tile
 
 
 def _pieces(view: View, size: tuple[int, int], align_corners: bool) -> list[Piece]:
+    like = view.some_logits
+    height, width = like.shape[1:3]
     if view.logits is not None:
         rows, columns = (
-            interpolation_taps(n, m, align_corners, view.logits)
-            for n, m in zip(size, view.logits.shape[1:3], strict=True)
+            interpolation_taps(n, m, align_corners, like)
+            for n, m in zip(size, (height, width), strict=True)
         )
-        return [_piece(view.logits, rows, columns)]
-    tops = {window.top: window.logits.shape[1] for window in view.windows}
-    lefts = {window.left: window.logits.shape[2] for window in view.windows}
-    height, width = view.windows[0].size
-    some = view.windows[0].logits
-    rows_of = _window_taps(size[0], view.size[0], height, tops, align_corners, some)
-    columns_of = _window_taps(size[1], view.size[1], width, lefts, align_corners, some)
-    return [
-        _piece(window.logits, rows_of[window.top], columns_of[window.left])
-        for window in view.windows
-    ]
+        return [_piece(Window(lambda: like, 0, 0, view.size), rows, columns, like.device)]
+    windows = view.windows
+    rows_of = _window_taps(
+        size[0], view.size[0], windows[0].size[0], height, {w.top for w in windows},
+        align_corners, like,
+    )  # fmt: skip
+    columns_of = _window_taps(
+        size[1], view.size[1], windows[0].size[1], width, {w.left for w in windows},
+        align_corners, like,
+    )  # fmt: skip
+    return [_piece(w, rows_of[w.top], columns_of[w.left], like.device) for w in windows]
 
 
-def _piece(logits: Tensor, rows: AxisTaps, columns: AxisTaps) -> Piece:
+def _piece(window: Window, rows: AxisTaps, columns: AxisTaps, device: torch.device) -> Piece:
     top, rows = _trimmed(rows)
     left, columns = _trimmed(columns)
-    device = logits.device
     return Piece(
-        logits,
+        window,
         top,
         AxisTaps(*(t.to(device, non_blocking=True) for t in rows)),
         left,
@@ -195,7 +263,13 @@ def interpolation_taps(n: int, m: int, align_corners: bool, like: Tensor) -> Axi
 
 
 def _window_taps(
-    n: int, length: int, window: int, starts: dict[int, int], align_corners: bool, like: Tensor
+    n: int,
+    length: int,
+    window: int,
+    low: int,
+    starts: set[int],
+    align_corners: bool,
+    like: Tensor,
 ) -> dict[int, AxisTaps]:
     """Per window of an axis, the taps from its logits through the view's pixels to the outputs.
 
@@ -203,15 +277,16 @@ def _window_taps(
         n: outputs.
         length: pixels of the view.
         window: pixels of a window.
-        starts: first pixel of each window, and the length of its logits.
+        low: the length of its logits.
+        starts: first pixel of each window.
     """
     pixels = torch.arange(length)
     inside = {start: (pixels >= start) & (pixels < start + window) for start in starts}
     count = torch.stack(list(inside.values())).sum(0)
     outer = interpolation_taps(n, length, align_corners, like)
+    inner = interpolation_taps(window, low, align_corners, like)
     result = {}
-    for start, low in starts.items():
-        inner = interpolation_taps(window, low, align_corners, like)
+    for start in starts:
         local = (outer.source - start).clamp(0, window - 1)
         share = outer.weight * inside[start][outer.source] / count[outer.source]  # (n, 2)
         result[start] = AxisTaps(

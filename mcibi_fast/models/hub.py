@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mcibi_fast.files import write_atomically
+from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import WEIGHTS, ModelSpec, find_weights, pack_weights, read_spec
@@ -59,7 +59,7 @@ def save_pretrained(model: Segmentor, spec: ModelSpec, folder: str | os.PathLike
     config = {"library_name": "mcibi_fast", "library_version": __version__, **asdict(spec)}
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     if not (folder / CARD).exists():
-        write_atomically(folder / CARD, _card(spec).encode())
+        write_text(folder / CARD, _card(spec))
     return folder
 
 

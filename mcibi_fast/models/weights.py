@@ -112,7 +112,7 @@ def read_spec(path: str | Path) -> ModelSpec:
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"checkpoint: {path} is not a checkpoint of mcibi_fast (a safetensors file that "
-            "`mcibi-fast train` wrote)"
+            "`mcibi-fast train` wrote), or it is cut off"
         ) from error
     try:
         return _checked(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -41,7 +42,9 @@ def axes_of(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figu
 def png(figure: Figure, *, dpi: int = 140) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"optimize": True})
+    with warnings.catch_warnings():  # letters that no font here has are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 

@@ -87,12 +87,13 @@ def build_report(
     """
     loaded = _load(runs, device)
     dataset = _dataset(loaded[0].config, root)
-    classes = loaded[0].spec.classes
-    if len(classes) != len(dataset.classes):
+    own = loaded[0].spec.classes
+    if len(dataset.classes) != len(own):
         raise ValueError(
-            f"report: {runs[0]} has {len(classes)} classes, its data has {len(dataset.classes)}"
+            f"report: the data of {runs[0]} have {len(dataset.classes)} classes now, the run has "
+            f"{len(own)}; say with --root where the data are that it was trained on"
         )
-    moved = moved_class(classes, dataset.classes)
+    moved = moved_class(own, dataset.classes)
     if moved:
         complain(f"warning: {moved}")
     trained = [Trained(each.name, each.model, each.run.history()) for each in loaded]

@@ -205,7 +205,9 @@ class Run:
         try:
             state = read_torch(file)
         except ValueError as error:
-            raise ValueError(f"resume: {file} is damaged: {error}") from error
+            raise ValueError(
+                f"resume: {file} is damaged: {error}; restore it from a copy, or start a new run"
+            ) from error
         if not isinstance(state, dict) or not state.keys() >= _STATE_ENTRIES:
             raise ValueError(f"resume: {file} is no training state")
         return weights, state

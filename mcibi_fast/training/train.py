@@ -28,6 +28,7 @@ from mcibi_fast.training.adversarial import Adversary
 from mcibi_fast.training.class_weights import build_loss, resolve_class_weights
 from mcibi_fast.training.data import describe, open_splits
 from mcibi_fast.training.ema import WeightAverage
+from mcibi_fast.training.foreign import explained
 from mcibi_fast.training.loss_log import LossReadings, NotFinite
 from mcibi_fast.training.memory_init import initialize_memory
 from mcibi_fast.training.micro_batches import accumulate_gradients, check_batch_size
@@ -75,7 +76,9 @@ def train(
     Raises:
         ValueError: the configuration or the data cannot be used, a run would continue with other
             data, or another training is using ``out``.
-        TrainingError: the loss is not finite; the last good checkpoint is untouched.
+        TrainingError: the loss is not finite, or a batch norm gets one value; the last good
+            checkpoint is untouched.
+        TooLittleMemoryError: naming what to make smaller.
         OSError: a checkpoint could not be written; the one before is untouched.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint of the last full step written.
     """
@@ -85,6 +88,7 @@ def train(
     )
     run = Run(out)
     with ExitStack() as held:
+        held.enter_context(explained(config))
         on_main(accelerator, lambda: held.enter_context(owned(run.path, report)))
         trainer = Trainer(config, run, resume=resume, progress=progress, report=report)
         held.callback(trainer.close)

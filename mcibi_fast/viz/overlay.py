@@ -16,7 +16,7 @@ _INK = (40, 42, 48)
 _FAINT = (92, 101, 112)
 _UNLABELLED = (236, 236, 236)
 _GAP = 6
-_BAND = 64  # rows
+_BAND = 2**18  # pixels that are coloured at once
 
 
 def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Pixels:
@@ -38,16 +38,20 @@ def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55)
     Unlabelled pixels keep the image's colour. Takes ``image`` (H, W, 3) uint8 and ``label`` (H, W);
     raises ValueError if their sizes differ.
     """
-    rows = _rows(label, len(palette))
-    if image.shape[:2] != rows.shape:
-        raise ValueError(f"label: size {rows.shape} differs from the image's, {image.shape[:2]}")
-    colours = np.concatenate([palette, np.zeros((1, 3))])
-    opacities = np.append(np.full(len(palette), alpha), 0.0)[:, None]
+    label = np.asarray(label)
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"label: size {label.shape} differs from the image's, {image.shape[:2]}")
+    # (K + 1, 256, 3): the result for each class and colour of the image.
+    under = np.arange(256.0)[:, None]
+    table = np.empty((len(palette) + 1, 256, 3), np.uint8)
+    table[:-1] = under + alpha * (palette[:, None] - under) + 0.5
+    table[-1] = under
     mixed = np.empty(image.shape, np.uint8)
-    for top in range(0, len(rows), _BAND):  # in float64 a whole image would be large
-        band = slice(top, top + _BAND)
-        under = image[band]
-        mixed[band] = under + opacities[rows[band]] * (colours[rows[band]] - under) + 0.5
+    rows = max(1, _BAND // image.shape[1])
+    for top in range(0, len(label), rows):
+        band = slice(top, top + rows)
+        index = _rows(label[band], len(palette))[..., None]
+        mixed[band] = table[index, image[band], np.arange(3)]
     return mixed
 
 
@@ -219,7 +223,8 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     return lines or [""]
 
 
-def _rows(label: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+def _rows(label: ArrayLike, num_classes: int) -> NDArray[np.integer]:
     """The palette row of each pixel; row ``num_classes`` stands for every other value."""
-    values = np.asarray(label).astype(np.int64)
-    return np.where((values >= 0) & (values < num_classes), values, num_classes)
+    values = np.asarray(label)
+    other = (values < 0) | (values >= num_classes)
+    return np.where(other, num_classes, values.astype(np.int32))
