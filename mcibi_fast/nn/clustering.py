@@ -71,6 +71,7 @@ class PixelSample:
                 positions = positions[picks.to(positions.device)]
             if len(positions):
                 found = pixels(features, labels, positions, self.align_corners)
+                found = found[found.isfinite().all(1)]
                 self._vectors[k].append(found.cpu())
                 self.counts[k] += len(found)
 

@@ -18,6 +18,7 @@ from mcibi_fast.nn.class_memory import (
     _of_rank_zero,
     _process_group,
 )
+from mcibi_fast.ops.finite import finite_rows
 
 Form = Literal["paper", "released"]
 Noise = Literal["released", "fresh", "fixed"]
@@ -126,7 +127,8 @@ class GaussianMemory(ClassMemory):
         """Moves the classes present in ``labels`` towards their statistics (Eqs. 6-9).
 
         All ranks of the default process group pool their batches: the result is what one process
-        with the whole batch would compute.
+        with the whole batch would compute. A class whose statistics are not finite, as after an
+        overflow in float16, keeps its row and is counted, see :func:`mcibi_fast.ops.kept_rows`.
 
         Args:
             features: R (B, Z, h, w).
@@ -156,8 +158,9 @@ class GaussianMemory(ClassMemory):
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
         )
-        found = counts > 0
-        statistics, found = _from_first_rank(self._statistics(sums), found)
+        statistics = self._statistics(sums)
+        found = finite_rows(statistics, counts > 0)  # else a pixel of a later batch is taken
+        statistics, found = _from_first_rank(statistics, found)
         self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
         self.met |= found
 
@@ -177,8 +180,9 @@ class GaussianMemory(ClassMemory):
                 f"got {tuple(centres.shape)}"
             )
         centres = _of_rank_zero(centres[:, 0].to(self.memory, copy=True))
-        found = centres.any(1) & ~self.met
-        self.memory.copy_(torch.where(found[:, None], self._statistics(centres), self.memory))
+        statistics = self._statistics(centres)
+        found = finite_rows(statistics, centres.any(1) & ~self.met)
+        self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
         self.met |= found
 
     def _updated(self, features: Tensor, labels: Tensor) -> Tensor:

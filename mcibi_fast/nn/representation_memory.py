@@ -23,6 +23,7 @@ from mcibi_fast.nn.class_memory import (
     _of_rank_zero,
     _process_group,
 )
+from mcibi_fast.ops.finite import finite_rows
 from mcibi_fast.ops.snapshot import snapshot
 
 Strategy = Literal["mean", "cosine_similarity"]
@@ -132,12 +133,14 @@ class RepresentationMemory(ClassMemory):
         """Moves the representations of the classes present in ``labels``.
 
         All ranks of the default process group pool their batches: the result is what one process
-        with the whole batch would compute. Nothing waits for the device, and features are not
-        upsampled. Besides the K x n x Z results, "cosine_similarity" allocates two copies of the
-        features and 3 K n numbers per pixel at the features' resolution, and about 3 n + 20 numbers
-        per pixel at the labels' resolution; "mean" allocates only what ``ops.class_feature_sums``
-        does. On CUDA "cosine_similarity" sums in no fixed order, so its bits are the same in every
-        run only under ``torch.use_deterministic_algorithms``.
+        with the whole batch would compute. A class whose statistics are not finite, as after an
+        overflow in float16, keeps its row and is counted, see :func:`mcibi_fast.ops.kept_rows`.
+        Nothing waits for the device, and features are not upsampled. Besides the K x n x Z results,
+        "cosine_similarity" allocates two copies of the features and 3 K n numbers per pixel at the
+        features' resolution, and about 3 n + 20 numbers per pixel at the labels' resolution; "mean"
+        allocates only what ``ops.class_feature_sums`` does. On CUDA "cosine_similarity" sums in no
+        fixed order, so its bits are the same in every run only under
+        ``torch.use_deterministic_algorithms``.
 
         Args:
             features: R (B, Z, h, w).
@@ -168,15 +171,16 @@ class RepresentationMemory(ClassMemory):
         if weighs:
             weighted, weights = pooled[2:]
             target = weighted / weights.where(weights > 0, 1)[..., None]  # (K, n, Z)
-        present = (counts > 0)[:, None, None]
+            target = target.where(mean.isfinite().all(dim=2, keepdim=True), torch.nan)
         empty = (self.memory == 0).all(dim=2, keepdim=True)  # (K, n, 1)
         next_empty = empty & (empty.cumsum(dim=1) == 1)
         updated = self.memory
         if not self.fixed:
             moved = (1 - self.momentum) * self.memory + self.momentum * target
             updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
-        updated = torch.where(next_empty, mean, updated)
-        self.memory.copy_(torch.where(present, updated, self.memory))
+        updated = torch.where(next_empty, mean, updated).to(self.memory.dtype)
+        moves = finite_rows(updated, counts > 0)[:, None, None]
+        self.memory.copy_(torch.where(moves, updated, self.memory))
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
@@ -199,7 +203,9 @@ class RepresentationMemory(ClassMemory):
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,
             )
-            pixels, found = _from_first_rank(pixels.to(self.memory.dtype), counts > 0)
+            pixels = pixels.to(self.memory.dtype)
+            found = finite_rows(pixels, counts > 0)  # else a pixel of a later batch is taken
+            pixels, found = _from_first_rank(pixels, found)
             next_empty = empty & (empty.cumsum(dim=1) == 1) & found[:, None]
             self.memory.copy_(torch.where(next_empty[..., None], pixels[:, None], self.memory))
 
@@ -217,7 +223,8 @@ class RepresentationMemory(ClassMemory):
             )
         empty = (self.memory == 0).all(dim=2, keepdim=True)
         updated = torch.where(empty, centres.to(self.memory), self.memory)
-        self.memory.copy_(_of_rank_zero(updated))
+        found = finite_rows(updated, empty.flatten(1).any(1))[:, None, None]
+        self.memory.copy_(_of_rank_zero(torch.where(found, updated, self.memory)))
 
     def _least_known(self, features: Tensor, labels: Tensor) -> list[Tensor]:
         """Sums (K, n, Z) of the pixels weighted by 1 - s, and sums of the weights (K, n).
@@ -229,6 +236,9 @@ class RepresentationMemory(ClassMemory):
         weights that these receive.
         """
         R = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+        # Zero times infinity would be NaN in the sums of every class; those of the classes that an
+        # infinity belongs to show in their plain sums.
+        R = R.where(R.isfinite(), 0)
         B, _, h, w = R.shape
         K, n = self.num_classes, self.per_class
         labels = labels.long()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from mcibi_fast import models
+from mcibi_fast import models, ops
 from mcibi_fast.data.loading import training_loader
 from mcibi_fast.errors import TrainingError
 from mcibi_fast.inference.evaluate import evaluate
@@ -325,6 +325,11 @@ class Trainer:
                 f"the loss is not finite {error}; {good}; try a lower optimizer.lr, "
                 "optimizer.clip_norm, or mixed_precision=no"
             ) from None
+        if kept := ops.kept_rows():
+            self.report(
+                f"step {self.step}: the memory kept the rows of {kept} classes whose features are "
+                "not finite"
+            )
         loss = sum(means.values())
         if self.scalars is not None:
             lr = self.schedule.lr
