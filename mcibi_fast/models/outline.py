@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from mcibi_fast.nn.transient import transient_tensors
+
 TRANSIENT_BYTES = 2**30
 """Largest size of the tensors that a model creates itself and that are in no file."""
 PARAMETERS = 20
@@ -58,8 +60,8 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
         raise Unbuildable(f"no model has such sizes: {lines[0]}") from error
     persistent = model.state_dict(keep_vars=True).keys()
     transient = sum(
-        buffer.numel() * buffer.element_size()
-        for name, buffer in model.named_buffers()
+        tensor.numel() * tensor.element_size()
+        for name, tensor in [*model.named_buffers(), *transient_tensors(model).items()]
         if name not in persistent
     )
     if transient > TRANSIENT_BYTES:

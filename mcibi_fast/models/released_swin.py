@@ -177,11 +177,18 @@ class _WindowAttention(nn.Module):
         self.heads = heads
         span = 2 * window_size - 1
         self.relative_position_bias_table = nn.Parameter(torch.zeros(span * span, heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         # A buffer because the checkpoints contain it, although it follows from the window's size.
         self.register_buffer("relative_position_index", relative_position_index(window_size))
+        self.window_size = window_size
+        self.reset_parameters()
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets what is not in a submodule as after ``__init__``."""
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.relative_position_index.copy_(relative_position_index(self.window_size))
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """(B, W, N, C) -> (B, W, N, C); the mask (W, N, N) is added to the attention's logits."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from mcibi_fast.ops.finite import finite_rows
 
 Form = Literal["paper", "released"]
 Noise = Literal["released", "fresh", "fixed"]
+_UNSET = [0.0, 1.0]  # mean and deviation of a class that was never set
 
 
 class GaussianMemory(ClassMemory):
@@ -44,7 +44,8 @@ class GaussianMemory(ClassMemory):
 
     The only state-dict key is ``memory`` (K, 2): float32, or float64 after ``.double()``.
     ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` do not change its dtype. To continue a run bit
-    for bit, save ``noise_state`` and ``met`` too: they are buffers outside the state dict.
+    for bit, save ``noise_state`` and ``met`` too: tensors outside the state dict that hold their
+    values however a model is built and loaded (:mod:`mcibi_fast.nn.transient`).
 
     Args:
         num_classes: K.
@@ -60,10 +61,6 @@ class GaussianMemory(ClassMemory):
         ignore_index: label that belongs to no class.
         align_corners: whether the bilinear upsampling in Eq. 7 aligns corners.
     """
-
-    noise_state: Tensor
-    fixed_noise_state: Tensor
-    noise_table: Tensor | None
 
     def __init__(
         self,
@@ -98,16 +95,49 @@ class GaussianMemory(ClassMemory):
         self.noise = noise or ("fresh" if paper else "released")
         _check_choice("noise", self.noise, ("released", "fresh", "fixed"))
 
-        self.register_buffer(
-            "memory", torch.tensor([[0.0, 1.0]] * num_classes, dtype=torch.float32)
-        )
-        met = torch.full((num_classes,), self.init == "standard")
-        self.register_buffer("met", met, persistent=False)
-        # Training steps count from 1; step 0 is the draw that evaluation uses.
-        self.register_buffer("noise_state", torch.tensor([seed, 1]), persistent=False)
-        self.register_buffer("fixed_noise_state", torch.tensor([seed, 0]), persistent=False)
+        self.register_buffer("memory", torch.tensor([_UNSET] * num_classes, dtype=torch.float32))
+        self._hold("met", self._initially_met())
+        self._hold("noise_state", self._first_noise_state())
+        self._hold("fixed_noise_state", torch.tensor([seed, 0], device="cpu"))
         table = _released_noise(num_classes, channels) if self.noise == "released" else None
-        self.register_buffer("noise_table", table, persistent=False)
+        self._hold("noise_table", table)
+
+    def _initially_met(self) -> Tensor:
+        return torch.tensor([self.init == "standard"] * self.num_classes, device="cpu")
+
+    def _first_noise_state(self) -> Tensor:
+        # Training steps count from 1; step 0 is the draw that evaluation uses.
+        return torch.tensor([self.seed, 1], device="cpu")
+
+    @property
+    def met(self) -> Tensor:
+        """(K,): which classes have been set; the tensor itself, which may be changed in place."""
+        met = self._held("met", self.memory.device)
+        if not met.is_meta:  # some loaders write the memory behind the module's back
+            met |= (self.memory.detach() != self.memory.new_tensor(_UNSET)).any(1)
+        return met
+
+    @property
+    def noise_state(self) -> Tensor:
+        """Philox (seed, step) of the next training step, int64; it may be changed in place."""
+        return self._held("noise_state", self.memory.device)
+
+    @property
+    def fixed_noise_state(self) -> Tensor:
+        """Philox (seed, 0), of the draw that evaluation uses."""
+        return self._held("fixed_noise_state", self.memory.device)
+
+    @property
+    def noise_table(self) -> Tensor | None:
+        """The fixed noise (K, Z) in float32 for ``noise="released"``; otherwise None."""
+        return self._held("noise_table", self.memory.device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forgets everything, as after ``__init__``; also for a memory without values yet."""
+        self.memory[:, 0], self.memory[:, 1] = _UNSET
+        self._hold("met", self._initially_met())
+        self._hold("noise_state", self._first_noise_state())
 
     def representations(self) -> Tensor:
         """C_dl (K, Z): one representation drawn per class (Eq. 11, Algorithm 1)."""
@@ -162,7 +192,7 @@ class GaussianMemory(ClassMemory):
         found = finite_rows(statistics, counts > 0)  # else a pixel of a later batch is taken
         statistics, found = _from_first_rank(statistics, found)
         self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
-        self.met |= found
+        self.met.logical_or_(found)
 
     @torch.no_grad()
     def initialize_from(self, centres: Tensor) -> None:
@@ -183,7 +213,7 @@ class GaussianMemory(ClassMemory):
         statistics = self._statistics(centres)
         found = finite_rows(statistics, centres.any(1) & ~self.met)
         self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
-        self.met |= found
+        self.met.logical_or_(found)
 
     def _updated(self, features: Tensor, labels: Tensor) -> Tensor:
         # A float argument of an op is a constant of a compiled graph: one that changes at every
@@ -212,15 +242,6 @@ class GaussianMemory(ClassMemory):
             return self.noise_table
         fresh = self.noise == "fresh" and self.training
         return ops.Philox(self.noise_state if fresh else self.fixed_noise_state)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMemory:
-        table = self.noise_table
-        super()._apply(fn, recurse)
-        if table is not None and self.noise_table is not None:
-            # The table stays float32 in a model of any dtype, and is restored from the original
-            # after to_empty() as well.
-            self.noise_table = table.to(self.noise_table.device)
-        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.nn.attention import mix_rows
 from mcibi_fast.nn.bilinear import Taps, upsampling_taps
 from mcibi_fast.nn.class_memory import (
     ClassMemory,
@@ -112,8 +113,12 @@ class RepresentationMemory(ClassMemory):
             )
         return snapshot(self.memory[:, 0])
 
+    def reset_parameters(self) -> None:
+        """Forgets everything, as after ``__init__``; also for a memory without values yet."""
+        self.memory.zero_()
+
     @property
-    def met(self) -> Tensor:  # type: ignore[override]
+    def met(self) -> Tensor:
         """(K,): whether all n representations of the class are set."""
         return (self.memory != 0).any(dim=2).all(dim=1)
 
@@ -122,11 +127,7 @@ class RepresentationMemory(ClassMemory):
 
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
-        # A sample is mean + deviation * noise: with mean 0 and deviation 1 it is the given noise.
-        unit = self.memory.new_zeros(self.num_classes, 2)
-        unit[:, 1] = 1
-        table = snapshot(self.memory.flatten(1))
-        return ops.gaussian_aggregate(weight_logits, unit, table.shape[1], noise=table, hard=hard)
+        return mix_rows(weight_logits, snapshot(self.memory.flatten(1)), hard=hard)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
