@@ -111,7 +111,7 @@ def test_copies(kind: str, model: nn.Module, expected: list[Tensor]) -> None:
     used = copy.deepcopy(model)
     steps(used)
     again = [steps(twin) for twin in (copy.deepcopy(used), pickle.loads(pickle.dumps(used)), used)]
-    assert all(torch.equal(a, b) for a, b in zip(sum(again[:2], []), 2 * again[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip([*again[0], *again[1]], 2 * again[2], strict=True))
 
 
 @pytest.mark.parametrize("use_buffers", [False, True])
