@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_root(parser)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser)
+    options.add_precision(parser)
     options.add_fold(parser)
     parser.add_argument(
         "--without-class", metavar="K,...", help="also report the means without these"
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         class_indices,
         evaluation_data,
         inference_config,
+        set_precision,
         start_accelerator,
         trained_config,
     )
@@ -116,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
         "progress": not args.quiet,
     }
     model.to(accelerator.device)
+    precision = set_precision(args, model, trained, accelerator.device)
     videos = None
     if whole_videos(dataset) and not model.needs_labels:
         protocol = args.protocol or PROTOCOLS[0]
@@ -127,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
-        say(f"{len(dataset)} images of {split}; {inference}")
+        say(f"{len(dataset)} images of {split}; {inference}; {precision}")
         say(metrics.table(names))
         if left_out:
             say(_without(metrics, left_out, names))
@@ -144,6 +147,7 @@ def run(args: argparse.Namespace) -> None:
                 "split": split,
                 "images": len(dataset),
                 "inference": asdict(inference),
+                "precision": model.precision,
             }
             write_atomically(Path(args.json), (json.dumps(content, indent=2) + "\n").encode())
 

@@ -44,6 +44,15 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """A precision other than the run's."""
+    parser.add_argument(
+        "--precision",
+        choices=["no", "bf16", "fp16"],
+        help="mixed precision, or no for full precision (default: that of the training)",
+    )
+
+
 def add_own_size(parser: argparse.ArgumentParser) -> None:
     """Images as they are."""
     parser.add_argument(

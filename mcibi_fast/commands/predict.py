@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="an image, or a folder of images")
     parser.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
     options.add_inference(parser)
+    options.add_precision(parser)
     options.add_own_size(parser)
     parser.add_argument(
         "--submission",
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.commands.run_settings import (
         inference_config,
         mirrored_classes,
+        set_precision,
         start_accelerator,
         submission_data,
         trained_config,
@@ -56,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     transform = None
     if data is not None and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)
+    device = start_accelerator(args).device
+    precision = set_precision(args, model, trained, device)
     result = predict(
         model,
         spec,
@@ -66,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
         flip_pairs=mirrored_classes(data) if inference.flip else (),
         submission=None if args.submission is None else dataset,
         overlays=not args.no_overlays,
-        device=start_accelerator(args).device,
+        device=device,
         progress=not args.quiet,
     )
-    say(f"{len(result.written)} label maps in {args.out}")
+    say(f"{len(result.written)} label maps in {args.out}, {precision}")
     if dataset is not None and result.submitted:
         say(f"{len(result.submitted)} for {dataset.title}'s server in {args.out}/submission")
     if not result.errors:

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", metavar="N", type=int, help="stop after N frames")
     options.add_inference(parser)
+    options.add_precision(parser)
     options.add_own_size(parser)
     options.add_fold(parser)
     options.add_cpu(parser)
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from mcibi_fast.commands.run_settings import (
         inference_config,
         mirrored_classes,
+        set_precision,
         start_accelerator,
         trained_config,
     )
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     transform = None
     if isinstance(data, (NamedData, ShardsData)) and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)
+    device = start_accelerator(args).device
+    precision = set_precision(args, model, trained, device)
     result = predict_video(
         model.fold() if args.fold else model,
         spec,
@@ -64,11 +68,14 @@ def run(args: argparse.Namespace) -> int:
         inference=inference,
         transform=transform,
         flip_pairs=mirrored_classes(data) if inference.flip else (),
-        device=start_accelerator(args).device,
+        device=device,
         progress=not args.quiet,
     )
     also = f" and {result.video.name}" if result.video else ""
-    say(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
+    say(
+        f"{result.frames} label maps{also} in {args.out}, {precision}, "
+        f"{result.rate:.1f} frames per second"
+    )
     if result.faults():
         complain(f"warning: {result.faults()}")
     return 0

@@ -16,6 +16,7 @@ from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.metrics import FlowFunction, VideoMetrics, default_flow
 from mcibi_fast.metrics.temporal import TC_VIDEOS
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def evaluate_videos(
     workers: int = 0,
     accelerator: Accelerator | None = None,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
     interrupted: Callable[[], bool] | None = None,
 ) -> VideoMetrics:
@@ -53,8 +55,11 @@ def evaluate_videos(
             (`MovingScenes`); None leaves TC out.
         inference: the default is one pass over the whole frame.
         workers: loader processes.
-        accelerator: gives the processes of a distributed run, and mixed precision.
+        accelerator: gives the processes of a distributed run, and its mixed precision if it has
+            one.
         device: used without an accelerator; by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default the accelerator's, or else that of the model's
+            training (``model.precision``).
         progress: show a bar (on the main process only).
         interrupted: asked after each frame; true ends the evaluation.
 
@@ -67,7 +72,7 @@ def evaluate_videos(
             ``inference`` makes no sense or is not for this model, the model takes labels for W,
             processes have different flows, or what a bad file raises.
     """
-    place = place_of(model, accelerator, device)
+    place = place_of(model, accelerator, device, precision)
     videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
     frames = _Frames(dataset, videos, flow)
     metrics = VideoMetrics(
@@ -80,7 +85,9 @@ def evaluate_videos(
     )
     if metrics.tc is not None:
         metrics.tc.check_ranks(accelerator)
-    predictor = VideoPredictor(model, inference, flip_pairs=dataset.flip_pairs)
+    predictor = VideoPredictor(
+        model, inference, flip_pairs=dataset.flip_pairs, precision=place.precision
+    )
     with evaluation_pass(
         model, place, total=len(frames), unit="frame", progress=progress, interrupted=interrupted
     ) as done:
@@ -117,8 +124,7 @@ def _count(
     height, width = frame["pixels"].shape[1:]
     label, flow, device = frame["label"], frame["flow"], place.device
     try:
-        with place.autocast():  # of the model alone: the flow is the same in any precision
-            prediction = predictor.predict(frame["image"].to(device), (height, width))
+        prediction = predictor.predict(frame["image"].to(device), (height, width))
         metrics.update(
             prediction,
             None if label is None else label.to(device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from mcibi_fast import ops
+from mcibi_fast.inference.precision import autocast, precision_of
+from mcibi_fast.models import Segmentor
+from mcibi_fast.models.weights import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,24 +27,35 @@ class Place:
     Attributes:
         rank, world_size: number of this process, and how many processes there are.
         device: the model's device.
-        autocast: a context for its calls.
+        precision: in which the model computes.
     """
 
     rank: int
     world_size: int
     device: torch.device
-    autocast: Callable[[], AbstractContextManager]
+    precision: Precision
+
+    def autocast(self) -> AbstractContextManager:
+        """A context for the model's calls."""
+        return autocast(self.device, self.precision)
 
 
 def place_of(
-    model: nn.Module, accelerator: Accelerator | None, device: torch.device | str | None
+    model: Segmentor,
+    accelerator: Accelerator | None,
+    device: torch.device | str | None,
+    precision: Precision | None = None,
 ) -> Place:
-    """The accelerator's place; without one, alone on ``device`` or where the model is."""
+    """The accelerator's place; without one, alone on ``device`` or where the model is.
+
+    For the precision see `precision.precision_of`.
+    """
+    rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        return Place(rank, world_size, accelerator.device, accelerator.autocast)
+        device = accelerator.device
     device = torch.device(device if device is not None else next(model.parameters()).device)
-    return Place(0, 1, device, nullcontext)
+    return Place(rank, world_size, device, precision_of(model, device, precision, accelerator))
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
 from mcibi_fast.files import make_folder, new_file
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
+from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.models.weights import ModelSpec, Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.viz.overlay import blend, indexed
 
@@ -74,6 +75,7 @@ def predict(
     submission: type[ListedDataset] | None = None,
     overlays: bool = True,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
 ) -> PredictResult:
     """Predicts every image; label maps have its own size.
@@ -96,6 +98,7 @@ def predict(
         submission: the dataset whose test server the files are for.
         overlays: also write overlays.
         device: by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default that of the model's training.
         progress: show a bar.
 
     Raises:
@@ -124,7 +127,8 @@ def predict(
             continue
         image = _network_input(pixels, spec, transform)[None].to(device)
         size = (pixels.shape[0], pixels.shape[1])
-        labels = predict_labels(model, image, size, inference, flip_pairs=flip_pairs)
+        with autocast(device, precision_of(model, device, precision)):
+            labels = predict_labels(model, image, size, inference, flip_pairs=flip_pairs)
         label = labels[0].cpu().numpy()
         target = out / "labels" / name
         save_picture(indexed(label, palette), target, below=out)

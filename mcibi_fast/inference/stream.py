@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
+from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import SegmentationOutput, Segmentor, VideoSegmentor
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.recipes.config import InferenceConfig
 
 
@@ -103,6 +105,7 @@ class VideoPredictor:
             separately.
         inference: the default is one pass over the whole frame.
         flip_pairs: classes that a mirrored frame swaps.
+        precision: by default that of the model's training, see `precision.precision_of`.
 
     Raises:
         ValueError: settings that make no sense, or that the model cannot follow.
@@ -114,11 +117,13 @@ class VideoPredictor:
         inference: InferenceConfig | None = None,
         *,
         flip_pairs: FlipPairs = (),
+        precision: Precision | None = None,
     ) -> None:
         self.inference = inference or InferenceConfig()
         check_model(model, self.inference)
         self.model, self.head, self.flip_pairs = model, model.head, flip_pairs
         self.needs_labels = model.needs_labels
+        self.precision = precision
         self._streams: list[VideoStream] = []
         self._used = 0
         self._shape = torch.Size()
@@ -139,9 +144,10 @@ class VideoPredictor:
             )
         self._used, self._shape = 0, frame.shape
         views: Any = self  # what calls a model calls the streams one after another
-        labels = predict_labels(
-            views, frame[None], size, self.inference, flip_pairs=self.flip_pairs
-        )
+        with autocast(frame.device, precision_of(self.model, frame.device, self.precision)):
+            labels = predict_labels(
+                views, frame[None], size, self.inference, flip_pairs=self.flip_pairs
+            )
         return labels[0]
 
     def __call__(self, images: Tensor, *, stages: int | None = None) -> SegmentationOutput:

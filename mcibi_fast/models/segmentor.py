@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.fold import fold_batch_norms
 
@@ -19,8 +20,13 @@ class Segmentor(nn.Module):
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
         head: feature maps -> :class:`SegmentationOutput`.
+
+    Attributes:
+        precision: mixed precision of the training: "no", "bf16" or "fp16". Evaluation and
+            prediction use it unless told otherwise; a call of the model itself does not.
     """
 
+    precision: Precision = "no"
     head: Any  # a SegmentationHead; mypy would take attributes of subclasses for Tensor | Module
 
     def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
@@ -92,7 +98,9 @@ class Segmentor(nn.Module):
         head = self.head.fold()
         backbone = copy.deepcopy(self.backbone).eval()
         fold_batch_norms(backbone)
-        return type(self)(backbone.requires_grad_(False), head).eval()
+        folded = type(self)(backbone.requires_grad_(False), head).eval()
+        folded.precision = self.precision
+        return folded
 
     def train(self, mode: bool = True) -> Segmentor:
         """Switches to training mode, or to evaluation mode.
@@ -124,6 +132,11 @@ class SegmentorWrapper(nn.Module):
     def head(self) -> SegmentationHead:
         """The wrapped model's head, which does the final upsampling."""
         return self.model.head
+
+    @property
+    def precision(self) -> Precision:
+        """The wrapped model's precision."""
+        return self.model.precision
 
     @property
     def needs_labels(self) -> bool:

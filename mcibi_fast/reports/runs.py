@@ -141,6 +141,7 @@ def _load_run(path: Path, config: TrainConfig, name: str, device: torch.device |
         )
     with torch.random.fork_rng():  # building a model draws initial weights
         model, spec = load_model(directory)
+    model.precision = config.mixed_precision  # older checkpoints do not say it
     step = int(directory.name.removeprefix("step-"))
     metrics = [e["metrics"] for e in run.history() if "metrics" in e and e["step"] == step]
     return Loaded(name, run, config, model.to(device), spec, step, metrics[-1] if metrics else None)

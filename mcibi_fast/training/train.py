@@ -155,6 +155,7 @@ class Trainer:
             mean=list(self.train_data.mean),
             std=list(self.train_data.std),
             ignore_index=self.train_data.ignore_index,
+            mixed_precision=config.mixed_precision,
         )
         options: dict[str, Any] = {"loss": self.loss}
         if resume:
