@@ -59,6 +59,8 @@ SCHEMAS = {
         "(Tensor logits, Tensor labels, int ignore_index, bool align_corners) -> Tensor"
     ),
     "finite_rows": "(Tensor rows, Tensor seen) -> Tensor",
+    "once": "(Tensor new, Tensor state) -> Tensor",
+    "remembered": "(Tensor state, bool after_update) -> Tensor",
     "snapshot": "(Tensor state) -> Tensor",
 }
 

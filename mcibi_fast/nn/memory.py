@@ -18,6 +18,7 @@ from mcibi_fast.nn.class_memory import (
     _process_group,
 )
 from mcibi_fast.ops.finite import finite_rows
+from mcibi_fast.ops.recompute import once, remembered
 
 Form = Literal["paper", "released"]
 Noise = Literal["released", "fresh", "fixed"]
@@ -141,7 +142,7 @@ class GaussianMemory(ClassMemory):
 
     def representations(self) -> Tensor:
         """C_dl (K, Z): one representation drawn per class (Eq. 11, Algorithm 1)."""
-        return ops.gaussian_table(self.memory, self.channels, noise=self._noise())
+        return ops.gaussian_table(self._read(), self.channels, noise=self._noise())
 
     def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
         """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, Z, h, w).
@@ -149,7 +150,7 @@ class GaussianMemory(ClassMemory):
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
         return ops.gaussian_aggregate(
-            weight_logits, self.memory, self.channels, noise=self._noise(), hard=hard
+            weight_logits, self._read(), self.channels, noise=self._noise(), hard=hard
         )
 
     @torch.no_grad()
@@ -166,8 +167,9 @@ class GaussianMemory(ClassMemory):
         """
         self._check_features(features)
         if not self.fixed:
-            self.memory.copy_(self._updated(features, labels))
-        self.noise_state[1] += 1
+            self.memory.copy_(once(self._updated(features, labels), self.memory))
+        state = self.noise_state
+        state.copy_(once(torch.stack([state[0], state[1] + 1]), state))
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
@@ -241,7 +243,11 @@ class GaussianMemory(ClassMemory):
         if self.noise_table is not None:
             return self.noise_table
         fresh = self.noise == "fresh" and self.training
-        return ops.Philox(self.noise_state if fresh else self.fixed_noise_state)
+        return ops.Philox(remembered(self.noise_state) if fresh else self.fixed_noise_state)
+
+    def _read(self) -> Tensor:
+        """The memory; while training, which updates it, a copy."""
+        return remembered(self.memory) if self.training else self.memory
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -25,6 +25,7 @@ from mcibi_fast.nn.class_memory import (
     _process_group,
 )
 from mcibi_fast.ops.finite import finite_rows
+from mcibi_fast.ops.recompute import once, remembered
 from mcibi_fast.ops.snapshot import snapshot
 
 Strategy = Literal["mean", "cosine_similarity"]
@@ -111,7 +112,7 @@ class RepresentationMemory(ClassMemory):
                 f"representations: there are {self.per_class} per class; read the attribute memory "
                 "(K, n, Z), or build the memory with representations=1"
             )
-        return snapshot(self.memory[:, 0])
+        return self.read()[:, 0]
 
     def reset_parameters(self) -> None:
         """Forgets everything, as after ``__init__``; also for a memory without values yet."""
@@ -127,7 +128,17 @@ class RepresentationMemory(ClassMemory):
 
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
-        return mix_rows(weight_logits, snapshot(self.memory.flatten(1)), hard=hard)
+        return mix_rows(weight_logits, self.read().flatten(1), hard=hard)
+
+    def read(self, *, after_update: bool = False) -> Tensor:
+        """A copy of the memory (K, n, Z), which the update of a training step does not change.
+
+        Args:
+            after_update: it is read after the update of the step.
+        """
+        if not self.training:
+            return snapshot(self.memory)
+        return remembered(self.memory, after_update=after_update)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -181,7 +192,7 @@ class RepresentationMemory(ClassMemory):
             updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
         updated = torch.where(next_empty, mean, updated).to(self.memory.dtype)
         moves = finite_rows(updated, counts > 0)[:, None, None]
-        self.memory.copy_(torch.where(moves, updated, self.memory))
+        self.memory.copy_(once(torch.where(moves, updated, self.memory), self.memory))
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:

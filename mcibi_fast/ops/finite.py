@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.ops.dispatch import Kernel, Op, always
+from mcibi_fast.ops.recompute import recomputing
 
 _counters: dict[torch.device, Tensor] = {}
 
@@ -55,6 +56,8 @@ def _finite(rows: Tensor, seen: Tensor) -> Tensor:
 
 def _count(rows: Tensor, seen: Tensor) -> Tensor:
     finite = _finite(rows, seen)
+    if recomputing():
+        return finite
     counter(rows.device).add_((seen & ~finite).sum())
     return finite
 
