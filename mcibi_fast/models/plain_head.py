@@ -101,8 +101,8 @@ class PlainHead(SegmentationHead):
     def forward(  # type: ignore[override]
         self, features: Sequence[Tensor], labels: Tensor | None = None
     ) -> SegmentationOutput:
-        maps, first = self.decoder_input(features)
-        logits = self.decoder(maps)
+        maps, first = self._run(self.decoder_input, features)
+        logits = self._run(self.decoder, maps)
         losses = {}
         if labels is not None:
             losses = joint_losses(
@@ -110,7 +110,7 @@ class PlainHead(SegmentationHead):
                 labels,
                 weight_logits=first,
                 alpha=self.first_weight,
-                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                auxiliary_logits=self._auxiliary_logits(features),
                 auxiliary_weight=self.auxiliary_weight,
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,

@@ -8,12 +8,15 @@ order of ``nn.Unfold``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+
+from mcibi_fast.models.checkpointing import Checkpointed
 
 MASKED = -100.0  # added to the logits between regions that the cyclic shift brought together
 
@@ -57,6 +60,11 @@ class Swin(nn.Module):
             tuple(range(len(widths))),
         )
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's: whether training computes the blocks again in the backward pass."""
+        for stage in cast(Iterable[Checkpointed], self.stages):
+            stage.gradient_checkpointing = enable
+
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.patch_embed(images)
         maps = []
@@ -81,7 +89,7 @@ class _PatchEmbedding(nn.Module):
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 
-class _Stage(nn.Module):
+class _Stage(Checkpointed):
     def __init__(
         self,
         channels: int,
@@ -103,7 +111,7 @@ class _Stage(nn.Module):
         """(B, h, w, C) -> the next stage's input and this stage's output."""
         mask = region_mask(x, self.window_size)  # the same in all blocks
         for block in self.blocks:
-            x = block(x, mask)
+            x = self._run(block, x, mask)
         return self.downsample(x), x
 
 

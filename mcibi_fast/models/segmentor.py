@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from mcibi_fast.models.checkpointing import set_checkpointing
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.weights import Precision
@@ -62,6 +64,42 @@ class Segmentor(nn.Module):
                 f"got {tuple(labels.shape)}"
             )
         return self.head(self.backbone(images), labels, **options)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Training keeps fewer activations and computes them again in the backward pass.
+
+        Gradients, memory, noise and batch norms' statistics are those of training without it. The
+        backbone takes part if it has timm's ``set_grad_checkpointing``; else there is a warning.
+
+        Args:
+            gradient_checkpointing_kwargs: as in transformers; ``{"use_reentrant": False}`` is what
+                is done anyway.
+
+        Raises:
+            ValueError: other settings of ``torch.utils.checkpoint``.
+        """
+        settings = dict(gradient_checkpointing_kwargs or {})
+        if settings.pop("use_reentrant", False) or settings:
+            raise ValueError(
+                "gradient_checkpointing_kwargs: only use_reentrant=False, the default, is possible "
+                f"here, got {dict(gradient_checkpointing_kwargs or {})}"
+            )
+        set_checkpointing(self.backbone, self.head, True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Training keeps all activations again."""
+        set_checkpointing(self.backbone, self.head, False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The same under timm's name."""
+        set_checkpointing(self.backbone, self.head, enable)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again."""
+        return self.head.gradient_checkpointing
 
     def schedule(self, *, epoch: int, lr_factor: float) -> None:
         """Prepares the next training step: the memory's momentum, losses that begin later.

@@ -14,12 +14,12 @@ from types import FrameType, GeneratorType
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor
 
 from mcibi_fast.ops.dispatch import Kernel, Op, always
 
 _KEPT = "_mcibi_fast_kept"  # attribute of a checkpointed call: what it read and updated
+_FILES = ("torch/utils/checkpoint.py", "torch/_functorch/_aot_autograd/runtime_wrappers.py")
 _READ = "_mcibi_fast_read"  # attribute of a state: its version when a forward read it last
 
 
@@ -55,11 +55,12 @@ def _in_backward() -> bool:
 def _calls() -> Iterator[Any]:
     """The checkpointed calls that run now, innermost first: the objects that live until backward.
 
-    They are found among the variables of ``torch.utils.checkpoint``, in its frames on the stack.
+    They are found among the variables of PyTorch's frames on the stack: those of
+    ``torch.utils.checkpoint``, and those of compiled graphs, which recompute by themselves.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+        if frame.f_code.co_filename.endswith(_FILES):
             call = _call_of(frame)
             if call is not None:
                 yield call
@@ -68,7 +69,7 @@ def _calls() -> Iterator[Any]:
 
 def _call_of(frame: FrameType) -> Any:
     name, variables = frame.f_code.co_name, frame.f_locals
-    if name in ("forward", "backward"):  # use_reentrant=True
+    if name in ("forward", "backward"):  # use_reentrant=True, or a compiled graph
         return variables.get("ctx")
     if name == "unpack_hook":  # use_reentrant=False, in the backward
         return variables.get("frame")

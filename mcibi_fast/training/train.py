@@ -163,6 +163,8 @@ class Trainer:
             check_fits(self.spec, run.weights(), **options)
         model = create_model(self.spec, **options)
         check_model(model, config.inference)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
         if config.sync_batchnorm:
             self.model = cast(models.Segmentor, models.convert_sync_batchnorm(self.model))
