@@ -48,8 +48,9 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """A precision other than the run's."""
     parser.add_argument(
         "--precision",
+        metavar="P",
         choices=["no", "bf16", "fp16"],
-        help="mixed precision, or no for full precision (default: that of the training)",
+        help="no, bf16 or fp16 (default: the training's)",
     )
 
 

@@ -124,7 +124,8 @@ def _count(
     height, width = frame["pixels"].shape[1:]
     label, flow, device = frame["label"], frame["flow"], place.device
     try:
-        prediction = predictor.predict(frame["image"].to(device), (height, width))
+        with place.autocast():  # of the model alone: the flow is the same in any precision
+            prediction = predictor.predict(frame["image"].to(device), (height, width))
         metrics.update(
             prediction,
             None if label is None else label.to(device),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mcibi_fast import ops
-from mcibi_fast.inference.precision import autocast, precision_of
+from mcibi_fast.inference.precision import autocast, mixed_precision_of, precision_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import Precision
 
@@ -28,16 +29,14 @@ class Place:
         rank, world_size: number of this process, and how many processes there are.
         device: the model's device.
         precision: in which the model computes.
+        autocast: a context for its calls, which sees to this.
     """
 
     rank: int
     world_size: int
     device: torch.device
     precision: Precision
-
-    def autocast(self) -> AbstractContextManager:
-        """A context for the model's calls."""
-        return autocast(self.device, self.precision)
+    autocast: Callable[[], AbstractContextManager]
 
 
 def place_of(
@@ -55,7 +54,10 @@ def place_of(
         rank, world_size = accelerator.process_index, accelerator.num_processes
         device = accelerator.device
     device = torch.device(device if device is not None else next(model.parameters()).device)
-    return Place(rank, world_size, device, precision_of(model, device, precision, accelerator))
+    found = precision_of(model, device, precision, accelerator)
+    if accelerator is not None and found == mixed_precision_of(accelerator):
+        return Place(rank, world_size, device, found, accelerator.autocast)
+    return Place(rank, world_size, device, found, partial(autocast, device, found))
 
 
 @contextmanager

@@ -39,10 +39,16 @@ def precision_of(
     if wanted not in (None, "no", *_DTYPES):
         raise ValueError(f"precision: expected 'no', 'bf16' or 'fp16', got {wanted!r}")
     own: Any = getattr(model, "precision", "no")
-    if accelerator is not None and accelerator.mixed_precision in _DTYPES:
-        own = accelerator.mixed_precision
+    if accelerator is not None and mixed_precision_of(accelerator) != "no":
+        own = mixed_precision_of(accelerator)
     found: Precision = own if wanted is None else wanted
     return "no" if found == "fp16" and device.type == "cpu" else found
+
+
+def mixed_precision_of(accelerator: Accelerator) -> Precision:
+    """The accelerator's own; "no" for kinds that PyTorch's autocast does not have."""
+    found: Any = getattr(accelerator, "mixed_precision", "no")
+    return found if found in _DTYPES else "no"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
