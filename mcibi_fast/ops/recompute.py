@@ -102,8 +102,8 @@ def _remember(state: Tensor, after_update: bool) -> Tensor:
         if in_backward and not calls and getattr(state, _READ, version) != version:
             raise RuntimeError(
                 "memory: it was updated between the forward and this recomputation in the backward "
-                "pass, which therefore differ; checkpoint with torch.utils.checkpoint outside "
-                "torch.compile, or call update after the backward pass"
+                "pass, which therefore differ; checkpoint with torch.utils.checkpoint, or call "
+                "update after the backward pass"
             )
         if not in_backward:
             setattr(state, _READ, version)

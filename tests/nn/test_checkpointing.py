@@ -49,7 +49,10 @@ def to_the_end(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return checkpoint(function, *inputs, use_reentrant=False, early_stop=False)
 
 
-MODES = [reentrant, saved_hooks, nested, nested_reentrant, to_the_end]
+MODES = [
+    *[reentrant, saved_hooks],
+    *[pytest.param(m, marks=pytest.mark.slow) for m in (nested, nested_reentrant, to_the_end)],
+]
 Run = Callable[..., Tensor]
 
 
@@ -211,21 +214,17 @@ def compiled_step(name: str, run: Run, compiled: bool) -> list[Tensor]:
         return augmented.square().sum()
 
     torch._dynamo.reset()
-    (torch.compile(step, backend="aot_eager") if compiled else step)(R).backward()
+    run_step = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
+    run_step(R).backward()
     return [*gradients(context, [R]), context.memory.memory]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [reentrant, saved_hooks])
 @pytest.mark.parametrize("name", ["paper", "representations"])
-def test_compiled_steps_are_right_or_refused(name: str, run: Run) -> None:
+def test_compiled_steps(name: str, run: Run) -> None:
     expected = compiled_step(name, Plain(), compiled=False)
-    try:
-        found = compiled_step(name, run, compiled=True)
-    except RuntimeError as error:
-        assert "memory: it was updated between the forward and this recomputation" in str(error)
-        return
-    for value, right in zip(found, expected, strict=True):
+    for value, right in zip(compiled_step(name, run, compiled=True), expected, strict=True):
         torch.testing.assert_close(value, right, rtol=1e-10, atol=1e-12)
 
 
