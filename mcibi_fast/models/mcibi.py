@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import made
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
@@ -89,7 +90,7 @@ class MCIBIHead(MemoryHead):
         seed: int = 0,
         memory_loss_weight: float = 1.0,
         weights_from: WeightsFrom = "auto",
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         **options: Any,
     ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import SegmentationHead, made
 from mcibi_fast.models.iterative import label_weights, mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
@@ -116,7 +117,7 @@ class MemoryHead(SegmentationHead):
         stages: int = 1,
         mixing: Mixing | None = None,
         stage_weights: tuple[float, float] = (2.0, 1.5),
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         loss: PixelLoss | None = None,
     ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import SegmentationHead, made
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.blocks import conv_bn_relu
@@ -52,7 +53,7 @@ class PlainHead(SegmentationHead):
         dropout: float = 0.1,
         first_weight: float | None = None,
         auxiliary_weight: float = 0.4,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         loss: PixelLoss | None = None,
     ) -> None:

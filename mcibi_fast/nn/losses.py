@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.nn.transient import TransientTensors, transient_tensors
 
 
@@ -80,7 +81,7 @@ class PixelLoss(TransientTensors):
         logits: Tensor,
         labels: Tensor,
         *,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> Tensor:
         """The loss, a scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
@@ -120,7 +121,7 @@ class PixelLoss(TransientTensors):
         hardest = probability.flatten().sort().values[last]
         return valid & ((probability < threshold) | (probability <= hardest))
 
-    def total_weight(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    def total_weight(self, labels: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
         """What the mean over ``labels`` divides by: valid pixels, or the sum of their weights."""
         labels = labels.long()  # their own dtype may be too small for ignore_index
         valid = labels != ignore_index
@@ -139,7 +140,7 @@ def joint_losses(
     auxiliary_logits: Tensor | None = None,
     alpha: float = 0.4,
     auxiliary_weight: float = 0.4,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
     loss: Callable[..., Tensor] = ops.upsample_cross_entropy,
 ) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.nn.class_memory import (
     ClassMemory,
     Init,
@@ -69,14 +70,14 @@ class GaussianMemory(ClassMemory):
         channels: int,
         *,
         form: Form = "released",
-        momentum: float = 0.1,
+        momentum: float = MOMENTUM,
         momentum_schedule: MomentumSchedule = "fixed",
         fixed: bool = False,
         unbiased: bool | None = None,
         noise: Noise | None = None,
         init: Init | None = None,
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> None:
         _check_choice("form", form, ("paper", "released"))

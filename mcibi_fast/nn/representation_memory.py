@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.nn.attention import mix_rows
 from mcibi_fast.nn.bilinear import Taps, upsampling_taps
 from mcibi_fast.nn.class_memory import (
@@ -79,7 +80,7 @@ class RepresentationMemory(ClassMemory):
         fixed: bool = False,
         init: Init = "standard",
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> None:
         super().__init__(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.video import ClipDataset
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
@@ -176,7 +177,7 @@ def class_vectors(
     label: Tensor,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean of the features under each class's mask in one image (Figure 6).

@@ -102,6 +102,16 @@ def test_gradients_and_states_are_those_without_it(name: str) -> None:
     assert_close(trained(model), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_mcibipp", "fcn_mcibi"])
+def test_compiled(name: str) -> None:
+    expected, model = trained(build(name)), build(name)
+    model.gradient_checkpointing_enable()
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager")
+    assert_close(trained(model), expected)
+
+
 def test_fewer_activations_are_kept() -> None:
     model = build("upernet_mcibipp", "resnet50")
     usual = kept_bytes(model)
