@@ -58,6 +58,9 @@ SCHEMAS = {
     "upsample_confusion": (
         "(Tensor logits, Tensor labels, int ignore_index, bool align_corners) -> Tensor"
     ),
+    "finite_rows": "(Tensor rows, Tensor seen) -> Tensor",
+    "once": "(Tensor new, Tensor state) -> Tensor",
+    "remembered": "(Tensor state, bool after_update) -> Tensor",
     "snapshot": "(Tensor state) -> Tensor",
 }
 
@@ -75,13 +78,21 @@ OPS_WITH_LABELS = {
     ),
 }
 
+# The ops that keep the rows of a memory which they would make infinite or NaN. Their kernels count
+# these rows in one more tensor argument (see ops/finite.py).
+OPS_THAT_KEEP_ROWS = ("memory_update",)
+
 
 def compiled_schema(backend: str, name: str) -> str:
     """Name, arguments and results of torch.ops.mcibi_fast_<backend>.<name>."""
     schema = name + SCHEMAS[name].replace("SymInt", "int")
     if name in OPS_WITH_LABELS[backend]:
         schema = schema.replace(") -> ", ", Tensor(a!) bad_labels) -> ")
+    if name in OPS_THAT_KEEP_ROWS:
+        schema = schema.replace(") -> ", ", Tensor(b!) kept_rows) -> ")
     return schema
 
 
-DIGEST = hashlib.sha256(repr((SCHEMAS, OPS_WITH_LABELS)).encode()).hexdigest()[:16]
+DIGEST = hashlib.sha256(repr((SCHEMAS, OPS_WITH_LABELS, OPS_THAT_KEEP_ROWS)).encode()).hexdigest()[
+    :16
+]

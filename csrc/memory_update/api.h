@@ -53,7 +53,8 @@ MCIBI_DECLARE_CPU_KERNEL(moving_average_cpu,
 
 inline constexpr int64_t kMaxCudaClasses = 4096;  // a block numbers the classes in shared memory
 
-// The memory before and after: (K, 2), float32 or float64.
+// The memory before and after: (K, 2), float32 or float64. A row that would not be finite
+// afterwards is kept.
 struct MemoryUpdate {
   const void* memory;
   void* next;  // contiguous
@@ -61,6 +62,7 @@ struct MemoryUpdate {
   int64_t stride_k, stride_column;
   double momentum;
   bool unbiased;
+  int64_t* kept_rows;  // counts the classes with pixels that keep their row; may be null
 };
 
 // sums: (K, Z) float32 (float64 for float64 features), counts: (K,), both contiguous.

@@ -15,4 +15,14 @@ inline FeatureMap feature_map(const torch::stable::Tensor& t) {
           t.stride(2),        t.stride(3)};
 }
 
+// Where the rows that are kept are counted, over many calls; ops/finite.py reads it later.
+inline int64_t* row_counter(const torch::stable::Tensor& counter,
+                            const torch::stable::Tensor& memory) {
+  STD_TORCH_CHECK(counter.scalar_type() == torch::headeronly::ScalarType::Long &&
+                      counter.numel() == 1 &&
+                      counter.get_device_index() == memory.get_device_index(),
+                  "kept_rows: expected int64 (1,) on the memory's device");
+  return static_cast<int64_t*>(counter.data_ptr());
+}
+
 }  // namespace mcibi_fast

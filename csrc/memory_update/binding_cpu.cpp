@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <tuple>
 #include <vector>
@@ -95,23 +96,39 @@ Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels
   return grad_features;
 }
 
+// Stores the next memory. A row that would not be finite there keeps its old values: an overflow in
+// one step must not stay in the memory. Returns how many classes with pixels kept their row.
+template <typename T>
+int64_t store_finite_rows(const std::vector<double>& old, const std::vector<double>& next,
+                          const std::vector<int64_t>& counts, T* out) {
+  int64_t kept = 0;
+  for (size_t k = 0; k < counts.size(); ++k) {
+    const T mean = static_cast<T>(next[2 * k]), deviation = static_cast<T>(next[2 * k + 1]);
+    const bool finite = std::isfinite(mean) && std::isfinite(deviation);
+    out[2 * k] = finite ? mean : static_cast<T>(old[2 * k]);
+    out[2 * k + 1] = finite ? deviation : static_cast<T>(old[2 * k + 1]);
+    kept += counts[k] > 0 && !finite;
+  }
+  return kept;
+}
+
 Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor& labels,
                      double momentum, bool unbiased, int64_t ignore_index, bool align_corners,
-                     const Tensor& report) {
+                     const Tensor& report, const Tensor& kept_rows) {
   STD_TORCH_CHECK(memory.dim() == 2 && memory.size(1) == 2, "memory: expected (K, 2)");
   const int64_t num_classes = memory.size(0);
   const Sums sums =
       compute_sums(features, labels, num_classes, ignore_index, align_corners, report);
-  std::vector<double> next = to_doubles(memory, "memory");
+  const std::vector<double> old = to_doubles(memory, "memory");
+  std::vector<double> next = old;
   MCIBI_CPU_KERNEL(moving_average_cpu)
   (sums.sums.data(), sums.counts.data(), num_classes, features.size(1), momentum, unbiased,
    next.data());
   Tensor result = empty({num_classes, 2}, memory.scalar_type());
-  if (memory.scalar_type() == ScalarType::Double) {
-    std::copy(next.begin(), next.end(), static_cast<double*>(result.data_ptr()));
-  } else {
-    std::copy(next.begin(), next.end(), static_cast<float*>(result.data_ptr()));
-  }
+  *row_counter(kept_rows, memory) +=
+      memory.scalar_type() == ScalarType::Double
+          ? store_finite_rows(old, next, sums.counts, static_cast<double*>(result.data_ptr()))
+          : store_finite_rows(old, next, sums.counts, static_cast<float*>(result.data_ptr()));
   return result;
 }
 

@@ -74,7 +74,7 @@ Tensor class_feature_sums_backward(const Tensor& grad_sums, const Tensor& labels
 
 Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor& labels,
                      double momentum, bool unbiased, int64_t ignore_index, bool align_corners,
-                     const Tensor& flag) {
+                     const Tensor& flag, const Tensor& kept_rows) {
   STD_TORCH_CHECK(memory.dim() == 2 && memory.size(1) == 2, "memory: expected (K, 2)");
   STD_TORCH_CHECK(
       memory.scalar_type() == ScalarType::Float || memory.scalar_type() == ScalarType::Double,
@@ -93,7 +93,8 @@ Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor&
                                memory.stride(0),
                                memory.stride(1),
                                momentum,
-                               unbiased};
+                               unbiased,
+                               row_counter(kept_rows, memory)};
   check_launch("memory_update",
                memory_update_cuda(map, label, align_corners, update,
                                   label_flag(flag, labels, label_ops::memory_update),

@@ -291,7 +291,7 @@ const char* memory_update_cuda(const FeatureMap& features, const LabelMap& label
   const MemoryRows memory = {
       update.memory,   update.next,          update.kind == FloatKind::kFloat64,
       update.stride_k, update.stride_column, update.momentum,
-      update.unbiased};
+      update.unbiased, update.kept_rows};
   return forward(features, labels, align_corners, nullptr, nullptr, memory, flag, scratch, stream);
 }
 

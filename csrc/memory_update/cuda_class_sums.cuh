@@ -261,6 +261,7 @@ struct MemoryRows {
   int64_t stride_k, stride_column;
   double momentum;
   bool unbiased;
+  int64_t* kept_rows;  // see MemoryUpdate
 
   __device__ double load(int k, int column) const {
     const int64_t i = k * stride_k + column * stride_column;
@@ -271,6 +272,14 @@ struct MemoryRows {
       static_cast<double*>(next)[2 * k + column] = value;
     else
       static_cast<float*>(next)[2 * k + column] = static_cast<float>(value);
+  }
+  // Whether the value is finite once it is stored.
+  __device__ bool holds(double value) const {
+    return fabs(wide ? value : static_cast<double>(static_cast<float>(value))) < INFINITY;
+  }
+  // Eq. 6.
+  __device__ double moved(int k, int column, double statistic) const {
+    return (1.0 - momentum) * load(k, column) + momentum * statistic;
   }
 };
 
@@ -351,10 +360,13 @@ __global__ void __launch_bounds__(kUpdateThreads)
     squares += (x - mean) * (x - mean);
   }
   const double deviation = sqrt(block_sum(squares) / (channels - (memory.unbiased ? 1 : 0)));
-  if (thread < 2)  // Eq. 6
-    memory.store(k, thread,
-                 (1.0 - memory.momentum) * memory.load(k, thread) +
-                     memory.momentum * (thread == 0 ? mean : deviation));
+  if (thread >= 2) return;
+  const double row[2] = {memory.moved(k, 0, mean), memory.moved(k, 1, deviation)};
+  // An overflow in one step must not stay in the memory.
+  const bool finite = memory.holds(row[0]) && memory.holds(row[1]);
+  memory.store(k, thread, finite ? row[thread] : memory.load(k, thread));
+  if (!finite && thread == 0 && memory.kept_rows != nullptr)
+    atomicAdd(reinterpret_cast<unsigned long long*>(memory.kept_rows), 1ULL);
 }
 
 }  // namespace mcibi_fast

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_binary(parser)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser)
+    options.add_precision(parser)
     options.add_fold(parser)
     parser.add_argument(
         "--without-class", metavar="K,...", help="also report the means without these"
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         class_indices,
         evaluation_data,
         inference_config,
+        set_precision,
         start_accelerator,
         trained_config,
     )
@@ -122,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
         "progress": not args.quiet,
     }
     model.to(accelerator.device)
+    precision = set_precision(args, model, trained, accelerator.device)
     videos = None
     if whole_videos(dataset) and not model.needs_labels:
         protocol = args.protocol or PROTOCOLS[0]
@@ -133,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
-        say(f"{len(dataset)} images of {split}; {inference}")
+        say(f"{len(dataset)} images of {split}; {inference}; {precision}")
         say(metrics.table(names))
         if left_out:
             say(_without(metrics, left_out, names))
@@ -150,6 +153,7 @@ def run(args: argparse.Namespace) -> None:
                 "split": split,
                 "images": len(dataset),
                 "inference": asdict(inference),
+                "precision": model.precision,
             }
             write_text(Path(args.json), json.dumps(content, indent=2) + "\n")
 

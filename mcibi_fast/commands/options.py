@@ -45,6 +45,16 @@ def add_inference(parser: argparse.ArgumentParser, *, large: bool = False) -> No
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """A precision other than the run's."""
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        choices=["no", "bf16", "fp16"],
+        help="no, bf16 or fp16 (default: the training's)",
+    )
+
+
 def add_own_size(parser: argparse.ArgumentParser) -> None:
     """Images as they are."""
     parser.add_argument(

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: predictions; only pictures that predict wrote are replaced there",
     )
     options.add_inference(parser, large=True)
+    options.add_precision(parser)
     options.add_own_size(parser)
     parser.add_argument(
         "--submission",
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         inference_config,
         large_window,
         mirrored_classes,
+        set_precision,
         start_accelerator,
         submission_data,
         trained_config,
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     transform = None
     if data is not None and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)
+    device = start_accelerator(args).device
+    precision = set_precision(args, model, trained, device)
     result = predict(
         model,
         spec,
@@ -82,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
         overlays=not args.no_overlays,
         large_window=window,
         overwrite=args.overwrite,
-        device=start_accelerator(args).device,
+        device=device,
         progress=not args.quiet,
     )
-    say(f"{len(result.written)} label maps in {args.out}")
+    say(f"{len(result.written)} label maps in {args.out}, {precision}")
     if window and result.in_windows:
         say(
             f"{result.in_windows} of them in windows of {window[0]}x{window[1]}, as the images are "

@@ -12,6 +12,8 @@ from mcibi_fast.data import CAMVID_CLASSES, DATASETS, named
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
 from mcibi_fast.defaults import LARGE_WINDOW
+from mcibi_fast.inference.precision import in_words, precision_of
+from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import read_spec
 from mcibi_fast.recipes import (
     FolderData,
@@ -25,6 +27,7 @@ from mcibi_fast.recipes.sources import Data, StoredShardsData
 from mcibi_fast.training.run import Run
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 # Datasets without a recipe of their own, and the one whose test size they share.
@@ -188,6 +191,22 @@ def large_window(args: argparse.Namespace, trained: TrainConfig | None) -> tuple
         return None
     height, width = trained.augmentation.crop_size if trained else LARGE_WINDOW
     return max(height, LARGE_WINDOW[0]), max(width, LARGE_WINDOW[1])
+
+
+def set_precision(
+    args: argparse.Namespace, model: Segmentor, trained: TrainConfig | None, device: torch.device
+) -> str:
+    """Sets the precision in which the model is evaluated, and returns the words for it.
+
+    That is ``--precision``, or else that of the training.
+    """
+    if trained is not None:
+        model.precision = trained.mixed_precision  # older checkpoints do not say it
+    if args.precision is not None:
+        model.precision = args.precision
+    wanted, model.precision = model.precision, precision_of(model, device)
+    note = "" if wanted == model.precision else f", because {wanted} needs a GPU"
+    return in_words(model.precision) + note
 
 
 def class_indices(option: str, text: str, count: int) -> list[int]:

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", metavar="N", type=int, help="stop after N frames")
     options.add_inference(parser, large=True)
+    options.add_precision(parser)
     options.add_own_size(parser)
     options.add_fold(parser)
     options.add_cpu(parser)
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         inference_config,
         large_window,
         mirrored_classes,
+        set_precision,
         start_accelerator,
         trained_config,
     )
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     transform = None
     if isinstance(data, (NamedData, ShardsData)) and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)
+    device = start_accelerator(args).device
+    precision = set_precision(args, model, trained, device)
     result = predict_video(
         model.fold() if args.fold else model,
         spec,
@@ -73,11 +77,14 @@ def run(args: argparse.Namespace) -> int:
         large_window=large_window(args, trained),
         transform=transform,
         flip_pairs=mirrored_classes(data) if inference.flip else (),
-        device=start_accelerator(args).device,
+        device=device,
         progress=not args.quiet,
     )
     also = f" and {result.video.name}" if result.video else ""
-    say(f"{result.frames} label maps{also} in {args.out}, {result.rate:.1f} frames per second")
+    say(
+        f"{result.frames} label maps{also} in {args.out}, {precision}, "
+        f"{result.rate:.1f} frames per second"
+    )
     if result.window:
         say(
             f"in windows of {result.window[0]}x{result.window[1]}, as the frames are large "

@@ -21,6 +21,7 @@ from mcibi_fast.inference.labels import (
 from mcibi_fast.inference.passes import evaluation_pass, place_of
 from mcibi_fast.metrics import ConfusionMatrix
 from mcibi_fast.models import Segmentor, VideoSegmentor
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def evaluate(
     workers: int = 0,
     accelerator: Accelerator | None = None,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
     interrupted: Callable[[], bool] | None = None,
 ) -> ConfusionMatrix:
@@ -59,8 +61,11 @@ def evaluate(
         inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
-        accelerator: gives the processes of a distributed run, and mixed precision.
+        accelerator: gives the processes of a distributed run, and its mixed precision if it has
+            one.
         device: used without an accelerator; by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default the accelerator's, or else that of the model's
+            training (``model.precision``).
         progress: show a bar (on the main process only).
         interrupted: asked after each batch; true ends the evaluation.
 
@@ -84,11 +89,12 @@ def evaluate(
             workers=workers,
             accelerator=accelerator,
             device=device,
+            precision=precision,
             progress=progress,
             interrupted=interrupted,
         ).confusion
     confusion = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
-    place = place_of(model, accelerator, device)
+    place = place_of(model, accelerator, device, precision)
     batches = evaluation_loader(
         dataset,
         batch_size=batch_size,

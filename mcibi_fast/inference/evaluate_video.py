@@ -20,6 +20,7 @@ from mcibi_fast.interrupt import leave_to_parent
 from mcibi_fast.metrics import FlowFunction, VideoMetrics, default_flow
 from mcibi_fast.metrics.temporal import TC_VIDEOS
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def evaluate_videos(
     workers: int = 0,
     accelerator: Accelerator | None = None,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
     interrupted: Callable[[], bool] | None = None,
 ) -> VideoMetrics:
@@ -58,8 +60,11 @@ def evaluate_videos(
             (`MovingScenes`); None leaves TC out.
         inference: the default is one pass over the whole frame.
         workers: loader processes.
-        accelerator: gives the processes of a distributed run, and mixed precision.
+        accelerator: gives the processes of a distributed run, and its mixed precision if it has
+            one.
         device: used without an accelerator; by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default the accelerator's, or else that of the model's
+            training (``model.precision``).
         progress: show a bar (on the main process only).
         interrupted: asked after each frame; true ends the evaluation.
 
@@ -73,7 +78,7 @@ def evaluate_videos(
             processes have different flows, or what a bad file raises.
     """
     dataset = renormalised(dataset, getattr(model, "normalisation", None))
-    place = place_of(model, accelerator, device)
+    place = place_of(model, accelerator, device, precision)
     videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
     frames = _Frames(dataset, videos, flow)
     metrics = VideoMetrics(
@@ -86,7 +91,9 @@ def evaluate_videos(
     )
     if metrics.tc is not None:
         metrics.tc.check_ranks(accelerator)
-    predictor = VideoPredictor(model, inference, flip_pairs=dataset.flip_pairs)
+    predictor = VideoPredictor(
+        model, inference, flip_pairs=dataset.flip_pairs, precision=place.precision
+    )
     with evaluation_pass(
         model, place, total=len(frames), unit="frame", progress=progress, interrupted=interrupted
     ) as done:

@@ -47,6 +47,7 @@ from mcibi_fast.inference.pictures import (
 )
 from mcibi_fast.inference.views import View, Window, label_map
 from mcibi_fast.models import SegmentationHead, Segmentor
+from mcibi_fast.ops.checks import wide
 from mcibi_fast.recipes.parts import InferenceConfig
 
 FlipPairs = Sequence[tuple[int, int]]
@@ -197,10 +198,12 @@ def _forward(model: Segmentor, inference: InferenceConfig, labels: Tensor | None
         options["labels"] = labels
 
     def forward(images: Tensor) -> Tensor:
+        # What follows rounds nothing more, whether or not the model was run by an accelerator.
         logits = model(images, **options).logits
+        logits = logits.to(wide(logits.dtype))
         if inference.softmax == "labels":
             return logits
-        return logits.softmax(1, torch.promote_types(logits.dtype, torch.float32))
+        return logits.softmax(1)
 
     return forward
 

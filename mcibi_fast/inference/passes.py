@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from mcibi_fast import ops
+from mcibi_fast.inference.precision import autocast, mixed_precision_of, precision_of
+from mcibi_fast.models import Segmentor
+from mcibi_fast.models.weights import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,24 +28,36 @@ class Place:
     Attributes:
         rank, world_size: number of this process, and how many processes there are.
         device: the model's device.
-        autocast: a context for its calls.
+        precision: in which the model computes.
+        autocast: a context for its calls, which sees to this.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    precision: Precision
     autocast: Callable[[], AbstractContextManager]
 
 
 def place_of(
-    model: nn.Module, accelerator: Accelerator | None, device: torch.device | str | None
+    model: Segmentor,
+    accelerator: Accelerator | None,
+    device: torch.device | str | None,
+    precision: Precision | None = None,
 ) -> Place:
-    """The accelerator's place; without one, alone on ``device`` or where the model is."""
+    """The accelerator's place; without one, alone on ``device`` or where the model is.
+
+    For the precision see `precision.precision_of`.
+    """
+    rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        return Place(rank, world_size, accelerator.device, accelerator.autocast)
+        device = accelerator.device
     device = torch.device(device if device is not None else next(model.parameters()).device)
-    return Place(0, 1, device, nullcontext)
+    found = precision_of(model, device, precision, accelerator)
+    if accelerator is not None and found == mixed_precision_of(accelerator):
+        return Place(rank, world_size, device, found, accelerator.autocast)
+    return Place(rank, world_size, device, found, partial(autocast, device, found))
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from mcibi_fast.inference.labels import (
 )
 from mcibi_fast.inference.outputs import check_targets, save_picture, short_name, writer_of
 from mcibi_fast.inference.pictures import input_size, network_input
+from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.models.weights import ModelSpec, Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.terminal import warn
 from mcibi_fast.viz.overlay import blend, indexed
@@ -112,6 +113,7 @@ def predict(
     large_window: tuple[int, int] | None = LARGE_WINDOW,
     overwrite: bool = False,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
 ) -> PredictResult:
     """Predicts every image; label maps have its own size.
@@ -137,6 +139,7 @@ def predict(
             (height, width), see `labels.windows_for_large`; None takes them whole.
         overwrite: also replace files that no earlier call wrote; inputs never are.
         device: by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default that of the model's training.
         progress: show a bar.
 
     Raises:
@@ -159,6 +162,7 @@ def predict(
         )
     inference = inference or InferenceConfig()
     check_model(model, inference)
+    used = precision_of(model, device, precision)
     images, left_out = _inputs(source)
     result = PredictResult(left_out=left_out)
     if submission is not None:
@@ -187,7 +191,10 @@ def predict(
         if large_window is not None:
             own = windows_for_large(inference, input_size(image), large_window)
             result.in_windows += own != inference
-        with enough_memory(f"{job.image}: {pixels.shape[1]}x{pixels.shape[0]} pixels", LESS_MEMORY):
+        with (
+            enough_memory(f"{job.image}: {pixels.shape[1]}x{pixels.shape[0]} pixels", LESS_MEMORY),
+            autocast(device, used),
+        ):
             labels = predict_labels(
                 model,
                 image,

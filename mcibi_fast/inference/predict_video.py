@@ -27,7 +27,7 @@ from mcibi_fast.inference.stream import VideoPredictor
 from mcibi_fast.inference.video_io import ReadFrame, VideoWriter, open_frames
 from mcibi_fast.interrupt import deferred_interrupt
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.weights import ModelSpec
+from mcibi_fast.models.weights import ModelSpec, Precision
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.viz.overlay import blend, indexed
 
@@ -81,6 +81,7 @@ def predict_video(
     flip_pairs: FlipPairs = (),
     large_window: tuple[int, int] | None = LARGE_WINDOW,
     device: torch.device | str | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
 ) -> VideoResult:
     """Predicts the frames of a video as a stream; an image model treats each frame separately.
@@ -106,6 +107,7 @@ def predict_video(
         flip_pairs: classes that a mirrored frame swaps.
         large_window: windows for large frames, as in `predict`.
         device: by default the model's device.
+        precision: "no", "bf16" or "fp16"; by default that of the model's training.
         progress: show a bar.
 
     Raises:
@@ -119,7 +121,9 @@ def predict_video(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
     device = torch.device(device if device is not None else next(model.parameters()).device)
-    predictor = VideoPredictor(model.to(device).eval(), inference, flip_pairs=flip_pairs)
+    predictor = VideoPredictor(
+        model.to(device).eval(), inference, flip_pairs=flip_pairs, precision=precision
+    )
     check_used_folder(Path(out), Path(source))
     with closing(open_frames(source, every=every)) as frames:
         writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from mcibi_fast.inference.labels import FlipPairs, check_model, predict_labels
 from mcibi_fast.inference.pictures import Picture
+from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import SegmentationOutput, Segmentor, VideoSegmentor
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.recipes.config import InferenceConfig
 
 
@@ -104,6 +106,7 @@ class VideoPredictor:
             separately.
         inference: the default is one pass over the whole frame.
         flip_pairs: classes that a mirrored frame swaps.
+        precision: by default that of the model's training, see `precision.precision_of`.
 
     Raises:
         ValueError: settings that make no sense, or that the model cannot follow.
@@ -115,11 +118,13 @@ class VideoPredictor:
         inference: InferenceConfig | None = None,
         *,
         flip_pairs: FlipPairs = (),
+        precision: Precision | None = None,
     ) -> None:
         self.inference = inference or InferenceConfig()
         check_model(model, self.inference)
         self.model, self.head, self.flip_pairs = model, model.head, flip_pairs
         self.needs_labels = model.needs_labels
+        self.precision = precision
         self._streams: list[VideoStream] = []
         self._used = 0
         self._shape = torch.Size()
@@ -143,7 +148,9 @@ class VideoPredictor:
         self._used, self._shape = 0, shape
         views: Any = self  # what calls a model calls the streams one after another
         images = frame[None] if isinstance(frame, Tensor) else frame
-        labels = predict_labels(views, images, size, self.inference, flip_pairs=self.flip_pairs)
+        device = next(self.model.parameters()).device
+        with autocast(device, precision_of(self.model, device, self.precision)):
+            labels = predict_labels(views, images, size, self.inference, flip_pairs=self.flip_pairs)
         return labels[0]
 
     def __call__(self, images: Tensor, *, stages: int | None = None) -> SegmentationOutput:

@@ -46,6 +46,9 @@ def load_model(
 ) -> tuple[Segmentor, ModelSpec]:
     """Rebuilds a trained model, in evaluation mode on the CPU.
 
+    Its weights are in full precision. If it was trained in mixed precision, evaluation and
+    prediction compute in it as well (``model.precision``).
+
     The file need not be trusted: no model is built that is larger than its weights.
 
     Args:
@@ -68,6 +71,7 @@ def load_model(
     check_fits(spec, file, **changes)
     model = create_model(spec, **changes)
     load_weights(model, file)
+    model.precision = spec.mixed_precision
     return model.eval(), spec
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX
+from mcibi_fast.models.checkpointing import Checkpointed
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.context import resize
 
 
-class SegmentationHead(nn.Module):
+class SegmentationHead(Checkpointed):
     """The base of every head: computes logits, losses and class maps from feature maps.
 
     A head's class combines up to three classes (:func:`mcibi_fast.models.head_type`):
@@ -43,8 +45,9 @@ class SegmentationHead(nn.Module):
     history: int = 0
     num_classes: int
     align_corners: bool = False
-    ignore_index: int = 255
+    ignore_index: int = IGNORE_INDEX
     within_image: Any  # A_wi (Eq. 3), or None
+    auxiliary: Any  # the head on an earlier stage, or None
 
     def forward(
         self, features: Sequence[Tensor], labels: Tensor | None = None, **options: Any
@@ -88,6 +91,9 @@ class SegmentationHead(nn.Module):
             f"fold: {type(self).__name__} has no memory; heads with MCIBI++ or MCIBI can be folded"
         )
 
+    def _auxiliary_logits(self, features: Sequence[Tensor]) -> Tensor | None:
+        return None if self.auxiliary is None else self._run(self.auxiliary, features[-2])
+
     def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """The final upsampling, as in the losses: (B, K, h, w) -> (B, K, *size).
 
@@ -104,7 +110,7 @@ class SegmentationHead(nn.Module):
         return ops.upsample_argmax(logits, (height, width), align_corners=self.align_corners)
 
     def confusion(
-        self, logits: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255
+        self, logits: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = IGNORE_INDEX
     ) -> Tensor:
         """The confusion matrix of ``class_map`` at the labels' size, (K, K) int64.
 

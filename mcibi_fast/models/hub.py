@@ -29,7 +29,14 @@ from huggingface_hub.errors import (
 from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.weights import WEIGHTS, ModelSpec, find_weights, pack_weights, read_spec
+from mcibi_fast.models.weights import (
+    LATER_ENTRIES,
+    WEIGHTS,
+    ModelSpec,
+    find_weights,
+    pack_weights,
+    read_spec,
+)
 from mcibi_fast.untrusted import read_json
 from mcibi_fast.version import __version__
 
@@ -207,6 +214,8 @@ def _check_config(weights: Path) -> None:
     if not file.is_file():
         return
     config = read_json(file)
+    if isinstance(config, dict):
+        config = LATER_ENTRIES | config
     for name, value in asdict(read_spec(weights)).items():
         if not isinstance(config, dict) or config.get(name) != value:
             raise ValueError(

@@ -8,12 +8,13 @@ MCIBI (ICCV 2021, arXiv 2108.11819) is the predecessor of MCIBI++; Table 3 calls
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import made
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
@@ -89,7 +90,7 @@ class MCIBIHead(MemoryHead):
         seed: int = 0,
         memory_loss_weight: float = 1.0,
         weights_from: WeightsFrom = "auto",
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         **options: Any,
     ) -> None:
@@ -165,7 +166,8 @@ class MCIBIHead(MemoryHead):
         if not (self.memory_loss_due and self.memory_loss_weight and self.memory.num_classes > 1):
             return {}
         K, n, _ = self.memory.memory.shape
-        vectors = self.memory.memory.flatten(0, 1).to(dtype, copy=True)  # (K n, Z)
+        memory = cast(RepresentationMemory, self.memory)
+        vectors = memory.read(after_update=True).flatten(0, 1).to(dtype)  # (K n, Z)
         logits = self.decoder(vectors[:, :, None, None]).flatten(1)
         classes = torch.arange(K * n, device=logits.device) // n
         return {"loss_memory": self.memory_loss_weight * F.cross_entropy(logits, classes)}

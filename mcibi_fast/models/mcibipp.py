@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.models.memory_head import MemoryHead
 from mcibi_fast.nn.class_memory import Init, MomentumSchedule
 from mcibi_fast.nn.memory import Form, GaussianMemory, Noise
@@ -37,14 +38,14 @@ class MCIBIPPHead(MemoryHead):
         *,
         form: Form = "released",
         feats_channels: int = 512,
-        momentum: float = 0.1,
+        momentum: float = MOMENTUM,
         momentum_schedule: MomentumSchedule = "fixed",
         memory_update: bool = True,
         unbiased: bool | None = None,
         noise: Noise | None = None,
         init: Init | None = None,
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         **options: Any,
     ) -> None:

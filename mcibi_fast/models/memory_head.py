@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import SegmentationHead, made
 from mcibi_fast.models.iterative import label_weights, mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
@@ -116,7 +117,7 @@ class MemoryHead(SegmentationHead):
         stages: int = 1,
         mixing: Mixing | None = None,
         stage_weights: tuple[float, float] = (2.0, 1.5),
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         loss: PixelLoss | None = None,
     ) -> None:
@@ -239,9 +240,9 @@ class MemoryHead(SegmentationHead):
         """
         if self.training:
             self._refuse_if_folded()
-        R = self.pixel_representations(features)
-        weights = self._weights(features, R, self.context.weight_head(R))  # W, Eq. 10
-        image = self._prepare(features, self.context.prepare(R), weights.within)
+        R = self._run(self.pixel_representations, features)
+        weights = self._weights(features, R, self._run(self.context.weight_head, R))  # W, Eq. 10
+        image = self._prepare(features, self._run(self.context.prepare, R), weights.within)
         if self.needs_labels:
             gather = self._label_weights(weights.predicted, labels)
         elif previous_logits is None:
@@ -255,10 +256,10 @@ class MemoryHead(SegmentationHead):
 
     def _weights(self, features: Sequence[Tensor], R: Tensor, predicted: Tensor) -> _Weights:
         """The first stage's W: logits of H_pr, or those of the head on the within-image context."""
-        within = self.within_image_context(features, R, predicted)
+        within = self._run(self.within_image_context, features, R, predicted)
         context_logits = None
         if within is not None and self.within_image_head is not None:
-            context_logits = self.within_image_head(within)
+            context_logits = self._run(self.within_image_head, within)
         gather = predicted
         if self.weights_from == "cwi" and context_logits is not None:
             gather = context_logits
@@ -268,17 +269,20 @@ class MemoryHead(SegmentationHead):
         self, features: Sequence[Tensor], context: ContextState, within: Tensor | None
     ) -> _Image:
         """Computes once what does not depend on W; each stage computes the rest."""
-        query = None if self.extra_attention is None else self.extra_attention.query(within)
-        return _Image(context, query, self.prepare_classifier(features, within))
+        query = None
+        if self.extra_attention is not None:
+            query = self._run(self.extra_attention.query, within)
+        return _Image(context, query, self._run(self.prepare_classifier, features, within))
 
     def _stage(self, image: _Image, weight_logits: Tensor) -> Tensor:
-        return self._classify(image, self.context.gather(image.context, weight_logits))
+        augmented = self._run(self.context.gather, image.context, weight_logits)
+        return self._classify(image, augmented)
 
     def _classify(self, image: _Image, augmented: Tensor) -> Tensor:
         """O before the upsampling, computed from the result of F_T (Eqs. 4 and 5)."""
         if self.extra_attention is not None and image.query is not None:
-            augmented = self.extra_attention.attend(image.query, augmented)
-        return self.classify(augmented, image.classifier)
+            augmented = self._run(self.extra_attention.attend, image.query, augmented)
+        return self._run(self.classify, augmented, image.classifier)
 
     def _iterate(self, image: _Image, gather: Tensor, logits: Tensor, stages: int | None) -> Tensor:
         """The stages after the first, in evaluation (section 3.5)."""
@@ -303,7 +307,7 @@ class MemoryHead(SegmentationHead):
                 labels,
                 weight_logits=weights.predicted,
                 context_logits=weights.context_logits,
-                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                auxiliary_logits=self._auxiliary_logits(features),
                 alpha=self.alpha,
                 auxiliary_weight=self.auxiliary_weight,
                 ignore_index=self.ignore_index,

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from mcibi_fast.limits import check_limit
+from mcibi_fast.nn.transient import transient_tensors
 
 
 class Unbuildable(ValueError):
@@ -54,8 +55,8 @@ def outline(create: Callable[[], _Model], stored: int) -> _Model:
         raise Unbuildable(f"no model has such sizes: {lines[0]}") from error
     persistent = model.state_dict(keep_vars=True).keys()
     transient = sum(
-        buffer.numel() * buffer.element_size()
-        for name, buffer in model.named_buffers()
+        tensor.numel() * tensor.element_size()
+        for name, tensor in [*model.named_buffers(), *transient_tensors(model).items()]
         if name not in persistent
     )
     check_limit(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import SegmentationHead, made
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.blocks import conv_bn_relu
@@ -52,7 +53,7 @@ class PlainHead(SegmentationHead):
         dropout: float = 0.1,
         first_weight: float | None = None,
         auxiliary_weight: float = 0.4,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
         loss: PixelLoss | None = None,
     ) -> None:
@@ -101,8 +102,8 @@ class PlainHead(SegmentationHead):
     def forward(  # type: ignore[override]
         self, features: Sequence[Tensor], labels: Tensor | None = None
     ) -> SegmentationOutput:
-        maps, first = self.decoder_input(features)
-        logits = self.decoder(maps)
+        maps, first = self._run(self.decoder_input, features)
+        logits = self._run(self.decoder, maps)
         losses = {}
         if labels is not None:
             losses = joint_losses(
@@ -110,7 +111,7 @@ class PlainHead(SegmentationHead):
                 labels,
                 weight_logits=first,
                 alpha=self.first_weight,
-                auxiliary_logits=None if self.auxiliary is None else self.auxiliary(features[-2]),
+                auxiliary_logits=self._auxiliary_logits(features),
                 auxiliary_weight=self.auxiliary_weight,
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,

@@ -8,12 +8,15 @@ order of ``nn.Unfold``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+
+from mcibi_fast.models.checkpointing import Checkpointed
 
 MASKED = -100.0  # added to the logits between regions that the cyclic shift brought together
 
@@ -57,6 +60,11 @@ class Swin(nn.Module):
             tuple(range(len(widths))),
         )
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's: whether training computes the blocks again in the backward pass."""
+        for stage in cast(Iterable[Checkpointed], self.stages):
+            stage.gradient_checkpointing = enable
+
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.patch_embed(images)
         maps = []
@@ -81,7 +89,7 @@ class _PatchEmbedding(nn.Module):
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 
-class _Stage(nn.Module):
+class _Stage(Checkpointed):
     def __init__(
         self,
         channels: int,
@@ -103,7 +111,7 @@ class _Stage(nn.Module):
         """(B, h, w, C) -> the next stage's input and this stage's output."""
         mask = region_mask(x, self.window_size)  # the same in all blocks
         for block in self.blocks:
-            x = block(x, mask)
+            x = self._run(block, x, mask)
         return self.downsample(x), x
 
 
@@ -177,11 +185,18 @@ class _WindowAttention(nn.Module):
         self.heads = heads
         span = 2 * window_size - 1
         self.relative_position_bias_table = nn.Parameter(torch.zeros(span * span, heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         # A buffer because the checkpoints contain it, although it follows from the window's size.
         self.register_buffer("relative_position_index", relative_position_index(window_size))
+        self.window_size = window_size
+        self.reset_parameters()
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets what is not in a submodule as after ``__init__``."""
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.relative_position_index.copy_(relative_position_index(self.window_size))
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """(B, W, N, C) -> (B, W, N, C); the mask (W, N, N) is added to the attention's logits."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from mcibi_fast.models.checkpointing import set_checkpointing
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.models.weights import Precision
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.ops.scripting import refuse_scripting
@@ -26,8 +28,11 @@ class Segmentor(nn.Module):
         normalisation: mean and standard deviation (three each, of colours in 0..1) by which the
             images must be normalised, if the weights say so: pretrained ones, and checkpoints.
             Evaluations normalise by it, whatever the dataset's own numbers are.
+        precision: mixed precision of the training: "no", "bf16" or "fp16". Evaluation and
+            prediction use it unless told otherwise; a call of the model itself does not.
     """
 
+    precision: Precision = "no"
     head: Any  # a SegmentationHead; mypy would take attributes of subclasses for Tensor | Module
     normalisation: tuple[Sequence[float], Sequence[float]] | None
 
@@ -66,6 +71,42 @@ class Segmentor(nn.Module):
             )
         return self.head(self.backbone(images), labels, **options)
 
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Training keeps fewer activations and computes them again in the backward pass.
+
+        Gradients, memory, noise and batch norms' statistics are those of training without it. The
+        backbone takes part if it has timm's ``set_grad_checkpointing``; else there is a warning.
+
+        Args:
+            gradient_checkpointing_kwargs: as in transformers; ``{"use_reentrant": False}`` is what
+                is done anyway.
+
+        Raises:
+            ValueError: other settings of ``torch.utils.checkpoint``.
+        """
+        settings = dict(gradient_checkpointing_kwargs or {})
+        if settings.pop("use_reentrant", False) or settings:
+            raise ValueError(
+                "gradient_checkpointing_kwargs: only use_reentrant=False, the default, is possible "
+                f"here, got {dict(gradient_checkpointing_kwargs or {})}"
+            )
+        set_checkpointing(self.backbone, self.head, True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Training keeps all activations again."""
+        set_checkpointing(self.backbone, self.head, False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The same under timm's name."""
+        set_checkpointing(self.backbone, self.head, enable)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again."""
+        return self.head.gradient_checkpointing
+
     def schedule(self, *, epoch: int, lr_factor: float) -> None:
         """Prepares the next training step: the memory's momentum, losses that begin later.
 
@@ -103,6 +144,7 @@ class Segmentor(nn.Module):
         fold_batch_norms(backbone)
         folded = type(self)(backbone.requires_grad_(False), head).eval()
         folded.normalisation = self.normalisation
+        folded.precision = self.precision
         return folded
 
     def train(self, mode: bool = True) -> Segmentor:
@@ -140,6 +182,11 @@ class SegmentorWrapper(nn.Module):
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """How the wrapped model's images are normalised."""
         return self.model.normalisation
+
+    @property
+    def precision(self) -> Precision:
+        """The wrapped model's precision."""
+        return self.model.precision
 
     @property
     def needs_labels(self) -> bool:

@@ -97,25 +97,25 @@ class VideoHead(MemoryHead):
             self._refuse_if_folded()
         batch = len(features[-1]) // (1 if recall else self.history + 1)
         last = [m[-batch:] for m in features]
-        R_all = self.pixel_representations(features)
+        R_all = self._run(self.pixel_representations, features)
         R = R_all[-batch:]
         # All frames whose C_bi is needed go through the attention in one launch.
         seen, maps = (R_all, features) if self.past == "context" else (R, last)
-        gather = self.context.weight_head(seen)  # Eqs. 10 and 18
+        gather = self._run(self.context.weight_head, seen)  # Eqs. 10 and 18
         if self.weights_from == "cwi":
             weights = self._weights(maps, seen, gather)
             gather = weights.gather
             weights = weights.last(batch)
         else:
             weights = self._weights(last, R, gather[-batch:])
-        query = self.context.project(seen)
-        contexts = self.context.attend(query, gather, seen.shape[2:])
+        query = self._run(self.context.project, seen)
+        contexts = self._run(self.context.attend, query, gather, seen.shape[2:])
 
         left = contexts if self.past == "context" else R_all
         past = recall(left) if recall else left[:-batch].chunk(self.history)
-        fused = self.context.fuse.prepare(R, past)
+        fused = self._run(self.context.fuse.prepare, R, past)
         image = self._prepare(last, ContextState(_last(query, batch), fused), weights.within)
-        logits = self._classify(image, self.context.fuse(fused, contexts[-batch:]))
+        logits = self._classify(image, self._run(self.context.fuse, fused, contexts[-batch:]))
         logits = self._iterate(image, weights.gather, logits, stages)
         return self._output(last, R, labels, logits, weights)
 

@@ -8,17 +8,22 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit
 from mcibi_fast.typed import describe, fits
 from mcibi_fast.untrusted import parse_json
 
 WEIGHTS = "model.safetensors"
+
+Precision = Literal["no", "bf16", "fp16"]
+LATER_ENTRIES: dict[str, Any] = {"mixed_precision": "no"}
+"""Entries of a specification that older files do not have, and what they mean there."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _METADATA_KEY = "mcibi_fast"
@@ -36,6 +41,8 @@ class ModelSpec:
         palette: K colours (r, g, b).
         mean, std: normalisation of the images, per channel.
         ignore_index: label of pixels that count neither in losses nor in scores.
+        mixed_precision: of the training; the model is evaluated in it as well. Older files do not
+            have it.
     """
 
     name: str
@@ -45,7 +52,8 @@ class ModelSpec:
     palette: list[list[int]]
     mean: list[float]
     std: list[float]
-    ignore_index: int = 255
+    ignore_index: int = IGNORE_INDEX
+    mixed_precision: Precision = "no"
 
 
 def moved_class(trained: Sequence[str], data: Sequence[str]) -> str:
@@ -125,6 +133,7 @@ def _checked(text: str) -> ModelSpec:
     stored = parse_json(text)
     if not isinstance(stored, dict):
         raise ValueError("it is no dictionary")
+    stored = LATER_ENTRIES | stored
     for name, annotation in typing.get_type_hints(ModelSpec).items():
         if name not in stored:
             raise ValueError(f"it has no {name!r}")

@@ -7,15 +7,16 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from mcibi_fast.nn.transient import TransientTensors
 from mcibi_fast.ops import checks
 
 Init = Literal["standard", "pixel", "cluster"]
 MomentumSchedule = Literal["fixed", "poly"]
 
 
-class ClassMemory(nn.Module):
+class ClassMemory(TransientTensors):
     """What the network remembers of every class; ``update`` fills it.
 
     The buffer ``memory`` is what a state dict holds. The attribute ``met`` (K,) says which
@@ -35,7 +36,6 @@ class ClassMemory(nn.Module):
     """
 
     memory: Tensor
-    met: Tensor
     per_class = 1  # number of representations of each class
 
     def __init__(
@@ -73,6 +73,15 @@ class ClassMemory(nn.Module):
         """
         if self.momentum_schedule == "poly":
             self.momentum = self.initial_momentum * lr_factor
+
+    @property
+    def met(self) -> Tensor:
+        """(K,): which classes have been set."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Forgets everything, as after ``__init__``; also for a memory without values yet."""
+        raise NotImplementedError
 
     def representations(self) -> Tensor:
         """C_dl (K, Z)."""

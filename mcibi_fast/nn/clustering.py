@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcibi_fast import extras
+from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.nn.bilinear import pixels
 from mcibi_fast.ops import checks
 
@@ -42,7 +43,7 @@ class PixelSample:
         per_class: int = 512,
         per_batch: int = 32,
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> None:
         checks.ignore_index(ignore_index, num_classes)
@@ -71,6 +72,7 @@ class PixelSample:
                 positions = positions[picks.to(positions.device)]
             if len(positions):
                 found = pixels(features, labels, positions, self.align_corners)
+                found = found[found.isfinite().all(1)]
                 self._vectors[k].append(found.cpu())
                 self.counts[k] += len(found)
 

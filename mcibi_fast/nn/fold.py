@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mcibi_fast import ops
 from mcibi_fast.nn.attention import (
     SeveralAttentions,
     attend_pixels,
@@ -25,6 +24,7 @@ from mcibi_fast.nn.attention import (
     explain_classes,
     explain_pixels,
     mix_classes,
+    mix_rows,
 )
 from mcibi_fast.nn.blocks import ConvBNReLU
 from mcibi_fast.nn.context import (
@@ -229,7 +229,6 @@ class FoldedPixelContext(FoldedContext):
     """
 
     tables: Tensor
-    standard: Tensor
 
     def __init__(self, context: DatasetLevelContext) -> None:
         super().__init__(context)
@@ -243,11 +242,6 @@ class FoldedPixelContext(FoldedContext):
             value_table, self.value = _after_first_convolution(attention.value, C_dl)
             C_dl = torch.cat([key_table, value_table], dim=1)
         self.register_buffer("tables", C_dl.to(next(attention.parameters()).dtype))
-        # With mean 0, deviation 1 and the table as noise, the kernel of the aggregation mixes the
-        # rows of any table; on the CPU in half the time of a softmax and a matrix product.
-        standard = C_dl.new_zeros(len(C_dl), 2)
-        standard[:, 1] = 1
-        self.register_buffer("standard", standard, persistent=False)
 
     def project(self, features: Tensor) -> Tensor:
         return self.query(features if self.downsample is None else self.downsample(features))
@@ -258,14 +252,7 @@ class FoldedPixelContext(FoldedContext):
         return resize(self.output(context), size, self.align_corners)
 
     def _keys_and_values(self, weight_logits: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = wide(self.tables.dtype)
-        mixed = ops.gaussian_aggregate(
-            weight_logits,
-            self.standard.to(dtype),
-            self.tables.shape[1],
-            noise=self.tables.to(dtype),
-            hard=self.hard,
-        )
+        mixed = mix_rows(weight_logits, self.tables.to(wide(self.tables.dtype)), hard=self.hard)
         if self.downsample is None:
             keys, values = mixed.chunk(2, dim=1)
         else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX
+from mcibi_fast.nn.transient import TransientTensors, transient_tensors
 
 
-class PixelLoss(nn.Module):
+class PixelLoss(TransientTensors):
     """Cross entropy of the upsampled logits, with class weights, smoothing and hard examples.
 
     Without options it is ``ops.upsample_cross_entropy``. Logits of the labels' size (K x H x W) are
@@ -30,8 +32,6 @@ class PixelLoss(nn.Module):
         ValueError: an option out of range.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         *,
@@ -41,12 +41,14 @@ class PixelLoss(nn.Module):
         ohem_min_kept: int = 100_000,
     ) -> None:
         super().__init__()
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
-        if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
-            raise ValueError(
-                f"class_weights: expected finite numbers of at least 0, "
-                f"got {list(class_weights or [])}"
-            )
+        weights = None
+        if class_weights is not None:
+            weights = torch.tensor(class_weights, dtype=torch.float64, device="cpu")
+            if not bool((weights.isfinite() & (weights >= 0)).all()):
+                raise ValueError(
+                    "class_weights: expected finite numbers of at least 0, "
+                    f"got {list(class_weights)}"
+                )
         if not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing: expected at least 0 and less than 1, got {label_smoothing}"
@@ -57,17 +59,29 @@ class PixelLoss(nn.Module):
             )
         if ohem_min_kept < 1:
             raise ValueError(f"ohem_min_kept: expected at least 1, got {ohem_min_kept}")
-        self.register_buffer("class_weights", weights, persistent=False)
+        self._hold("class_weights", weights)
+        self._dtype = torch.float32
         self._some_weigh_nothing = weights is not None and bool((weights == 0).any())
         self.label_smoothing = label_smoothing
         self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """w_c (K,), on the device where they were used last; None without weights."""
+        weights = transient_tensors(self).get("class_weights")
+        return None if weights is None else weights.to(self._dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PixelLoss:
+        super()._apply(fn, recurse)
+        self._dtype = fn(torch.empty(1, dtype=self._dtype, device="cpu")).dtype
+        return self
 
     def forward(
         self,
         logits: Tensor,
         labels: Tensor,
         *,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> Tensor:
         """The loss, a scalar; arguments and errors as in ``ops.upsample_cross_entropy``."""
@@ -79,7 +93,7 @@ class PixelLoss(nn.Module):
         losses = ops.upsample_cross_entropy(
             logits,
             labels,
-            weight=self.class_weights,
+            weight=self._held("class_weights", logits.device),
             label_smoothing=self.label_smoothing,
             ignore_index=ignore_index,
             align_corners=align_corners,
@@ -107,14 +121,14 @@ class PixelLoss(nn.Module):
         hardest = probability.flatten().sort().values[last]
         return valid & ((probability < threshold) | (probability <= hardest))
 
-    def total_weight(self, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    def total_weight(self, labels: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
         """What the mean over ``labels`` divides by: valid pixels, or the sum of their weights."""
         labels = labels.long()  # their own dtype may be too small for ignore_index
         valid = labels != ignore_index
         if self.class_weights is None or self.ohem_threshold is not None:
             return valid.sum().float()
-        known = labels.where(valid, 0).clamp(0, len(self.class_weights) - 1)
-        return self.class_weights[known].where(valid, 0).sum()
+        weights = self._held("class_weights", labels.device)
+        return weights[labels.where(valid, 0).clamp(0, len(weights) - 1)].where(valid, 0).sum()
 
 
 def joint_losses(
@@ -126,7 +140,7 @@ def joint_losses(
     auxiliary_logits: Tensor | None = None,
     alpha: float = 0.4,
     auxiliary_weight: float = 0.4,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
     loss: Callable[..., Tensor] = ops.upsample_cross_entropy,
 ) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.nn.class_memory import (
     ClassMemory,
     Init,
@@ -18,9 +18,12 @@ from mcibi_fast.nn.class_memory import (
     _of_rank_zero,
     _process_group,
 )
+from mcibi_fast.ops.finite import finite_rows
+from mcibi_fast.ops.recompute import once, remembered
 
 Form = Literal["paper", "released"]
 Noise = Literal["released", "fresh", "fixed"]
+_UNSET = [0.0, 1.0]  # mean and deviation of a class that was never set
 
 
 class GaussianMemory(ClassMemory):
@@ -43,7 +46,8 @@ class GaussianMemory(ClassMemory):
 
     The only state-dict key is ``memory`` (K, 2): float32, or float64 after ``.double()``.
     ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` do not change its dtype. To continue a run bit
-    for bit, save ``noise_state`` and ``met`` too: they are buffers outside the state dict.
+    for bit, save ``noise_state`` and ``met`` too: tensors outside the state dict that hold their
+    values however a model is built and loaded (:mod:`mcibi_fast.nn.transient`).
 
     Args:
         num_classes: K.
@@ -60,24 +64,20 @@ class GaussianMemory(ClassMemory):
         align_corners: whether the bilinear upsampling in Eq. 7 aligns corners.
     """
 
-    noise_state: Tensor
-    fixed_noise_state: Tensor
-    noise_table: Tensor | None
-
     def __init__(
         self,
         num_classes: int,
         channels: int,
         *,
         form: Form = "released",
-        momentum: float = 0.1,
+        momentum: float = MOMENTUM,
         momentum_schedule: MomentumSchedule = "fixed",
         fixed: bool = False,
         unbiased: bool | None = None,
         noise: Noise | None = None,
         init: Init | None = None,
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> None:
         _check_choice("form", form, ("paper", "released"))
@@ -97,20 +97,54 @@ class GaussianMemory(ClassMemory):
         self.noise = noise or ("fresh" if paper else "released")
         _check_choice("noise", self.noise, ("released", "fresh", "fixed"))
 
-        self.register_buffer(
-            "memory", torch.tensor([[0.0, 1.0]] * num_classes, dtype=torch.float32)
-        )
-        met = torch.full((num_classes,), self.init == "standard")
-        self.register_buffer("met", met, persistent=False)
-        # Training steps count from 1; step 0 is the draw that evaluation uses.
-        self.register_buffer("noise_state", torch.tensor([seed, 1]), persistent=False)
-        self.register_buffer("fixed_noise_state", torch.tensor([seed, 0]), persistent=False)
+        self.register_buffer("memory", torch.tensor([_UNSET] * num_classes, dtype=torch.float32))
+        self._hold("met", self._initially_met())
+        self._hold("noise_state", self._first_noise_state())
+        self._hold("fixed_noise_state", torch.tensor([seed, 0], device="cpu"))
         table = _released_noise(num_classes, channels) if self.noise == "released" else None
-        self.register_buffer("noise_table", table, persistent=False)
+        self._hold("noise_table", table)
+
+    def _initially_met(self) -> Tensor:
+        return torch.tensor([self.init == "standard"] * self.num_classes, device="cpu")
+
+    def _first_noise_state(self) -> Tensor:
+        # Training steps count from 1; step 0 is the draw that evaluation uses.
+        return torch.tensor([self.seed, 1], device="cpu")
+
+    @property
+    def met(self) -> Tensor:
+        """(K,): which classes have been set; the tensor itself, which may be changed in place."""
+        met = self._held("met", self.memory.device)
+        if not met.is_meta:  # some loaders write the memory behind the module's back
+            mean, deviation = self.memory.detach().unbind(1)
+            met |= (mean != _UNSET[0]) | (deviation != _UNSET[1])  # not a copy, which would wait
+        return met
+
+    @property
+    def noise_state(self) -> Tensor:
+        """Philox (seed, step) of the next training step, int64; it may be changed in place."""
+        return self._held("noise_state", self.memory.device)
+
+    @property
+    def fixed_noise_state(self) -> Tensor:
+        """Philox (seed, 0), of the draw that evaluation uses."""
+        return self._held("fixed_noise_state", self.memory.device)
+
+    @property
+    def noise_table(self) -> Tensor | None:
+        """The fixed noise (K, Z) in float32 for ``noise="released"``; otherwise None."""
+        return self._held("noise_table", self.memory.device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forgets everything, as after ``__init__``; also for a memory without values yet."""
+        self.memory[:, 0], self.memory[:, 1] = _UNSET
+        self._hold("met", self._initially_met())
+        self._hold("noise_state", self._first_noise_state())
 
     def representations(self) -> Tensor:
         """C_dl (K, Z): one representation drawn per class (Eq. 11, Algorithm 1)."""
-        return ops.gaussian_table(self.memory, self.channels, noise=self._noise())
+        return ops.gaussian_table(self._read(), self.channels, noise=self._noise())
 
     def aggregate(self, weight_logits: Tensor, *, hard: bool = False) -> Tensor:
         """C~_bi (Eq. 12) from the logits of W: (B, K, h, w) -> (B, Z, h, w).
@@ -118,7 +152,7 @@ class GaussianMemory(ClassMemory):
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
         return ops.gaussian_aggregate(
-            weight_logits, self.memory, self.channels, noise=self._noise(), hard=hard
+            weight_logits, self._read(), self.channels, noise=self._noise(), hard=hard
         )
 
     @torch.no_grad()
@@ -126,7 +160,8 @@ class GaussianMemory(ClassMemory):
         """Moves the classes present in ``labels`` towards their statistics (Eqs. 6-9).
 
         All ranks of the default process group pool their batches: the result is what one process
-        with the whole batch would compute.
+        with the whole batch would compute. A class whose statistics are not finite, as after an
+        overflow in float16, keeps its row and is counted, see :func:`mcibi_fast.ops.kept_rows`.
 
         Args:
             features: R (B, Z, h, w).
@@ -134,8 +169,9 @@ class GaussianMemory(ClassMemory):
         """
         self._check_features(features)
         if not self.fixed:
-            self.memory.copy_(self._updated(features, labels))
-        self.noise_state[1] += 1
+            self.memory.copy_(once(self._updated(features, labels), self.memory))
+        state = self.noise_state
+        state.copy_(once(torch.stack([state[0], state[1] + 1]), state))
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
@@ -156,10 +192,11 @@ class GaussianMemory(ClassMemory):
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
         )
-        found = counts > 0
-        statistics, found = _from_first_rank(self._statistics(sums), found)
+        statistics = self._statistics(sums)
+        found = finite_rows(statistics, counts > 0)  # else a pixel of a later batch is taken
+        statistics, found = _from_first_rank(statistics, found)
         self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
-        self.met |= found
+        self.met.logical_or_(found)
 
     @torch.no_grad()
     def initialize_from(self, centres: Tensor) -> None:
@@ -177,9 +214,10 @@ class GaussianMemory(ClassMemory):
                 f"got {tuple(centres.shape)}"
             )
         centres = _of_rank_zero(centres[:, 0].to(self.memory, copy=True))
-        found = centres.any(1) & ~self.met
-        self.memory.copy_(torch.where(found[:, None], self._statistics(centres), self.memory))
-        self.met |= found
+        statistics = self._statistics(centres)
+        found = finite_rows(statistics, centres.any(1) & ~self.met)
+        self.memory.copy_(torch.where(found[:, None], statistics, self.memory))
+        self.met.logical_or_(found)
 
     def _updated(self, features: Tensor, labels: Tensor) -> Tensor:
         # A float argument of an op is a constant of a compiled graph: one that changes at every
@@ -207,16 +245,11 @@ class GaussianMemory(ClassMemory):
         if self.noise_table is not None:
             return self.noise_table
         fresh = self.noise == "fresh" and self.training
-        return ops.Philox(self.noise_state if fresh else self.fixed_noise_state)
+        return ops.Philox(remembered(self.noise_state) if fresh else self.fixed_noise_state)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMemory:
-        table = self.noise_table
-        super()._apply(fn, recurse)
-        if table is not None and self.noise_table is not None:
-            # The table stays float32 in a model of any dtype, and is restored from the original
-            # after to_empty() as well.
-            self.noise_table = table.to(self.noise_table.device)
-        return self
+    def _read(self) -> Tensor:
+        """The memory; while training, which updates it, a copy."""
+        return remembered(self.memory) if self.training else self.memory
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.defaults import IGNORE_INDEX
+from mcibi_fast.nn.attention import mix_rows
 from mcibi_fast.nn.bilinear import Taps, upsampling_taps
 from mcibi_fast.nn.class_memory import (
     ClassMemory,
@@ -23,6 +25,8 @@ from mcibi_fast.nn.class_memory import (
     _of_rank_zero,
     _process_group,
 )
+from mcibi_fast.ops.finite import finite_rows
+from mcibi_fast.ops.recompute import once, remembered
 from mcibi_fast.ops.snapshot import snapshot
 
 Strategy = Literal["mean", "cosine_similarity"]
@@ -76,7 +80,7 @@ class RepresentationMemory(ClassMemory):
         fixed: bool = False,
         init: Init = "standard",
         seed: int = 0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         align_corners: bool = False,
     ) -> None:
         super().__init__(
@@ -109,10 +113,14 @@ class RepresentationMemory(ClassMemory):
                 f"representations: there are {self.per_class} per class; read the attribute memory "
                 "(K, n, Z), or build the memory with representations=1"
             )
-        return snapshot(self.memory[:, 0])
+        return self.read()[:, 0]
+
+    def reset_parameters(self) -> None:
+        """Forgets everything, as after ``__init__``; also for a memory without values yet."""
+        self.memory.zero_()
 
     @property
-    def met(self) -> Tensor:  # type: ignore[override]
+    def met(self) -> Tensor:
         """(K,): whether all n representations of the class are set."""
         return (self.memory != 0).any(dim=2).all(dim=1)
 
@@ -121,23 +129,31 @@ class RepresentationMemory(ClassMemory):
 
         With ``hard``, W is one-hot at the largest logit (the first one on ties).
         """
-        # A sample is mean + deviation * noise: with mean 0 and deviation 1 it is the given noise.
-        unit = self.memory.new_zeros(self.num_classes, 2)
-        unit[:, 1] = 1
-        table = snapshot(self.memory.flatten(1))
-        return ops.gaussian_aggregate(weight_logits, unit, table.shape[1], noise=table, hard=hard)
+        return mix_rows(weight_logits, self.read().flatten(1), hard=hard)
+
+    def read(self, *, after_update: bool = False) -> Tensor:
+        """A copy of the memory (K, n, Z), which the update of a training step does not change.
+
+        Args:
+            after_update: it is read after the update of the step.
+        """
+        if not self.training:
+            return snapshot(self.memory)
+        return remembered(self.memory, after_update=after_update)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Moves the representations of the classes present in ``labels``.
 
         All ranks of the default process group pool their batches: the result is what one process
-        with the whole batch would compute. Nothing waits for the device, and features are not
-        upsampled. Besides the K x n x Z results, "cosine_similarity" allocates two copies of the
-        features and 3 K n numbers per pixel at the features' resolution, and about 3 n + 20 numbers
-        per pixel at the labels' resolution; "mean" allocates only what ``ops.class_feature_sums``
-        does. On CUDA "cosine_similarity" sums in no fixed order, so its bits are the same in every
-        run only under ``torch.use_deterministic_algorithms``.
+        with the whole batch would compute. A class whose statistics are not finite, as after an
+        overflow in float16, keeps its row and is counted, see :func:`mcibi_fast.ops.kept_rows`.
+        Nothing waits for the device, and features are not upsampled. Besides the K x n x Z results,
+        "cosine_similarity" allocates two copies of the features and 3 K n numbers per pixel at the
+        features' resolution, and about 3 n + 20 numbers per pixel at the labels' resolution; "mean"
+        allocates only what ``ops.class_feature_sums`` does. On CUDA "cosine_similarity" sums in no
+        fixed order, so its bits are the same in every run only under
+        ``torch.use_deterministic_algorithms``.
 
         Args:
             features: R (B, Z, h, w).
@@ -168,15 +184,16 @@ class RepresentationMemory(ClassMemory):
         if weighs:
             weighted, weights = pooled[2:]
             target = weighted / weights.where(weights > 0, 1)[..., None]  # (K, n, Z)
-        present = (counts > 0)[:, None, None]
+            target = target.where(mean.isfinite().all(dim=2, keepdim=True), torch.nan)
         empty = (self.memory == 0).all(dim=2, keepdim=True)  # (K, n, 1)
         next_empty = empty & (empty.cumsum(dim=1) == 1)
         updated = self.memory
         if not self.fixed:
             moved = (1 - self.momentum) * self.memory + self.momentum * target
             updated = torch.where(empty.any(dim=1, keepdim=True), self.memory, moved)
-        updated = torch.where(next_empty, mean, updated)
-        self.memory.copy_(torch.where(present, updated, self.memory))
+        updated = torch.where(next_empty, mean, updated).to(self.memory.dtype)
+        moves = finite_rows(updated, counts > 0)[:, None, None]
+        self.memory.copy_(once(torch.where(moves, updated, self.memory), self.memory))
 
     @torch.no_grad()
     def initialize(self, features: Tensor, labels: Tensor) -> None:
@@ -199,7 +216,9 @@ class RepresentationMemory(ClassMemory):
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,
             )
-            pixels, found = _from_first_rank(pixels.to(self.memory.dtype), counts > 0)
+            pixels = pixels.to(self.memory.dtype)
+            found = finite_rows(pixels, counts > 0)  # else a pixel of a later batch is taken
+            pixels, found = _from_first_rank(pixels, found)
             next_empty = empty & (empty.cumsum(dim=1) == 1) & found[:, None]
             self.memory.copy_(torch.where(next_empty[..., None], pixels[:, None], self.memory))
 
@@ -217,7 +236,8 @@ class RepresentationMemory(ClassMemory):
             )
         empty = (self.memory == 0).all(dim=2, keepdim=True)
         updated = torch.where(empty, centres.to(self.memory), self.memory)
-        self.memory.copy_(_of_rank_zero(updated))
+        found = finite_rows(updated, empty.flatten(1).any(1))[:, None, None]
+        self.memory.copy_(_of_rank_zero(torch.where(found, updated, self.memory)))
 
     def _least_known(self, features: Tensor, labels: Tensor) -> list[Tensor]:
         """Sums (K, n, Z) of the pixels weighted by 1 - s, and sums of the weights (K, n).
@@ -229,6 +249,9 @@ class RepresentationMemory(ClassMemory):
         weights that these receive.
         """
         R = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+        # Zero times infinity would be NaN in the sums of every class; those of the classes that an
+        # infinity belongs to show in their plain sums.
+        R = R.where(R.isfinite(), 0)
         B, _, h, w = R.shape
         K, n = self.num_classes, self.per_class
         labels = labels.long()

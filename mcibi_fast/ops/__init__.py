@@ -3,6 +3,7 @@
 from mcibi_fast.ops.class_rank_attention import class_rank_attention
 from mcibi_fast.ops.confidence_attention import confidence_attention
 from mcibi_fast.ops.dispatch import BackendError, decompositions
+from mcibi_fast.ops.finite import kept_rows
 from mcibi_fast.ops.gaussian_aggregate import gaussian_aggregate, gaussian_table
 from mcibi_fast.ops.labels import check_labels
 from mcibi_fast.ops.memory_update import class_feature_sums, memory_update
@@ -21,6 +22,7 @@ __all__ = [
     "decompositions",
     "gaussian_aggregate",
     "gaussian_table",
+    "kept_rows",
     "memory_update",
     "upsample_argmax",
     "upsample_confusion",

@@ -2,7 +2,8 @@
 
 Each library has operators of its own, ``torch.ops.mcibi_fast_cpu.<op>`` and
 ``torch.ops.mcibi_fast_cuda.<op>``. They take the op's arguments and, where they report wrong
-labels, a tensor for the report (see ``labels``).
+labels, a tensor for the report (see ``labels``); where they keep rows of a memory, a tensor that
+counts these (see ``finite``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mcibi_fast import _build
-from mcibi_fast._schemas import OPS_WITH_LABELS
-from mcibi_fast.ops import labels
+from mcibi_fast._schemas import OPS_THAT_KEEP_ROWS, OPS_WITH_LABELS
+from mcibi_fast.ops import finite, labels
 from mcibi_fast.ops.dispatch import Kernel
 
 
@@ -27,7 +28,7 @@ def cpu_kernel(name: str) -> Kernel:
 
     def run_and_check(*args: Any) -> Any:
         report = torch.zeros(6, dtype=torch.int64, device="cpu")
-        result = run(*args, report)
+        result = run(*args, report, *_counters(name, args))
         if any(numbers := report.tolist()):
             raise labels.bad_label(*numbers)
         return result
@@ -43,12 +44,16 @@ def cuda_kernel(name: str) -> Kernel:
         return getattr(torch.ops.mcibi_fast_cuda, name)(*args)
 
     def run_and_count(*args: Any) -> Any:
-        result = run(*args, labels.flag(args[0].device))
+        result = run(*args, labels.flag(args[0].device), *_counters(name, args))
         labels.check_now()
         return result
 
     has_labels = name in OPS_WITH_LABELS["cuda"]
     return Kernel("cuda", run_and_count if has_labels else run, _why_not("cuda"))
+
+
+def _counters(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    return [finite.counter(args[0].device)] if name in OPS_THAT_KEEP_ROWS else []
 
 
 def _why_not(backend: str) -> Callable[..., str | None]:

@@ -108,6 +108,8 @@ class TrainConfig:
         sync_batchnorm: compute batch norms over all processes (in a distributed run on GPUs).
         seed: seed of initial weights, dropout, the order of images and augmentation.
         mixed_precision: "no", "bf16" or "fp16".
+        gradient_checkpointing: keep fewer activations and compute them again in the backward pass:
+            less memory, about a third more time, the same result up to rounding.
         device: "auto" (a GPU if there is one) or "cpu".
         workers: number of loader processes per training process.
         log_every: number of steps between readings of the loss.
@@ -131,6 +133,7 @@ class TrainConfig:
     sync_batchnorm: bool = True
     seed: int = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
     device: Literal["auto", "cpu"] = "auto"
     workers: int = 2
     log_every: int = 10

@@ -17,6 +17,8 @@ from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.video import ClipDataset
+from mcibi_fast.defaults import IGNORE_INDEX
+from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.context import ContextBase, resize
@@ -58,6 +60,8 @@ def gather(
 ) -> Gathering:
     """Runs the model and keeps R, W and R_aug of each stage, as the model itself computes them.
 
+    In the precision of its training, as an evaluation does; what is kept is then float32.
+
     Args:
         model: in evaluation mode.
         images: (B, 3, H, W); for a video model also clips (B, h + 1, 3, H, W), of which the last
@@ -67,10 +71,14 @@ def gather(
     """
     truth = (labels,) if model.needs_labels else ()
     context = context_of(model)
+    precision = autocast(images.device, precision_of(model, images.device))
     if context is None:
-        features = model.backbone(images)
-        return Gathering(model.head(features, *truth), model.head.pixel_representations(features))
+        with precision:
+            features = model.backbone(images)
+            output, R = model.head(features, *truth), model.head.pixel_representations(features)
+        return Gathering(output, R.float())
     with (
+        precision,
         _recorded(context.fuse, "prepare") as prepared,
         _recorded(context, "attend") as attended,
         _recorded(context.fuse, "forward") as fused,
@@ -79,9 +87,9 @@ def gather(
     batch = len(images)  # the frames of a video model end with the last ones of each clip
     return Gathering(
         output,
-        features=prepared[0][0][0],
-        weight_logits=[arguments[1][-batch:] for arguments, _ in attended],
-        augmented=[result for _, result in fused],
+        features=prepared[0][0][0].float(),
+        weight_logits=[arguments[1][-batch:].float() for arguments, _ in attended],
+        augmented=[result.float() for _, result in fused],
     )
 
 
@@ -173,7 +181,7 @@ def class_vectors(
     label: Tensor,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean of the features under each class's mask in one image (Figure 6).

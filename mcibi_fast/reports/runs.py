@@ -154,6 +154,7 @@ def _load_run(path: Path, config: TrainConfig, name: str, device: torch.device |
         )
     with torch.random.fork_rng():  # building a model draws initial weights
         model, spec = load_model(directory)
+    model.precision = config.mixed_precision  # older checkpoints do not say it
     number = directory.name.removeprefix("step-")
     if not number.isdecimal():
         raise ValueError(f"report: {directory} is not called step-N, as the checkpoints of a run")

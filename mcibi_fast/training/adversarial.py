@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.data.loading import seeded_generator
+from mcibi_fast.nn.transient import states
 from mcibi_fast.recipes.parts import AdversarialConfig
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def fgsm(
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    before = [buffer.clone() for buffer in model.buffers()]
+    before = [buffer.clone() for buffer in states(model)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True):
+            for buffer, value in zip(states(model), before, strict=True):
                 buffer.copy_(value)

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mcibi_fast.models import Segmentor
+from mcibi_fast.nn.transient import states
 
 
 class WeightAverage:
@@ -38,5 +39,5 @@ class WeightAverage:
         """Moves the average towards the model's weights; once per optimiser step."""
         own = [p.detach() for p in self.model.parameters()]
         self._average(own, [p.detach() for p in model.parameters()], None)
-        for buffer, new in zip(self.model.buffers(), model.buffers(), strict=True):
+        for buffer, new in zip(states(self.model), states(model), strict=True):
             buffer.copy_(new)

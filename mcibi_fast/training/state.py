@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.nn.transient import transient_tensors
 from mcibi_fast.untrusted import shorten
 
 
@@ -52,12 +53,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The model's non-persistent buffers by name, among them the Philox (seed, step) states.
+    """The tensors that are not part of the weights, by name, among them Philox (seed, step) states.
 
-    They are not part of the weights, but a resumed run needs them.
+    A resumed run needs them.
     """
     persistent = model.state_dict().keys()
-    return {name: b for name, b in model.named_buffers() if name not in persistent}
+    buffers = {name: b for name, b in model.named_buffers() if name not in persistent}
+    return buffers | transient_tensors(model)
 
 
 def restore_transient_buffers(model: nn.Module, saved: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from mcibi_fast import models
+from mcibi_fast import models, ops
 from mcibi_fast.data.loading import training_loader
 from mcibi_fast.errors import TrainingError
 from mcibi_fast.inference.evaluate import evaluate
@@ -145,6 +145,7 @@ class Trainer:
             mean=list(self.train_data.mean),
             std=list(self.train_data.std),
             ignore_index=self.train_data.ignore_index,
+            mixed_precision=config.mixed_precision,
         )
         options: dict[str, Any] = {"loss": self.loss}
         if resume:
@@ -152,6 +153,8 @@ class Trainer:
             check_fits(self.spec, run.weights(), **options)
         model = create_model(self.spec, **options)
         check_model(model, config.inference)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
         if config.sync_batchnorm:
             self.model = cast(models.Segmentor, models.convert_sync_batchnorm(self.model))
@@ -318,6 +321,11 @@ class Trainer:
                 f"the loss is not finite {error}; {good}; try a lower optimizer.lr, "
                 "optimizer.clip_norm, or mixed_precision=no"
             ) from None
+        if kept := ops.kept_rows():
+            self.report(
+                f"step {self.step}: the memory kept the rows of {kept} classes whose features are "
+                "not finite"
+            )
         loss = sum(means.values())
         if self.scalars is not None:
             lr = self.schedule.lr

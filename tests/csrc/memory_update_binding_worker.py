@@ -9,6 +9,8 @@ import torch
 from counted_labels import assert_counted_for_python  # this script's folder is on the path
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
+from mcibi_fast.ops import kept_rows
+from mcibi_fast.ops.compiled import cuda_kernel
 from mcibi_fast.ops.memory_update import reference
 
 LABEL_OPS = OPS_WITH_LABELS["cuda"]
@@ -40,10 +42,19 @@ def main(library: str) -> None:
     torch.testing.assert_close((grad * features).sum(), (exact * grad_sums).sum())
 
     flag.zero_()
-    found = ops.memory_update(memory, features, labels, 0.25, False, ignore, align_corners, flag)
+    kept = torch.zeros(1, dtype=torch.int64)
+    options = (0.25, False, ignore, align_corners)
+    found = ops.memory_update(memory, features, labels, *options, flag, kept)
     expected = reference.moving_average(memory, exact, exact_counts, 0.25, False)
     torch.testing.assert_close(found, expected)
     assert flag.tolist() == [int((labels == K).sum()), K, LABEL_OPS.index("memory_update")]
+    assert kept.tolist() == [0]
+    overflown = features.masked_fill(features == features.amax(), torch.inf)
+    found = ops.memory_update(memory, overflown, labels, *options, flag, kept)
+    assert found.isfinite().all() and kept.tolist() == [int((found == memory).all(1).sum())] != [0]
+    cuda_kernel("memory_update").run(memory, overflown, labels.where(labels < K, ignore), *options)
+    assert kept_rows() == kept
+    flag.zero_()
 
     wrong = int((labels == K).sum())
     options = (ignore, align_corners)
@@ -60,7 +71,10 @@ def main(library: str) -> None:
         lambda: ops.class_feature_sums(features, labels, 5000, ignore, False, flag),
         lambda: ops.class_feature_sums(features, labels.float(), K, ignore, False, flag),
         lambda: ops.class_feature_sums(features, labels, K, ignore, False, flag[:2]),
-        lambda: ops.memory_update(memory.T, features, labels, 0.1, False, ignore, False, flag),
+        lambda: ops.memory_update(
+            memory.T, features, labels, 0.1, False, ignore, False, flag, kept
+        ),
+        lambda: ops.memory_update(memory, features, labels, 0.1, False, ignore, False, flag, flag),
     ]:
         try:
             bad()

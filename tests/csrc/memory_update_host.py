@@ -43,6 +43,7 @@ class MemoryUpdate(ctypes.Structure):
         ("stride_column", c_int64),
         ("momentum", c_double),
         ("unbiased", c_bool),
+        ("kept_rows", c_void_p),
     ]
 
 
@@ -87,6 +88,7 @@ class MemoryUpdateHost:
         ignore_index: int = 255,
         align_corners: bool = False,
         flag: Tensor | None = None,
+        kept_rows: Tensor | None = None,
     ) -> Tensor:
         result = torch.full(memory.shape, torch.nan, dtype=memory.dtype)
         update = MemoryUpdate(
@@ -96,6 +98,7 @@ class MemoryUpdateHost:
             *memory.stride(),
             momentum,
             unbiased,
+            None if kept_rows is None else kept_rows.data_ptr(),
         )
         self._call(
             "memory_update",

@@ -227,6 +227,26 @@ def test_memory_update(
     assert torch.equal(found[-1], memory[-1])  # absent
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float64])
+def test_a_row_that_would_not_be_finite_is_kept_and_counted(
+    ops: MemoryUpdateHost, generator: Generator, memory_dtype: torch.dtype, value: float
+) -> None:
+    features, labels = _draw((2, 70, 8, 8, 64, 64, 4), generator)
+    labels[:, :, :32], labels[:, :, 32:] = 0, 1
+    labels[1, :10] = 2
+    memory = torch.rand(4, 2, generator=generator, dtype=memory_dtype)
+    usual = ops.memory_update(memory, features, labels)
+    features[1, 66, 4:, 6] = value  # of class 1
+    kept = torch.zeros(1, dtype=torch.int64)
+    for count in (1, 2):
+        found = ops.memory_update(memory, features, labels, kept_rows=kept)
+        assert kept.tolist() == [count]
+        assert torch.equal(found[[1, 3]], memory[[1, 3]])
+        assert torch.equal(found[[0, 2]], usual[[0, 2]]) and not torch.equal(found[0], memory[0])
+    assert torch.equal(ops.memory_update(memory, features, labels)[1], memory[1])  # not counted
+
+
 def test_memory_stays_where_all_is_ignored(ops: MemoryUpdateHost, generator: Generator) -> None:
     features, labels = _draw(SHAPES["odd"], generator)
     memory = torch.randn(19, 2, generator=generator)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mcibi_fast import ops
 from mcibi_fast.models import MCIBIHead, MCIBIPPHead, Segmentor
 from mcibi_fast.nn import GaussianMemory, RepresentationMemory, conv_bn_relu
 
@@ -27,6 +28,8 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
         results[f"memory_{form}"] = updated_memory(form, SHARES[world][rank])
         results.update(trained_model(form, rank, world))
     results.update(trained_model("mcibi", rank, world))
+    for form in ("paper", "mcibi"):
+        results[f"overflow_{form}"] = overflown_memory(form, SHARES[world][rank])
     results["initialized"] = initialized_memory(SHARES[world][rank])
     results["representations"] = initialized_representations(SHARES[world][rank])
     results["clusters"] = clustered_memory(rank)
@@ -44,6 +47,21 @@ def updated_memory(form: str, share: slice) -> torch.Tensor:
         memory.update(features[share], labels[share])
     assert memory.noise_state.tolist() == [0, 4]
     return memory.memory
+
+
+def overflown_memory(form: str, share: slice) -> torch.Tensor:
+    """The memory after a step with an infinity on one rank, and how many rows were kept."""
+    generator = torch.Generator().manual_seed(4)
+    mcibi = form == "mcibi"
+    memory = (RepresentationMemory(K, 8) if mcibi else GaussianMemory(K, 8, form="paper")).double()
+    memory.memory.copy_(torch.randn(memory.memory.shape, generator=generator).double())
+    features = torch.randn(4, 8, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, K - 1, (4, 20, 24), generator=generator)
+    labels[0, :10] = K - 1  # on the first rank; the labels of the last rows are of other classes
+    features[0, 2, 0, 0] = torch.inf
+    ops.kept_rows()
+    memory.update(features[share], labels[share])
+    return torch.cat([memory.memory.flatten(), torch.tensor([float(ops.kept_rows())])])
 
 
 def initialized_memory(share: slice) -> torch.Tensor:

@@ -56,6 +56,15 @@ def test_memory_update_pools_the_batch(results, form):
     assert relative_error(results["first"][key], results["whole"][key]) < 1e-12
 
 
+@pytest.mark.parametrize("form", ["paper", "mcibi"])
+def test_all_ranks_keep_the_row_that_overflows_on_one(results, form):
+    key = f"overflow_{form}"
+    assert torch.equal(results["first"][key], results["second"][key])
+    assert results["first"][key].isfinite().all()
+    assert relative_error(results["first"][key], results["whole"][key]) < 1e-12
+    assert results["first"][key][-1] == results["whole"][key][-1] == 1
+
+
 @pytest.mark.parametrize("form", ["paper", "released", "mcibi"])
 def test_whole_model(results, form):
     names = [name for name in results["whole"] if name.startswith(f"{form}.")]

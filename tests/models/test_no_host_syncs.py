@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast import models, ops
+from mcibi_fast.nn.transient import transient_tensors
 
 aten = torch.ops.aten
 READS_THE_DEVICE = {
@@ -58,7 +59,7 @@ class NoHostSyncs(TorchDispatchMode):
 
 
 def on_fake_cuda(model: nn.Module) -> nn.Module:
-    """The model with fake CUDA tensors for parameters and buffers; call it under FakeTensorMode."""
+    """The model with fake CUDA tensors, as after ``to("cuda")``; call it under FakeTensorMode."""
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None:
@@ -67,6 +68,9 @@ def on_fake_cuda(model: nn.Module) -> nn.Module:
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cuda")
+        for name, t in transient_tensors(module).items():
+            if "." not in name:
+                module._hold(name, torch.empty(t.shape, dtype=t.dtype, device="cuda"))
     return model
 
 

@@ -99,3 +99,15 @@ def test_a_cpu_operator_reports_a_wrong_label_as_numbers(value: int) -> None:
     for wrong in (report[:5], report.int(), report.expand(2, 6)):
         with pytest.raises(RuntimeError, match=r"report: expected int64 \(6,\) on the CPU"):
             kernel(logits, labels, 9, False, wrong)
+
+
+def test_shared_defaults_are_written_in_one_file_alone() -> None:
+    literal = re.compile(r"\b(ignore_index: int = 255|momentum: float = 0\.1)\b")
+    package = ROOT / "mcibi_fast"
+    found = [
+        path.name
+        for folder in ("ops", "nn", "models", "reports", "training", "inference", "metrics")
+        for path in (package / folder).rglob("*.py")
+        if literal.search(path.read_text())
+    ]
+    assert not found

@@ -58,6 +58,10 @@ class CrissCrossAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(()))
 
+    def reset_parameters(self) -> None:
+        """Sets what is not in a submodule as after ``__init__``."""
+        nn.init.zeros_(self.gamma)
+
     def forward(self, features: Tensor) -> Tensor:
         h, w = features.shape[2:]
         # (B, h, w, C): one batched product for all columns, and one for all rows.

@@ -62,6 +62,10 @@ class PositionAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
 
+    def reset_parameters(self) -> None:
+        """Sets what is not in a submodule as after ``__init__``."""
+        nn.init.zeros_(self.gamma)
+
     def forward(self, features: Tensor) -> Tensor:
         query, key, value = (
             rows(project(features)) for project in (self.query, self.key, self.value)
@@ -82,6 +86,10 @@ class ChannelAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(()))
+
+    def reset_parameters(self) -> None:
+        """Sets what is not in a submodule as after ``__init__``."""
+        nn.init.zeros_(self.gamma)
 
     def forward(self, features: Tensor) -> Tensor:
         X = features.flatten(2)  # (B, C, N)

@@ -86,7 +86,9 @@ def memory_update(
             gets what one process with the whole batch would; None for this process alone.
 
     Returns:
-        The next memory, (K, 2), in the memory's dtype. Classes without a pixel keep their row.
+        The next memory, (K, 2), in the memory's dtype. Classes without a pixel keep their row, and
+        so do classes whose row would not be finite, as after an overflow in float16; the latter are
+        counted, see ``kept_rows``.
 
     Raises:
         TypeError, ValueError: as ``class_feature_sums``, or the momentum is not in [0, 1].

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcibi_fast.ops.finite import finite_rows
+
 
 def class_feature_sums(
     features: Tensor, labels: Tensor, num_classes: int, align_corners: bool
@@ -61,17 +63,22 @@ def moving_average(
         unbiased: divide the variance by Z - 1 (released form) instead of Z (paper).
 
     Returns:
-        The next memory (K, 2); classes without a pixel keep their row.
+        The next memory (K, 2). Classes without a pixel keep their row, and so do those whose row
+        would not be finite; the latter are counted (see :func:`kept_rows`).
     """
-    seen = counts > 0
-    mean_vector = sums / counts.clamp(min=1).to(sums.dtype).unsqueeze(1)  # Eq. 8, (K, Z)
-    # An unseen class must not send a gradient through the root of a zero variance.
-    mean_vector = torch.where(seen.unsqueeze(1), mean_vector, _ramp_like(mean_vector))
-    mean = mean_vector.mean(1)  # Eq. 9
-    std = mean_vector.std(1, correction=int(unbiased))
-    new = torch.stack([mean, std], dim=1).to(memory.dtype)
-    moved = (1 - momentum) * memory + momentum * new  # Eq. 6
-    return torch.where(seen.unsqueeze(1), moved, memory)
+
+    def moved(mean_vector: Tensor) -> Tensor:
+        mean = mean_vector.mean(1)  # Eq. 9
+        std = mean_vector.std(1, correction=int(unbiased))
+        new = torch.stack([mean, std], dim=1)
+        return ((1 - momentum) * memory + momentum * new).to(memory.dtype)  # Eq. 6
+
+    # The squares of large features overflow in float32.
+    mean_vector = sums.double() / counts.clamp(min=1).unsqueeze(1)  # Eq. 8, (K, Z)
+    moves = finite_rows(moved(mean_vector), counts > 0).unsqueeze(1)
+    # A row that is kept must not send a gradient through the root of a zero or infinite variance.
+    mean_vector = torch.where(moves, mean_vector, _ramp_like(mean_vector))
+    return torch.where(moves, moved(mean_vector), memory)
 
 
 def _ramp_like(rows: Tensor) -> Tensor:
