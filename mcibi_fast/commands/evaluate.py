@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_inference(parser)
     options.add_precision(parser)
     options.add_fold(parser)
-    parser.add_argument(
-        "--without-class", metavar="K,...", help="also report the means without these"
-    )
+    parser.add_argument("--without-class", metavar="K", help="also report means without K,...")
     default, *others = PROTOCOLS
     parser.add_argument(
         "--protocol",

@@ -20,7 +20,7 @@ from mcibi_fast.errors import (
 from mcibi_fast.interrupt import leave_to_parent
 
 if TYPE_CHECKING:
-    from mcibi_fast.data import Sample, SegmentationDataset
+    from mcibi_fast.data.base import Sample, SegmentationDataset
 
 Batch = dict[str, Any]
 """``image`` (B, 3, H, W), ``label`` (B, H, W), ``name``: list of B texts.

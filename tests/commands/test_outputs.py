@@ -128,7 +128,9 @@ def test_predict_twice_into_the_source_folder(
     command = ["predict", str(run), str(tmp_path / "in"), "--cpu", "--quiet", "--out"]
     for note in ("", "4 pictures left out: predict wrote them\n"):
         assert cli.main([*command, str(tmp_path / "in" / "out")]) == 0
-        assert capfd.readouterr().out == f"2 label maps in {tmp_path}/in/out\n{note}"
+        assert (
+            capfd.readouterr().out == f"2 label maps in {tmp_path}/in/out, full precision\n{note}"
+        )
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "0.png").write_bytes(b"mine")
     line = fails(*command, tmp_path)
