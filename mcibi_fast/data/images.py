@@ -38,6 +38,7 @@ from mcibi_fast.data.metadata import (
 )
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import read_regular
+from mcibi_fast.data.strips import colours
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
 from mcibi_fast.untrusted import shorten
@@ -183,7 +184,7 @@ def _colours(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     picture.info.pop("transparency", None)  # with it, PIL warns of palettes
     if mode == "La":  # only this way can PIL convert it
         picture = picture.convert("LA")
-    pixels = np.array(picture.convert("RGB"))
+    pixels = colours(picture)
     if ";16" in rawmode and pixels.max() <= _ALMOST_BLACK:
         raise _almost_black(name)
     return pixels

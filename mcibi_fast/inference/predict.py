@@ -211,7 +211,7 @@ def predict(
                 save_picture(picture, job.submitted, below=out)
                 result.submitted.append(job.submitted)
             if job.overlay is not None:
-                picture = Image.fromarray(blend(pixels, label, palette))
+                picture = Image.fromarray(blend(pixels, label, palette, out=pixels))
                 save_picture(picture, job.overlay, below=out)
     return result
 

@@ -32,10 +32,18 @@ def colourise(label: ArrayLike, palette: Pixels) -> Pixels:
     return table[_rows(label, len(palette))]
 
 
-def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55) -> Pixels:
+def blend(
+    image: Pixels,
+    label: ArrayLike,
+    palette: Pixels,
+    alpha: float = 0.55,
+    *,
+    out: Pixels | None = None,
+) -> Pixels:
     """The image with classes in colour on top, with opacity ``alpha``.
 
-    Unlabelled pixels keep the image's colour. Takes ``image`` (H, W, 3) uint8 and ``label`` (H, W);
+    Unlabelled pixels keep the image's colour. The result is written to ``out``, which may be the
+    image itself, or else to a new array. Takes ``image`` (H, W, 3) uint8 and ``label`` (H, W);
     raises ValueError if their sizes differ.
     """
     label = np.asarray(label)
@@ -46,7 +54,7 @@ def blend(image: Pixels, label: ArrayLike, palette: Pixels, alpha: float = 0.55)
     table = np.empty((len(palette) + 1, 256, 3), np.uint8)
     table[:-1] = under + alpha * (palette[:, None] - under) + 0.5
     table[-1] = under
-    mixed = np.empty(image.shape, np.uint8)
+    mixed = np.empty(image.shape, np.uint8) if out is None else out
     rows = max(1, _BAND // image.shape[1])
     for top in range(0, len(label), rows):
         band = slice(top, top + rows)
