@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from mcibi_fast.data import EvalTransform, Scenes, TrainTransform
@@ -311,3 +312,27 @@ def test_bad_arguments(options, message):
 def test_long_side_needs_short_side():
     with pytest.raises(ValueError, match="long_side"):
         EvalTransform(long_side=10, **PLAIN)
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (7, 1), (3, 1), (1, 5), (2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (3, 20, 1), (3, 1, 30)], ids=str)
+def test_resizing_to_few_pixels(sides: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """For uint8 and a width of 1, PyTorch's own kernel fails, or averages the wrong pixels."""
+    image = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
+    flat = image.double().reshape(-1, 1, *shape[-2:])
+    exact = F.interpolate(flat, sides, mode="bilinear", antialias=True).reshape(*shape[:-2], *sides)
+    transform = EvalTransform(mean=(0.0,) * 3, std=(1 / 255,) * 3, size=sides)
+    resized, _ = transform(image, torch.zeros(sides, dtype=torch.uint8))
+    assert resized.shape == exact.shape
+    assert (resized.double() - exact).abs().max() <= 1.01  # rounded along each axis
+    crop = TrainTransform(sides, mean=(0.0,) * 3, std=(1.0,) * 3, size=sides, scale=(1.0, 1.0))
+    label = torch.zeros(shape[-2:], dtype=torch.uint8)
+    assert crop(image, label, epoch=0, index=0)[0].shape == exact.shape
+
+
+@pytest.mark.parametrize("name", ["short_side", "long_side", "size"])
+def test_sides_of_zero_are_refused(name: str) -> None:
+    options = {"short_side": 4} if name == "long_side" else {}
+    options[name] = (4, 0) if name == "size" else 0
+    with pytest.raises(ValueError, match=rf"{name}: .*0\)? is not positive"):
+        EvalTransform(mean=(0.0,) * 3, std=(1.0,) * 3, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import unicodedata
@@ -53,6 +54,17 @@ def test_text_of_all_scripts_stays() -> None:
 def test_lines_of_the_program_stay(capsys: pytest.CaptureFixture[str]) -> None:
     say("one\ntwo\x1b")
     assert capsys.readouterr().out == "one\ntwo\\x1b\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_the_terminal_cannot_encode_is_escaped(encoding: str) -> None:
+    content = io.BytesIO()
+    file = io.TextIOWrapper(content, encoding=encoding, errors="strict")
+    say("café 道路\n\udcff\ud800", file=file)
+    shown = content.getvalue().decode(encoding)
+    accent = r"\xe9" if encoding == "ascii" else "é"
+    letters = "道路" if encoding == "utf-8" else r"\u9053\u8def"
+    assert shown == f"caf{accent} {letters}\n\\udcff\\ud800\n"
 
 
 def test_a_complaint_is_one_line_of_a_bounded_length(
