@@ -12,7 +12,13 @@ _counters: dict[torch.device, Tensor] = {}
 
 
 def counter(device: torch.device) -> Tensor:
-    """The device's counter of rows that were kept, int64 (1,)."""
+    """The device's counter of rows that were kept, int64 (1,).
+
+    For the recomputation of a checkpointed call, whose rows were counted before, it is another one
+    that nobody reads.
+    """
+    if recomputing():
+        return torch.zeros(1, dtype=torch.int64, device=device)
     if device not in _counters:
         with torch.inference_mode(False):  # it is read and cleared outside, too
             _counters[device] = torch.zeros(1, dtype=torch.int64, device=device)
@@ -56,8 +62,6 @@ def _finite(rows: Tensor, seen: Tensor) -> Tensor:
 
 def _count(rows: Tensor, seen: Tensor) -> Tensor:
     finite = _finite(rows, seen)
-    if recomputing():
-        return finite
     counter(rows.device).add_((seen & ~finite).sum())
     return finite
 

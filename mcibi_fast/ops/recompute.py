@@ -35,17 +35,25 @@ def remembered(state: Tensor, *, after_update: bool = False) -> Tensor:
         RuntimeError: the state has changed since the forward, and it is not known how the forward
             read it.
     """
-    return REMEMBERED(state, after_update)
+    return (_remember if _has_values(state) else REMEMBERED)(state, after_update)
 
 
 def once(new: Tensor, state: Tensor) -> Tensor:
     """What an update stores in ``state``: ``new``, or in a recomputation what it already holds."""
-    return ONCE(new, state)
+    return (_once if _has_values(state) else ONCE)(new, state)
 
 
 def recomputing() -> bool:
     """Whether this is the recomputation of a checkpointed call, in the backward pass."""
     return _in_backward() and next(_calls(), None) is not None
+
+
+def _has_values(state: Tensor) -> bool:
+    """False while a graph is traced or transformed, in which an operator has to stand for the call
+    until the graph runs.
+    """
+    plain = type(state) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(state)
 
 
 def _in_backward() -> bool:
