@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
     sizes = "images of any size" if size is None else "images of {}x{}".format(*size)
     say(
         f"{out}: {kind}, {spec.name} on {spec.backbone.split()[0]}, "
-        f"{'not folded' if args.no_fold else 'folded'}, batches of any size, {sizes}, "
-        f"{os.path.getsize(out) / 2**20:.1f} MiB"
+        f"{'not folded' if args.no_fold else 'folded'}, full precision, batches of any size, "
+        f"{sizes}, {os.path.getsize(out) / 2**20:.1f} MiB"
     )
     for n, agreement in enumerate(agreements):
         what = args.check if n == 0 and args.check else "random numbers"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mcibi_fast.inference.precision import in_words, precision_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.reports.gathering import gather
 from mcibi_fast.reports.page import Report
@@ -41,10 +42,21 @@ def add_predictions(report: Report, trained: Sequence[Trained], samples: Samples
         prediction_sheet(samples.scenes, predictions, dataset.classes, dataset.palette),
         "Images at even intervals through the split, not selected by their results. Colours are "
         "the predicted classes; hatched pixels are mistaken. Under each prediction: the share of "
-        "labelled pixels that is right. As Figure 5 of the paper.",
+        f"labelled pixels that is right. Computed in {_precisions(trained)}, as in the training. "
+        "As Figure 5 of the paper.",
         name="predictions",
         wide=True,
     )
+
+
+def _precisions(trained: Sequence[Trained]) -> str:
+    words = {
+        each.name: in_words(precision_of(each.model, next(each.model.parameters()).device))
+        for each in trained
+    }
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{words[name]} ({name})" for name in words)
 
 
 def _predicted(model: Segmentor, image: Tensor, label: Tensor) -> NDArray[np.int64]:

@@ -184,6 +184,18 @@ def test_predict(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not all(map(np.array_equal, right, full))
 
 
+@pytest.mark.slow
+def test_the_report_and_the_export_say_it(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(plain), "--out", str(page), "--cpu", "--quiet"]) == 0
+    assert "Computed in mixed precision bf16, as in the training" in page.read_text()
+    assert cli.main(["export", str(plain), str(tmp_path / "m.pt2"), "--size", "32,32"]) == 0
+    assert ", full precision, " in capsys.readouterr().out
+
+
 def test_reports_show_what_was_scored(plain: Path) -> None:
     model, _ = load_model(plain)
     image = Run(plain).settings().data.dataset("val")[0]["image"]
