@@ -29,6 +29,21 @@ class Backbone(nn.Module):
         self.reductions: list[int] = body.feature_info.reduction()[-4:]
         # Transformers with windows keep their channels last; timm calls this "NHWC".
         self.nhwc = str(getattr(body, "output_fmt", "")).endswith("NHWC")
+        self.register_load_state_dict_post_hook(_compute_again)
+
+    def reset_parameters(self) -> None:
+        """Computes again what timm's modules keep outside the state dict, as Swin's indices.
+
+        Loading a state dict does so, too: before, the model may have been built without values.
+        """
+        parameter = next(self.body.parameters(), None)
+        device = parameter.device if parameter is not None else torch.get_default_device()
+        for module in self.body.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.device != device:
+                        module._buffers[name] = torch.empty_like(buffer, device=device)
+                module.init_non_persistent_buffers()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         if self.pad_to > 1:
@@ -36,6 +51,10 @@ class Backbone(nn.Module):
             images = F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
         maps = self.body(images)[-len(self.channels) :]
         return [m.permute(0, 3, 1, 2) for m in maps] if self.nhwc else list(maps)
+
+
+def _compute_again(backbone: Backbone, _keys: Any) -> None:
+    backbone.reset_parameters()
 
 
 class HighResolutionBackbone(Backbone):

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from mcibi_fast import models
 from mcibi_fast.nn import GaussianMemory
 from mcibi_fast.nn.transient import transient_tensors
-from tests.models.deferred import KINDS, build, inputs, outputs, steps, trained
+from tests.models.deferred import KINDS, K, build, inputs, outputs, steps, trained
 
 pytestmark = pytest.mark.usefixtures("poison")
 WORKER = Path(__file__).with_name("deferred.py")
@@ -162,6 +163,25 @@ def test_transformers_from_pretrained(
         assert torch.equal(found.model.state_dict()[name], tensor), name
     assert found.model.memory.met[:4].all()
     assert_computes(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assign", [False, True])
+def test_backbones_of_timm(assign: bool) -> None:
+    """Swin has indices outside the state dict."""
+
+    def make() -> models.Segmentor:
+        options = {"feats_channels": 8, "transform_channels": 8, "output_stride": 32}
+        return models.create("fcn_mcibipp", K, "swin_tiny_patch4_window7_224", **options).eval()
+
+    model, images = make(), inputs()[0]
+    with torch.device("meta"):
+        found = make()
+    if not assign:
+        found.to_empty(device="cpu")
+    found.load_state_dict(model.state_dict(), assign=assign)
+    with torch.no_grad():
+        assert torch.equal(found(images).logits, model(images).logits)
 
 
 # ---- FSDP ------------------------------------------------------------------------------------
