@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mcibi_fast.ops.dispatch import Kernel, Op, always
 
 _KEPT = "_mcibi_fast_kept"  # attribute of a checkpointed call: what it read and updated
 _FILES = ("torch/utils/checkpoint.py", "torch/_functorch/_aot_autograd/runtime_wrappers.py")
-_READ = "_mcibi_fast_read"  # attribute of a state: its version when a forward read it last
+_read = WeakTensorKeyDictionary()  # states: the version that a forward read last
 
 
 def remembered(state: Tensor, *, after_update: bool = False) -> Tensor:
@@ -107,14 +108,14 @@ def _remember(state: Tensor, after_update: bool) -> Tensor:
             )
     else:
         version, kept = state._version, state.clone()
-        if in_backward and not calls and getattr(state, _READ, version) != version:
+        if in_backward and not calls and _read.get(state, version) != version:
             raise RuntimeError(
                 "memory: it was updated between the forward and this recomputation in the backward "
                 "pass, which therefore differ; checkpoint with torch.utils.checkpoint, or call "
                 "update after the backward pass"
             )
         if not in_backward:
-            setattr(state, _READ, version)
+            _read[state] = version
             if found is not None and found[0] != version:
                 version = None
     for call in calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -199,10 +200,14 @@ def test_other_recomputations_after_an_update_are_refused() -> None:
         loss.backward()
 
 
-def test_nothing_is_kept_without_checkpointing() -> None:
+def test_what_is_read_is_saved_as_before() -> None:
     context, (R, _), _ = start("paper", "paper")
     context(R).features.square().sum().backward()
-    assert not [name for name in vars(context.memory.memory) if "kept" in name]
+    assert not vars(context.memory.memory) and not vars(context.memory.noise_state)
+    file = io.BytesIO()
+    torch.save([context.memory.memory, context.memory.noise_state], file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True)[0], context.memory.memory)
 
 
 def compiled_step(name: str, run: Run, compiled: bool) -> list[Tensor]:
