@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -19,15 +20,36 @@ def signals_interrupt() -> Iterator[None]:
         yield
 
 
-def leave_to_parent(worker: int = 0) -> None:
-    """For loader processes: their parent ends them, not the signals that stop the command.
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Delays these signals; processes started meanwhile begin without them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    A terminal sends Ctrl-C to all processes, Slurm also SIGTERM. Had a loader gone first, the step
-    could not be finished. Only the first SIGTERM has no effect: the parent's own must have one.
+
+def leave_to_parent(worker: int = 0) -> None:
+    """For a process that loads data, started under `signals_blocked`: only its parent ends it.
+
+    A terminal sends Ctrl-C to all processes, and Slurm SIGTERM. Without its loaders the parent
+    could not finish the step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Waits for the parent's SIGTERM and ends the process; other SIGTERM stay without effect."""
+    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != parent:
+        pass
+    os._exit(0)  # as PyTorch's own handler
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mcibi_fast.errors import (
     is_out_of_memory,
     memory_line,
 )
-from mcibi_fast.interrupt import leave_to_parent
+from mcibi_fast.interrupt import leave_to_parent, signals_blocked
 
 if TYPE_CHECKING:
     from mcibi_fast.data.base import Sample, SegmentationDataset
@@ -173,7 +173,9 @@ def carried(items: Iterable[Any]) -> Iterator[Any]:
     Raises TooLittleMemoryError if a process that loads data was killed.
     """
     try:
-        for item in items:
+        with signals_blocked():  # while processes that load data start
+            started = iter(items)
+        for item in started:
             if isinstance(item, Exception):
                 raise item
             yield item
