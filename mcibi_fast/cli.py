@@ -131,11 +131,15 @@ def run() -> NoReturn:
         try:
             print(end="", flush=True)
         except OSError:
-            os._exit(120)  # as Python does
+            os._exit(status or 120)  # as Python does
         os._exit(status)
 
     atexit.register(end)  # the first to be registered is the last to be called
-    status = main()
+    try:
+        status = main()
+    except SystemExit as stop:  # after --help
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
     sys.exit(status)
 
 

@@ -371,6 +371,18 @@ def test_a_command_ends_at_once(status: str, expected: int) -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n" if expected == 1 else "")
 
 
+@pytest.mark.parametrize(("command", "status"), [("train --help", 0), ("train --hepl", 2)])
+def test_the_status_of_the_program(command: str, status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mcibi_fast.cli", *command.split()],
+        cwd=Path(cli.__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert bool(done.stdout) == (status == 0) and bool(done.stderr) == (status == 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c(number: signal.Signals, dataset: Path, tmp_path: Path) -> None:
