@@ -121,13 +121,14 @@ def decode_text(content: bytes) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        found = f"byte 0x{content[error.start]:02x} at {error.start}"
+        kind = encoding.removesuffix("-sig").upper()
         raise ValueError(
-            f"not text in {encoding.removesuffix('-sig').upper()} ({found}); save it as UTF-8"
+            f"not a text file in {kind} (byte 0x{content[error.start]:02x} at {error.start}); "
+            "save it as UTF-8"
         ) from error
     if "\0" in text:
         raise ValueError(
-            "not text in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8"
+            "not a text file in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8"
         )
     return text
 

@@ -121,7 +121,9 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError(ALLOCATOR)], ids=["numpy", "torch"])
-def test_the_image_is_named(error: Exception, tmp_path: Path) -> None:
+def test_the_image_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mcibi_fast.inference.evaluate import evaluate
     from mcibi_fast.inference.predict import predict
     from mcibi_fast.inference.predict_video import predict_video
@@ -135,6 +137,9 @@ def test_the_image_is_named(error: Exception, tmp_path: Path) -> None:
         predict(model, SPEC, tmp_path / "in", out)  # type: ignore[arg-type]
     with pytest.raises(TooLittleMemoryError, match=r"photo: 48x32 pixels: not enough.*--window"):
         predict_video(model, SPEC, str(tmp_path / "in"), out, overlay=False)  # type: ignore[arg-type]
+    monkeypatch.setattr(Image.Image, "load", lambda picture: np.empty(2**60, np.uint8))
+    with pytest.raises(TooLittleMemoryError, match=r"photo.png: not enough memory"):
+        predict(model, SPEC, tmp_path / "in", out)  # type: ignore[arg-type]
     dataset = ScenesData(val_count=2, size=(32, 48)).dataset("val")
     name = dataset.name(0)
     with pytest.raises(TooLittleMemoryError, match=rf"{name}: 1x3x32x48: not enou.*--batch-size"):

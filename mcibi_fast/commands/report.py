@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images < 1:
         raise ValueError(f"--images: expected at least 1, got {args.images}")
     out = Path(args.out or Path(args.runs[0]) / "report.html")
-    if args.out is not None or out.parent.is_dir():  # else it is no run, which is said below
+    if args.out or out.parent.is_dir():  # or else there is no run, which is said below
         check_file("--out", out, inputs=args.runs, make_folder=args.out is not None)
     if args.gallery:
         check_folder("--gallery", args.gallery)

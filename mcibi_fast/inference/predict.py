@@ -182,7 +182,8 @@ def predict(
     bar = tqdm(jobs, desc="predict", unit="image", disable=None if progress else True)
     for job in bar:
         try:
-            pixels = read_pixels(job.image, notes=notes)
+            with enough_memory(str(job.image), "make the image smaller"):
+                pixels = read_pixels(job.image, notes=notes)
         except DataError as error:
             result.errors.append(str(error))
             continue

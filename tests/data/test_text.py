@@ -54,19 +54,21 @@ def test_byte_order_marks(file: str, encoding: str, tmp_path: Path) -> None:
     if encoding in MARKED:
         assert READERS[file](tmp_path, encoding) == NAMES
         return
-    with pytest.raises(ValueError, match=f"{file}: .*not text in UTF-8.*; save it as UTF-8"):
+    with pytest.raises(ValueError, match=f"{file}: .*not a text file in UTF-8.*; save it as UTF-8"):
         READERS[file](tmp_path, encoding)  # without a mark
 
 
 @pytest.mark.parametrize("file", READERS)
 def test_latin_1(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.NAMES", ["Straße", "café"])
-    with pytest.raises(ValueError, match=rf"{file}: .*not text in UTF-8 \(byte 0xdf at \d+\)"):
+    with pytest.raises(
+        ValueError, match=rf"{file}: .*not a text file in UTF-8 \(byte 0xdf at \d+\)"
+    ):
         READERS[file](tmp_path, "latin-1")
 
 
 def test_a_cut_character() -> None:
-    with pytest.raises(ValueError, match=r"not text in UTF-16 \(byte"):
+    with pytest.raises(ValueError, match=r"not a text file in UTF-16 \(byte"):
         decode_text("ab".encode("utf-16")[:-1])
 
 
