@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--batch-size must be at least 1 and --workers at least 0")
     file = find_weights(args.checkpoint)
     if args.json:
-        check_file("--json", args.json, inputs=[file, *file.resolve().parents[:3]])
+        check_file("--json", args.json, inputs=[file])
     trained = trained_config(file)
     inference = inference_config(args, trained)
     data = evaluation_data(file, trained, args.dataset, args.root, binary=args.binary)

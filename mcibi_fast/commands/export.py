@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"export: the result is a .onnx or a .pt2 file, not {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"export: there is no folder {out.parent}")
-    check_file("export", out, inputs=[args.checkpoint, find_weights(args.checkpoint)])
+    check_file("export", out, inputs=[find_weights(args.checkpoint)])
     if out.suffix == ".onnx":
         export.check_onnx()
     if args.stages is not None and args.stages < 1:

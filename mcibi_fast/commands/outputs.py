@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-_RUN_FILES = ("config.json", "history.jsonl", "measured.json")
+_RUN_FILES = ("config.json", "history.jsonl", "checkpoints", "tensorboard")
 
 
 def check_file(
@@ -22,11 +22,11 @@ def check_file(
     Args:
         option: begins the error, such as "--json".
         path: of the file.
-        inputs: files, and directories of runs, that the command reads and must not replace.
+        inputs: files that the command reads.
         make_folder: its folder may be missing, and will be made.
 
     Raises:
-        ValueError: the path is a folder, or an input.
+        ValueError: the path is a folder, an input, or a file by which a run is continued.
         OSError: its folder is missing or nothing can be written there.
     """
     path = Path(path)
@@ -38,13 +38,10 @@ def check_file(
         _check_access(option, path, path.parent)
     if path.is_dir():
         raise ValueError(f"{option} {path}: is a folder; name a file")
-    for source in map(Path, inputs):
-        files = [source, *(source / name for name in _RUN_FILES)]
-        checkpoints = (source / "checkpoints").resolve()
-        if path.resolve() in {file.resolve() for file in files} or path.resolve().is_relative_to(
-            checkpoints
-        ):
-            raise ValueError(f"{option} {path}: is one of the inputs; name another file")
+    if path.resolve() in {Path(source).resolve() for source in inputs}:
+        raise ValueError(f"{option} {path}: is one of the inputs; name another file")
+    if _is_of_a_run(path):
+        raise ValueError(f"{option} {path}: is a run's own file; name another file")
     return path
 
 
@@ -63,6 +60,16 @@ def check_folder(option: str, path: str | Path) -> Path:
         raise ValueError(f"{option} {path}: {above} is not a folder; choose another")
     _check_access(option, path, above)
     return path
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether the file is, or would be, among those that a training keeps in its directory."""
+    path = path.resolve()
+    return any(
+        path.relative_to(folder).parts[0] in _RUN_FILES
+        for folder in path.parents
+        if (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    )
 
 
 def _check_access(option: str, path: Path, folder: Path) -> None:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--images: expected at least 1, got {args.images}")
     out = Path(args.out or Path(args.runs[0]) / "report.html")
     if args.out or out.parent.is_dir():  # or else there is no run, which is said below
-        check_file("--out", out, inputs=args.runs, make_folder=args.out is not None)
+        check_file("--out", out, make_folder=args.out is not None)
     if args.gallery:
         check_folder("--gallery", args.gallery)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")

@@ -103,11 +103,15 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "history.jsonl", "checkpoints/last/state.pt"])
-def test_a_runs_own_files_are_no_outputs(name: str, run: Path, fails: Fails) -> None:
+def test_a_runs_own_files_are_no_outputs(
+    name: str, run: Path, tmp_path: Path, fails: Fails
+) -> None:
     before = (run / name).read_bytes()
     for checkpoint in (run, run / "checkpoints" / "last" / "model.safetensors"):
-        assert "is one of the inputs" in fails("evaluate", checkpoint, "--json", run / name)
-    assert "is one of the inputs" in fails("report", run, "--out", run / name)
+        assert "is a run's own file" in fails("evaluate", checkpoint, "--json", run / name)
+    assert "is a run's own file" in fails("report", run, "--out", run / name)
+    (tmp_path / "link").symlink_to(run)
+    assert "is a run's own file" in fails("evaluate", run, "--json", tmp_path / "link" / name)
     assert (run / name).read_bytes() == before
 
 
