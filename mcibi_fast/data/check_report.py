@@ -25,7 +25,7 @@ from mcibi_fast.viz.overlay import blend, grid
 _OVERLAYS = 4
 _BAR = 30
 _SHOWN = 50
-_LONGEST_STEM = 100  # characters; a packed sample's name may be longer than a file's can
+_LONGEST_STEM = 60  # characters of up to 4 bytes; the name of a file has up to 255 bytes
 # A frame of a video may have no mask: None.
 _Read = Callable[[str, str], tuple[NDArray[np.uint8], NDArray[np.integer] | None]]
 

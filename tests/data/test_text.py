@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mcibi_fast.data import check
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import class_list
@@ -115,3 +118,13 @@ def test_names_that_no_file_can_have() -> None:
     check_name("a\udcff.png", "list")  # a byte that is no UTF-8
     with pytest.raises(DataError, match=r"list: .*cannot be the name of a file"):
         check_name("a\ud800.png", "list")
+
+
+def test_overlays_of_images_with_long_names(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        shape = (8, 8, 3) if kind == "images" else (8, 8)
+        picture = Image.fromarray(np.zeros(shape, np.uint8))
+        picture.save(tmp_path / kind / "train" / ("道" * 80 + ".png"))
+    report = check(tmp_path, tmp_path / "out", classes=["a"], progress=False)
+    assert len(report.overlays) == 1 and report.overlays[0].is_file()
