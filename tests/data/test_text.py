@@ -125,6 +125,6 @@ def test_overlays_of_images_with_long_names(tmp_path: Path) -> None:
         (tmp_path / kind / "train").mkdir(parents=True)
         shape = (8, 8, 3) if kind == "images" else (8, 8)
         picture = Image.fromarray(np.zeros(shape, np.uint8))
-        picture.save(tmp_path / kind / "train" / ("道" * 80 + ".png"))
+        picture.save(tmp_path / kind / "train" / ("𠀀" * 62 + ".png"))
     report = check(tmp_path, tmp_path / "out", classes=["a"], progress=False)
     assert len(report.overlays) == 1 and report.overlays[0].is_file()
