@@ -174,5 +174,5 @@ def test_reports_on_other_classes(copied: Path, capfd: pytest.CaptureFixture[str
     assert "Warning: class &#39;sky&#39; is number 0" in build_report([copied / "run"]).html()
     assert "warning: class 'sky' is number 0" in capfd.readouterr().err
     add_class(copied / "data")
-    with pytest.raises(ValueError, match="run has 3 classes, its data has 4"):
+    with pytest.raises(ValueError, match="have 4 classes now, the run has 3"):
         build_report([copied / "run"])
