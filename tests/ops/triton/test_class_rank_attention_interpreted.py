@@ -117,6 +117,14 @@ def test_scales(dtype: torch.dtype, scale: float, generator: torch.Generator) ->
     check(tensors((1, 35, 19), dtype, generator), scale)
 
 
+@pytest.mark.parametrize("scale", [1e6, 2e9, 3e10, -1e15, 1e30])
+def test_scores_of_any_size(scale: float, generator: torch.Generator) -> None:
+    """The largest score less itself is 0, however it was rounded."""
+    inputs = tensors((1, 35, 19), torch.float32, generator)
+    assert all(t.isfinite().all() for t in ours(*inputs, scale))
+    check(inputs, scale)
+
+
 def test_small_scale_does_not_underflow(generator: torch.Generator) -> None:
     """Of float16 numbers: a large Q makes up for the scale in S and in dW, not in scale dS."""
     query, weights, grad = tensors((1, 35, 19), torch.float16, generator)
