@@ -158,6 +158,22 @@ def test_scores_of_any_size(size: tuple[int, ...], scale: float) -> None:
         assert error(result, exact) <= 2 * error(bar, exact) + unit
 
 
+@pytest.mark.parametrize("scale", [4.0, 20.0, 100.0])
+@pytest.mark.parametrize("size", [(1, 35, 19), (1, 37, 7), (1, 37, 21)], ids=str)
+def test_rows_of_the_scores_gradient_sum_to_zero(size: tuple[int, ...], scale: float) -> None:
+    """Although delta is rounded: where the softmax is peaked, the gradients are its rounding."""
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        query, logits, grad = (torch.randn(size, generator=generator) for _ in range(3))
+        inputs = query, (2 * logits).softmax(-1), grad
+        truth = expected(*(t.double() for t in inputs), scale)
+        results, bars = ours(*inputs, scale), expected(*inputs, scale)
+        for result, exact, bar in zip(results, truth, bars, strict=True):
+            assert (
+                error(result, exact) <= 2 * error(bar, exact) + torch.finfo(torch.float32).eps / 2
+            )
+
+
 @pytest.mark.parametrize("scale", [SCALE, -3.0])
 def test_long_sums_round_little(scale: float) -> None:
     """Sums are made in two steps, and the backward's softmax, from a rounded statistic, is
