@@ -217,6 +217,7 @@ def test_hard_weights_need_not_be_weights(generator: torch.Generator) -> None:
     query, weights, _ = tensors((2, 37, 19), torch.float32, generator)
     logits = weights.log()
     logits[0, 3], logits[0, 4, 5], logits[1, 6, 18] = -torch.inf, torch.nan, torch.inf
+    logits[1, 7, 2], logits[1, 7, 9] = torch.inf, torch.nan
     with mcibi_fast.backend("reference"):
         expected = ops.class_rank_attention(query, logits, scale=0.5, hard=True)
     with mcibi_fast.backend("triton"):
