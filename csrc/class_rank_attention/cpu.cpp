@@ -3,6 +3,7 @@
 // A thread takes a few vectors of a tile's queries at a time (the backward also keys) and goes over
 // all keys in groups, whose scores never leave the first-level cache. One thread computes each sum,
 // in a fixed order, so that the bits do not depend on the number of threads.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -145,6 +146,8 @@ void attend(const ClassRankInput& in, void* out, void* lse) {
 
 // For each query: the log-sum-exp, infinite after the last query; delta; and the inverse
 // sum of P as computed with this lse, which is rounded, and coarsely so where scores are large.
+// Exactly, each row of dS sums to zero; delta is rounded, so it does not. The gradient of the query
+// finds the excess of each row and corrects delta by it.
 template <typename C>
 struct Statistics {
   explicit Statistics(const ClassRankInput& in)
@@ -158,11 +161,15 @@ struct Statistics {
   Scratch memory;
 };
 
+// The strides of the contiguous result, as a map.
+inline MapStrides out_strides(const ClassRankInput& in) {
+  return {in.pixels * in.classes, 1, in.pixels, in.classes};
+}
+
 template <typename S>
 void make_statistics(const ClassRankInput& in, const ClassRankResult& result,
                      const Statistics<Compute<S>>& statistics) {
   using C = Compute<S>;
-  const MapStrides out_strides = {in.pixels * in.classes, 1, in.pixels, in.classes};
   for (int64_t b = 0; b < in.batch; ++b) {
     const C* lse = static_cast<const C*>(result.lse) + b * in.pixels;
     for (int64_t n = 0; n < statistics.stride; ++n) {
@@ -173,7 +180,7 @@ void make_statistics(const ClassRankInput& in, const ClassRankResult& result,
   for_tiles(in, 8 * in.classes, [&](const Tile& tile) {
     Scratch scratch(2 * in.classes * kTile * static_cast<int64_t>(sizeof(C)));
     C *out = scratch.as<C>(), *grad = out + in.classes * kTile;
-    load_pixels<S>(in, result.out, out_strides, tile, out);
+    load_pixels<S>(in, result.out, out_strides(in), tile, out);
     load_pixels<S>(in, result.grad, result.grad_strides, tile, grad);
     C* delta = statistics.delta(tile.image) + tile.first;
     for (int64_t k = 0; k < in.classes; ++k) {
@@ -189,16 +196,16 @@ struct Pair {
 };
 
 // The gradient of the query without the factor scale, for one block of queries from `first` on; the
-// caller has set sum to zero. Writes the inverse sums of the statistics.
+// caller has set sum to zero. Writes the inverse sums of the statistics and corrects delta.
 template <typename C>
 void query_gradient(const ClassRankInput& in, const Panels<C>& weights,
                     const Statistics<C>& statistics, int64_t image, int64_t first, const C* query,
-                    const C* grad, Pair<C> pair, C* sum) {
-  Vector<C> shift[kBlockVectors], delta[kBlockVectors], total[kBlockVectors], one[kBlockVectors];
+                    const C* grad, const C* out, Pair<C> pair, C* sum) {
+  Vector<C> shift[kBlockVectors], delta[kBlockVectors], one[kBlockVectors];
+  Vector<C> total[kBlockVectors] = {}, excess[kBlockVectors] = {};  // of P, and of dS
   for (int j = 0; j < kBlockVectors; ++j) {
     shift[j] = load(statistics.lse(image) + first + j * kLanes<C>);
     delta[j] = load(statistics.delta(image) + first + j * kLanes<C>);
-    total[j] = Vector<C>{};
     one[j] = Vector<C>{} + C(1);
   }
   for (int64_t index = 0; index < weights.groups(); ++index) {
@@ -206,24 +213,32 @@ void query_gradient(const ClassRankInput& in, const Panels<C>& weights,
     const C* group = weights.group(image, index);
     score(weights, group, rows, in.classes, query, pair.scores);
     score(weights, group, rows, in.classes, grad, pair.dots);
-    Vector<C> group_total[kBlockVectors] = {};
+    Vector<C> group_total[kBlockVectors] = {}, group_excess[kBlockVectors] = {};
     for (int64_t row = 0; row < rows; ++row) {
       for (int j = 0; j < kBlockVectors; ++j) {
         const int64_t at = row * kBlockColumns<C> + j * kLanes<C>;
         const Vector<C> p = exponential_of<C>(load(pair.scores + at), shift[j]);
+        const Vector<C> ds = p * (load(pair.dots + at) - delta[j]);
         group_total[j] += p;
-        store(pair.dots + at, p * (load(pair.dots + at) - delta[j]));
+        group_excess[j] += ds;
+        store(pair.dots + at, ds);
       }
     }
-    for (int j = 0; j < kBlockVectors; ++j) total[j] += group_total[j];
+    for (int j = 0; j < kBlockVectors; ++j) {
+      total[j] += group_total[j];
+      excess[j] += group_excess[j];
+    }
     add_weighted(weights, group, rows, pair.dots, one, sum);
   }
-  C* inverse = statistics.inverse(image) + first;
-  for (int64_t i = 0; i < kBlockColumns<C>; ++i) {
-    inverse[i] = first + i < in.pixels ? C(1) / total[i / kLanes<C>][i % kLanes<C>] : C(0);
-  }
-  for (int64_t k = 0; k < in.classes; ++k) {
-    for (int64_t i = 0; i < kBlockColumns<C>; ++i) sum[k * kBlockColumns<C> + i] *= inverse[i];
+  for (int j = 0; j < kBlockVectors; ++j) {
+    const int64_t at = first + j * kLanes<C>, left = std::min(in.pixels - at, kLanes<C>);
+    const Vector<C> inverse = C(1) / total[j], mean = excess[j] * inverse;
+    store_first(statistics.inverse(image) + at, inverse, left);
+    store_first(statistics.delta(image) + at, delta[j] + mean, left);
+    for (int64_t k = 0; k < in.classes; ++k) {
+      const int64_t i = k * kBlockColumns<C> + j * kLanes<C>;
+      store(sum + i, load(sum + i) * inverse - mean * load(out + i));
+    }
   }
 }
 
@@ -265,18 +280,22 @@ void query_gradients(const ClassRankInput& in, const ClassRankResult& result,
   const int64_t columns_size = weights.padded_classes() * kBlockColumns<C>;
   const int64_t scores_size = kGroupRows * kBlockColumns<C>;
   for_tiles(in, 6 * in.pixels * in.classes, [&](const Tile& tile) {
-    Scratch scratch((3 * tile_size + 3 * columns_size + 2 * scores_size) * int64_t{sizeof(C)});
-    C *queries = scratch.as<C>(), *grads = queries + tile_size, *sums = grads + tile_size;
-    C *query = sums + tile_size, *grad = query + columns_size, *sum = grad + columns_size;
+    Scratch scratch((4 * tile_size + 4 * columns_size + 2 * scores_size) * int64_t{sizeof(C)});
+    C *queries = scratch.as<C>(), *grads = queries + tile_size, *outs = grads + tile_size;
+    C *sums = outs + tile_size, *query = sums + tile_size, *grad = query + columns_size;
+    C *out = grad + columns_size, *sum = out + columns_size;
     const Pair<C> pair = {sum + columns_size, sum + columns_size + scores_size};
     load_pixels<S>(in, in.query, in.query_strides, tile, queries);
     load_pixels<S>(in, result.grad, result.grad_strides, tile, grads);
+    load_pixels<S>(in, result.out, out_strides(in), tile, outs);
     scale_tile(queries, in.classes, static_cast<C>(in.scale));
     for (int64_t n = 0; n < tile.count; n += kBlockColumns<C>) {
       load_columns(queries + n, in.classes, query);
       load_columns(grads + n, in.classes, grad);
+      load_columns(outs + n, in.classes, out);
       memset(sum, 0, static_cast<size_t>(columns_size) * sizeof(C));
-      query_gradient(in, weights, statistics, tile.image, tile.first + n, query, grad, pair, sum);
+      query_gradient(in, weights, statistics, tile.image, tile.first + n, query, grad, out, pair,
+                     sum);
       store_columns(sum, in.classes, sums + n);
     }
     scale_tile(sums, in.classes, static_cast<C>(in.scale));

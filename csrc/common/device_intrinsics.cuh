@@ -98,6 +98,7 @@ inline void cp_async_16(void* shared, const void* global, bool valid = true) {
 }
 inline void cp_async_commit() { mcibi_host::async_commit(); }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline float maximum_or_nan(float a, float b) { return a != a ? a : b <= a ? a : b; }
 inline int opaque(int x) { return x; }
 #define MCIBI_CP_ASYNC_WAIT(groups) ::mcibi_host::async_wait(MCIBI_SITE(kAsyncWait), (groups))
 
@@ -207,6 +208,13 @@ __device__ __forceinline__ void cp_async_commit() {
 __device__ __forceinline__ float exp2_fast(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// The larger of the two; NaN if one of them is.
+__device__ __forceinline__ float maximum_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
 

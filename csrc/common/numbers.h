@@ -23,6 +23,12 @@ MCIBI_HOST_DEVICE constexpr auto ceil_div(A a, B b) {
   return (a + b - 1) / b;
 }
 
+// Whether a is larger than b, where NaN is larger than any number, as in torch.argmax.
+template <typename T>
+MCIBI_HOST_DEVICE bool exceeds(T a, T b) {
+  return !(a <= b) && b == b;
+}
+
 // The same bits as another type of the same size.
 template <typename To, typename From>
 MCIBI_HOST_DEVICE To bit_cast(const From& from) {

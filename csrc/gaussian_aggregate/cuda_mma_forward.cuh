@@ -49,7 +49,7 @@ __device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableC
 template <typename T, bool kChannelsLast, int kSteps>
 struct Weights {
   uint32_t words[kSteps][4][2];
-  float largest[4];  // the largest logit of the thread's classes; of all classes after agree()
+  float largest[4];  // the largest logit of the thread's classes, or NaN; of all after agree()
   int first[4];      // hard: the first class that has it, so far
   float sum[4];      // of the thread's weights; of all weights after normalise()
 
@@ -101,8 +101,9 @@ struct Weights {
   }
 
   __device__ __forceinline__ void find_largest(int steps) {
-    for_each(steps,
-             [&](int slot, int, float logit) { largest[slot] = fmaxf(largest[slot], logit); });
+    for_each(steps, [&](int slot, int, float logit) {
+      largest[slot] = maximum_or_nan(largest[slot], logit);
+    });
   }
 
   // The largest logit over the four lanes that share the slots.
@@ -111,14 +112,16 @@ struct Weights {
     for (int slot = 0; slot < 4; ++slot) {
 #pragma unroll
       for (int distance = 1; distance < 4; distance *= 2)
-        largest[slot] = fmaxf(largest[slot], __shfl_xor_sync(kFullWarp, largest[slot], distance));
+        largest[slot] =
+            maximum_or_nan(largest[slot], __shfl_xor_sync(kFullWarp, largest[slot], distance));
     }
   }
 
-  // 1 for the first of the largest logits, else 0. Chunks come in the order of the classes.
+  // 1 for the first of the largest logits, else 0; NaN is larger than any number. Chunks come in
+  // the order of the classes.
   __device__ __forceinline__ void form_hard(int k, int steps) {
     for_each(steps, [&](int slot, int i, float logit) {
-      if (logit == largest[slot]) first[slot] = min(first[slot], k + i);
+      if (logit == largest[slot] || logit != logit) first[slot] = min(first[slot], k + i);
     });
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot) {

@@ -76,15 +76,17 @@ class SimtWeights {
       int argmax = class_;
       for (int k = class_; k < classes_ && from != nullptr; k += kClassLanes) {
         const Scalar logit = from[k * stride];
-        if (logit > largest) argmax = k;
-        largest = fmax(largest, logit);
+        if (!exceeds(logit, largest)) continue;
+        argmax = k;
+        largest = logit;
       }
 #pragma unroll
       for (int d = 1; d < kClassLanes; d *= 2) {
         const Scalar other = __shfl_xor_sync(kFullWarp, largest, d * kLaneStep);
         const int other_class = __shfl_xor_sync(kFullWarp, argmax, d * kLaneStep);
-        if (other > largest || (other == largest && other_class < argmax)) argmax = other_class;
-        largest = fmax(largest, other);
+        const bool same = !exceeds(other, largest) && !exceeds(largest, other);
+        if (exceeds(other, largest) || (same && other_class < argmax)) argmax = other_class;
+        if (exceeds(other, largest)) largest = other;
       }
       const Scalar shift = largest == -INFINITY ? Scalar(0) : largest;  // then 0 / 0, as in torch
       for (int k = class_; k < classes_ && from != nullptr && !hard_; k += kClassLanes)

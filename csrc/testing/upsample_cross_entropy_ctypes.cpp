@@ -8,9 +8,9 @@ using namespace mcibi_fast;
 
 MCIBI_EXPORT const char* host_upsample_cross_entropy(const LogitMap* logits, const LabelMap* labels,
                                                      const CrossEntropyOptions* options,
-                                                     void* losses, void* lse,
+                                                     void* losses, void* statistic,
                                                      const LabelFlag* flag) {
-  return upsample_cross_entropy_cuda(*logits, *labels, *options, losses, lse, *flag, nullptr);
+  return upsample_cross_entropy_cuda(*logits, *labels, *options, losses, statistic, *flag, nullptr);
 }
 
 MCIBI_EXPORT int64_t host_upsample_cross_entropy_backward_scratch(const LogitMap* logits,

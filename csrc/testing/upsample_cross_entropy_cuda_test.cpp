@@ -125,13 +125,15 @@ void test(const Case& c, const std::string& name) {
   for (const int seed : {0, 1, 2, 3}) {
     host_set_seed(uint64_t(seed));
     int64_t flag[3] = {};
-    std::vector<T> losses(pixels, T(NAN)), lse(pixels, T(NAN));
-    const char* error = upsample_cross_entropy_cuda(problem.map, problem.label_map, options,
-                                                    losses.data(), lse.data(), {flag, 3}, nullptr);
+    std::vector<T> losses(pixels, T(NAN)), lse(pixels), statistic(2 * pixels, T(NAN));
+    const char* error =
+        upsample_cross_entropy_cuda(problem.map, problem.label_map, options, losses.data(),
+                                    statistic.data(), {flag, 3}, nullptr);
     expect_success(error, name);
     expect(flag[0] == problem.bad && (problem.bad == 0 || (flag[1] == 999 && flag[2] == 3)),
            name + ": bad labels are counted");
     expect_close(losses, problem.losses, tolerance, name + ": losses");
+    for (size_t i = 0; i < pixels; ++i) lse[i] = statistic[i] + std::log(statistic[pixels + i]);
     expect_close(lse, problem.lse, tolerance, name + ": lse");
 
     std::vector<Element> grad(problem.logits.size(), Element(float(NAN)));
@@ -139,7 +141,7 @@ void test(const Case& c, const std::string& name) {
     LogitMap grad_map = problem.map;
     grad_map.data = grad.data();
     CrossEntropyCotangent given = cotangent;
-    given.lse = lse.data();
+    given.statistic = statistic.data();
     error = upsample_cross_entropy_backward_cuda(given, problem.map, problem.label_map, options,
                                                  grad_map, {nullptr, 3}, scratch.get(), nullptr);
     expect_success(error, name);

@@ -40,7 +40,7 @@ struct Prediction {
       if (r >= pixels.rows) break;
       const T far = pixels.far[r];
       const T value = fused_multiply_add(far, row1, (T(1) - far) * row0);
-      if (!(value <= logit[r]) && logit[r] == logit[r]) {
+      if (exceeds(value, logit[r])) {
         logit[r] = value;
         label[r] = k;
       }

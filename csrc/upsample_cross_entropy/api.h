@@ -35,12 +35,13 @@ MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_cpu,
                           const CrossEntropyOptions& options, void* losses, void* lse,
                           BadLabel* bad))
 
-// The cotangent of the losses, (B, H, W) float with any strides, and the lse of the forward. Pixels
-// whose cotangent is zero are skipped.
+// The cotangent of the losses, (B, H, W) float with any strides, and what the forward returned
+// beside them: lse on the CPU, the statistic on CUDA. Pixels that are ignored or whose cotangent is
+// zero are skipped, whatever their logits.
 struct CrossEntropyCotangent {
   const void* grad_losses;
   int64_t stride_b, stride_y, stride_x;
-  const void* lse;
+  const void* statistic;
 };
 
 // Writes grad_logits, a map like the logits, contiguous or channels_last.
@@ -56,13 +57,15 @@ MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_backward_cpu,
 // as large as memory allows, while H, W, h, w and K fit an int. Each launcher, also the backward's,
 // counts the bad labels that it reads.
 
-// losses, lse: (B, H, W) contiguous float; both 0 where a pixel is ignored or its label is bad.
+// losses: (B, H, W) contiguous float, 0 where a pixel is ignored or its label is bad. statistic:
+// (2, B, H, W), the largest logit of each pixel and sum_k exp(l_k - largest), there 0 and 1; their
+// lse, one rounded number, would lose the digits of the softmax where logits are large.
 const char* upsample_cross_entropy_cuda(const LogitMap& logits, const LabelMap& labels,
-                                        const CrossEntropyOptions& options, void* losses, void* lse,
-                                        LabelFlag flag, CudaStream stream);
+                                        const CrossEntropyOptions& options, void* losses,
+                                        void* statistic, LabelFlag flag, CudaStream stream);
 
 // The scratch memory holds sums over tiles of low-resolution pixels, which share their borders:
-// B K h w (1 + 1/R)(1 + 1/C) floats for tiles of R x C pixels, with 4 <= R <= 16 and C = 8 at
+// B K h w (1 + 1/R)(1 + 1/C) floats for tiles of R x C pixels, with R = 8 and 4 <= C <= 16 at
 // output stride 8 (K <= 160). That is 1.2 to 1.4 times a float32 gradient; up to 4 times if the
 // output stride is 32 or there are many classes, and R or C is 1.
 size_t upsample_cross_entropy_backward_cuda_scratch(const LogitMap& logits, const LabelMap& labels);

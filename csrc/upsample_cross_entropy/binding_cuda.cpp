@@ -37,34 +37,40 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Te
   const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
   const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
   const OnDeviceOf device(logits);
-  const std::vector<int64_t> size = {map.batch, label.height, label.width};
   const ScalarType wide = wide_type(logits.scalar_type());
-  Tensor losses = device.empty(size, wide), lse = device.empty(size, wide);
+  Tensor losses = device.empty({map.batch, label.height, label.width}, wide);
+  Tensor statistic = device.empty({2, map.batch, label.height, label.width}, wide);
   check_launch("upsample_cross_entropy",
                upsample_cross_entropy_cuda(
-                   map, label, options, losses.data_ptr(), lse.data_ptr(),
+                   map, label, options, losses.data_ptr(), statistic.data_ptr(),
                    label_flag(flag, labels, label_ops::upsample_cross_entropy), device.stream()));
-  return {losses, lse};
+  return {losses, statistic};
 }
 
 Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
-                                       const Tensor& labels, const Tensor& lse,
+                                       const Tensor& labels, const Tensor& statistic,
                                        const std::optional<Tensor>& weight, int64_t ignore_index,
                                        double label_smoothing, bool align_corners) {
   const LogitMap map = logit_map(logits, "logits");
   const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
   const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
-  for (const Tensor* t : {&grad_losses, &lse}) {
-    STD_TORCH_CHECK(t->scalar_type() == wide_type(logits.scalar_type()) && t->dim() == 3 &&
-                        t->size(0) == map.batch && t->size(1) == label.height &&
-                        t->size(2) == label.width &&
-                        t->get_device_index() == logits.get_device_index(),
-                    "grad_losses, lse: expected (B, H, W) like the losses");
-  }
-  STD_TORCH_CHECK(lse.is_contiguous(), "lse: expected what upsample_cross_entropy returned");
+  const auto check = [&](const Tensor& t, std::initializer_list<int64_t> size,
+                         const char* message) {
+    bool right = t.scalar_type() == wide_type(logits.scalar_type()) &&
+                 t.dim() == static_cast<int64_t>(size.size()) &&
+                 t.get_device_index() == logits.get_device_index();
+    int64_t axis = 0;
+    for (const int64_t n : size) right = right && t.size(axis++) == n;
+    STD_TORCH_CHECK(right, message);
+  };
+  check(grad_losses, {map.batch, label.height, label.width},
+        "grad_losses: expected (B, H, W) like the losses");
+  check(statistic, {2, map.batch, label.height, label.width},
+        "statistic: expected what upsample_cross_entropy returned");
+  STD_TORCH_CHECK(statistic.is_contiguous(), "statistic: expected it contiguous, as returned");
   const CrossEntropyCotangent cotangent = {grad_losses.const_data_ptr(), grad_losses.stride(0),
                                            grad_losses.stride(1), grad_losses.stride(2),
-                                           lse.const_data_ptr()};
+                                           statistic.const_data_ptr()};
   const OnDeviceOf device(logits);
   const Tensor grad = empty_map_like(logits);
   const Tensor scratch =

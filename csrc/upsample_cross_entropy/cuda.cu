@@ -1,8 +1,8 @@
-// upsample_cross_entropy on CUDA: one launch forward, two backward.
+// upsample_cross_entropy on CUDA: one launch forward (two with label smoothing), two backward.
 //
-// The limit is memory (labels, losses and lse once, and the small logits) or the exponentials, one
-// per pixel and class in both directions. As compiled for sm_90, each exponential comes with 9
-// other instructions in the forward and 10 in the backward.
+// The limit is memory (labels, losses and statistic once, and the small logits) or the
+// exponentials, one per pixel and class in both directions. As compiled for sm_90, each exponential
+// comes with 9 other instructions in the forward and 11 in the backward.
 #include "upsample_cross_entropy/cuda_backward.cuh"
 #include "upsample_cross_entropy/cuda_forward.cuh"
 #include "upsample_cross_entropy/cuda_gather.cuh"
@@ -12,8 +12,8 @@ namespace {
 
 template <typename Element>
 cudaError_t forward(const LogitMap& logits, const LabelMap& labels,
-                    const CrossEntropyOptions& options, void* losses, void* lse, LabelFlag flag,
-                    CudaStream stream) {
+                    const CrossEntropyOptions& options, void* losses, void* statistic,
+                    LabelFlag flag, CudaStream stream) {
   using T = Compute<Element>;
   ForwardInput<Element> input;
   input.map =
@@ -23,10 +23,16 @@ cudaError_t forward(const LogitMap& logits, const LabelMap& labels,
   input.weight = static_cast<const T*>(options.weight);
   input.smoothing = static_cast<T>(options.label_smoothing);
   input.losses = static_cast<T*>(losses);
-  input.lse = static_cast<T*>(lse);
-  const auto kernel = input.map.patch_classes > 0 ? cross_entropy_kernel<Element, true>
-                                                  : cross_entropy_kernel<Element, false>;
-  return launch_blocks(kernel, tiles_of(input.map, logits.batch), kTileThreads, 0, stream, input);
+  input.largest = static_cast<T*>(statistic);
+  input.sum = input.largest + logits.batch * labels.height * labels.width;
+  const bool patch = input.map.patch_classes > 0;
+  const auto launch = [&](auto kernel) {
+    return launch_blocks(kernel, tiles_of(input.map, logits.batch), kTileThreads, 0, stream, input);
+  };
+  const cudaError_t status =
+      launch(patch ? cross_entropy_kernel<Element, true> : cross_entropy_kernel<Element, false>);
+  if (status != cudaSuccess || !(options.label_smoothing > 0)) return status;
+  return launch(patch ? smoothing_kernel<Element, true> : smoothing_kernel<Element, false>);
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -47,20 +53,20 @@ BackwardPlan make_backward_plan(const LogitMap& logits, const LabelMap& labels) 
   plan.lanes = static_cast<int>(ceil_div(plan.group_classes, kThreadClasses));
   const int64_t most_walks = wide ? kMaxWalks / 2 : kMaxWalks;
   plan.walks = clamped((wide ? kMostThreads<double> : kMostThreads<float>) / plan.lanes,
-                       logits.height < most_walks ? logits.height : most_walks);
+                       logits.width < most_walks ? logits.width : most_walks);
   const double cell = static_cast<double>(labels.height) / static_cast<double>(logits.height) *
                       static_cast<double>(labels.width) / static_cast<double>(logits.width);
   const double cells = cell > 1 ? kWalkPixels / cell : kWalkPixels;
   plan.cells =
-      clamped(static_cast<int64_t>(cells), logits.width < kMaxCells ? logits.width : kMaxCells);
+      clamped(static_cast<int64_t>(cells), logits.height < kMaxCells ? logits.height : kMaxCells);
   const auto blocks = [&] {
-    return logits.batch * ceil_div(logits.height, plan.walks) * ceil_div(logits.width, plan.cells) *
+    return logits.batch * ceil_div(logits.height, plan.cells) * ceil_div(logits.width, plan.walks) *
            plan.groups;
   };
   while (blocks() < kWantedBlocks && plan.walks > 4) plan.walks /= 2;
   while (blocks() < kWantedBlocks && plan.cells > 2) plan.cells /= 2;
-  plan.tiles_y = static_cast<int>(ceil_div(logits.height, plan.walks));
-  plan.tiles_x = static_cast<int>(ceil_div(logits.width, plan.cells));
+  plan.tiles_y = static_cast<int>(ceil_div(logits.height, plan.cells));
+  plan.tiles_x = static_cast<int>(ceil_div(logits.width, plan.walks));
   return plan;
 }
 
@@ -108,7 +114,8 @@ cudaError_t backward(const CrossEntropyCotangent& cotangent, const LogitMap& log
   input.grad_stride_b = cotangent.stride_b;
   input.grad_stride_y = cotangent.stride_y;
   input.grad_stride_x = cotangent.stride_x;
-  input.lse = static_cast<const T*>(cotangent.lse);
+  input.largest = static_cast<const T*>(cotangent.statistic);
+  input.sum = input.largest + logits.batch * labels.height * labels.width;
   input.weight = static_cast<const T*>(options.weight);
   input.smoothing = static_cast<T>(options.label_smoothing);
   input.plan = make_backward_plan(logits, labels);
@@ -124,18 +131,18 @@ cudaError_t backward(const CrossEntropyCotangent& cotangent, const LogitMap& log
 }  // namespace
 
 const char* upsample_cross_entropy_cuda(const LogitMap& logits, const LabelMap& labels,
-                                        const CrossEntropyOptions& options, void* losses, void* lse,
-                                        LabelFlag flag, CudaStream stream) {
+                                        const CrossEntropyOptions& options, void* losses,
+                                        void* statistic, LabelFlag flag, CudaStream stream) {
   return launch_for(logits.kind, [&](auto element) {
-    return forward<decltype(element)>(logits, labels, options, losses, lse, flag, stream);
+    return forward<decltype(element)>(logits, labels, options, losses, statistic, flag, stream);
   });
 }
 
 size_t upsample_cross_entropy_backward_cuda_scratch(const LogitMap& logits,
                                                     const LabelMap& labels) {
   const BackwardPlan plan = make_backward_plan(logits, labels);
-  const int64_t values = logits.batch * plan.tiles_y * (plan.walks + 1) * plan.tiles_x *
-                         (plan.cells + 1) * logits.classes;
+  const int64_t values = logits.batch * plan.tiles_y * (plan.cells + 1) * plan.tiles_x *
+                         (plan.walks + 1) * logits.classes;
   return static_cast<size_t>(values) *
          (logits.kind == FloatKind::kFloat64 ? sizeof(double) : sizeof(float));
 }

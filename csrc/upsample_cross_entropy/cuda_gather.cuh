@@ -21,15 +21,15 @@ struct GatherInput {
   // The sum for a low-resolution pixel. On the upper or left border of its tile, it includes the
   // last row or column of the tiles there.
   __device__ __forceinline__ T sum(int b, int y, int x, int k) const {
-    const int tile_y = y / plan.walks, tile_x = x / plan.cells;
-    const int64_t row = static_cast<int64_t>(b * plan.tiles_y + tile_y) * (plan.walks + 1) +
-                        (y - tile_y * plan.walks);
+    const int tile_y = y / plan.cells, tile_x = x / plan.walks;
+    const int64_t row = static_cast<int64_t>(b * plan.tiles_y + tile_y) * (plan.cells + 1) +
+                        (y - tile_y * plan.cells);
     const int64_t column =
-        static_cast<int64_t>(tile_x) * (plan.cells + 1) + (x - tile_x * plan.cells);
-    const int64_t next_column = classes, next_row = next_column * plan.tiles_x * (plan.cells + 1);
+        static_cast<int64_t>(tile_x) * (plan.walks + 1) + (x - tile_x * plan.walks);
+    const int64_t next_column = classes, next_row = next_column * plan.tiles_x * (plan.walks + 1);
     const T* at = sums + row * next_row + column * next_column + k;
-    const bool above = y > 0 && y == tile_y * plan.walks;
-    const bool left = x > 0 && x == tile_x * plan.cells;
+    const bool above = y > 0 && y == tile_y * plan.cells;
+    const bool left = x > 0 && x == tile_x * plan.walks;
     T total = at[0];
     if (left) total += at[-next_column];
     if (above) total += at[-next_row];

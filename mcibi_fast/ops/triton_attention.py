@@ -80,6 +80,22 @@ def products_by_chunks(
 
 
 @triton.jit
+def scaled(products, scale):
+    """The scores: products times the scale, rounded by itself in every kernel.
+
+    A multiplication and a subtraction the compiler would round once, and a large score less its own
+    maximum would then not be 0 but what the maximum lost when it was rounded.
+    """
+    return tl.fma(products, scale, 0.0)
+
+
+@triton.jit
+def exponential(x):
+    """exp(x)."""
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
 def _delta_kernel(
     grad_ptr,  # (B, Nq, Dv)
     out_ptr,  # (B, Nq, Dv), contiguous

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -156,6 +158,48 @@ def test_scores_of_any_size(size: tuple[int, ...], scale: float) -> None:
         # Of one class the query's gradient is 0; a rounding of its terms is not.
         unit = (4 * abs(scale) if size[-1] == 1 else 1) * torch.finfo(torch.float32).eps
         assert error(result, exact) <= 2 * error(bar, exact) + unit
+
+
+class _Unfused(torch.autograd.Function):
+    """A B^T whose products are rounded before they are added, as without fused multiply-add."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        result = a.new_zeros(*a.shape[:2], b.shape[1])
+        for x, y in zip(a.unbind(2), b.unbind(2), strict=True):
+            result = result + x[:, :, None] * y[:, None]
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return _Unfused.apply(grad, b.mT), _Unfused.apply(grad.mT, a.mT)
+
+
+def yardstick(query: Tensor, weights: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """PyTorch's results, on the baseline without the fused multiply-add that it does not have."""
+    if _build.build_info()["cpu_flavour"] != "baseline":
+        return expected(query, weights, grad, scale)
+    leaves = [t.clone().requires_grad_() for t in (query, weights)]
+    P = torch.softmax(_Unfused.apply(scale * leaves[0], leaves[1]), -1)
+    out = _Unfused.apply(P, leaves[1].mT)
+    return out.detach(), *torch.autograd.grad(out, leaves, grad)
+
+
+@pytest.mark.parametrize("scale", [4.0, 20.0, 100.0])
+@pytest.mark.parametrize("size", [(1, 35, 19), (1, 37, 7), (1, 37, 21)], ids=str)
+def test_rows_of_the_scores_gradient_sum_to_zero(size: tuple[int, ...], scale: float) -> None:
+    """Although delta is rounded: where the softmax is peaked, the gradients are its rounding."""
+    unit = torch.finfo(torch.float32).eps / 2
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        query, logits, grad = (torch.randn(size, generator=generator) for _ in range(3))
+        inputs = query, (2 * logits).softmax(-1), grad
+        truth = expected(*(t.double() for t in inputs), scale)
+        results, bars = ours(*inputs, scale), yardstick(*inputs, scale)
+        for result, exact, bar in zip(results, truth, bars, strict=True):
+            assert error(result, exact) <= 2 * error(bar, exact) + unit
 
 
 @pytest.mark.parametrize("scale", [SCALE, -3.0])

@@ -273,6 +273,30 @@ def test_hard(
     assert torch.equal(statistic, problem.logits.to(statistic.dtype).amax(1).flatten(1))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [7, *MANY_CLASSES])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_hard_takes_nan_as_the_largest(
+    ops: GaussianAggregateHost,
+    generator: Generator,
+    dtype: torch.dtype,
+    classes: int,
+    layout: torch.memory_format,
+) -> None:
+    """The first one, as in torch.argmax: also after an infinity, and before one."""
+    problem = Problem((1, classes, 3, 7, 6), dtype, generator, layout=layout)
+    for x in range(7):
+        nan, infinite = torch.randperm(classes, generator=generator)[:2]
+        problem.logits[0, infinite, 1, x] = torch.inf
+        problem.logits[0, nan, 1:, x] = torch.nan
+        problem.logits[0, infinite, 2, x] = torch.nan
+    out, statistic, _ = problem.run(ops, hard=True)
+    table = reference.gaussian_table(problem.memory, 6, problem.noise).to(dtype)
+    labels = problem.logits.argmax(1)
+    assert torch.equal(out, table[labels].movedim(-1, 1))
+    assert torch.equal(statistic.isnan().view(1, 3, 7), problem.logits.isnan().any(1))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("classes", [19, 200])

@@ -38,9 +38,9 @@ def main(library: str) -> None:
         flag.zero_()
         options = (weight, ignore, smoothing, align_corners)
         given = logits.contiguous(memory_format=layout)
-        losses, lse = ops.upsample_cross_entropy(given, labels, *options, flag)
+        losses, statistic = ops.upsample_cross_entropy(given, labels, *options, flag)
         torch.testing.assert_close(losses, right.detach())
-        grad = ops.upsample_cross_entropy_backward(cotangent, given, labels, lse, *options)
+        grad = ops.upsample_cross_entropy_backward(cotangent, given, labels, statistic, *options)
         assert grad.stride() == given.stride()
         torch.testing.assert_close(grad, right_grad)
         assert flag.tolist() == [bad, K, LABEL_OPS.index("upsample_cross_entropy")]
@@ -48,19 +48,19 @@ def main(library: str) -> None:
     args = (logits, labels, weight, ignore, smoothing, align_corners)
     assert_counted_for_python("upsample_cross_entropy", args, bad, K)
 
-    losses, lse = ops.upsample_cross_entropy(
+    losses, statistic = ops.upsample_cross_entropy(
         logits.half(), labels.byte(), None, ignore, 0.0, False, flag
     )
-    assert losses.dtype == lse.dtype == torch.float32
+    assert losses.dtype == statistic.dtype == torch.float32
 
     def forward(
         logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, flag: torch.Tensor
     ) -> None:
         ops.upsample_cross_entropy(logits, labels, weight, ignore, 0.0, False, flag)
 
-    def backward(cotangent: torch.Tensor, lse: torch.Tensor) -> None:
+    def backward(cotangent: torch.Tensor, statistic: torch.Tensor) -> None:
         ops.upsample_cross_entropy_backward(
-            cotangent, logits, labels, lse, None, ignore, 0.0, False
+            cotangent, logits, labels, statistic, None, ignore, 0.0, False
         )
 
     for wrong in [
@@ -71,9 +71,10 @@ def main(library: str) -> None:
         lambda: forward(logits, labels, weight.float(), flag),
         lambda: forward(logits, labels, weight[1:], flag),
         lambda: forward(logits[:, :0], labels, None, flag),
-        lambda: backward(cotangent.float(), lse.double()),
-        lambda: backward(cotangent, lse.double().mT.contiguous().mT),
-        lambda: backward(cotangent, lse.double()[:1]),
+        lambda: backward(cotangent.float(), statistic.double()),
+        lambda: backward(cotangent, statistic.double().mT.contiguous().mT),
+        lambda: backward(cotangent, statistic.double()[:1]),
+        lambda: backward(cotangent, statistic.double()[:, :1]),
     ]:
         try:
             wrong()

@@ -25,7 +25,7 @@ class CrossEntropyOptions(ctypes.Structure):
 
 class CrossEntropyCotangent(ctypes.Structure):
     _fields_ = [("grad_losses", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)] + [
-        ("lse", c_void_p)
+        ("statistic", c_void_p)
     ]
 
 
@@ -44,7 +44,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class UpsampleCrossEntropyHost:
-    """The ops with the signatures of torch.ops.mcibi_fast_cuda; results start as NaN."""
+    """The ops with the signatures of torch.ops.mcibi_fast_cuda; results start as NaN.
+
+    The statistic of the forward is the largest logit of each pixel and the sum of exponentials
+    relative to it.
+    """
 
     def __init__(self, kernels: HostKernels) -> None:
         self.kernels = kernels
@@ -63,24 +67,24 @@ class UpsampleCrossEntropyHost:
         flag: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         losses = torch.full(labels.shape, torch.nan, dtype=wide(logits.dtype))
-        lse = torch.full_like(losses, torch.nan)
+        statistic = torch.full((2, *labels.shape), torch.nan, dtype=losses.dtype)
         self._call(
             "upsample_cross_entropy",
             logit_map(logits),
             label_map(labels, logits.shape[1], ignore_index),
             _options(weight, label_smoothing, align_corners),
             c_void_p(losses.data_ptr()),
-            c_void_p(lse.data_ptr()),
+            c_void_p(statistic.data_ptr()),
             label_flag(flag, "upsample_cross_entropy"),
         )
-        return losses, lse
+        return losses, statistic
 
     def upsample_cross_entropy_backward(
         self,
         grad_losses: Tensor,
         logits: Tensor,
         labels: Tensor,
-        lse: Tensor,
+        statistic: Tensor,
         weight: Tensor | None = None,
         ignore_index: int = 255,
         label_smoothing: float = 0.0,
@@ -92,10 +96,12 @@ class UpsampleCrossEntropyHost:
         if channels_last and not logits.is_contiguous():
             layout = torch.channels_last
         grad = torch.full(logits.shape, torch.nan, dtype=logits.dtype).to(memory_format=layout)
-        assert lse.is_contiguous()
+        assert statistic.shape == (2, *labels.shape) and statistic.is_contiguous()
         self._call(
             "upsample_cross_entropy_backward",
-            CrossEntropyCotangent(grad_losses.data_ptr(), *grad_losses.stride(), lse.data_ptr()),
+            CrossEntropyCotangent(
+                grad_losses.data_ptr(), *grad_losses.stride(), statistic.data_ptr()
+            ),
             logit_map(logits),
             label_map(labels, logits.shape[1], ignore_index),
             _options(weight, label_smoothing, align_corners),

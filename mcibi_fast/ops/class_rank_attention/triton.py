@@ -29,16 +29,17 @@ from torch import Tensor
 from mcibi_fast.ops.class_rank_attention.tiles import tiles
 from mcibi_fast.ops.triton_attention import (
     LN2,
-    LOG2E,
     Tile,
     block,
     constants,
+    exponential,
     fitting_tile,
     in_place,
     limits,
     load,
     products_by_chunks,
     row_products,
+    scaled,
     store,
     wide_offsets,
     width,
@@ -54,7 +55,7 @@ def _forward_kernel(
     weights_ptr,  # (B, N, PADDED)
     out_ptr,  # (B, N, K), contiguous
     lse_ptr,  # (B, N) float32, contiguous
-    scale_log2, num_pixels,
+    scale, num_pixels,
     stride_qb, stride_qn, stride_qk,
     stride_wb, stride_wn, stride_wk,
     K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
@@ -63,7 +64,7 @@ def _forward_kernel(
 ):
     """O = softmax(scale Q W^T) W for ROWS queries, the softmax online over blocks of keys.
 
-    The scores are kept in units of log 2, so that exp2 serves; lse is the natural logarithm.
+    lse is the natural logarithm.
     """
     batch, first = block(num_pixels, ROWS)
     queries = tl.arange(0, ROWS)
@@ -89,12 +90,12 @@ def _forward_kernel(
                 query_ptr, weights_ptr, queries, keys, stride_qn, stride_qk, stride_wn, stride_wk,
                 left, keys_left, PADDED, CHUNK, EVEN_COLUMNS, WIDE,
             )
-        scores *= scale_log2
+        scores = scaled(scores, scale)
         if not EVEN_COLUMNS:
             scores = tl.where(keys[None, :] < keys_left, scores, -float("inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        p = tl.exp2(scores - new_maximum[:, None])
-        correction = tl.exp2(maximum - new_maximum)
+        p = exponential(scores - new_maximum[:, None])
+        correction = exponential(maximum - new_maximum)
         total = total * correction + tl.sum(p, 1)
         out *= correction[:, None]
         out = tl.dot(p.to(w.dtype), w, out, input_precision="ieee")
@@ -102,7 +103,7 @@ def _forward_kernel(
         weights_ptr += step * stride_wn
 
     out /= total[:, None]
-    lse = (maximum + tl.log2(total)) * LN2
+    lse = maximum + tl.log2(total) * LN2
     store(out_ptr + (batch * num_pixels + first) * K, out, queries, k, left, K)
     tl.store(lse_ptr + batch * num_pixels + first + queries, lse, mask=queries < left)
 
@@ -127,7 +128,7 @@ def _query_gradient_kernel(
 ):
     """dQ = scale dS W for ROWS queries, and delta corrected by the excess.
 
-    P is masked past the last key, because exp2(0 - lse) may be inf.
+    P is masked past the last key, because exp(0 - lse) may be inf.
     """
     batch, first = block(num_pixels, ROWS)
     queries = tl.arange(0, ROWS)
@@ -163,7 +164,7 @@ def _query_gradient_kernel(
                 grad_ptr, weights_ptr, queries, keys, stride_gn, stride_gk, stride_wn, stride_wk,
                 left, keys_left, PADDED, CHUNK, EVEN_COLUMNS, WIDE,
             )
-        p = tl.exp2(tl.fma(scores, scale, -lse[:, None]) * LOG2E)
+        p = exponential(scaled(scores, scale) - lse[:, None])
         if not EVEN_COLUMNS:
             p = tl.where(keys[None, :] < keys_left, p, 0.0)
         total += tl.sum(p, 1)
@@ -242,7 +243,7 @@ def _weights_gradient_kernel(
         lse = tl.load(lse_ptr + queries, mask=inside, other=float("inf"))
         inverse = tl.load(inverse_ptr + queries, mask=inside, other=0.0) / unit
         delta = tl.load(delta_ptr + queries, mask=inside, other=0.0)
-        p = tl.exp2(tl.fma(scores, scale, -lse[None, :]) * LOG2E) * inverse[None, :]
+        p = exponential(scaled(scores, scale) - lse[None, :]) * inverse[None, :]
         ds = p * ((dp - delta[None, :]) * scale)
         weights_grad = tl.dot(p.to(g.dtype), g, weights_grad, input_precision="ieee")
         weights_grad = tl.dot(ds.to(q.dtype), q, weights_grad, input_precision="ieee")
@@ -304,7 +305,7 @@ def class_rank_attention_forward(
     # fmt: off
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * triton.cdiv(num_pixels, tile.rows),)](
-            query, weights, out, lse, scale * LOG2E.value, num_pixels,
+            query, weights, out, lse, scale, num_pixels,
             *query.stride(), *weights.stride(), **_constants(tile, classes, inputs),
         )
     # fmt: on

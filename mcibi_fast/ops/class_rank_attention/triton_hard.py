@@ -35,9 +35,12 @@ def _count_kernel(
     left = num_pixels - first
     weights_ptr += batch * stride_wb + first.to(tl.int64) * stride_wn
     w = load(weights_ptr, rows, k, stride_wn, stride_wk, left, K, False, WIDE).to(tl.float32)
-    w = tl.where(w == w, w, float("inf"))
-    w = tl.where(k[None, :] < K, w, -float("inf"))
-    best = tl.argmax(w, 1)  # the first on ties
+    # Integers in the order of the numbers, where -0 is 0 and NaN is the largest.
+    bits = w.to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    order = tl.where(w == w, order, 0x7FFFFFFF)
+    order = tl.where(k[None, :] < K, order, -0x80000000)
+    best = tl.argmax(order, 1)  # the first on ties
     found = (best[:, None] == k[None, :]) & (rows[:, None] < left)
     counts = tl.sum(found.to(tl.int32), 0)
     tl.atomic_add(counts_ptr + batch * K + k, counts, mask=counts > 0, sem="relaxed")

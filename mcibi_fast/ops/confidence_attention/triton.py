@@ -33,16 +33,17 @@ from torch import Tensor
 from mcibi_fast.ops.confidence_attention.tiles import tiles
 from mcibi_fast.ops.triton_attention import (
     LN2,
-    LOG2E,
     Tile,
     block,
     constants,
+    exponential,
     fitting_tile,
     limits,
     load,
     products_by_chunks,
     readable,
     row_products,
+    scaled,
     store,
     wide_offsets,
     width,
@@ -58,7 +59,7 @@ def _forward_kernel(
     value_ptr,  # (B, Nk, Dv)
     out_ptr,  # (B, Nq, Dv), contiguous
     lse_ptr,  # (B, Nq) float32, contiguous
-    scale_log2, num_queries, num_keys,
+    scale, num_queries, num_keys,
     stride_qb, stride_qn, stride_qd,
     stride_kb, stride_kn, stride_kd,
     stride_vb, stride_vn, stride_vd,
@@ -68,7 +69,7 @@ def _forward_kernel(
 ):
     """O = softmax(scale Q K^T) V for ROWS queries, the softmax online over blocks of keys.
 
-    The scores are kept in units of log 2, so that exp2 serves; lse is the natural logarithm.
+    lse is the natural logarithm.
     """
     batch, first = block(num_queries, ROWS)
     queries = tl.arange(0, ROWS)
@@ -96,12 +97,12 @@ def _forward_kernel(
                 query_ptr, key_ptr, queries, keys, stride_qn, stride_qd, stride_kn, stride_kd,
                 left, keys_left, D, CHUNK, EVEN_COLUMNS, WIDE,
             )
-        scores *= scale_log2
+        scores = scaled(scores, scale)
         if not EVEN_COLUMNS:
             scores = tl.where(keys[None, :] < keys_left, scores, -float("inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        p = tl.exp2(scores - new_maximum[:, None])
-        correction = tl.exp2(maximum - new_maximum)
+        p = exponential(scores - new_maximum[:, None])
+        correction = exponential(maximum - new_maximum)
         total = total * correction + tl.sum(p, 1)
         out *= correction[:, None]
         v = load(value_ptr, keys, dv, stride_vn, stride_vd, keys_left, DV, EVEN_COLUMNS, WIDE)
@@ -111,7 +112,7 @@ def _forward_kernel(
         value_ptr += step * stride_vn
 
     out /= total[:, None]
-    lse = (maximum + tl.log2(total)) * LN2
+    lse = maximum + tl.log2(total) * LN2
     store(out_ptr + (batch * num_queries + first) * DV, out, queries, dv, left, DV)
     tl.store(lse_ptr + batch * num_queries + first + queries, lse, mask=queries < left)
 
@@ -164,7 +165,7 @@ def _value_gradient_kernel(
         inside = queries < queries_left
         lse = tl.load(lse_ptr + queries, mask=inside, other=float("inf"))
         inverse = tl.load(inverse_ptr + queries, mask=inside, other=0.0)
-        p = tl.exp2(tl.fma(scores, scale, -lse[None, :]) * LOG2E) * inverse[None, :]
+        p = exponential(scaled(scores, scale) - lse[None, :]) * inverse[None, :]
         g = load(grad_ptr, queries, dv, stride_gn, stride_gd, queries_left, DV, EVEN_COLUMNS, WIDE)
         value_grad = tl.dot(p.to(g.dtype), g, value_grad, input_precision="ieee")
         query_ptr += step * stride_qn
@@ -197,7 +198,7 @@ def _side_gradient_kernel(
     """dQ = scale dS K for ROWS queries, or dK = scale dS^T Q for ROWS keys.
 
     The two differ in whose rows lse, delta and Z belong to. Past the end dS is 0: queries there
-    have lse = inf, and the keys' P is masked, because exp2(0 - lse) may be inf.
+    have lse = inf, and the keys' P is masked, because exp(0 - lse) may be inf.
     """
     batch, first = block(num_side, ROWS)
     rows = tl.arange(0, ROWS)
@@ -254,7 +255,7 @@ def _side_gradient_kernel(
             lse_ptr += COLUMNS
             inverse_ptr += COLUMNS
             delta_ptr += COLUMNS
-        p = tl.exp2(tl.fma(scores, scale, -lse) * LOG2E)
+        p = exponential(scaled(scores, scale) - lse)
         if SIDE_IS_QUERY:
             if not EVEN_COLUMNS:
                 p = tl.where(columns[None, :] < others_left, p, 0.0)
@@ -309,7 +310,7 @@ def confidence_attention_forward(
     # fmt: off
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * triton.cdiv(num_queries, tile.rows),)](
-            query, key, value, out, lse, scale * LOG2E.value, num_queries, num_keys,
+            query, key, value, out, lse, scale, num_queries, num_keys,
             *query.stride(), *key.stride(), *value.stride(),
             **_constants(tile, dim, value_dim, num_keys, wide_offsets(query, key, value)),
         )

@@ -35,9 +35,11 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """``F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels)``.
 
-    Differentiable once, in the logits. Allocates two numbers per label and, backward, the gradient;
-    nothing of K times the size of the labels. The same inputs give the same bits in every run and
-    with any number of threads, unless a compiler replaces the last reduction with its own.
+    Differentiable once, in the logits. Allocates two numbers per label (three on CUDA) and, in the
+    backward, the gradient; nothing of K times the size of the labels. The same inputs give the same
+    bits in every run and with any number of threads, unless a compiler replaces the last reduction
+    with its own. A pixel that is ignored, or whose loss gets the gradient 0, contributes nothing,
+    whatever its logits (PyTorch multiplies NaN by 0).
 
     Args:
         logits: (B, K, h, w), float32, float64, bfloat16 or float16, any strides. Computed in
@@ -123,12 +125,15 @@ def _reference(
 ) -> tuple[Tensor, Tensor]:
     known = without_bad_labels(labels, logits.shape[1], ignore_index, "upsample_cross_entropy")
     weight = None if weight is None else weight.detach()
-    return reference.upsample_cross_entropy(logits, known, weight, label_smoothing, align_corners)
+    losses, lse = reference.upsample_cross_entropy(
+        logits, known, weight, label_smoothing, align_corners
+    )
+    return losses, torch.stack([lse, torch.ones_like(lse)]) if logits.is_cuda else lse
 
 
 def _fake(logits: Tensor, labels: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
     losses = logits.new_empty(labels.shape, dtype=checks.wide(logits.dtype))
-    return losses, torch.empty_like(losses)
+    return losses, losses.new_empty((2, *losses.shape) if logits.is_cuda else losses.shape)
 
 
 CROSS_ENTROPY = Op(
@@ -166,7 +171,7 @@ CROSS_ENTROPY_BACKWARD.refuse_gradient()
 
 
 class UpsampleCrossEntropy(torch.autograd.Function):
-    """Saves the logits, the labels and one number per label; the softmax is formed again."""
+    """Saves the logits, the labels and a statistic per label; the softmax is formed again."""
 
     @staticmethod
     def forward(

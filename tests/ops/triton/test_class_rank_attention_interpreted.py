@@ -117,6 +117,14 @@ def test_scales(dtype: torch.dtype, scale: float, generator: torch.Generator) ->
     check(tensors((1, 35, 19), dtype, generator), scale)
 
 
+@pytest.mark.parametrize("scale", [1e6, 2e9, 3e10, -1e15, 1e30])
+def test_scores_of_any_size(scale: float, generator: torch.Generator) -> None:
+    """The largest score less itself is 0, however it was rounded."""
+    inputs = tensors((1, 35, 19), torch.float32, generator)
+    assert all(t.isfinite().all() for t in ours(*inputs, scale))
+    check(inputs, scale)
+
+
 def test_small_scale_does_not_underflow(generator: torch.Generator) -> None:
     """Of float16 numbers: a large Q makes up for the scale in S and in dW, not in scale dS."""
     query, weights, grad = tensors((1, 35, 19), torch.float16, generator)
@@ -209,6 +217,7 @@ def test_hard_weights_need_not_be_weights(generator: torch.Generator) -> None:
     query, weights, _ = tensors((2, 37, 19), torch.float32, generator)
     logits = weights.log()
     logits[0, 3], logits[0, 4, 5], logits[1, 6, 18] = -torch.inf, torch.nan, torch.inf
+    logits[1, 7, 2], logits[1, 7, 9] = torch.inf, torch.nan
     with mcibi_fast.backend("reference"):
         expected = ops.class_rank_attention(query, logits, scale=0.5, hard=True)
     with mcibi_fast.backend("triton"):

@@ -116,6 +116,14 @@ def test_peaked_and_negative_scores(
     check(tensors((1, 35, 35, 24, 24), dtype, generator), scale)
 
 
+@pytest.mark.parametrize("scale", [1e6, 2e9, 3e10, -1e15, 1e30])
+def test_scores_of_any_size(scale: float, generator: torch.Generator) -> None:
+    """The largest score less itself is 0, however it was rounded."""
+    inputs = tensors((1, 35, 19, 24, 24), torch.float32, generator)
+    assert all(t.isfinite().all() for t in ours(*inputs, scale))
+    check(inputs, scale)
+
+
 def test_a_statistic_of_another_backend_serves(generator: torch.Generator) -> None:
     """The backward pass asks of lse only that it is near: here it is off by a thousandth."""
     q, k, v, grad = tensors((2, 35, 37, 16, 16), torch.float32, generator)
