@@ -25,7 +25,7 @@ _TILE = {"cpu": 2**19}
 _LARGE_TILE = 2**24
 _PARTS = 8  # a tile is at most this part of K x H x W, however small that is
 # Bytes of windows' logits that may be in memory at once.
-_KEPT = {"cpu": 2**28}
+_KEPT = {"cpu": 2**27}
 _LARGE_KEPT = 2**32
 
 
