@@ -126,9 +126,9 @@ def decode_text(content: bytes) -> str:
             f"not a text file in {kind} (byte 0x{content[error.start]:02x} at {error.start}); "
             "save it as UTF-8"
         ) from error
-    if "\0" in text:
+    if 4 * text.count("\0") > len(text):
         raise ValueError(
-            "not a text file in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8"
+            "not a text file in UTF-8 (it is full of zero bytes, as UTF-16 is); save it as UTF-8"
         )
     return text
 
