@@ -121,10 +121,8 @@ def decode_text(content: bytes) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        kind = encoding.removesuffix("-sig").upper()
         raise ValueError(
-            f"not a text file in {kind} (byte 0x{content[error.start]:02x} at {error.start}); "
-            "save it as UTF-8"
+            f"not a text file in UTF-8 ({shorten(error)}); save it as UTF-8"
         ) from error
     if 4 * text.count("\0") > len(text):
         raise ValueError(

@@ -65,13 +65,13 @@ def test_byte_order_marks(file: str, encoding: str, tmp_path: Path) -> None:
 def test_latin_1(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.NAMES", ["Straße", "café"])
     with pytest.raises(
-        ValueError, match=rf"{file}: .*not a text file in UTF-8 \(byte 0xdf at \d+\)"
+        ValueError, match=rf"{file}: .*not a text file in UTF-8 \(.* byte 0xdf in position \d+"
     ):
         READERS[file](tmp_path, "latin-1")
 
 
 def test_a_cut_character() -> None:
-    with pytest.raises(ValueError, match=r"not a text file in UTF-16 \(byte"):
+    with pytest.raises(ValueError, match=r"not a text file in UTF-8 \('utf-16.*truncated"):
         decode_text("ab".encode("utf-16")[:-1])
 
 
