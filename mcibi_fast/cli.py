@@ -129,7 +129,7 @@ def run() -> NoReturn:
 
     def end() -> None:
         try:
-            print(end="", flush=True)
+            sys.stdout.flush()
         except OSError:
             os._exit(status or 120)  # as Python does
         os._exit(status)

@@ -172,9 +172,9 @@ def carried(items: Iterable[Any]) -> Iterator[Any]:
 
     Raises TooLittleMemoryError if a process that loads data was killed.
     """
+    with signals_blocked():  # while processes that load data start
+        started = iter(items)
     try:
-        with signals_blocked():  # while processes that load data start
-            started = iter(items)
         for item in started:
             if isinstance(item, Exception):
                 raise item
@@ -183,6 +183,10 @@ def carried(items: Iterable[Any]) -> Iterator[Any]:
         if not is_killed_worker(error):
             raise
         raise TooLittleMemoryError(explanation(error)) from error
+    finally:
+        # Ends its processes now. An error's traceback would keep it for the garbage collector,
+        # which closes the queues first: the processes then do not hear that they should end.
+        del started
 
 
 def _stack(samples: Sequence[Sample | Exception]) -> Batch | Exception:

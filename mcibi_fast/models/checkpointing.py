@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mcibi_fast.ops.recompute import recomputing
+from mcibi_fast.terminal import printable
 
 
 class Checkpointed(nn.Module):
@@ -44,8 +45,10 @@ def set_checkpointing(backbone: nn.Module, head: Checkpointed, enable: bool) -> 
     except (AttributeError, AssertionError):  # timm asserts that it was not asked for in vain
         if enable:
             warnings.warn(
-                f"gradient_checkpointing: {type(body).__name__} cannot do it; the backbone keeps "
-                "its activations, the head does not",
+                printable(
+                    f"gradient_checkpointing: {type(body).__name__} cannot do it; the backbone "
+                    "keeps its activations, the head does not"
+                ),
                 stacklevel=3,
             )
     for module in (*backbone.modules(), *head.modules()):

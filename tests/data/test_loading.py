@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,9 @@ def test_a_bad_sample_is_one_clear_line(workers: int) -> None:
         training_loader(Numbers(9, bad=4), batch_size=3, seed=0, epoch=0, workers=workers),
         evaluation_loader(Numbers(9, bad=4), batch_size=3, workers=workers),
     ):
-        with pytest.raises(ValueError, match=r"^images/4.jpg: cannot be decoded$"):
+        with pytest.raises(ValueError, match=r"^images/4.jpg: cannot be decoded$") as caught:
             list(loader)
+        assert not active_children() and caught.traceback  # which does not keep the processes
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

@@ -202,4 +202,4 @@ def test_warnings_about_videos() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
     ]
-    assert len(calls) == 1 and all("printable(" in call for call in calls)
+    assert calls and all("printable(" in call for call in calls)

@@ -33,9 +33,8 @@ import os, sys, time
 from pathlib import Path
 from mcibi_fast.training.owner import owned
 with owned(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
