@@ -86,15 +86,16 @@ def send_from_elsewhere(process: BaseProcess) -> None:
 
 def test_loaders_are_ended_by_their_parent_alone() -> None:
     scenes = Scenes("train", count=40, size=(16, 16), seed=0)
+    others = set(multiprocessing.active_children())
     batches = training_loader(scenes, batch_size=2, seed=0, epoch=0, workers=1)
     next(batches)
-    (loader,) = multiprocessing.active_children()
+    (loader,) = set(multiprocessing.active_children()) - others
     send_from_elsewhere(loader)
     assert sum(1 for _ in batches) == 19
 
     batches = training_loader(scenes, batch_size=2, seed=0, epoch=0, workers=1)
     next(batches)
-    (loader,) = multiprocessing.active_children()
+    (loader,) = set(multiprocessing.active_children()) - others
     loader.terminate()
     loader.join(10)
     assert loader.exitcode == 0

@@ -53,6 +53,7 @@ def test_table_1_tests_one_model_by_the_ground_truth_as_well(
     assert not torch.allclose(*logits)
 
 
+@pytest.mark.slow
 def test_table_8(tmp_path: Path, trained: list[str], fails: Callable[..., str]) -> None:
     lip, cihp = trees.lip(tmp_path / "lip"), trees.cihp(tmp_path / "cihp")
     command = ["ablate", "8", "--out", str(tmp_path / "out"), "--quiet", "--rows", "1,2,5,6"]

@@ -54,6 +54,7 @@ def test_tables_are_aligned() -> None:
     assert len({len(line) for line in text[:-1]}) == 1 and text[-1].startswith("  limit ")
 
 
+@pytest.mark.slow
 def test_a_benchmark_as_a_stage_leaves_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

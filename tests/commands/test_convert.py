@@ -218,6 +218,7 @@ BACKBONES: dict[str, tuple[int, dict[str, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_backbones(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
     """Convert, load, save_pretrained and from_pretrained: the released model's logits."""
@@ -283,6 +284,7 @@ def test_a_stride_is_kept_and_other_logits_are_refused(released: dict[str, Tenso
         convert.convert(dilated, ["x"] * K, [[0, 0, 0]] * K)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite(
     released: dict[str, Tensor], tmp_path: Path, fails: Fails
 ) -> None:

@@ -88,6 +88,7 @@ def test_training(name, generator):
         assert not torch.equal(model.memory.memory, before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_evaluation(name, generator):

@@ -112,6 +112,7 @@ def test_compiled(name: str) -> None:
     assert_close(trained(model), expected)
 
 
+@pytest.mark.slow
 def test_fewer_activations_are_kept() -> None:
     model = build("upernet_mcibipp", "resnet50")
     usual = kept_bytes(model)
@@ -211,6 +212,7 @@ def test_the_released_swin(swin: str) -> None:
     assert_close(trained(model), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("settings", [(), ("accumulate=2", "mixed_precision=bf16")])
 def test_training_with_it(settings: tuple[str, ...], tmp_path: Path) -> None:

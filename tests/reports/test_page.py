@@ -94,6 +94,7 @@ def test_no_text_becomes_markup() -> None:
     assert filled.texts.count(hostile) == 10  # the title twice
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "buildtools").is_dir(), reason="needs the source tree")
 def test_a_wheel_holds_the_template(tmp_path: Path) -> None:
     tree = tmp_path / "tree"

@@ -166,6 +166,7 @@ def test_stopped_in_the_middle_of_a_step_with_everything_on(
     assert len(losses[0]) == len(losses[1]) and not losses[0] & losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_finishes_the_step_and_keeps_it(
     number: signal.Signals,

@@ -111,6 +111,7 @@ def test_other_data_are_refused(copied: Path, change: Callable[[Path], None], me
     assert "--root" in text and "--out" in text and "\n" not in text
 
 
+@pytest.mark.slow
 def test_the_dataset_may_move_and_be_packed(copied: Path) -> None:
     moved = copied / "elsewhere"
     shutil.move(copied / "data", moved)
@@ -166,6 +167,7 @@ def test_an_image_model_of_permuted_classes_warns(begun: Path, tmp_path: Path) -
         assert len(warned) == (classes is data)
 
 
+@pytest.mark.slow
 def test_reports_on_other_classes(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     swap_classes(copied / "data")
     config = json.loads((copied / "run" / "config.json").read_text())

@@ -98,6 +98,7 @@ def test_history_of_the_memory(tiny_config: MakeConfig, tmp_path: Path) -> None:
     assert np.isfinite([last["mean"], last["std"]]).all()
 
 
+@pytest.mark.slow
 def test_synchronised_batch_norms_are_a_choice(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +250,7 @@ def test_history_survives_a_cut_line_and_rewinds(tmp_path: Path) -> None:
     assert run.history()[-1]["loss"] == 0.1
 
 
+@pytest.mark.slow
 def test_damaged_state(tiny_config: MakeConfig, tmp_path: Path) -> None:
     quiet(tiny_config("epochs=1"), tmp_path)
     state = tmp_path / "checkpoints" / "last" / "state.pt"

@@ -65,6 +65,7 @@ def pack_all(config: TrainConfig, root: Path) -> TrainConfig:
     return dataclasses.replace(config, data=ShardsData(str(root)))
 
 
+@pytest.mark.slow
 def test_two_steps_on_a_packed_folder(tiny_config: MakeConfig, tmp_path: Path) -> None:
     config = tiny_config("epochs=1", "batch_size=2")
     config.data = FolderData(str(write_folder(tmp_path / "folder")))

@@ -144,6 +144,7 @@ def test_any_strides(generator: torch.Generator) -> None:
     check([q, k, v, torch.ones(1, 1, 1).expand(2, 21, 20)], scale=0.2)
 
 
+@pytest.mark.slow
 def test_same_bits_every_time(generator: torch.Generator) -> None:
     inputs = tensors((2, 35, 37, 16, 16), torch.float32, generator)
     for a, b in zip(ours(*inputs, 0.25), ours(*inputs, 0.25), strict=True):
