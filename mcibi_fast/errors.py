@@ -71,17 +71,22 @@ def is_killed_worker(error: BaseException) -> bool:
 def explanation(error: BaseException) -> str | None:
     """One line for an error of PyTorch's that is no fault of the program; None for others."""
     if is_killed_worker(error):
-        reason = " ".join(str(error).split()).rstrip(".")
-        return (
-            f"a process that loads data ended early ({reason[:_LONGEST_REASON]}), usually because "
-            "the memory, or /dev/shm, is full; use fewer processes (--workers; --set workers=N in "
-            "training), or smaller batches"
-        )
+        return killed_worker_line(error)
     if is_out_of_memory(error):
         if isinstance(error, TooLittleMemoryError):
             return str(error)
         return f"{memory_line(error)}; use smaller batches, crops or windows (--window)"
     return None
+
+
+def killed_worker_line(error: BaseException) -> str:
+    """That a process that loads data ended early, what the error says of it, and what to do."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"a process that loads data ended early ({reason[:_LONGEST_REASON]}), usually because "
+        "the memory, or /dev/shm, is full; use fewer processes (--workers; --set workers=N in "
+        "training), or smaller batches"
+    )
 
 
 def memory_line(error: BaseException) -> str:

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mcibi_fast.errors import (
     TooLittleMemoryError,
-    explanation,
     is_killed_worker,
     is_out_of_memory,
+    killed_worker_line,
     memory_line,
 )
 from mcibi_fast.interrupt import leave_to_parent, signals_blocked
@@ -175,14 +175,20 @@ def carried(items: Iterable[Any]) -> Iterator[Any]:
     with signals_blocked():  # while processes that load data start
         started = iter(items)
     try:
-        for item in started:
+        while True:
+            try:
+                item = next(started)
+            except StopIteration:
+                return
+            # OSError and EOFError are of the connection to a process that is gone: those of the
+            # data arrive as items.
+            except (RuntimeError, OSError, EOFError) as error:
+                if isinstance(error, RuntimeError) and not is_killed_worker(error):
+                    raise
+                raise TooLittleMemoryError(killed_worker_line(error)) from error
             if isinstance(item, Exception):
                 raise item
             yield item
-    except RuntimeError as error:
-        if not is_killed_worker(error):
-            raise
-        raise TooLittleMemoryError(explanation(error)) from error
     finally:
         # Ends its processes now. An error's traceback would keep it for the garbage collector,
         # which closes the queues first: the processes then do not hear that they should end.
