@@ -3,4 +3,4 @@
 IGNORE_INDEX = 255  # the label of pixels without a class
 MOMENTUM = 0.1  # m of the memory update (Eq. 6): the share of the new statistics
 LARGE_WINDOW = (512, 512)  # (height, width) of windows for large images: the usual training crop
-LARGE_IMAGE = 4  # an image is large if it has more pixels than this many such windows
+LARGE_IMAGE = 2  # an image is large if it has more pixels than this many such windows

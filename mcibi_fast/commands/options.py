@@ -26,7 +26,7 @@ def add_inference(parser: argparse.ArgumentParser, *, large: bool = False) -> No
     """Changes to the run's own inference settings; ``large``: large images come in windows."""
     windows = "size of sliding windows; none: the whole image at once"
     if large:
-        windows += " (default: the run's, and 512,512 for more than 1024x1024 pixels)"
+        windows += " (default: the run's, and 512,512 for more than 512x1024 pixels)"
     parser.add_argument(
         "--scales", metavar="S,...", help="scales to average over, as 0.5,1 (default: the run's)"
     )

@@ -21,7 +21,7 @@ single view is left to ``ops.upsample_argmax``: a tensor of size K x H x W is ne
 Windows are computed when a band needs them, so they need the same memory for images of any size.
 
 One pass over a whole image needs 0.5 to 1 GB for each million pixels. So `windows_for_large` takes
-images of more than four windows (``defaults.LARGE_IMAGE``) in windows of 512x512 by 341x341
+images of more than two windows (``defaults.LARGE_IMAGE``) in windows of 512x512 by 341x341
 (``defaults.LARGE_WINDOW``), the crops that networks are usually trained on.
 """
 

@@ -106,12 +106,12 @@ def test_blocks_of_columns_change_nothing(flip: bool, monkeypatch: pytest.Monkey
 
 def test_windows_above_a_size() -> None:
     whole = InferenceConfig()
-    assert windows_for_large(whole, (1024, 1024)) == whole
-    assert windows_for_large(whole, (1024, 1025)) == InferenceConfig(window=LARGE_WINDOW)
-    assert windows_for_large(whole, (1024, 2048), (512, 1024)) == whole
+    assert windows_for_large(whole, (512, 1024)) == whole
+    assert windows_for_large(whole, (512, 1025)) == InferenceConfig(window=LARGE_WINDOW)
+    assert windows_for_large(whole, (1024, 1024), (512, 1024)) == whole
     scaled, own = InferenceConfig((0.5, 1.5)), InferenceConfig(window=(64, 64))
-    assert windows_for_large(scaled, (700, 700)).window == LARGE_WINDOW
-    assert windows_for_large(InferenceConfig((0.5,)), (1400, 1400)).window is None
+    assert windows_for_large(scaled, (500, 500)).window == LARGE_WINDOW
+    assert windows_for_large(InferenceConfig((0.5,)), (1000, 1000)).window is None
     assert windows_for_large(own, (9000, 9000)) == own
 
 
