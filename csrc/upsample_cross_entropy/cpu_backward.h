@@ -173,7 +173,8 @@ struct Backward {
     for (int64_t y = first_from(top), end = first_from(top + kUnitRows); y < end; ++y) {
       label_rows.read(b, y, classes.data());
       read_cotangent(b, y, grad_losses.data());
-      const C* lse = static_cast<const C*>(cotangent.statistic) + (b * labels.height + y) * labels.width;
+      const C* lse =
+          static_cast<const C*>(cotangent.statistic) + (b * labels.height + y) * labels.width;
       const BilinearTap<C>& tap = taps.y[y];
       if (!gradient->run(source->between(b, tap), classes.data(), grad_losses.data(), lse)) {
         continue;
