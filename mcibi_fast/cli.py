@@ -104,19 +104,20 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(str(stop) or "interrupted")
         return 130
     except Exception as error:
-        known = isinstance(error, ValueError | OSError | TrainingError) or explanation(error)
-        if not known or os.environ.get("MCIBI_FAST_DEBUG") == "1":
-            raise  # what is not known is a bug
-        complain(f"error: {_text(error)}")
+        text = _text(error)
+        if text is None or os.environ.get("MCIBI_FAST_DEBUG") == "1":
+            raise
+        complain(f"error: {text}")
         return 2
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception) -> str | None:
+    """What the user is told; None for what is not known, which is a bug."""
     if line := explanation(error):
         return line
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return str(error)
+    return str(error) if isinstance(error, (ValueError, OSError, TrainingError)) else None
 
 
 def run() -> NoReturn:

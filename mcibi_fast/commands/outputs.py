@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-_RUN_FILES = ("config.json", "history.jsonl", "checkpoints", "tensorboard")
+_RUN_FILES = ("config.json", "data.json", "history.jsonl", "lock", "checkpoints", "tensorboard")
 
 
 def check_file(

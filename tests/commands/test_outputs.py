@@ -102,7 +102,9 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             check("--out", tmp_path / "new")
 
 
-@pytest.mark.parametrize("name", ["config.json", "history.jsonl", "checkpoints/last/state.pt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "data.json", "history.jsonl", "checkpoints/last/state.pt"]
+)
 def test_a_runs_own_files_are_no_outputs(
     name: str, run: Path, tmp_path: Path, fails: Fails
 ) -> None:

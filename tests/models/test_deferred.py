@@ -7,10 +7,7 @@ rest, and whatever new memory holds: here NaN.
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,7 @@ from mcibi_fast import models
 from mcibi_fast.nn import GaussianMemory
 from mcibi_fast.nn.transient import transient_tensors
 from tests.models.deferred import KINDS, K, build, inputs, outputs, steps, trained
+from tests.models.ranks import two_ranks
 
 pytestmark = pytest.mark.usefixtures("poison")
 WORKER = Path(__file__).with_name("deferred.py")
@@ -193,31 +191,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tenso
         pytest.skip("needs a PyTorch with gloo")
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({kind: trained(kind).state_dict() for kind in KINDS}, folder / "weights.pt")
-    path = os.pathsep.join([str(WORKER.parents[2]), *sys.path])
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                WORKER,
-                str(rank),
-                "2",
-                folder / "meet",
-                folder / "weights.pt",
-                folder,
-            ],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    with two_ranks(WORKER, folder / "meet", folder / "weights.pt", folder):
+        pass
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

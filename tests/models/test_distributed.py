@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.models.ranks import two_ranks
+
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-
-
-def start(rank: int, folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, WORKER, str(rank), "2", folder / "rendezvous", folder],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +22,8 @@ def results(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     if not dist.is_gloo_available():
         pytest.skip("needs a PyTorch with gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    processes = [start(0, folder), start(1, folder)]
-    try:
+    with two_ranks(WORKER, folder / "rendezvous", folder):
         whole = runpy.run_path(str(WORKER))["run"](0, 1)
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
     first, second = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     return {"first": first, "second": second, "whole": whole}
 
