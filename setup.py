@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -18,7 +19,7 @@ class BuildKernels(build_ext):
     """Builds what this machine can build; what it cannot is recorded and printed, not an error."""
 
     def run(self) -> None:
-        build(ROOT, self._package_dir(), ROOT / self.build_temp)
+        build(ROOT, self._package_dir(), ROOT / "build" / "temp")  # kept: the next one is quick
 
     def _package_dir(self) -> Path:
         in_place = self.inplace or self.editable_mode
@@ -26,14 +27,21 @@ class BuildKernels(build_ext):
 
     def get_outputs(self) -> list[str]:
         folder = self._package_dir()
-        names = [*folder.glob("_C*.so"), *folder.glob("_cuda*.so"), folder / RECORD]
-        return [str(path) for path in names]
+        names = ("_cpu.so", "_cuda.so", RECORD)
+        return [str(folder / name) for name in names if (folder / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}  # an editable install builds straight into the source folder
 
 
+class Wheel(bdist_wheel):
+    """One wheel per platform: the compiled parts depend neither on Python nor on torch's age."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
-    ext_modules=[Extension("mcibi_fast._C", sources=[])],
-    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[Extension("mcibi_fast._cpu", sources=[])],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

@@ -6,9 +6,7 @@ the build folder, into which it writes the generated header.
 
 from __future__ import annotations
 
-import runpy
 import sys
-import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,14 +18,11 @@ from buildtools import op_header, plan, toolchain  # noqa: E402
 def cmake_vars(build: Path) -> dict[str, list[str]]:
     torch = toolchain.find_torch()
     csrc = ROOT / "csrc"
-    version = runpy.run_path(str(ROOT / "mcibi_fast" / "version.py"))["__version__"]
     flavours = toolchain.cpu_flavours()
     values = {
-        "MCIBI_INCLUDES": [str(op_header.write(ROOT, build)), *toolchain.include_dirs(torch)],
+        "MCIBI_INCLUDES": [str(op_header.write(ROOT, build)), str(torch.include)],
         "MCIBI_TORCH_LIB": [str(torch.lib)],
-        "MCIBI_EXT_SUFFIX": [str(sysconfig.get_config_var("EXT_SUFFIX"))],
-        "MCIBI_CXX_FLAGS": [*plan.CXX_FLAGS, *plan.common_defines(version)],
-        "MCIBI_TORCH_DEFINE": [plan.torch_define(torch)],
+        "MCIBI_CXX_FLAGS": [*plan.CXX_FLAGS, *plan.common_defines()],
         "MCIBI_LIBRARY_SOURCES": [str(p) for p in plan.library_sources(csrc)],
         "MCIBI_KERNEL_SOURCES": [str(p) for p in plan.kernel_sources(csrc)],
         "MCIBI_FLAVOURS": list(flavours),

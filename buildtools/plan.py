@@ -1,15 +1,17 @@
 """Which source becomes which object and library, and the commands for it.
 
-csrc/module.cpp, csrc/common/*.cpp, csrc/<op>/binding_cpu.cpp   once            -> _C
-csrc/<op>/cpu.cpp                                               per CPU flavour -> _C
-csrc/<op>/cuda.cu, csrc/<op>/binding_cuda.cpp                   once, by nvcc   -> _cuda
+csrc/library.cpp, csrc/common/*.cpp, csrc/<op>/binding_cpu.cpp   once            -> _cpu.so
+csrc/<op>/cpu.cpp                                                per CPU flavour -> _cpu.so
+csrc/<op>/cuda.cu, csrc/<op>/binding_cuda.cpp                    once, by nvcc   -> _cuda.so
+
+Both are plain libraries on torch's stable ABI, which know nothing of Python.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import subprocess
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +53,7 @@ class Plan:
 
 
 def library_sources(csrc: Path) -> list[Path]:
-    shared = [csrc / "module.cpp", *sorted(csrc.glob("common/*.cpp"))]
+    shared = [csrc / "library.cpp", *sorted(csrc.glob("common/*.cpp"))]
     return shared + sorted(csrc.glob("*/binding_cpu.cpp"))
 
 
@@ -63,6 +65,17 @@ def cuda_sources(csrc: Path) -> list[Path]:
     return sorted(csrc.glob("*/cuda.cu")) + sorted(csrc.glob("*/binding_cuda.cpp"))
 
 
+def cuda_digest(root: Path) -> str:
+    """Tells whether a library was built from these sources of the CUDA part."""
+    csrc = root / "csrc"
+    headers = [path for kind in ("*.h", "*.cuh") for path in csrc.rglob(kind)]
+    files = [path for path in headers if "testing" not in path.parts] + cuda_sources(csrc)
+    content = hashlib.sha256()
+    for path in sorted(files):
+        content.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
 def _object_name(csrc: Path, source: Path) -> str:
     """A different name for every source, since each op has a cpu.cpp."""
     return "_".join(source.relative_to(csrc).with_suffix("").parts)
@@ -72,25 +85,18 @@ def flavour_defines(flavour: str) -> list[str]:
     return [f"-DMCIBI_CPU_ARCH={flavour}"]
 
 
-def common_defines(version: str) -> list[str]:
-    defines = [f'-DMCIBI_FAST_VERSION="{version}"']
-    if len(toolchain.cpu_flavours()) > 1:
-        defines.append("-DMCIBI_CPU_FLAVOURS=1")
-    return defines
+def common_defines() -> list[str]:
+    return ["-DMCIBI_CPU_FLAVOURS=1"] if len(toolchain.cpu_flavours()) > 1 else []
 
 
-def torch_define(torch: Torch) -> str:
-    return f'-DMCIBI_FAST_TORCH="{torch.version}"'
-
-
-def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version: str) -> Plan:
-    """The library _C. Flavours for older CPUs come first on the link line: if several objects
+def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch) -> Plan:
+    """The library _cpu. Flavours for older CPUs come first on the link line: if several objects
     contain the same inline function, the linker keeps the first, which must not use instructions
     that an older CPU lacks."""
     csrc = root / "csrc"
-    folders = [csrc, op_header.write(root, temp), *toolchain.include_dirs(torch)]
+    folders = [csrc, op_header.write(root, temp), torch.include]
     includes = [f"-I{folder}" for folder in folders]
-    flags = [*CXX_FLAGS, *common_defines(version), *includes]
+    flags = [*CXX_FLAGS, *common_defines(), *includes]
     plan = Plan()
     objects = []
 
@@ -100,13 +106,13 @@ def cpu_plan(root: Path, out: Path, temp: Path, cxx: Cxx, torch: Torch, version:
         objects.append(plan.add(obj, [source], command, compiles=True))
 
     for source in library_sources(csrc):
-        compile_one(source, _object_name(csrc, source), [torch_define(torch)])
+        compile_one(source, _object_name(csrc, source), [])
     for flavour, flavour_flags in toolchain.cpu_flavours().items():
         for source in kernel_sources(csrc):
             extra = [*flavour_flags, *flavour_defines(flavour)]
             compile_one(source, f"{_object_name(csrc, source)}.{flavour}", extra)
 
-    library = out / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = out / "_cpu.so"
     link = [*cxx.command, "-shared", *map(str, objects), "-o", str(library)]
     plan.add(library, objects, [*link, f"-L{torch.lib}", "-ltorch_cpu"], compiles=False)
     return plan

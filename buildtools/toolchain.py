@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ TORCH_TARGET = "2.10"  # the oldest torch whose stable ABI the libraries use
 TORCH_TARGET_DEFINE = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 OLDEST_CUDA_ARCH = (8, 0)
-DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0"
 
 
 class Unavailable(Exception):
@@ -63,18 +62,6 @@ def find_torch() -> Torch:
     return Torch(version, root / "include", root / "lib")
 
 
-def include_dirs(torch: Torch) -> list[str]:
-    """Header directories of the C++ parts: pybind11's, torch's and Python's.
-
-    pybind11's come first, because the copy inside torch before 2.13 refuses stable-ABI code.
-    """
-    pybind11 = importlib.util.find_spec("pybind11")
-    if pybind11 is None or not pybind11.submodule_search_locations:
-        raise Unavailable("pybind11 is not installed: pip install pybind11, then install again")
-    root = Path(pybind11.submodule_search_locations[0])
-    return [str(root / "include"), str(torch.include), sysconfig.get_paths()["include"]]
-
-
 def cpu_flavours() -> dict[str, list[str]]:
     """The flags of each flavour (instruction set) of the CPU kernels, the oldest CPUs first."""
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -85,8 +72,8 @@ def cpu_flavours() -> dict[str, list[str]]:
     return {"baseline": [], "v3": v3, "v4": v3 + v4}
 
 
-def find_cxx(includes: list[str]) -> Cxx:
-    """The C++ compiler, after checking that it compiles torch's and Python's headers."""
+def find_cxx(include: Path) -> Cxx:
+    """The C++ compiler, after checking that it compiles torch's headers, which `include` holds."""
     if platform.system() != "Linux":
         raise Unavailable(f"the compiled parts are built on Linux, not on {platform.system()}")
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -99,25 +86,19 @@ def find_cxx(includes: list[str]) -> Cxx:
             f"no C++ compiler found (looked for {', '.join(candidates)}): install one, such as "
             "g++ or clang++, or set CXX to one, then install again"
         )
-    _probe(command, includes)
+    _probe(command, include)
     lines = _output([*command, "--version"]).splitlines()
     return Cxx(command, lines[0] if lines else command[0])
 
 
-def _probe(command: list[str], includes: list[str]) -> None:
-    source = "#include <Python.h>\n#include <torch/csrc/stable/library.h>\nint main() {}\n"
+def _probe(command: list[str], include: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.cpp"
-        path.write_text(source)
-        flags = [CXX_STANDARD, TORCH_TARGET_DEFINE, "-fsyntax-only", *(f"-I{i}" for i in includes)]
+        path.write_text("#include <torch/csrc/stable/library.h>\nint main() {}\n")
+        flags = [CXX_STANDARD, TORCH_TARGET_DEFINE, "-fsyntax-only", f"-I{include}"]
         result = subprocess.run([*command, *flags, str(path)], capture_output=True, text=True)
     if result.returncode == 0:
         return
-    if "Python.h" in result.stderr:
-        raise Unavailable(
-            "Python.h is missing: install Python's development headers (python3-dev on Debian and "
-            "Ubuntu, python3-devel on Fedora), then install again"
-        )
     errors = [line for line in result.stderr.splitlines() if "error" in line]
     why = errors[0] if errors else result.stderr.strip()[-300:]
     raise Unavailable(f"{shlex.join(command)} cannot compile torch's C++17 headers: {why}")
@@ -161,11 +142,13 @@ def _find_nvcc() -> str:
 def choose_cuda_archs(known: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
     """The architectures to compile among those that nvcc knows, and a note for each one left out.
 
-    They are taken from MCIBI_FAST_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), otherwise
-    from the GPUs of this machine, otherwise from a default list that covers Ampere to Blackwell.
+    They are taken from MCIBI_FAST_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX") as they are,
+    otherwise from the GPUs of this machine, otherwise from a default list that covers Ampere to
+    Blackwell. Where nobody chose, the first architecture of each major version also comes as PTX,
+    which the driver compiles for GPUs that have no code of their own.
     """
-    wanted = os.environ.get("MCIBI_FAST_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
-    wanted = wanted or _present_gpus(known) or DEFAULT_CUDA_ARCHS
+    chosen = os.environ.get("MCIBI_FAST_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    wanted = chosen or _present_gpus(known) or DEFAULT_CUDA_ARCHS
     archs: list[str] = []
     notes: list[str] = []
     for name in re.split(r"[;,\s]+", wanted.strip()):
@@ -181,9 +164,24 @@ def choose_cuda_archs(known: set[tuple[int, int]]) -> tuple[list[str], list[str]
             archs.append(name)
     if not archs:
         raise Unavailable("no CUDA architecture left to build: " + "; ".join(notes))
-    if wanted == DEFAULT_CUDA_ARCHS and not archs[-1].endswith("+PTX"):
-        archs[-1] += "+PTX"  # so that GPUs newer than this nvcc can compile the code themselves
-    return archs, notes
+    return (archs if chosen else _with_ptx(archs)), notes
+
+
+def archs_for_all_gpus() -> str:
+    """What MCIBI_FAST_CUDA_ARCHS must be for the default architectures, whatever GPU is here."""
+    return " ".join(_with_ptx(DEFAULT_CUDA_ARCHS.split()))
+
+
+def _with_ptx(archs: list[str]) -> list[str]:
+    """The architectures with PTX of the first one of each major version."""
+    majors: set[str] = set()
+    result = []
+    for arch in archs:
+        name, _, ptx = arch.partition("+")
+        major = name.partition(".")[0]
+        result.append(f"{name}+PTX" if ptx or major not in majors else name)
+        majors.add(major)
+    return result
 
 
 def _present_gpus(known: set[tuple[int, int]]) -> str:

@@ -35,18 +35,36 @@ MCIBI_SIMD void store_up_to(S* p, Vector<Compute<S>> v, int64_t count) {
   store_first(p, v, count);
 }
 
+// The pixels that an output is between, in ascending order.
+template <typename C>
+std::vector<int64_t> columns_read(const std::vector<BilinearTap<C>>& taps) {
+  std::vector<int64_t> columns;
+  for (const BilinearTap<C>& tap : taps) {
+    for (const int64_t column : {tap.index0, tap.index1}) {
+      if (columns.empty() || columns.back() < column) columns.push_back(column);
+    }
+  }
+  return columns;
+}
+
+// Writes the pixels of `columns` and, if their classes are not neighbours in memory, all others.
 template <typename S>
 void load_class_row(const S* row, const MapStrides& s, int64_t width, int64_t classes,
-                    Compute<S>* out) {
+                    const std::vector<int64_t>& columns, Compute<S>* out) {
   using C = Compute<S>;
   const int64_t stride = class_stride<C>(classes);
-  for (int64_t k = 0; k < classes; k += kLanes<C>) {
-    const int64_t left = classes - k < kLanes<C> ? classes - k : kLanes<C>;
-    if (s.channel == 1) {
-      for (int64_t x = 0; x < width; ++x) {
+  if (s.channel == 1) {
+    for (const int64_t x : columns) {
+      for (int64_t k = 0; k < classes; k += kLanes<C>) {
+        const int64_t left = classes - k < kLanes<C> ? classes - k : kLanes<C>;
         store(out + x * stride + k, load_up_to(row + x * s.column + k, left));
       }
-    } else if (s.column == 1) {
+    }
+    return;
+  }
+  for (int64_t k = 0; k < classes; k += kLanes<C>) {
+    const int64_t left = classes - k < kLanes<C> ? classes - k : kLanes<C>;
+    if (s.column == 1) {
       for (int64_t x = 0; x < width; x += kLanes<C>) {
         const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
         Vector<C> block[kLanes<C>] = {};
@@ -112,12 +130,15 @@ class SourceRows {
  public:
   using C = Compute<S>;
 
-  explicit SourceRows(const LogitMap& logits)
+  SourceRows(const LogitMap& logits, const std::vector<BilinearTap<C>>& taps)
       : logits_(logits),
-        size_(logits.width * class_stride<C>(logits.classes)),
+        columns_(columns_read(taps)),
+        stride_(class_stride<C>(logits.classes)),
+        size_(logits.width * stride_),
         data_(3 * size_ * static_cast<int64_t>(sizeof(C))) {}
 
-  // Row y of an image, valid until two other rows have been requested.
+  // Row y of an image, of which the columns are written that an output is between; valid until two
+  // other rows have been requested.
   const C* row(int64_t image, int64_t y) {
     const int64_t id = image * logits_.height + y;
     for (int slot : {0, 1}) {
@@ -129,7 +150,7 @@ class SourceRows {
     const int slot = oldest_;
     const MapStrides& s = logits_.strides;
     const S* source = static_cast<const S*>(logits_.data) + image * s.batch + y * s.row;
-    load_class_row(source, s, logits_.width, logits_.classes, at(slot));
+    load_class_row(source, s, logits_.width, logits_.classes, columns_, at(slot));
     held_[slot] = id;
     oldest_ = 1 - slot;
     return at(slot);
@@ -140,8 +161,10 @@ class SourceRows {
     const C* row0 = row(image, tap.index0);
     const C* row1 = row(image, tap.index1);
     C* mixed = at(2);
-    for (int64_t i = 0; i < size_; i += kLanes<C>) {
-      store(mixed + i, tap.weight0 * load(row0 + i) + tap.weight1 * load(row1 + i));
+    for (const int64_t x : columns_) {
+      for (int64_t i = x * stride_; i < (x + 1) * stride_; i += kLanes<C>) {
+        store(mixed + i, interpolated(tap.weight0, load(row0 + i), tap.weight1, load(row1 + i)));
+      }
     }
     return mixed;
   }
@@ -150,7 +173,8 @@ class SourceRows {
   C* at(int slot) const { return data_.template as<C>() + slot * size_; }
 
   const LogitMap& logits_;
-  int64_t size_;
+  std::vector<int64_t> columns_;
+  int64_t stride_, size_;
   Scratch data_;
   int64_t held_[2] = {-1, -1};
   int oldest_ = 0;

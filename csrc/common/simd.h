@@ -76,6 +76,22 @@ MCIBI_SIMD V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
+// weight0 * a + weight1 * b with the roundings in the same places wherever it is written: compilers
+// fuse one of the two products with the sum, and not always the same one. A backward that repeats
+// its forward's interpolation must find the same large numbers.
+template <typename V, typename T>
+MCIBI_SIMD V interpolated(T weight0, V a, T weight1, V b) {
+  V product = weight1 * b;
+#if defined(__AVX512F__)
+  asm("" : "+v"(product));
+#elif defined(__x86_64__)
+  asm("" : "+x"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return weight0 * a + product;
+}
+
 // ---- 16-bit floats ------------------------------------------------------------------------------
 
 MCIBI_SIMD VectorF widen_bfloat16(HalfVectorU16 bits) {
@@ -168,6 +184,65 @@ MCIBI_SIMD void store_first(S* p, Vector<Compute<S>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)  // the same in one instruction
+MCIBI_SIMD __mmask16 first_lanes(int64_t count) {   // none where the count is negative
+  const int64_t within = count < 0 ? 0 : count > 16 ? 16 : count;
+  return static_cast<__mmask16>((1u << within) - 1u);
+}
+MCIBI_SIMD VectorF load_first(const float* p, int64_t count) {
+  return bit_cast<VectorF>(_mm512_maskz_loadu_ps(first_lanes(count), p));
+}
+MCIBI_SIMD VectorD load_first(const double* p, int64_t count) {
+  return bit_cast<VectorD>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(count)), p));
+}
+MCIBI_SIMD HalfVectorU16 load_first_bits(const void* p, int64_t count) {
+  return bit_cast<HalfVectorU16>(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+MCIBI_SIMD VectorF load_first(const BFloat16* p, int64_t count) {
+  return widen_bfloat16(load_first_bits(p, count));
+}
+MCIBI_SIMD VectorF load_first(const Float16* p, int64_t count) {
+  return widen_float16(load_first_bits(p, count));
+}
+MCIBI_SIMD void store_first(float* p, VectorF v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), bit_cast<__m512>(v));
+}
+MCIBI_SIMD void store_first(double* p, VectorD v, int64_t count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(count)), bit_cast<__m512d>(v));
+}
+MCIBI_SIMD void store_first(BFloat16* p, VectorF v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), bit_cast<__m256i>(narrow_bfloat16(v)));
+}
+MCIBI_SIMD void store_first(Float16* p, VectorF v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), bit_cast<__m256i>(narrow_float16(v)));
+}
+#endif
+
+// The lanes of v, or of v0 and after it v1, that the indices name.
+template <typename V, typename I>
+MCIBI_SIMD V pick(V v, I indices) {
+#if defined(__clang__)
+  V result;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) result[i] = v[indices[i]];
+  return result;
+#else
+  return __builtin_shuffle(v, indices);
+#endif
+}
+template <typename V, typename I>
+MCIBI_SIMD V pick(V v0, V v1, I indices) {
+#if defined(__clang__)
+  constexpr unsigned kCount = sizeof(V) / sizeof(v0[0]);
+  V result;
+  for (unsigned i = 0; i < kCount; ++i) {
+    result[i] = indices[i] < kCount ? v0[indices[i]] : v1[indices[i] - kCount];
+  }
+  return result;
+#else
+  return __builtin_shuffle(v0, v1, indices);
+#endif
+}
+
 // ---- transposition ------------------------------------------------------------------------------
 
 template <int... kLane>
@@ -207,6 +282,21 @@ MCIBI_SIMD void transpose(Vector<T> (&rows)[kLanes<T>]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
   }
+}
+
+// Lane r of the result is the reduction of rows[r].
+template <typename C, typename F>
+MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kLanes<C>], const F& combine) {
+  using All = typename LanesUpTo<kLanes<C>>::type;
+#pragma GCC unroll 4
+  for (int64_t half = kLanes<C> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) {
+      rows[i] = combine(interleave<0>(rows[i], rows[i + half], All{}),
+                        interleave<1>(rows[i], rows[i + half], All{}));
+    }
+  }
+  return rows[0];
 }
 
 // ---- exp ----------------------------------------------------------------------------------------

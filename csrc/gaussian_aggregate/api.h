@@ -70,7 +70,12 @@ struct GaussianAggregateCudaInput {
   MapStrides logits_strides;
   int64_t batch, height, width;
   bool channels_last;  // the memory format of the output
+  void* scratch;       // gaussian_aggregate_cuda_scratch() bytes, aligned to 16; may be null for 0
 };
+
+// Scratch memory of the forward and of the backward: the table once, in the element type of the
+// logits, for bfloat16 and float16; otherwise nothing.
+size_t gaussian_aggregate_cuda_scratch(const GaussianAggregateCudaInput& input);
 
 // As the CPU kernels with these names.
 const char* gaussian_table_cuda(const GaussianTableCudaInput& input, void* table,

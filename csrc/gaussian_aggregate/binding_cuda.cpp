@@ -83,6 +83,14 @@ GaussianAggregateCudaInput aggregate_input(const Tensor& logits, const Tensor& m
   return input;
 }
 
+// The scratch memory of a launch, whose address the input gets.
+Tensor scratch_for(GaussianAggregateCudaInput& input, const OnDeviceOf& device) {
+  const auto bytes = static_cast<int64_t>(gaussian_aggregate_cuda_scratch(input));
+  Tensor scratch = device.empty({bytes}, ScalarType::Byte);
+  input.scratch = scratch.mutable_data_ptr();
+  return scratch;
+}
+
 // (B, channels, h, w) in the dtype and the layout of the logits.
 Tensor empty_map(const Tensor& logits, int64_t channels, bool channels_last) {
   return torch::stable::empty(
@@ -104,8 +112,9 @@ Tensor gaussian_table(const Tensor& memory, int64_t channels, const Tensor& nois
 
 std::tuple<Tensor, Tensor> gaussian_aggregate(const Tensor& logits, const Tensor& memory,
                                               int64_t channels, const Tensor& noise, bool hard) {
-  const GaussianAggregateCudaInput input = aggregate_input(logits, memory, channels, noise);
+  GaussianAggregateCudaInput input = aggregate_input(logits, memory, channels, noise);
   const OnDeviceOf device(logits);
+  const Tensor scratch = scratch_for(input, device);
   Tensor out = empty_map(logits, channels, input.channels_last);
   Tensor lse =
       device.empty({input.batch, input.height * input.width}, wide_type(logits.scalar_type()));
@@ -119,7 +128,7 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
                                    const Tensor& memory, const Tensor& noise) {
   STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == logits.scalar_type(),
                   "grad: expected a tensor (B, Z, h, w) of the dtype of logits");
-  const GaussianAggregateCudaInput input = aggregate_input(logits, memory, grad.size(1), noise);
+  GaussianAggregateCudaInput input = aggregate_input(logits, memory, grad.size(1), noise);
   check_device(grad, logits, "grad");
   STD_TORCH_CHECK(
       grad.size(0) == input.batch && grad.size(2) == input.height && grad.size(3) == input.width,
@@ -130,6 +139,7 @@ Tensor gaussian_aggregate_backward(const Tensor& grad, const Tensor& logits, con
                       lse.size(1) == input.height * input.width,
                   "lse: expected the statistic that gaussian_aggregate returned");
   const OnDeviceOf device(logits);
+  const Tensor scratch = scratch_for(input, device);
   Tensor grad_logits = empty_map(logits, input.table.classes, input.channels_last);
   check_launch("gaussian_aggregate_backward",
                gaussian_aggregate_backward_cuda(input, lse.const_data_ptr(), grad.const_data_ptr(),

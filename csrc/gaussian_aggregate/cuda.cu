@@ -6,9 +6,10 @@
 //             bfloat16: memory, tensor cores     float32: memory, FMA units
 //   K = 19    0.22 ns, 0.03 ns (K padded to 32)  0.44 ns, 0.29 ns
 //   K = 150   0.28 ns, 0.17 ns (160)             0.55 ns, 2.3 ns
-// so memory is the limit, except for many classes in float32. Each block computes the table from
-// the memory and the noise, once for all of its tiles if it fits in shared memory. The logits and
-// their gradient are the only K x N arrays in device memory.
+// so memory is the limit, except for many classes in float32. In bfloat16 and float16 one launch
+// writes the table, which each block then copies, once for all of its tiles if it fits in shared
+// memory; otherwise each block computes it from the memory and the noise. The logits and their
+// gradient are the only K x N arrays in device memory.
 //
 // cuda_mma_*.cuh are for bfloat16 and float16, cuda_simt_*.cuh for float32 and float64.
 #include <algorithm>
@@ -85,10 +86,11 @@ cudaError_t launch_forward_mma(const GaussianAggregateCudaInput& input, bool har
   const int fixed = kMmaWarps * kStageElements * static_cast<int>(sizeof(T));
   const int fitting = (device.block_bytes - fixed) / (1024 * plan.steps);
   plan.resident = fitting > 0;
-  // A block's table costs about as much as the weights of channels / 10 tiles, so the best number s
-  // of slices of the channels is given by s^2 = channels / (10 tiles per processor).
+  // Copying a block's table costs about as much as the weights of channels / 100 tiles (an
+  // estimate, not measured), so the best number s of slices of the channels is given by s^2 =
+  // channels / (100 tiles per processor).
   const int groups = ceil_div(channels, 32);
-  const double best = std::sqrt(0.1 * channels * device.processors / tiles);
+  const double best = std::sqrt(0.01 * channels * device.processors / tiles);
   const int slices = std::max(plan.resident ? ceil_div(groups, fitting) : 1,
                               static_cast<int>(std::ceil(std::min(best, 1e6))));
   plan.groups = ceil_div(groups, std::min(slices, groups));
@@ -97,6 +99,10 @@ cudaError_t launch_forward_mma(const GaussianAggregateCudaInput& input, bool har
       fixed + 1024 * (plan.resident ? plan.groups * plan.steps : std::min(plan.steps, kSteps));
   const int blocks_x =
       std::min(tiles, std::max(1, device.blocks(bytes, kSteps <= kFewSteps ? 2 : 1) / blocks_y));
+  const cudaError_t status =
+      launch(forward_fragments_kernel<T, kChannelsLast>, dim3(plan.steps, groups),
+             dim3(kForwardFragmentThreads), 0, stream, input.table, static_cast<T*>(input.scratch));
+  if (status != cudaSuccess) return status;
   return launch(forward_mma_kernel<T, kChannelsLast, kSteps>, dim3(blocks_x, blocks_y),
                 dim3(32 * kMmaWarps), static_cast<size_t>(bytes), stream, input, map, plan,
                 static_cast<T*>(out), static_cast<float*>(lse));
@@ -177,6 +183,10 @@ cudaError_t launch_backward_mma(const GaussianAggregateCudaInput& input,
   plan.part = plan.resident ? plan.z_steps : std::min(plan.z_steps, room / (512 * staged_steps));
   const int bytes = fixed + 512 * staged_steps * plan.part;
   const int blocks = std::min(tiles, device.blocks(bytes, kSteps <= kFewSteps ? 2 : 1));
+  const cudaError_t status = launch(backward_fragments_kernel<T, kChannelsLast>,
+                                    dim3(plan.steps, plan.z_steps), dim3(kBackwardFragmentThreads),
+                                    0, stream, input.table, static_cast<uint32_t*>(input.scratch));
+  if (status != cudaSuccess) return status;
   return launch(backward_mma_kernel<T, kChannelsLast, kSteps>, dim3(blocks), dim3(32 * kMmaWarps),
                 static_cast<size_t>(bytes), stream, input, logits_map, grad_map, plan,
                 static_cast<const float*>(arguments.lse), static_cast<const T*>(arguments.grad),
@@ -247,6 +257,13 @@ const char* gaussian_table_cuda(const GaussianTableCudaInput& input, void* table
   return launch_message(input.kind == FloatKind::kFloat64
                             ? launch_table<double>(input, table, stream)
                             : launch_table<float>(input, table, stream));
+}
+
+size_t gaussian_aggregate_cuda_scratch(const GaussianAggregateCudaInput& input) {
+  if (input.kind != FloatKind::kBFloat16 && input.kind != FloatKind::kFloat16) return 0;
+  constexpr size_t kBytes = 2;
+  return kBytes * 16 * static_cast<size_t>(ceil_div(input.table.classes, 16)) * 32 *
+         static_cast<size_t>(ceil_div(input.table.channels, 32));
 }
 
 const char* gaussian_aggregate_cuda(const GaussianAggregateCudaInput& input, bool hard, void* out,

@@ -9,7 +9,8 @@
 // The 16 inner indices of an mma may have any order, as long as it is the same in both operands, so
 // these words are operands without rearrangement. The order of its rows and columns is free too,
 // and chosen such that a thread's results are runs of 8 neighbours, 16 bytes of output. So the
-// table is the only operand that goes through shared memory.
+// table is the only operand that goes through shared memory. A launch of its own writes it once, in
+// the order of the fragments, and every block copies what it needs.
 #pragma once
 
 #include "gaussian_aggregate/cuda_common.cuh"
@@ -46,6 +47,18 @@ struct Pair<__half> {
                        __half2float(__ushort_as_half(static_cast<unsigned short>(bits >> 16))));
   }
 };
+
+// Begins to copy `count` elements (a multiple of 8) of the table's fragments into shared memory.
+template <typename T>
+__device__ __forceinline__ void begin_copy(T* to, const T* from, int count) {
+  for (int i = 8 * threadIdx.x; i < count; i += 8 * blockDim.x) cp_async_16(to + i, from + i);
+}
+// Called by all threads: ends what begin_copy() began.
+__device__ __forceinline__ void finish_copy() {
+  cp_async_commit();
+  MCIBI_CP_ASYNC_WAIT(0);
+  __syncthreads();
+}
 
 template <typename T>
 __device__ __forceinline__ uint4 pack8(const float (&v)[8]) {

@@ -22,28 +22,25 @@ struct BackwardMmaPlan {
   bool resident;   // the whole table is staged once
 };
 
-// Stages the table from class 16 step and channel 16 z_step on. Block (step, z_step) holds four
-// words for each lane, each of two neighbouring channels. The word of row r and column h has
+// Writes the table's fragments: for each step of 16 classes and z step of 16 channels 256 elements,
+// four words for each lane, each of two neighbouring channels. The word of row r and column h has
 //   class 16 step + 4 (lane / 8) + 2 r + lane / 4 % 2,
 //   channel 16 z_step + 4 (lane % 4) + 2 h and the next;
 // It is word 2 h + r where the table is the mma's A (contiguous), word 2 r + h where it is B.
-template <bool kMany, typename T, bool kChannelsLast>
-__device__ __forceinline__ void stage_backward(T* fragments, const GaussianTableCudaInput& input,
-                                               int step, int steps, int z_step, int z_steps) {
-  const auto quad = [=](int item) {
-    const int block = item / 64;
-    return Quad{16 * (step + block / z_steps) + item % 16,
-                16 * (z_step + block % z_steps) + 4 * (item / 16 % 4)};
-  };
-  const auto place = [=](int item, const float (&c)[4]) {
-    const int k = item % 16, r = k / 2 % 2;
-    const int lane = 4 * (2 * (k / 4) + k % 2) + item / 16 % 4;
-    uint32_t* to = reinterpret_cast<uint32_t*>(fragments) + 128 * (item / 64) + 4 * lane;
+// Grid: (steps, z steps); each thread has four channels of a class.
+inline constexpr int kBackwardFragmentThreads = 64;
+template <typename T, bool kChannelsLast>
+__global__ void __launch_bounds__(kBackwardFragmentThreads)
+    backward_fragments_kernel(const __grid_constant__ GaussianTableCudaInput input,
+                              uint32_t* fragments) {
+  const int k = threadIdx.x % 16, r = k / 2 % 2, quad = threadIdx.x / 16;
+  float c[4];
+  GaussianTable(input).entries(Quad{int(16 * blockIdx.x) + k, int(16 * blockIdx.y) + 4 * quad}, c);
+  uint32_t* to = fragments + 128 * (int64_t(blockIdx.x) * gridDim.y + blockIdx.y) +
+                 4 * (4 * (2 * (k / 4) + k % 2) + quad);
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      to[kChannelsLast ? 2 * r + h : 2 * h + r] = Pair<T>::pack(c[2 * h], c[2 * h + 1]);
-  };
-  GaussianTable(input).for_each<kMany, float>(steps * z_steps * 64, quad, place);
+  for (int h = 0; h < 2; ++h)
+    to[kChannelsLast ? 2 * r + h : 2 * h + r] = Pair<T>::pack(c[2 * h], c[2 * h + 1]);
 }
 
 // acc (16 classes x 32 pixels each) += the table's classes times 16 channels of g.
@@ -251,9 +248,10 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   const int classes = int(input.table.classes), channels = int(input.table.channels);
   const int batches = int(input.batch), pixels = int(input.height * input.width);
   const int chunks = kSteps <= kFewSteps ? 1 : ceil_div(plan.steps, kSteps);
+  const T* const table = static_cast<const T*>(input.scratch);
   if (plan.resident) {
-    stage_backward<true, T, kChannelsLast>(fragments, input.table, 0, plan.steps, 0, plan.z_steps);
-    __syncthreads();
+    begin_copy(fragments, table, 256 * plan.steps * plan.z_steps);
+    finish_copy();
   }
 
   const int tiles = batches * ceil_div(pixels, kTilePixels);
@@ -270,10 +268,11 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
       for (int first = 0; first < plan.z_steps; first += plan.part) {
         const int count = min(plan.part, plan.z_steps - first);
         if (!plan.resident) {
-          __syncthreads();
-          stage_backward<false, T, kChannelsLast>(fragments, input.table, step, steps, first,
-                                                  count);
-          __syncthreads();
+          __syncthreads();  // the previous piece has been used
+          for (int s = 0; s < steps; ++s)
+            begin_copy(fragments + 256 * s * count,
+                       table + int64_t(256) * ((step + s) * plan.z_steps + first), 256 * count);
+          finish_copy();
         }
         const T* part = fragments + (plan.resident ? 256 * step * plan.z_steps : 0);
         uint32_t words[kAhead][4][2];

@@ -22,27 +22,25 @@ struct ForwardMmaPlan {
   bool hard;
 };
 
-// Stages the table from class 16 step and channel z on. Block (group, step, half) holds four words
-// for each lane, each of two neighbouring classes. The word of row r and column h has
-//   channel z + 32 group + 8 (lane / 8) + 4 half + 2 r + lane / 4 % 2,
+// Writes the table's fragments: for each group of 32 channels and step of 16 classes two halves of
+// 256 elements, four words for each lane, each of two neighbouring classes. The word of row r and
+// column h has
+//   channel 32 group + 8 (lane / 8) + 4 half + 2 r + lane / 4 % 2,
 //   class 16 step + 4 (lane % 4) + 2 h and the next;
 // It is word 2 h + r where the table is the mma's A (contiguous), word 2 r + h where it is B.
-template <bool kMany, typename T, bool kChannelsLast>
-__device__ __forceinline__ void stage_forward(T* fragments, const GaussianTableCudaInput& input,
-                                              int step, int steps, int z, int groups) {
-  const auto quad = [=](int item) {
-    const int block = item / 128;
-    return Quad{16 * (step + block % steps) + item % 16,
-                z + 32 * (block / steps) + 4 * (item / 16 % 8)};
-  };
-  const auto place = [=](int item, const float (&c)[4]) {
-    const int k = item % 16, h = k / 2 % 2, quad = item / 16 % 8, block = item / 128;
-    T* to = fragments + 512 * block + 256 * (quad % 2) + 64 * (quad / 2) + 8 * (k / 4) + k % 2;
+// Grid: (steps, groups); each thread has four channels of a class.
+inline constexpr int kForwardFragmentThreads = 128;
+template <typename T, bool kChannelsLast>
+__global__ void __launch_bounds__(kForwardFragmentThreads)
+    forward_fragments_kernel(const __grid_constant__ GaussianTableCudaInput input, T* fragments) {
+  const int k = threadIdx.x % 16, h = k / 2 % 2, quad = threadIdx.x / 16;
+  float c[4];
+  GaussianTable(input).entries(Quad{int(16 * blockIdx.x) + k, int(32 * blockIdx.y) + 4 * quad}, c);
+  T* to = fragments + 512 * (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) + 256 * (quad % 2) +
+          64 * (quad / 2) + 8 * (k / 4) + k % 2;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      to[32 * (i % 2) + 2 * (kChannelsLast ? 2 * (i / 2) + h : 2 * h + i / 2)] = T(c[i]);
-  };
-  GaussianTable(input).for_each<kMany, float>(groups * steps * 128, quad, place);
+  for (int i = 0; i < 4; ++i)
+    to[32 * (i % 2) + 2 * (kChannelsLast ? 2 * (i / 2) + h : 2 * h + i / 2)] = T(c[i]);
 }
 
 // The weights W of a thread's four slots, not yet normalised, 16 kSteps classes at a time.
@@ -265,9 +263,11 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
   const int groups = min(plan.groups, ceil_div(channels - first_z, 32));
   constexpr bool kFew = kSteps <= kFewSteps;  // one chunk, and a table that fits
   const int chunks = kFew ? 1 : ceil_div(plan.steps, kSteps);
+  const T* const table =
+      static_cast<const T*>(input.scratch) + int64_t(512) * plan.steps * (first_z / 32);
   if (plan.resident) {
-    stage_forward<true, T, kChannelsLast>(fragments, input.table, 0, plan.steps, first_z, groups);
-    __syncthreads();
+    begin_copy(fragments, table, 512 * plan.steps * groups);
+    finish_copy();
   }
 
   const int tiles = batches * ceil_div(pixels, kTilePixels);
@@ -284,9 +284,9 @@ __global__ void __launch_bounds__(32 * kMmaWarps, kSteps <= kFewSteps ? 2 : 1)
       for (int chunk = 0; chunk < chunks; ++chunk) {
         const int step = kSteps * chunk, steps = min(plan.steps - step, kSteps);
         if (!kFew && !plan.resident && group >= 0) {
-          __syncthreads();
-          stage_forward<false, T, kChannelsLast>(fragments, input.table, step, steps, z, 1);
-          __syncthreads();
+          __syncthreads();  // the previous piece has been used
+          begin_copy(fragments, table + int64_t(512) * (group * plan.steps + step), 512 * steps);
+          finish_copy();
         }
         if (group < 0 || chunks > 1) weights.fetch(logits, 16 * step);
         if (group < 0) {

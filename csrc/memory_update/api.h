@@ -24,8 +24,8 @@ struct FeatureMap {
   int64_t stride_b, stride_z, stride_y, stride_x;
 };
 
-// Overwrites sums (K, Z) and counts (K,), both contiguous. If there is a bad label, the sums are
-// not computed.
+// Adds to sums (K, Z), zeros, and overwrites counts (K,), both contiguous. If there is a bad label,
+// the sums are not computed.
 MCIBI_DECLARE_CPU_KERNEL(class_feature_sums_cpu,
                          (const FeatureMap& features, const LabelMap& labels, bool align_corners,
                           double* sums, int64_t* counts, BadLabel* bad))
@@ -47,9 +47,9 @@ MCIBI_DECLARE_CPU_KERNEL(moving_average_cpu,
 // a CUDA graph can capture them. They return null, or the message of the CUDA runtime.
 //
 // For N low-resolution pixels in s <= 384 slices, the scratch memory holds 4 N K bytes of weights
-// (one per low-resolution pixel and class; only those of the classes present are used), 16 N K / 64
-// bytes of indices and 4 s K Z bytes of partial sums (s = 384 * 64 / Z if there is enough work).
-// Weights and sums take twice that for float64 features.
+// (one per low-resolution pixel and class; only those of the classes present are used) but at most
+// 32 MiB, a sixteenth of that for indices and 4 s K Z bytes of partial sums (s = 384 * 64 / Z if
+// there is enough work). Sums take twice that for float64 features, weights up to 32 MiB too.
 
 inline constexpr int64_t kMaxCudaClasses = 4096;  // a block numbers the classes in shared memory
 

@@ -7,6 +7,7 @@
 // depend on the number of threads.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "common/parallel.h"
@@ -101,6 +102,13 @@ MCIBI_SIMD VectorD load_double(const float* p) {
   typedef float Half __attribute__((vector_size(MCIBI_VECTOR_BYTES / 2)));
   return __builtin_convertvector(load_unaligned<Half>(p), VectorD);
 }
+// The two halves of a vector.
+MCIBI_SIMD void widen(VectorD v, VectorD* out) { *out = v; }
+MCIBI_SIMD void widen(VectorF v, VectorD* out) {
+  float lanes[kLanes<float>];
+  memcpy(lanes, &v, sizeof(v));
+  for (int64_t i = 0; i < 2; ++i) out[i] = load_double(lanes + i * kLanes<double>);
+}
 
 // sums[0..16) += sum_i weights[i] * tile[i][0..16)
 template <typename C>
@@ -115,29 +123,78 @@ void add_weighted(const double* weights, const C* tile, int count, double* sums)
   for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes<double>, acc[v]);
 }
 
+// The same for kBlock channels that are neighbours in memory, of pixels that are `step` apart.
+template <typename S>
+void add_weighted_pixels(const double* weights, const S* pixel, int64_t step, int count,
+                         double* sums) {
+  using C = Compute<S>;
+  constexpr int64_t kHalves = sizeof(double) / sizeof(C);
+  VectorD acc[kVectors];
+  for (int v = 0; v < kVectors; ++v) acc[v] = load(sums + v * kLanes<double>);
+  for (int i = 0; i < count; ++i, pixel += step) {
+    for (int v = 0; v < kVectors; v += kHalves) {
+      VectorD halves[kHalves];
+      widen(load(pixel + v * kLanes<double>), halves);
+      for (int64_t half = 0; half < kHalves; ++half) acc[v + half] += weights[i] * halves[half];
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes<double>, acc[v]);
+}
+
+// The sums of the blocks of channels [begin, end), which are neighbours in memory. A run goes
+// through all of them before the next one: its pixels are then still in a cache.
+template <typename S>
+void sum_neighbours(const FeatureMap& f, const std::vector<WeightRow>& rows, int64_t begin,
+                    int64_t end, double* sums) {
+  for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+    const WeightRow& row = rows[i];
+    const S* first =
+        static_cast<const S*>(f.data) + i / f.height * f.stride_b + i % f.height * f.stride_y;
+    for (int32_t n = 0; n < row.num_runs; ++n) {
+      const ClassRun& run = row.runs[n];
+      for (int64_t z0 = begin * kBlock; z0 < end * kBlock; z0 += kBlock) {
+        add_weighted_pixels(&row.weights[run.offset], first + run.begin * f.stride_x + z0,
+                            f.stride_x, run.count, sums + run.label * f.channels + z0);
+      }
+    }
+  }
+}
+
+// The sums of kBlock channels from z0 on, or those that are left.
+template <typename S>
+void sum_block(const FeatureMap& f, const std::vector<WeightRow>& rows, int64_t num_classes,
+               int64_t z0, Tile<S>* tile, double* sums) {
+  const bool whole = z0 + kBlock <= f.channels;
+  std::vector<double> partial(whole ? 0 : num_classes * kBlock);  // of the last channels
+  double* block = whole ? sums + z0 : partial.data();
+  const int64_t pitch = whole ? f.channels : kBlock;
+  for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+    const WeightRow& row = rows[i];
+    if (row.num_runs == 0) continue;
+    tile->load_row(i / f.height, i % f.height, z0);
+    for (int32_t n = 0; n < row.num_runs; ++n) {
+      const ClassRun& run = row.runs[n];
+      add_weighted(&row.weights[run.offset], tile->at(run.begin), run.count,
+                   block + run.label * pitch);
+    }
+  }
+  for (int64_t c = 0; c < num_classes && !whole; ++c) {
+    for (int64_t z = z0; z < f.channels; ++z) {
+      sums[c * f.channels + z] = block[c * kBlock + z - z0];
+    }
+  }
+}
+
+// sums: (K, Z), set to zero by the caller.
 template <typename S>
 void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows,
                   int64_t num_classes, double* sums) {
-  const int64_t channels = features.channels, height = features.height;
-  parallel_for(ceil_div(channels, kBlock), 1, [&](int64_t begin, int64_t end) {
+  const int64_t neighbours = features.stride_z == 1 ? features.channels / kBlock : 0;
+  parallel_for(ceil_div(features.channels, kBlock), 1, [&](int64_t begin, int64_t end) {
+    sum_neighbours<S>(features, rows, begin, std::min(end, neighbours), sums);
     Tile<S> tile(features);
-    for (int64_t z0 = begin * kBlock; z0 < end * kBlock; z0 += kBlock) {
-      std::vector<double> block(num_classes * kBlock);
-      for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
-        const WeightRow& row = rows[i];
-        if (row.num_runs == 0) continue;
-        tile.load_row(i / height, i % height, z0);
-        for (int32_t n = 0; n < row.num_runs; ++n) {
-          const ClassRun& run = row.runs[n];
-          add_weighted(&row.weights[run.offset], tile.at(run.begin), run.count,
-                       &block[run.label * kBlock]);
-        }
-      }
-      for (int64_t c = 0; c < num_classes; ++c) {
-        for (int64_t z = z0; z < channels && z < z0 + kBlock; ++z) {
-          sums[c * channels + z] = block[c * kBlock + z - z0];
-        }
-      }
+    for (int64_t block = std::max(begin, neighbours); block < end; ++block) {
+      sum_block<S>(features, rows, num_classes, block * kBlock, &tile, sums);
     }
   });
 }

@@ -1,4 +1,5 @@
-// Memory update (Eqs. 6-9) on CUDA, in three launches:
+// Memory update (Eqs. 6-9) on CUDA, in three launches, the first two once for each group of tiles
+// (one group up to 32 MiB of A: 54000 low-resolution pixels at K=150):
 //
 //   class_weights_kernel  A = U^T onehot(GT), by tiles of 64 low-resolution pixels
 //   class_sums_kernel     A^T R for slices of the tiles, reading R once
@@ -56,7 +57,7 @@ cudaError_t launch_class_weights(const WeightsInput<T>& input, int tiles, CudaSt
 
 template <typename T>
 cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bool align_corners,
-                          const TilePlan& plan, const ClassWeights<T>& a, LabelFlag flag,
+                          const TilePlan& plan, int tiles, const ClassWeights<T>& a, LabelFlag flag,
                           CudaStream stream) {
   WeightsInput<T> input;
   input.labels = labels.data;
@@ -77,15 +78,15 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
   input.flag = flag;
   switch (labels.kind) {
     case LabelKind::kUInt8:
-      return launch_class_weights<uint8_t>(input, plan.tiles, stream);
+      return launch_class_weights<uint8_t>(input, tiles, stream);
     case LabelKind::kInt8:
-      return launch_class_weights<int8_t>(input, plan.tiles, stream);
+      return launch_class_weights<int8_t>(input, tiles, stream);
     case LabelKind::kInt16:
-      return launch_class_weights<int16_t>(input, plan.tiles, stream);
+      return launch_class_weights<int16_t>(input, tiles, stream);
     case LabelKind::kInt32:
-      return launch_class_weights<int32_t>(input, plan.tiles, stream);
+      return launch_class_weights<int32_t>(input, tiles, stream);
     case LabelKind::kInt64:
-      return launch_class_weights<int64_t>(input, plan.tiles, stream);
+      return launch_class_weights<int64_t>(input, tiles, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -128,8 +129,8 @@ Fill choose_fill(const FeatureMap& f) {
 }
 
 template <typename Element, typename T>
-cudaError_t class_sums(const FeatureMap& f, const TilePlan& plan, const ClassWeights<T>& a,
-                       const PartialSums<T>& partial, CudaStream stream) {
+cudaError_t class_sums(const FeatureMap& f, const TilePlan& plan, int tiles,
+                       const ClassWeights<T>& a, const PartialSums<T>& partial, CudaStream stream) {
   SumsInput<Element, T> input;
   input.features = {static_cast<const Element*>(f.data),
                     f.stride_b,
@@ -141,7 +142,7 @@ cudaError_t class_sums(const FeatureMap& f, const TilePlan& plan, const ClassWei
                     static_cast<int>(f.height * f.width)};
   input.a = a;
   input.out = partial;
-  input.tiles = plan.tiles;
+  input.tiles = tiles;
   input.tiles_per_image = plan.tiles_per_image;
   switch (choose_fill<Element>(f)) {
     case Fill::kPixelVectors:
@@ -171,8 +172,20 @@ struct Scratch {
   }
 };
 
-TilePlan plan_of(const FeatureMap& f) {
-  return make_tile_plan(f.batch, f.channels, f.height, f.width);
+template <typename T>
+TilePlan plan_of(const FeatureMap& f, int64_t classes) {
+  return make_tile_plan(f.batch, f.channels, f.height, f.width, classes, sizeof(T));
+}
+
+// Calls run(tiles, a) for each group of tiles; stops at an error.
+template <typename T, typename Run>
+cudaError_t over_groups(const TilePlan& plan, ClassWeights<T> a, const Run& run) {
+  cudaError_t status = cudaSuccess;
+  for (; a.first_tile < plan.tiles && status == cudaSuccess; a.first_tile += plan.group_tiles) {
+    const int left = plan.tiles - a.first_tile;
+    status = run(left < plan.group_tiles ? left : plan.group_tiles, a);
+  }
+  return status;
 }
 
 template <typename Element>
@@ -180,12 +193,14 @@ cudaError_t forward(const FeatureMap& features, const LabelMap& labels, bool ali
                     void* sums, int64_t* counts, const MemoryRows& memory, LabelFlag flag,
                     void* scratch_bytes, CudaStream stream) {
   using T = Compute<Element>;
-  const TilePlan plan = plan_of(features);
+  const TilePlan plan = plan_of<T>(features, labels.num_classes);
   const Scratch<T> scratch(scratch_bytes, plan, labels.num_classes, features.channels);
-  cudaError_t status =
-      class_weights<T>(features, labels, align_corners, plan, scratch.a, flag, stream);
-  if (status != cudaSuccess) return status;
-  status = class_sums<Element, T>(features, plan, scratch.a, scratch.partial, stream);
+  const cudaError_t status = over_groups(plan, scratch.a, [&](int tiles, const auto& a) {
+    const cudaError_t weights =
+        class_weights<T>(features, labels, align_corners, plan, tiles, a, flag, stream);
+    if (weights != cudaSuccess) return weights;
+    return class_sums<Element, T>(features, plan, tiles, a, scratch.partial, stream);
+  });
   if (status != cudaSuccess) return status;
   return launch(finish_kernel<T>, dim3(static_cast<unsigned>(labels.num_classes)),
                 dim3(kUpdateThreads), 0, stream, scratch.partial,
@@ -202,11 +217,14 @@ const char* forward(const FeatureMap& features, const LabelMap& labels, bool ali
   });
 }
 
+template <typename T>
+size_t scratch_bytes(const FeatureMap& features, int64_t classes) {
+  return Scratch<T>(nullptr, plan_of<T>(features, classes), classes, features.channels).bytes;
+}
+
 size_t scratch_bytes(const FeatureMap& features, const LabelMap& labels) {
-  const TilePlan plan = plan_of(features);
-  return features.kind == FloatKind::kFloat64
-             ? Scratch<double>(nullptr, plan, labels.num_classes, features.channels).bytes
-             : Scratch<float>(nullptr, plan, labels.num_classes, features.channels).bytes;
+  return features.kind == FloatKind::kFloat64 ? scratch_bytes<double>(features, labels.num_classes)
+                                              : scratch_bytes<float>(features, labels.num_classes);
 }
 
 // ---- backward: grad_R[j, z] = sum_c A[j, c] grad_sums[c, z] -------------------------------------
@@ -217,9 +235,9 @@ __global__ void __launch_bounds__(kUpdateThreads)
     spread_kernel(ClassWeights<T> a, const T* grad_sums, Element* grad_features, int channels,
                   int pixels, int tiles_per_image) {
   constexpr int kStep = kUpdateThreads / kTile, kChannels = kChannelChunk / kStep;
-  const int tile = static_cast<int>(blockIdx.x), b = tile / tiles_per_image;
-  const int in_tile = static_cast<int>(threadIdx.x) % kTile;
-  const int pixel = (tile - b * tiles_per_image) * kTile + in_tile;
+  const int tile = static_cast<int>(blockIdx.x), number = a.first_tile + tile;
+  const int b = number / tiles_per_image, in_tile = static_cast<int>(threadIdx.x) % kTile;
+  const int pixel = (number - b * tiles_per_image) * kTile + in_tile;
   const int z0 =
       static_cast<int>(blockIdx.y) * kChannelChunk + static_cast<int>(threadIdx.x) / kTile;
   T grad[kChannels] = {};
@@ -246,17 +264,27 @@ cudaError_t backward(const void* grad_sums, const LabelMap& labels, bool align_c
                      const FeatureMap& grad_features, LabelFlag flag, void* scratch,
                      CudaStream stream) {
   using T = Compute<Element>;
-  const TilePlan plan = plan_of(grad_features);
+  const TilePlan plan = plan_of<T>(grad_features, labels.num_classes);
   Arena arena(scratch);
-  const auto a = take_class_weights<T>(arena, plan, labels.num_classes);
-  const cudaError_t status =
-      class_weights<T>(grad_features, labels, align_corners, plan, a, flag, stream);
-  if (status != cudaSuccess) return status;
-  return launch(spread_kernel<Element, T>, dim3(plan.tiles, plan.channel_chunks),
-                dim3(kUpdateThreads), 0, stream, a, static_cast<const T*>(grad_sums),
-                static_cast<Element*>(const_cast<void*>(grad_features.data)),
-                static_cast<int>(grad_features.channels),
-                static_cast<int>(grad_features.height * grad_features.width), plan.tiles_per_image);
+  const auto all = take_class_weights<T>(arena, plan, labels.num_classes);
+  return over_groups(plan, all, [&](int tiles, const auto& a) {
+    const cudaError_t status =
+        class_weights<T>(grad_features, labels, align_corners, plan, tiles, a, flag, stream);
+    if (status != cudaSuccess) return status;
+    return launch(spread_kernel<Element, T>, dim3(tiles, plan.channel_chunks), dim3(kUpdateThreads),
+                  0, stream, a, static_cast<const T*>(grad_sums),
+                  static_cast<Element*>(const_cast<void*>(grad_features.data)),
+                  static_cast<int>(grad_features.channels),
+                  static_cast<int>(grad_features.height * grad_features.width),
+                  plan.tiles_per_image);
+  });
+}
+
+template <typename T>
+size_t backward_scratch_bytes(const FeatureMap& grad_features, int64_t classes) {
+  Arena arena(nullptr);
+  take_class_weights<T>(arena, plan_of<T>(grad_features, classes), classes);
+  return arena.used();
 }
 
 }  // namespace
@@ -269,13 +297,9 @@ size_t memory_update_cuda_scratch(const FeatureMap& features, const LabelMap& la
 }
 size_t class_feature_sums_backward_cuda_scratch(const FeatureMap& grad_features,
                                                 const LabelMap& labels) {
-  Arena arena(nullptr);
-  const TilePlan plan = plan_of(grad_features);
-  if (grad_features.kind == FloatKind::kFloat64)
-    take_class_weights<double>(arena, plan, labels.num_classes);
-  else
-    take_class_weights<float>(arena, plan, labels.num_classes);
-  return arena.used();
+  return grad_features.kind == FloatKind::kFloat64
+             ? backward_scratch_bytes<double>(grad_features, labels.num_classes)
+             : backward_scratch_bytes<float>(grad_features, labels.num_classes);
 }
 
 const char* class_feature_sums_cuda(const FeatureMap& features, const LabelMap& labels,

@@ -1,4 +1,5 @@
-// sums[c, z] = sum_j A[j, c] R[j, z] over one slice of the tiles and 64 channels in each block.
+// sums[c, z] = sum_j A[j, c] R[j, z] over one slice of a group's tiles and 64 channels in each
+// block, added to what the slice of the same number had in the groups before.
 //
 // In shared memory a tile of R is 64 rows of channels, whatever its layout in global memory. Four
 // threads share a channel and take turns at its pixels, 16 bytes at a time. Meanwhile the next
@@ -34,8 +35,8 @@ struct SumsInput {
   Features<Element> features;
   ClassWeights<T> a;
   PartialSums<T> out;
-  int tiles, tiles_per_image;
-  int class_chunk;  // classes that one block sums
+  int tiles, tiles_per_image;  // tiles: of the group
+  int class_chunk;             // classes that one block sums
 };
 
 template <typename Element, typename T, Fill kFill>
@@ -149,33 +150,59 @@ __device__ void fetch_slots(const ClassWeights<T>& a, int tile, int first, int c
     if (i < count * kPerRow) cp_async_16(&weights[0][0] + i * kVector, rows + i * kVector);
 }
 
-// The sum of weight * feature over the tile's pixels for one channel, for all four of its threads.
+// A thread's quarter of the pixels of its channel, every fourth 16-byte vector, in registers for
+// all slots of a tile.
 template <typename Element, typename T>
-__device__ T dot(const Element (&row)[kTile], const T (&weights)[kTile], int channel,
-                 const Slot& slot) {
-  constexpr int kVector = Vector<Element>::kSize;
-  const int quarter = static_cast<int>(threadIdx.x) % 4;
-  T even = T(0), odd = T(0);
+class HeldFeatures {
+ public:
+  __device__ __forceinline__ void load(const Element (&row)[kTile], int channel) {
+    T zero = T(0);  // NaN if one is not finite
 #pragma unroll
-  for (int step = 0; step < kTile / kVector / 4; ++step) {
-    const int first = step * 4 * kVector;
-    if (first >= slot.end || first + 4 * kVector <= slot.begin) continue;
-    const int vector = 4 * step + quarter;
-    const auto features =
-        *reinterpret_cast<const Vector<Element>*>(&row[place(channel, vector) * kVector]);
+    for (int step = 0; step < kSteps; ++step) {
+      const auto features = *reinterpret_cast<const Vector<Element>*>(
+          &row[place(channel, vector_of(step)) * kVector]);
 #pragma unroll
-    for (int i = 0; i < kVector; i += 2) {
-      // An infinite feature must not reach the classes that give it no weight.
-      const T weight0 = weights[vector * kVector + i], weight1 = weights[vector * kVector + i + 1];
-      if (weight0 != T(0)) even += weight0 * widen(features.values[i]);
-      if (weight1 != T(0)) odd += weight1 * widen(features.values[i + 1]);
+      for (int i = 0; i < kVector; ++i) {
+        values_[step][i] = widen(features.values[i]);
+        zero += values_[step][i] * T(0);
+      }
     }
+    finite_ = zero == T(0);
   }
-  T sum = even + odd;
-  sum += __shfl_xor_sync(kFullWarp, sum, 1);
-  sum += __shfl_xor_sync(kFullWarp, sum, 2);
-  return sum;
-}
+
+  // The sum of weight * feature over the tile's pixels, for all four threads of the channel.
+  __device__ __forceinline__ T dot(const T (&weights)[kTile], const Slot& slot) const {
+    T even = T(0), odd = T(0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int first = step * 4 * kVector;
+      if (first >= slot.end || first + 4 * kVector <= slot.begin) continue;
+      const T* const from = weights + vector_of(step) * kVector;
+#pragma unroll
+      for (int i = 0; i < kVector; i += Vector<T>::kSize) {
+        const auto w = *reinterpret_cast<const Vector<T>*>(from + i);
+#pragma unroll
+        for (int j = 0; j < Vector<T>::kSize; j += 2) {
+          // An infinite feature must not reach the classes that give it no weight.
+          if (finite_ || w.values[j] != T(0)) even += w.values[j] * values_[step][i + j];
+          if (finite_ || w.values[j + 1] != T(0)) odd += w.values[j + 1] * values_[step][i + j + 1];
+        }
+      }
+    }
+    T sum = even + odd;
+    sum += __shfl_xor_sync(kFullWarp, sum, 1);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2);
+    return sum;
+  }
+
+ private:
+  static constexpr int kVector = Vector<Element>::kSize, kSteps = kTile / kVector / 4;
+
+  __device__ static int vector_of(int step) { return 4 * step + static_cast<int>(threadIdx.x) % 4; }
+
+  T values_[kSteps][kVector];
+  bool finite_;
+};
 
 // Grid: (slices, channel chunks, class chunks).
 template <typename Element, typename T, Fill kFill>
@@ -196,14 +223,25 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
   const int first = static_cast<int>(slice * input.tiles / slices);
   const int last = static_cast<int>((slice + 1) * input.tiles / slices);
 
-  for (int i = thread; i < classes; i += kUpdateThreads) counts[i] = -1;
-  for (int i = thread; i < classes * kChannelChunk; i += kUpdateThreads) (&sums[0][0])[i] = T(0);
+  // Only the blocks of the first channels add counts up: the others may read them later than those
+  // write them.
+  const bool go_on = input.a.first_tile > 0;
+  const auto row_of = [&](int k) { return slice * input.a.classes + k; };
+  for (int i = thread; i < classes; i += kUpdateThreads)
+    counts[i] = go_on && blockIdx.y == 0 ? input.out.counts[row_of(class0 + i)] : -1;
+  for (int i = thread; i < classes * kChannelChunk; i += kUpdateThreads) {
+    const int row = i / kChannelChunk, z = z0 + i % kChannelChunk;
+    sums[row][i % kChannelChunk] =
+        go_on && z < input.features.channels
+            ? input.out.sums[row_of(class0 + row) * input.features.channels + z]
+            : T(0);
+  }
 
   TileFill<Element, kFill> fill;
   const auto begin_fill = [&](int tile, int slots) {
     auto& stage = shared.stages[tile % kStages];
-    const int b = tile / input.tiles_per_image;
-    fill.begin(input.features, b, (tile - b * input.tiles_per_image) * kTile, z0, stage.features);
+    const int number = input.a.first_tile + tile, b = number / input.tiles_per_image;
+    fill.begin(input.features, b, (number - b * input.tiles_per_image) * kTile, z0, stage.features);
     fetch_slots(input.a, tile, 0, min(slots, kStagedSlots), stage.slots, stage.weights);
   };
   const auto slots_of = [&](int tile) { return tile < last ? input.a.slot_counts[tile] : 0; };
@@ -220,6 +258,8 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
     slots_ahead = slots_of(ahead + 1);
     auto& stage = shared.stages[(tile + kStages) % kStages];
     const int slots = tile >= first ? input.a.slot_counts[tile] : 0;
+    HeldFeatures<Element, T> held;
+    if (slots > 0) held.load(stage.features[channel], channel);
     for (int staged = 0; staged < slots; staged += kStagedSlots) {
       const int here = min(kStagedSlots, slots - staged);
       if (staged > 0) {
@@ -233,23 +273,22 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
         const Slot& slot = stage.slots[i];
         const int row = slot.label - class0;
         if (row < 0 || row >= classes) continue;
-        const T sum = dot(stage.features[channel], stage.weights[i], channel, slot);
+        const T sum = held.dot(stage.weights[i], slot);
         if (thread % 4 == 0) sums[row][channel] += sum;
         if (thread == 0) counts[row] = max(counts[row], int64_t(0)) + slot.count;
       }
     }
     if (ahead < last) fill.end(shared.stages[ahead % kStages].features);
   }
-  __syncthreads();  // sums and counts are complete
-  const int z = z0 + thread % kChannelChunk;
-  for (int i = thread / kChannelChunk; i < classes; i += kUpdateThreads / kChannelChunk) {
-    const int64_t row = slice * input.a.classes + class0 + i;
-    if (counts[i] >= 0 && z < input.features.channels)
-      input.out.sums[row * input.features.channels + z] = sums[i][thread % kChannelChunk];
-  }
+  __syncthreads();                                    // sums and counts are complete
+  const int z = opaque(z0) + thread % kChannelChunk;  // or it would wait in a register
+  for (int i = thread / kChannelChunk; i < classes; i += kUpdateThreads / kChannelChunk)
+    if ((counts[i] >= 0 || input.out.grouped) && z < input.features.channels)
+      input.out.sums[row_of(class0 + i) * input.features.channels + z] =
+          sums[i][thread % kChannelChunk];
   if (blockIdx.y == 0)
     for (int i = thread; i < classes; i += kUpdateThreads)
-      input.out.counts[slice * input.a.classes + class0 + i] = counts[i];
+      input.out.counts[row_of(class0 + i)] = counts[i];
 }
 
 // ---- the sums of all slices, and Eqs. 8, 9 and 6 ------------------------------------------------

@@ -4,8 +4,9 @@
 // (index0 of both axes). Every label is in one cell and gives weight to its cell's four corners, so
 // that a low-resolution pixel gets weight from four cells: its own, the left, the upper and the
 // upper left one. Groups of 8 or 32 lanes read a cell and list its classes, in ascending order,
-// with the weight of each at the corners. If a cell has more classes than the list holds, looking
-// up one of the others reads the cell again: slower, with the same result.
+// with the weight of each at the corners. Most cells have one class: its weights are products of
+// sums along the axes, for which no label is read a second time. If a cell has more classes than
+// the list holds, looking up one of the others reads the cell again: slower, with the same result.
 #pragma once
 
 #include "memory_update/cuda_common.cuh"
@@ -112,28 +113,97 @@ __device__ __forceinline__ CellSums<T> sum_cell(const LabelImage<Label>& image,
   return sums;
 }
 
-// For one lane's columns: the smallest class, and the labels that are neither classes nor ignored.
+// The smallest class among one lane's columns, and the largest; a label that is no class counts as
+// kNoLabel, which is larger than any. So the two are equal where there is one class and nothing
+// else, and where there is no class.
 struct FirstLook {
-  int smallest;
-  int bad_count;
-  int64_t bad_value;
+  int smallest, largest;
 };
 template <typename Label>
 __device__ __forceinline__ FirstLook look_at_cell(const LabelImage<Label>& image,
                                                   const CellRange& range, int first, int step) {
-  FirstLook look = {kNoLabel, 0, 0};
+  FirstLook look = {kNoLabel, -1};
+  const auto classes = static_cast<unsigned>(image.classes);
+  const bool may_be_class = image.ignore_index == static_cast<int>(image.ignore_index);
+  const int ignored = may_be_class ? static_cast<int>(image.ignore_index) : -1;
   for (int x = range.x_begin + first; x < range.x_end; x += step) {
+    const Label* at = image.data + range.y_begin * image.stride_y + x * image.stride_x;
 #pragma unroll 8
     for (int y = range.y_begin; y < range.y_end; ++y) {
-      const int64_t value = image.value(y, x);
-      const bool is_class = image.is_class(value);
-      const bool bad = !is_class && value != image.ignore_index;
-      look.smallest = min(look.smallest, is_class ? static_cast<int>(value) : kNoLabel);
-      look.bad_count += bad;
-      look.bad_value = bad ? value : look.bad_value;
+      const Label value = *at;
+      at += image.stride_y;
+      const auto low = static_cast<int>(value);
+      bool is_class = static_cast<unsigned>(low) < classes && low != ignored;
+      if constexpr (sizeof(Label) == 8) is_class = is_class && value == low;
+      const int label = is_class ? low : kNoLabel;
+      look.smallest = min(look.smallest, label);
+      look.largest = max(look.largest, label);
     }
   }
   return look;
+}
+
+// Reports the labels of one lane's columns that are neither classes nor ignored.
+template <typename Label>
+__device__ void report_cell(const LabelImage<Label>& image, const CellRange& range, int first,
+                            int step, const LabelFlag& flag) {
+  int count = 0;
+  int64_t bad_value = 0;
+  for (int x = range.x_begin + first; x < range.x_end; x += step) {
+#pragma unroll 1
+    for (int y = range.y_begin; y < range.y_end; ++y) {
+      const int64_t value = image.value(y, x);
+      if (image.is_class(value) || value == image.ignore_index) continue;
+      ++count;
+      bad_value = value;
+    }
+  }
+  report_bad_labels(flag, count, bad_value);
+}
+
+// The sums of one axis's weights over [begin, end), in all lanes of a group that shares them.
+template <typename T>
+__device__ __forceinline__ Sides<T> sum_sides(const BilinearAxis<T>& axis, int begin, int end,
+                                              int first, int group) {
+  Sides<T> sum = {T(0), T(0)};
+#pragma unroll 1
+  for (int i = begin + first; i < end; i += group) {
+    const Sides<T> side = sides(axis, i);
+    sum.near_side += side.near_side;
+    sum.far_side += side.far_side;
+  }
+  for (int offset = group / 2; offset > 0; offset /= 2) {
+    sum.near_side += __shfl_xor_sync(kFullWarp, sum.near_side, offset);
+    sum.far_side += __shfl_xor_sync(kFullWarp, sum.far_side, offset);
+  }
+  return sum;
+}
+
+// A cell all of whose labels are of one class.
+template <typename T>
+__device__ __forceinline__ CellSums<T> sum_whole_cell(const WeightsInput<T>& input,
+                                                      const CellRange& range, int first) {
+  const Sides<T> y = sum_sides(input.y_axis, range.y_begin, range.y_end, first, input.group);
+  const Sides<T> x = sum_sides(input.x_axis, range.x_begin, range.x_end, first, input.group);
+  return {{y.near_side * x.near_side, y.near_side * x.far_side, y.far_side * x.near_side,
+           y.far_side * x.far_side},
+          (range.y_end - range.y_begin) * (range.x_end - range.x_begin),
+          kNoLabel};
+}
+
+// sum_cell over the whole group of lanes; each has the sums.
+template <typename Label, typename T>
+__device__ __forceinline__ CellSums<T> sum_mixed_cell(const LabelImage<Label>& image,
+                                                      const WeightsInput<T>& input,
+                                                      const CellRange& range, int label,
+                                                      int first) {
+  CellSums<T> sums = sum_cell<4>(image, input, range, label, first, input.group);
+  for (int offset = input.group / 2; offset > 0; offset /= 2) {
+    for (T& corner : sums.corner) corner += __shfl_xor_sync(kFullWarp, corner, offset);
+    sums.count += __shfl_xor_sync(kFullWarp, sums.count, offset);
+    sums.next = min(sums.next, __shfl_xor_sync(kFullWarp, sums.next, offset));
+  }
+  return sums;
 }
 
 // The block's tile: pixels [begin, begin + count) of an image, and its cells.
@@ -171,19 +241,17 @@ __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>
     const CellRange range = real ? ranges[cell] : CellRange{0, 0, 0, 0};
     const int pixel = tile.pixel_of(cell);
     const bool own = pixel >= tile.begin && pixel < tile.begin + tile.count;
-    const FirstLook look = look_at_cell(image, range, first, group);
-    if (own) report_bad_labels(input.flag, look.bad_count, look.bad_value);
-    int label = look.smallest;
-    for (int offset = group / 2; offset > 0; offset /= 2)
-      label = min(label, __shfl_xor_sync(kFullWarp, label, offset));
-    int found = 0;
+    FirstLook look = look_at_cell(image, range, first, group);
+    if (own && look.largest == kNoLabel) report_cell(image, range, first, group, input.flag);
+    for (int offset = group / 2; offset > 0; offset /= 2) {
+      look.smallest = min(look.smallest, __shfl_xor_sync(kFullWarp, look.smallest, offset));
+      look.largest = max(look.largest, __shfl_xor_sync(kFullWarp, look.largest, offset));
+    }
+    int label = look.smallest, found = 0;
+    const bool whole = __all_sync(kFullWarp, look.smallest >= look.largest);
     while (__any_sync(kFullWarp, label != kNoLabel)) {
-      CellSums<T> sums = sum_cell<4>(image, input, range, label, first, group);
-      for (int offset = group / 2; offset > 0; offset /= 2) {
-        for (T& corner : sums.corner) corner += __shfl_xor_sync(kFullWarp, corner, offset);
-        sums.count += __shfl_xor_sync(kFullWarp, sums.count, offset);
-        sums.next = min(sums.next, __shfl_xor_sync(kFullWarp, sums.next, offset));
-      }
+      const CellSums<T> sums = whole ? sum_whole_cell(input, range, first)
+                                     : sum_mixed_cell(image, input, range, label, first);
       if (first == 0 && label != kNoLabel) {
         atomicOr(&present[label / 32], 1u << (label % 32));
         if (own) atomicAdd(&histogram[label], sums.count);
@@ -257,14 +325,14 @@ __device__ int number_slots(const WeightsInput<T>& input, unsigned char* shared)
   return slots;
 }
 
-// Grid: one block for each tile.
+// Grid: one block for each tile of a group.
 template <typename Label, typename T>
 __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
     class_weights_kernel(WeightsInput<T> input) {
   MCIBI_DYNAMIC_SHARED(shared);
   const int tile_index = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int b = tile_index / input.tiles_per_image;
-  const int begin = (tile_index - b * input.tiles_per_image) * kTile;
+  const int number = input.out.first_tile + tile_index, b = number / input.tiles_per_image;
+  const int begin = (number - b * input.tiles_per_image) * kTile;
   const int width = input.x_axis.in_size;
   const int64_t pixels = static_cast<int64_t>(input.y_axis.in_size) * width;
   const PixelTile tile = {begin, static_cast<int>(min(static_cast<int64_t>(kTile), pixels - begin)),

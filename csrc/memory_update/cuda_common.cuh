@@ -3,7 +3,9 @@
 //
 // The low-resolution pixels of each image, numbered row by row, are divided into tiles of 64. A
 // tile's part of A is stored by class: every class that gives weight to the tile has a slot with
-// its 64 weights, in ascending order of the classes.
+// its 64 weights, in ascending order of the classes. A tile may have every class, so room for all
+// tiles would be as large as the one-hot labels of the low-resolution pixels: the tiles are taken
+// in groups, one after another, whose part of A takes at most kMostWeightBytes.
 #pragma once
 
 #include "common/bilinear.h"
@@ -18,7 +20,11 @@ inline constexpr int kTile = 64;            // low-resolution pixels
 inline constexpr int kChannelChunk = 64;    // channels of one block
 inline constexpr int kUpdateThreads = 256;  // of every block
 inline constexpr int kWarps = kUpdateThreads / 32;
-inline constexpr int kMaxSlices = 384;  // of the tiles: about three blocks on each of 132 SMs
+inline constexpr int kMaxSlices = 384;  // of a group: about three blocks on each of 132 SMs
+#ifndef MCIBI_MOST_WEIGHT_BYTES         // tests make it small
+#define MCIBI_MOST_WEIGHT_BYTES (32 << 20)
+#endif
+inline constexpr int64_t kMostWeightBytes = MCIBI_MOST_WEIGHT_BYTES;
 
 struct alignas(16) Slot {
   int label;  // the class
@@ -26,12 +32,14 @@ struct alignas(16) Slot {
   int begin, end;  // its weights are zero outside [begin, end)
 };
 
+// Of one group of tiles, which are numbered from 0 on.
 template <typename T>
 struct ClassWeights {
   T* weights;        // (tiles, K, 64); only the first slot_counts rows of a tile are written
   Slot* slots;       // (tiles, K)
   int* slot_counts;  // (tiles,)
   int classes;       // K
+  int first_tile;    // the group's first one among all tiles
 
   __device__ T* weight_row(int tile, int slot) const {
     return weights + (static_cast<int64_t>(tile) * classes + slot) * kTile;
@@ -41,29 +49,35 @@ struct ClassWeights {
   }
 };
 
-// Sums over each slice of the tiles, per class. The sums of a class with count -1 are not written.
+// Sums over each slice of the tiles of all groups, per class. If there is one group, the sums of a
+// class with count -1 are not written.
 template <typename T>
 struct PartialSums {
   T* sums;          // (slices, K, Z)
   int64_t* counts;  // (slices, K); -1: the class has no weight in the slice
   int slices;
+  bool grouped;  // there are several groups
 };
 
 struct TilePlan {
   int tiles_per_image;
   int tiles;
   int channel_chunks;
-  int slices;
+  int slices;       // of each group
+  int group_tiles;  // in a group; the last one may have fewer
 };
 
 // Depends on the sizes alone, so that results do not differ between devices.
-inline TilePlan make_tile_plan(int64_t batch, int64_t channels, int64_t height, int64_t width) {
+inline TilePlan make_tile_plan(int64_t batch, int64_t channels, int64_t height, int64_t width,
+                               int64_t classes, int64_t weight_size) {
   const int64_t per_image = ceil_div(height * width, kTile);
   const int64_t tiles = batch * per_image;
   const int64_t chunks = ceil_div(channels, kChannelChunk);
   const int64_t slices = ceil_div(kMaxSlices, chunks);
+  const int64_t fitting = kMostWeightBytes / (classes * kTile * weight_size);
+  const int64_t group = ceil_div(tiles, ceil_div(tiles, fitting > 0 ? fitting : 1));
   return {static_cast<int>(per_image), static_cast<int>(tiles), static_cast<int>(chunks),
-          static_cast<int>(slices < tiles ? slices : tiles)};
+          static_cast<int>(slices < group ? slices : group), static_cast<int>(group)};
 }
 
 // Hands out pieces of one allocation; with a null base it only adds up their sizes.
@@ -88,10 +102,11 @@ class Arena {
 template <typename T>
 ClassWeights<T> take_class_weights(Arena& arena, const TilePlan& plan, int64_t classes) {
   ClassWeights<T> a;
-  a.weights = arena.take<T>(plan.tiles * classes * kTile);
-  a.slots = arena.take<Slot>(plan.tiles * classes);
-  a.slot_counts = arena.take<int>(plan.tiles);
+  a.weights = arena.take<T>(plan.group_tiles * classes * kTile);
+  a.slots = arena.take<Slot>(plan.group_tiles * classes);
+  a.slot_counts = arena.take<int>(plan.group_tiles);
   a.classes = static_cast<int>(classes);
+  a.first_tile = 0;
   return a;
 }
 
@@ -102,6 +117,7 @@ PartialSums<T> take_partial_sums(Arena& arena, const TilePlan& plan, int64_t cla
   partial.sums = arena.take<T>(plan.slices * classes * channels);
   partial.counts = arena.take<int64_t>(plan.slices * classes);
   partial.slices = plan.slices;
+  partial.grouped = plan.group_tiles < plan.tiles;
   return partial;
 }
 

@@ -1,6 +1,7 @@
 // Tests the CUDA kernels of the aggregation with every type and both layouts, sizes with tails, and
 // tables that fit in shared memory or do not, against sums in double. Exit status 1 on failure.
 #include "testing/kernel_test.h"
+#include "testing/poisoned.h"
 
 // after the dialect
 #include "gaussian_aggregate/cuda.cu"
@@ -46,6 +47,7 @@ struct Problem {
   std::vector<Element> logits, grad;
   int64_t state[2] = {-5, 77};
   GaussianAggregateCudaInput input = {};
+  std::unique_ptr<void, void (*)(void*)> scratch = poisoned(0);
 
   Problem(const Case& size, bool last) : c(size), channels_last(last) {
     std::mt19937 bits(1);
@@ -75,6 +77,8 @@ struct Problem {
     input.height = c.height;
     input.width = c.width;
     input.channels_last = channels_last;
+    scratch = poisoned(gaussian_aggregate_cuda_scratch(input));
+    input.scratch = scratch.get();
     expect_table();
     expect_results();
   }

@@ -22,6 +22,10 @@ MCIBI_EXPORT const char* host_memory_update(const FeatureMap* features, const La
                             nullptr);
 }
 
+MCIBI_EXPORT size_t host_memory_update_scratch(const FeatureMap* features, const LabelMap* labels) {
+  return memory_update_cuda_scratch(*features, *labels);
+}
+
 MCIBI_EXPORT const char* host_class_feature_sums_backward(const void* grad_sums,
                                                           const LabelMap* labels,
                                                           bool align_corners,

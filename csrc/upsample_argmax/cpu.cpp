@@ -5,7 +5,8 @@
 // upsampling by 8. Interpolated values are between the smallest and the largest of a class's four
 // corners, so a class whose largest corner is below another's smallest corner wins nowhere in the
 // cell. The kernel looks at all classes once per cell and interpolates only the few that are left,
-// for one vector of pixels at a time.
+// for one vector of pixels at a time. Cells of single pixels, and few classes, are done without
+// (cpu_pixels.h).
 #include <algorithm>
 #include <limits>
 #include <mutex>
@@ -15,6 +16,7 @@
 #include "common/class_rows.h"
 #include "common/parallel.h"
 #include "upsample_argmax/api.h"
+#include "upsample_argmax/cpu_pixels.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
@@ -147,12 +149,14 @@ struct Upsampling {
     weight1.resize(out_width + kLanes<C>);
   }
 
-  // Calls f(begin, end) on ranges of the groups of rows of all images.
+  // The groups of rows of all images.
+  int64_t groups() const { return logits.batch * static_cast<int64_t>(rows.size()); }
+
+  // Calls f(begin, end) on ranges of them.
   template <typename F>
   void for_groups(const F& f) const {
-    const int64_t groups = static_cast<int64_t>(rows.size());
-    const int64_t values = static_cast<int64_t>(y.size() * x.size()) * logits.classes;
-    parallel_for(logits.batch * groups, rows_per_thread(values / groups + 1), f);
+    const int64_t values = static_cast<int64_t>(y.size() * x.size() / rows.size());
+    parallel_for(groups(), rows_per_thread(values * logits.classes + 1), f);
   }
 
   const LogitMap& logits;
@@ -216,23 +220,66 @@ void predict_rows(const Upsampling<S>& up, int64_t image, const Group& rows, Sou
   }
 }
 
+// For the groups [begin, end): calls start(image, y, row) for each row of a group, the row-th, then
+// emit(image, y, row, x, count, classes) for runs of its pixels.
+template <typename S, typename Start, typename Emit>
+void predict_groups(const Upsampling<S>& up, int64_t begin, int64_t end, const Start& start,
+                    const Emit& emit) {
+  using C = Compute<S>;
+  const int64_t groups = static_cast<int64_t>(up.rows.size());
+  const int64_t width = static_cast<int64_t>(up.x.size()), classes = up.logits.classes;
+  const auto each_group = [&](const auto& predict) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Group& rows = up.rows[i % groups];
+      for (int64_t y = rows.begin; y < rows.end; ++y) start(i / groups, y, y - rows.begin);
+      predict(i / groups, rows);
+    }
+  };
+  if (prefers_planes(up.logits, width)) {
+    SourcePlanes<S> source(up.logits);
+    const PlaneTaps<C> taps(up.x);
+    each_group([&](int64_t image, const Group& rows) {
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
+        predict_from_planes(source.between(image, up.y[y]), source.stride(), taps, classes, width,
+                            [&](int64_t x, int64_t count, const C* found) {
+                              emit(image, y, y - rows.begin, x, count, found);
+                            });
+      }
+    });
+  } else if (width <= up.logits.width) {
+    SourceRows<S> source(up.logits, up.x);
+    each_group([&](int64_t image, const Group& rows) {
+      for (int64_t y = rows.begin; y < rows.end; ++y) {
+        predict_from_classes(source.between(image, up.y[y]), classes, up.x,
+                             [&](int64_t x, int64_t count, const C* found) {
+                               emit(image, y, y - rows.begin, x, count, found);
+                             });
+      }
+    });
+  } else {
+    SourceRows<S> source(up.logits, up.x);
+    Candidates<C> candidates(classes);
+    each_group([&](int64_t image, const Group& rows) {
+      predict_rows(up, image, rows, &source, &candidates,
+                   [&](int64_t y, int64_t x, int64_t count, const C* found) {
+                     emit(image, y, y - rows.begin, x, count, found);
+                   });
+    });
+  }
+}
+
 template <typename S>
 void argmax(const LogitMap& logits, int64_t out_height, int64_t out_width, bool align_corners,
             int64_t* out) {
   using C = Compute<S>;
   const Upsampling<S> up(logits, out_height, out_width, align_corners);
-  const int64_t groups = static_cast<int64_t>(up.rows.size());
   up.for_groups([&](int64_t begin, int64_t end) {
-    SourceRows<S> source(logits);
-    Candidates<C> candidates(logits.classes);
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t* image = out + i / groups * out_height * out_width;
-      predict_rows(up, i / groups, up.rows[i % groups], &source, &candidates,
-                   [&](int64_t y, int64_t x, int64_t count, const C* classes) {
-                     int64_t* to = image + y * out_width + x;
-                     for (int64_t p = 0; p < count; ++p) to[p] = static_cast<int64_t>(classes[p]);
-                   });
-    }
+    predict_groups(
+        up, begin, end, [](int64_t, int64_t, int64_t) {},
+        [&](int64_t image, int64_t y, int64_t, int64_t x, int64_t count, const C* classes) {
+          int64_t* to = out + (image * out_height + y) * out_width + x;
+          for (int64_t p = 0; p < count; ++p) to[p] = static_cast<int64_t>(classes[p]);
+        });
   });
 }
 
@@ -241,31 +288,27 @@ void confusion(const LogitMap& logits, const LabelMap& labels, bool align_corner
                BadLabel* bad) {
   using C = Compute<S>;
   const Upsampling<S> up(logits, labels.height, labels.width, align_corners);
-  const int64_t groups = static_cast<int64_t>(up.rows.size());
   const int64_t K = logits.classes;
   CheckedLabelRows label_rows(labels);
   std::mutex mutex;
   std::fill(counts, counts + K * K, 0);
   up.for_groups([&](int64_t begin, int64_t end) {
-    SourceRows<S> source(logits);
-    Candidates<C> candidates(K);
     std::vector<int32_t> known(Upsampling<S>::kMostRows * labels.width);
-    std::vector<int64_t> own(K * K);
-    for (int64_t i = begin; i < end; ++i) {
-      const Group& rows = up.rows[i % groups];
-      for (int64_t y = rows.begin; y < rows.end; ++y) {
-        label_rows.read(i / groups, y, &known[(y - rows.begin) * labels.width]);
-      }
-      predict_rows(up, i / groups, rows, &source, &candidates,
-                   [&](int64_t y, int64_t x, int64_t count, const C* classes) {
-                     const int32_t* label = &known[(y - rows.begin) * labels.width + x];
-                     for (int64_t p = 0; p < count; ++p) {
-                       if (label[p] != kIgnored) {
-                         ++own[label[p] * K + static_cast<int64_t>(classes[p])];
-                       }
-                     }
-                   });
-    }
+    const bool alone = end - begin == up.groups();  // then there are no counts to add up
+    std::vector<int64_t> own(alone ? 0 : K * K);
+    int64_t* pairs = alone ? counts : own.data();
+    predict_groups(
+        up, begin, end,
+        [&](int64_t image, int64_t y, int64_t row) {
+          label_rows.read(image, y, &known[row * labels.width]);
+        },
+        [&](int64_t, int64_t, int64_t row, int64_t x, int64_t count, const C* classes) {
+          const int32_t* label = &known[row * labels.width + x];
+          for (int64_t p = 0; p < count; ++p) {
+            if (label[p] != kIgnored) ++pairs[label[p] * K + static_cast<int64_t>(classes[p])];
+          }
+        });
+    if (alone) return;
     const std::lock_guard<std::mutex> lock(mutex);
     for (int64_t i = 0; i < K * K; ++i) counts[i] += own[i];
   });

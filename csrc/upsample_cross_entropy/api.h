@@ -35,8 +35,17 @@ MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_cpu,
                           const CrossEntropyOptions& options, void* losses, void* lse,
                           BadLabel* bad))
 
-// The cotangent of the losses, (B, H, W) float with any strides, and what the forward returned
-// beside them: lse on the CPU, the statistic on CUDA. Pixels that are ignored or whose cotangent is
+// The sum of the losses over a divisor, which is 1 unless `mean`: then it is the sum of w_y over
+// the valid pixels, 1 if there is none, and NaN if it is zero. loss: one float. The order of the
+// sum depends only on the sizes. grad_logits, if not null, is the gradient of the loss: a map of
+// floats, contiguous or channels_last. Both are undefined where a label is bad.
+MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_reduced_cpu,
+                         (const LogitMap& logits, const LabelMap& labels,
+                          const CrossEntropyOptions& options, bool mean, void* loss,
+                          const LogitMap* grad_logits, BadLabel* bad))
+
+// The cotangent of the losses, (B, H, W) float with any strides, and the statistic that the forward
+// returned beside them, which the CPU does not need. Pixels that are ignored or whose cotangent is
 // zero are skipped, whatever their logits.
 struct CrossEntropyCotangent {
   const void* grad_losses;
@@ -58,8 +67,8 @@ MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_backward_cpu,
 // counts the bad labels that it reads.
 
 // losses: (B, H, W) contiguous float, 0 where a pixel is ignored or its label is bad. statistic:
-// (2, B, H, W), the largest logit of each pixel and sum_k exp(l_k - largest), there 0 and 1; their
-// lse, one rounded number, would lose the digits of the softmax where logits are large.
+// (2, B, H, W), a bound of the logits of each pixel and sum_k exp(l_k - bound), there 0 and 1;
+// their lse, one rounded number, would lose the digits of the softmax where logits are large.
 const char* upsample_cross_entropy_cuda(const LogitMap& logits, const LabelMap& labels,
                                         const CrossEntropyOptions& options, void* losses,
                                         void* statistic, LabelFlag flag, CudaStream stream);

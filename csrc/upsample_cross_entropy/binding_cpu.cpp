@@ -43,6 +43,32 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(const Tensor& logits, const Te
   return {losses, lse};
 }
 
+std::tuple<Tensor, Tensor> upsample_cross_entropy_reduced(
+    const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& weight,
+    int64_t ignore_index, double label_smoothing, bool align_corners, bool mean, bool with_grad,
+    const Tensor& report) {
+  const LogitMap map = logit_map(logits, "logits");
+  const LabelMap label = label_map_of(labels, map, ignore_index);
+  const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
+  const ScalarType wide = wide_type(logits.scalar_type());
+  Tensor loss = empty_cpu({}, wide);
+  BadLabel bad = {};
+  const auto run = [&](const LogitMap* grad) {
+    MCIBI_CPU_KERNEL(upsample_cross_entropy_reduced_cpu)
+    (map, label, options, mean, loss.mutable_data_ptr(), grad, &bad);
+    report_bad_label(report, bad, label);
+  };
+  if (!with_grad) {
+    run(nullptr);
+    return {loss, empty_cpu({0, map.classes, map.height, map.width}, wide)};
+  }
+  Tensor grad =
+      empty_cpu({map.batch, map.classes, map.height, map.width}, wide, is_channels_last(logits));
+  const LogitMap grad_map = logit_map(grad, "grad_logits");
+  run(&grad_map);
+  return {loss, grad};
+}
+
 Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
                                        const Tensor& labels, const Tensor& lse,
                                        const std::optional<Tensor>& weight, int64_t ignore_index,
@@ -74,11 +100,13 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
   m.def(cpu_schemas::upsample_cross_entropy);
+  m.def(cpu_schemas::upsample_cross_entropy_reduced);
   m.def(cpu_schemas::upsample_cross_entropy_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {
   m.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
+  m.impl("upsample_cross_entropy_reduced", TORCH_BOX(&upsample_cross_entropy_reduced));
   m.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
 }
 

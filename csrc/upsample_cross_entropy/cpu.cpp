@@ -9,8 +9,7 @@
 #include "common/checked_label_rows.h"
 #include "common/parallel.h"
 #include "upsample_cross_entropy/api.h"
-#include "upsample_cross_entropy/cpu_backward.h"
-#include "upsample_cross_entropy/cpu_block.h"
+#include "upsample_cross_entropy/cpu_gradient.h"
 
 namespace mcibi_fast {
 namespace MCIBI_CPU_ARCH {
@@ -18,153 +17,180 @@ namespace {
 
 // ---- forward ------------------------------------------------------------------------------------
 
-template <typename C>
-class LossRow {
- public:
-  LossRow(const ClassWeights<C>& weights, int64_t classes) : weights_(weights), block_(classes) {}
-
-  void run(const C* row, const std::vector<BilinearTap<C>>& taps, const int32_t* labels, C* losses,
-           C* lse) {
-    const int64_t width = static_cast<int64_t>(taps.size());
-    std::fill(losses, losses + width, C(0));
-    std::fill(lse, lse + width, C(0));
-    NextPixels<C> next;
-    for (int64_t x = 0; x < width;) {
-      x = next.fill(x, width, [&](int64_t i) { return labels[i] == kIgnored; });
-      reduce(row, taps, next);
-      if (weights_.smoothing != C(0)) reduce_smoothing(next);
-      for (int64_t p = 0; p < next.count; ++p) {
-        const int64_t i = next.x[p];
-        const int32_t label = labels[i];
-        // Computed from differences to the largest logit, which are exact where they matter.
-        const C log_sum = log_sum_[p];
-        lse[i] = largest_[p] + log_sum;
-        losses[i] = weights_.hard(label) * (largest_[p] - block_.pixel(p)[label] + log_sum);
-        if (weights_.smoothing != C(0)) {
-          losses[i] += weights_.smoothing_per_class * below_[p] + weights_.soft() * log_sum;
-        }
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kPixels = PixelBlock<C>::kPixels;
-
-  // Computes the logits of the pixels, their largest, and log sum_k exp(l_k - largest).
-  void reduce(const C* row, const std::vector<BilinearTap<C>>& taps, const NextPixels<C>& next) {
-    Vector<C> rows[kPixels];
-    next.clear_unused(rows);
-    for (int64_t p = 0; p < next.count; ++p) {
-      Vector<C> largest = Vector<C>{} - std::numeric_limits<C>::infinity();
-      interpolate(block_, row, taps[next.x[p]], block_.pixel(p), [&](Vector<C> logits) {
-        largest = maximum(logits, largest);
-        return logits;
-      });
-      rows[p] = largest;
-    }
-    store(largest_, reduce_rows<C>(rows, [](auto a, auto b) { return maximum(a, b); }));
-    for (int64_t p = 0; p < next.count; ++p) {
-      const C* logits = block_.pixel(p);
-      const C largest = largest_[p];
-      rows[p] = Vector<C>{};
-      for (int64_t k = 0; k < block_.stride; k += kPixels) {
-        rows[p] += exp_of(load(logits + k) - largest);
-      }
-    }
-    store(log_sum_, log_of(reduce_rows<C>(rows, [](auto a, auto b) { return a + b; })));
-  }
-
-  // Computes below_ = sum_k w_k (largest - l_k).
-  void reduce_smoothing(const NextPixels<C>& next) {
-    const C* weights = weights_.of_class.data();
-    Vector<C> rows[kPixels];
-    next.clear_unused(rows);
-    for (int64_t p = 0; p < next.count; ++p) {
-      const C* logits = block_.pixel(p);
-      const C largest = largest_[p];
-      rows[p] = sum_of_vectors(
-          block_, [&](int64_t k) { return load(weights + k) * (largest - load(logits + k)); });
-    }
-    store(below_, reduce_rows<C>(rows, [](auto a, auto b) { return a + b; }));
-  }
-
-  const ClassWeights<C>& weights_;
-  PixelBlock<C> block_;
-  C largest_[kPixels], log_sum_[kPixels], below_[kPixels];
-};
-
-template <typename S>
+// Calls done(i, classes, losses, lse) for every row i of all images, where losses and lse are the
+// memory that rows_of(i) gives for them.
+template <typename S, typename RowsOf, typename Done>
 void forward(const LogitMap& logits, const LabelMap& labels, const CrossEntropyOptions& options,
-             void* losses, void* lse, BadLabel* bad) {
+             BadLabel* bad, const RowsOf& rows_of, const Done& done) {
   using C = Compute<S>;
   const Taps<C> taps(logits, labels, options.align_corners);
   const ClassWeights<C> weights(options, logits.classes);
   CheckedLabelRows rows(labels);
   const int64_t grain = rows_per_thread(labels.width * logits.classes);
-  parallel_for(logits.batch * labels.height, grain, [&](int64_t begin, int64_t end) {
-    SourceRows<S> source(logits);
-    LossRow<C> loss(weights, logits.classes);
+  const auto run_rows = [&](int64_t begin, int64_t end, auto& source, const auto& run_row) {
     std::vector<int32_t> classes(labels.width);
+    std::vector<C> own(2 * labels.width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / labels.height, y = i % labels.height;
       rows.read(b, y, classes.data());
-      const C* mixed = source.between(b, taps.y[y]);
-      const int64_t at = i * labels.width;
-      loss.run(mixed, taps.x, classes.data(), static_cast<C*>(losses) + at,
-               static_cast<C*>(lse) + at);
+      C *losses = own.data(), *lse = own.data() + labels.width;
+      rows_of(i, &losses, &lse);
+      run_row(source.between(b, taps.y[y]), classes.data(), losses, lse);
+      done(i, classes.data(), losses);
+    }
+  };
+  const bool planes = prefers_planes(logits, labels.width);
+  parallel_for(logits.batch * labels.height, grain, [&](int64_t begin, int64_t end) {
+    if (planes) {
+      SourcePlanes<S> source(logits);
+      PlanarLossRow<C> loss(weights, taps.x, logits.classes, source.stride());
+      run_rows(begin, end, source, [&](const C* row, const int32_t* classes, C* losses, C* lse) {
+        loss.run(row, classes, losses, lse);
+      });
+    } else {
+      SourceRows<S> source(logits, taps.x);
+      LossRow<C> loss(weights, taps.x, logits.classes);
+      run_rows(begin, end, source, [&](const C* row, const int32_t* classes, C* losses, C* lse) {
+        loss.run(row, classes, losses, lse);
+      });
     }
   });
   *bad = rows.first_bad();
 }
 
-// ---- backward -----------------------------------------------------------------------------------
+template <typename S>
+void forward_to(const LogitMap& logits, const LabelMap& labels, const CrossEntropyOptions& options,
+                void* all_losses, void* all_lse, BadLabel* bad) {
+  using C = Compute<S>;
+  forward<S>(
+      logits, labels, options, bad,
+      [&](int64_t i, C** losses, C** lse) {
+        *losses = static_cast<C*>(all_losses) + i * labels.width;
+        *lse = static_cast<C*>(all_lse) + i * labels.width;
+      },
+      [](int64_t, const int32_t*, const C*) {});
+}
+
+// What the reduced loss needs of one output row.
+template <typename C>
+struct RowTotal {
+  C loss = 0, weight = 0;
+  int64_t valid = 0;
+
+  void count(const int32_t* classes, int64_t width, const C* weights) {
+    for (int64_t x = 0; x < width; ++x) valid += classes[x] != kIgnored;
+    if (weights == nullptr) return;
+    for (int64_t x = 0; x < width; ++x) {
+      if (classes[x] != kIgnored) weight += weights[classes[x]];
+    }
+  }
+
+  void add(const C* losses, int64_t width) {
+    Vector<C> sum = {};
+    const int64_t whole = width / kLanes<C> * kLanes<C>;
+    for (int64_t x = 0; x < whole; x += kLanes<C>) sum += load(losses + x);
+    for (int64_t lane = 0; lane < kLanes<C>; ++lane) loss += sum[lane];
+    for (int64_t x = whole; x < width; ++x) loss += losses[x];
+  }
+};
+
+template <typename C>
+double divisor_of(const std::vector<RowTotal<C>>& totals, bool weighted, bool mean) {
+  double weights = 0;
+  int64_t valid = 0;
+  for (const RowTotal<C>& total : totals) weights += total.weight, valid += total.valid;
+  if (!mean || valid == 0) return 1;
+  if (!weighted) return static_cast<double>(valid);
+  return weights == 0 ? std::numeric_limits<double>::quiet_NaN() : weights;
+}
+
+template <typename C>
+void write_loss(const std::vector<RowTotal<C>>& totals, double divisor, void* loss) {
+  double sum = 0;
+  for (const RowTotal<C>& total : totals) sum += total.loss;
+  *static_cast<C*>(loss) = static_cast<C>(sum / divisor);
+}
+
+template <typename S>
+void forward_reduced(const LogitMap& logits, const LabelMap& labels,
+                     const CrossEntropyOptions& options, bool mean, void* loss, BadLabel* bad) {
+  using C = Compute<S>;
+  const C* weight = static_cast<const C*>(options.weight);
+  std::vector<RowTotal<C>> totals(logits.batch * labels.height);
+  forward<S>(
+      logits, labels, options, bad, [](int64_t, C**, C**) {},
+      [&](int64_t i, const int32_t* classes, const C* losses) {
+        totals[i].count(classes, labels.width, weight);
+        totals[i].add(losses, labels.width);
+      });
+  write_loss(totals, divisor_of(totals, weight != nullptr, mean), loss);
+}
+
+// ---- gradient -----------------------------------------------------------------------------------
+
+// gradients_in_units with the rows that are faster for these logits; T: the type of the gradient.
+template <typename S, typename T, typename Read, typename Done>
+void gradients(const LogitMap& logits, const LabelMap& labels, const CrossEntropyOptions& options,
+               const LogitMap& grad, const Read& read, const Done& done) {
+  using C = Compute<S>;
+  const Taps<C> taps(logits, labels, options.align_corners);
+  const ClassWeights<C> weights(options, logits.classes);
+  if (prefers_planes(logits, labels.width)) {
+    gradients_in_units<T, PlanarGradientRow<S>>(logits, weights, taps, grad, read, done);
+  } else {
+    gradients_in_units<T, GradientRow<S>>(logits, weights, taps, grad, read, done);
+  }
+}
+
+// The labels are read once more, first: the divisor is a factor of the gradient.
+template <typename S>
+void forward_with_gradient(const LogitMap& logits, const LabelMap& labels,
+                           const CrossEntropyOptions& options, bool mean, void* loss,
+                           const LogitMap& grad, BadLabel* bad) {
+  using C = Compute<S>;
+  const C* weight = static_cast<const C*>(options.weight);
+  CheckedLabelRows rows(labels);
+  std::vector<RowTotal<C>> totals(logits.batch * labels.height);
+  parallel_for(logits.batch * labels.height, rows_per_thread(labels.width),
+               [&](int64_t begin, int64_t end) {
+                 std::vector<int32_t> classes(labels.width);
+                 for (int64_t i = begin; i < end; ++i) {
+                   rows.read(i / labels.height, i % labels.height, classes.data());
+                   totals[i].count(classes.data(), labels.width, weight);
+                 }
+               });
+  *bad = rows.first_bad();
+  if (bad->found) return;
+  const double divisor = divisor_of(totals, weight != nullptr, mean);
+  gradients<S, C>(
+      logits, labels, options, grad,
+      [&](int64_t b, int64_t y, int32_t* classes, C* cotangent) {
+        rows.read(b, y, classes);
+        std::fill(cotangent, cotangent + labels.width, static_cast<C>(1 / divisor));
+      },
+      [&](int64_t i, const C* losses) { totals[i].add(losses, labels.width); });
+  write_loss(totals, divisor, loss);
+}
 
 template <typename S>
 void backward(const CrossEntropyCotangent& cotangent, const LogitMap& logits,
               const LabelMap& labels, const CrossEntropyOptions& options, const LogitMap& grad,
               BadLabel* bad) {
   using C = Compute<S>;
-  const Taps<C> taps(logits, labels, options.align_corners);
-  const ClassWeights<C> weights(options, logits.classes);
-  CheckedLabelRows label_rows(labels);
-  const Backward<S> work = {cotangent, logits, labels, weights, taps, label_rows};
-  const int64_t size = work.row_size(), units = work.units();
-  const auto write = [&](int64_t b, int64_t y, const C* row) {
-    S* image = static_cast<S*>(const_cast<void*>(grad.data)) + b * grad.strides.batch;
-    store_class_row(row, grad.width, grad.classes, grad.strides, image + y * grad.strides.row);
-  };
-  // The first row of each unit and the row after its last, which is the first of the next unit.
-  Scratch shared(logits.batch * units * 2 * size * static_cast<int64_t>(sizeof(C)));
-  C* edges = shared.as<C>();
-  const int64_t work_of_unit = labels.height * labels.width * logits.classes / units + 1;
-  parallel_for(logits.batch * units, rows_per_thread(work_of_unit),
-               [&](int64_t begin, int64_t end) {
-                 SourceRows<S> source(logits);
-                 GradientRow<C> gradient(weights, taps.x, logits.classes, logits.width);
-                 Scratch scratch((kUnitRows + 1) * size * static_cast<int64_t>(sizeof(C)));
-                 C* sums = scratch.as<C>();
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t b = i / units, unit = i % units, top = unit * kUnitRows;
-                   work.run_unit(b, unit, &source, &gradient, sums);
-                   std::copy(sums, sums + size, edges + 2 * i * size);
-                   std::copy(sums + kUnitRows * size, sums + (kUnitRows + 1) * size,
-                             edges + (2 * i + 1) * size);
-                   for (int64_t y = top + 1; y < std::min(top + kUnitRows, logits.height); ++y) {
-                     write(b, y, sums + (y - top) * size);
-                   }
-                 }
-               });
-  parallel_for(logits.batch * units, rows_per_thread(size), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      C* first = edges + 2 * i * size;
-      if (i % units > 0) {
-        const C* above = edges + (2 * i - 1) * size;
-        for (int64_t j = 0; j < size; ++j) first[j] += above[j];
-      }
-      write(i / units, i % units * kUnitRows, first);
-    }
-  });
-  *bad = label_rows.first_bad();
+  CheckedLabelRows rows(labels);
+  gradients<S, S>(
+      logits, labels, options, grad,
+      [&](int64_t b, int64_t y, int32_t* classes, C* grad_losses) {
+        rows.read(b, y, classes);
+        const C* row = static_cast<const C*>(cotangent.grad_losses) + b * cotangent.stride_b +
+                       y * cotangent.stride_y;
+        for (int64_t x = 0; x < labels.width; ++x) {
+          grad_losses[x] = row[x * cotangent.stride_x];
+          if (grad_losses[x] == C(0)) classes[x] = kIgnored;
+        }
+      },
+      [](int64_t, const C*) {});
+  *bad = rows.first_bad();
 }
 
 }  // namespace
@@ -173,7 +199,19 @@ void upsample_cross_entropy_cpu(const LogitMap& logits, const LabelMap& labels,
                                 const CrossEntropyOptions& options, void* losses, void* lse,
                                 BadLabel* bad) {
   with_storage_type(logits.kind, [&](auto s) {
-    forward<decltype(s)>(logits, labels, options, losses, lse, bad);
+    forward_to<decltype(s)>(logits, labels, options, losses, lse, bad);
+  });
+}
+
+void upsample_cross_entropy_reduced_cpu(const LogitMap& logits, const LabelMap& labels,
+                                        const CrossEntropyOptions& options, bool mean, void* loss,
+                                        const LogitMap* grad_logits, BadLabel* bad) {
+  with_storage_type(logits.kind, [&](auto s) {
+    if (grad_logits == nullptr) {
+      forward_reduced<decltype(s)>(logits, labels, options, mean, loss, bad);
+    } else {
+      forward_with_gradient<decltype(s)>(logits, labels, options, mean, loss, *grad_logits, bad);
+    }
   });
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "common/class_rows.h"
+#include "common/label_rows.h"
 #include "common/simd.h"
 #include "upsample_cross_entropy/api.h"
 
@@ -40,21 +41,6 @@ MCIBI_SIMD VectorF log_of(VectorF x) {
 MCIBI_SIMD VectorD log_of(VectorD x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
   return x;
-}
-
-// Lane r of the result is the reduction of rows[r].
-template <typename C, typename F>
-MCIBI_SIMD Vector<C> reduce_rows(Vector<C> (&rows)[kLanes<C>], const F& combine) {
-  using All = typename LanesUpTo<kLanes<C>>::type;
-#pragma GCC unroll 4
-  for (int64_t half = kLanes<C> / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < half; ++i) {
-      rows[i] = combine(interleave<0>(rows[i], rows[i + half], All{}),
-                        interleave<1>(rows[i], rows[i + half], All{}));
-    }
-  }
-  return rows[0];
 }
 
 // The class weights of one call, and what the formula takes from them.
@@ -117,9 +103,9 @@ MCIBI_SIMD void interpolate(const PixelBlock<C>& block, const C* row, const Bili
   const C weight0 = tap.weight0, weight1 = tap.weight1;
   const int64_t last = block.stride - kLanes<C>;
   for (int64_t k = 0; k < last; k += kLanes<C>) {
-    store(out + k, f(weight0 * load(left + k) + weight1 * load(right + k)));
+    store(out + k, f(interpolated(weight0, load(left + k), weight1, load(right + k))));
   }
-  const Vector<C> logits = weight0 * load(left + last) + weight1 * load(right + last);
+  const Vector<C> logits = interpolated(weight0, load(left + last), weight1, load(right + last));
   const Vector<C> nothing = Vector<C>{} - std::numeric_limits<C>::infinity();
   store(out + last, f(load(block.real) != C(0) ? logits : nothing));
 }
@@ -145,10 +131,9 @@ struct NextPixels {
     for (int64_t p = count; p < kPixels; ++p) rows[p] = Vector<C>{};
   }
 
-  template <typename Skip>
-  int64_t fill(int64_t from, int64_t width, const Skip& skip) {
+  int64_t fill(int64_t from, const int32_t* labels, int64_t width) {
     for (count = 0; from < width && count < kPixels; ++from) {
-      if (!skip(from)) x[count++] = from;
+      if (labels[from] != kIgnored) x[count++] = from;
     }
     return from;
   }

@@ -5,8 +5,8 @@
 // and x, x + 1. Every pixel is in one cell, so that d is computed once. A block has a tile of
 // cells, and a thread walks down one of its columns of cells for two classes. Their four logits and
 // the sums for the four corners stay in registers. On the way a thread reads only what all classes
-// share: label, largest logit and scales of the pixels, from shared memory, and mostly at the same
-// address in all lanes of a warp. The sums of the columns are added in shared memory; those of
+// share: label, bound of the logits and scales of the pixels, from shared memory, and mostly at the
+// same address in all lanes of a warp. The sums of the columns are added in shared memory; those of
 // low-resolution pixels on the borders of tiles are added by the second launch, in a fixed order.
 //
 // The walk goes down, not to the right, because the forward interpolates along the rows first: both
@@ -27,13 +27,23 @@ inline constexpr int kMaxCells = 8;   // cells in such a column
 inline constexpr int kStageRows = 8;  // pixels of a walk that are in shared memory at a time
 inline constexpr int kStageColumns = 12;
 inline constexpr int kStagePixels = kStageRows * kStageColumns;
+inline constexpr int kNoClass = INT32_MAX;  // above all classes
 
 template <typename T>
 struct alignas(16) PixelState {
-  T largest;  // logit
+  T largest;  // logit, or the forward's bound
   T scale;    // of exp(l - largest)
   T grad;     // of the loss
   int label;  // -1: the pixel does not count
+};
+
+// The pixels of a column in one stage: between which classes their labels are. If one does not
+// count, or they are not all relative to the same bound, or to one that is not scaled: all classes.
+template <typename T>
+struct alignas(16) ColumnState {
+  T bound;
+  T right;  // weight of the right neighbour
+  int lowest, highest;
 };
 
 // How the cells are divided into tiles.
@@ -60,6 +70,7 @@ struct BackwardInput {
   const T *largest, *sum;  // what the forward stored of each pixel
   const T* weight;
   T smoothing;
+  bool scaled;  // see may_scale
   BackwardPlan plan;
   T* sums;  // (B, tiles_y * (cells + 1), tiles_x * (walks + 1), K)
 
@@ -70,8 +81,9 @@ struct BackwardInput {
 // followed by the sums [walks][2][cells + 1][2 lanes].
 template <typename T>
 struct TileShared {
-  int y_begin[kMaxCells + 1], x_begin[kMaxWalks + 1];     // first output pixels of the cells
-  T below[kStageRows], right[kMaxWalks * kStageColumns];  // weights of the far neighbours
+  int y_begin[kMaxCells + 1], x_begin[kMaxWalks + 1];  // first output pixels of the cells
+  T below[kStageRows];                                 // weights of the lower neighbours
+  ColumnState<T> columns[kMaxWalks * kStageColumns];
 };
 
 // ---- what all classes share ---------------------------------------------------------------------
@@ -106,18 +118,30 @@ __device__ __forceinline__ void fill_stage(const BackwardInput<Element>& input, 
                                            PixelState<T>* states, LabelFlag flag) {
   LabelReader labels(input.labels);
   const int thread = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
+  // Eight threads have a column, and whole warps are in the loop or not.
 #pragma unroll 1
   for (int i = thread; i < input.plan.walks * kStagePixels; i += step) {
-    const int walk = i / kStagePixels, in_walk = i % kStagePixels;
-    const int yi = y + in_walk / kStageColumns;
-    const int xi = shared.x_begin[walk] + column + in_walk % kStageColumns;
-    if (yi < y_end && xi < shared.x_begin[walk + 1])
-      states[i] = pixel_state(input, labels.read(b, yi, xi), b, yi, xi, weight_sum);
-  }
-#pragma unroll 1
-  for (int i = thread; i < input.plan.walks * kStageColumns; i += step) {
-    const int xi = shared.x_begin[i / kStageColumns] + column + i % kStageColumns;
-    if (xi < shared.x_begin[i / kStageColumns + 1]) shared.right[i] = far_weight(input.x_axis, xi);
+    const int columns = i / kStageRows, row = i % kStageRows;
+    const int walk = columns / kStageColumns, in_walk = columns % kStageColumns;
+    const int yi = y + row, xi = shared.x_begin[walk] + column + in_walk;
+    const bool inside = yi < y_end && xi < shared.x_begin[walk + 1];
+    PixelState<T> state = {};
+    if (inside) {
+      state = pixel_state(input, labels.read(b, yi, xi), b, yi, xi, weight_sum);
+      states[walk * kStagePixels + row * kStageColumns + in_walk] = state;
+    }
+    const T bound = __shfl_sync(0xffffffffu, state.largest, thread % 32 - row);
+    const bool alike =
+        state.label >= 0 && state.largest == bound && input.scaled && scales_rows(bound);
+    int lowest = !inside ? kNoClass : alike ? state.label : -1;
+    int highest = !inside ? -1 : alike ? state.label : kNoClass;
+#pragma unroll
+    for (int mask = 1; mask < kStageRows; mask *= 2) {
+      lowest = min(lowest, __shfl_xor_sync(0xffffffffu, lowest, mask));
+      highest = max(highest, __shfl_xor_sync(0xffffffffu, highest, mask));
+    }
+    if (row == 0 && inside)
+      shared.columns[columns] = {bound, far_weight(input.x_axis, xi), lowest, highest};
   }
   if (thread < kStageRows && y + thread < y_end)
     shared.below[thread] = far_weight(input.y_axis, y + thread);
@@ -177,15 +201,22 @@ class Walk {
 
   // The part of the walk in one stage: rows y .. y_end - 1, `columns` columns of the cells.
   __device__ __forceinline__ void pass(const TileShared<T>& shared, const PixelState<T>* states,
-                                       const T* right, int y, int y_end, int columns, bool add,
+                                       int walk, int y, int y_end, int columns, bool add,
                                        const WalkSums<T>& sums) {
+    const ColumnState<T>* of_columns = shared.columns + walk * kStageColumns;
     for (int begin = y; begin < y_end;) {
       while (shared.y_begin[cell_ + 1] <= begin) next_cell(add, sums);
       const int end = min(shared.y_begin[cell_ + 1], y_end);
 #pragma unroll 1
-      for (int column = 0; column < columns; ++column)
-        add_column(states + (begin - y) * kStageColumns + column, shared.below + begin - y,
-                   end - begin, right[column]);
+      for (int column = 0; column < columns; ++column) {
+        const PixelState<T>* first = states + (begin - y) * kStageColumns + column;
+        const T* below = shared.below + begin - y;
+        const ColumnState<T> state = of_columns[column];
+        if (!kWithoutLabels || may_have_label(state))
+          add_column<true>(first, below, end - begin, state);
+        else if constexpr (kWithoutLabels)
+          add_column<false>(first, below, end - begin, state);
+      }
       begin = end;
     }
   }
@@ -197,6 +228,9 @@ class Walk {
   }
 
  private:
+  // Whether columns whose labels are of other classes go a shorter way.
+  static constexpr bool kWithoutLabels = !kSmooth && std::is_same_v<T, float>;
+
   // The logits of a low-resolution row in the left and the right column.
   struct Row {
     T left, right;
@@ -251,15 +285,32 @@ class Walk {
     }
   }
 
-  // `count` pixels of one column of the cell, whose right neighbour has the weight `right`.
+  // Whether a label of the column may be of a class that a lane of this walk and warp has; they all
+  // take the same way through the column.
+  __device__ __forceinline__ bool may_have_label(const ColumnState<T>& column) const {
+    const int in_warp = opaque(static_cast<int>(threadIdx.x)) % 32, lanes = input_.plan.lanes;
+    const int first = classes_[0].k - min(in_warp, lane_);
+    const int last = classes_[0].k + min(31 - in_warp, lanes - 1 - lane_);
+    return (column.lowest <= last && column.highest >= first) ||
+           (column.lowest <= last + lanes && column.highest >= first + lanes);
+  }
+
+  // `count` pixels of one column of the cell. If none has a label of these classes, all of them
+  // count and are relative to one bound, with scaled rows.
+  template <bool kLabels>
   __device__ __forceinline__ void add_column(const PixelState<T>* states, const T* below, int count,
-                                             T right) {
+                                             const ColumnState<T>& column) {
+    const T right = column.right, scaled = column.bound * kLog2E<T>;
     T row0[kThreadClasses], row1[kThreadClasses], both[kThreadClasses], far[kThreadClasses];
 #pragma unroll
     for (int j = 0; j < kThreadClasses; ++j) {
       const ClassState& c = classes_[j];
       row0[j] = between(c.upper.left, c.upper.right, right);
       row1[j] = one_row_ ? row0[j] : between(c.lower.left, c.lower.right, right);
+      if constexpr (!kLabels) {
+        row0[j] = scaled_row(row0[j], scaled);
+        row1[j] = scaled_row(row1[j], scaled);
+      }
       both[j] = far[j] = T(0);
     }
 #pragma unroll 4
@@ -269,8 +320,16 @@ class Walk {
 #pragma unroll
       for (int j = 0; j < kThreadClasses; ++j) {
         const ClassState& c = classes_[j];
-        const T logit = between(row0[j], row1[j], weight);
-        T d = state.scale * exponential(logit - state.largest);
+        if constexpr (!kLabels) {
+          const T power = exp2_fast(between(row0[j], row1[j], weight));
+          both[j] = fused_multiply_add(state.scale, power, both[j]);
+          far[j] = fused_multiply_add(weight * state.scale, power, far[j]);
+          continue;
+        }
+        const T power = input_.scaled
+                            ? relative_exponential(true, row0[j], row1[j], weight, state.largest)
+                            : exponential(between(row0[j], row1[j], weight) - state.largest);
+        T d = state.scale * power;
         if constexpr (kSmooth) d = fused_multiply_add(-state.grad, c.soft, d);
         if (state.label == c.k) d = fused_multiply_add(-state.grad, c.hard, d);
         if (state.label >= 0) {
@@ -374,8 +433,7 @@ __global__ void __launch_bounds__(kMostThreads<Compute<Element>>,
       fill_stage(input, opaque(b), column, y, end, weight_sum, shared, states, flag);
       __syncthreads();  // this stage is loaded
       if (active)
-        path.pass(shared, states + walk * kStagePixels, shared.right + walk * kStageColumns, y, end,
-                  columns, column > 0, own);
+        path.pass(shared, states + walk * kStagePixels, walk, y, end, columns, column > 0, own);
     }
     if (active) path.finish(column > 0, own);
   }
