@@ -21,6 +21,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def tensor(name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raises unless ``value`` is a tensor with one dimension per word of ``dims``."""
+    if type(value) is Tensor and value.dim() == dims.count(",") + 1 and value.dtype in dtypes:
+        return
     if isinstance(value, torch.fx.Proxy):
         raise TypeError(
             f"{name}: torch.fx.symbolic_trace cannot trace the ops of mcibi_fast, which look at "
@@ -53,6 +55,8 @@ def number(name: str, value: object) -> float:
     Raises:
         TypeError: ``value`` is not a number.
     """
+    if type(value) is float:
+        return value
     if isinstance(value, (float, torch.SymFloat)):
         return value  # type: ignore[return-value]
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
@@ -115,7 +119,7 @@ def memory(value: Tensor) -> None:
 
 
 def _not_empty(name: str, value: Tensor) -> None:
-    if any(size == 0 for size in value.shape):
+    if 0 in value.shape:
         raise ValueError(f"{name}: no dimension may be empty, got {tuple(value.shape)}")
 
 

@@ -8,6 +8,8 @@ counts these (see ``finite``).
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +21,32 @@ from mcibi_fast._schemas import OPS_THAT_KEEP_ROWS, OPS_WITH_LABELS
 from mcibi_fast.ops import finite, labels
 from mcibi_fast.ops.dispatch import Kernel
 
+_thread = threading.local()
+
+
+def _report() -> Tensor:
+    """This thread's tensor of zeros, for the numbers of a wrong label."""
+    if not hasattr(_thread, "report"):
+        with torch.inference_mode(False):
+            _thread.report = torch.zeros(6, dtype=torch.int64, device="cpu")
+    return _thread.report
+
 
 def cpu_kernel(name: str) -> Kernel:
-    """The kernel of the op ``name`` in ``_C``. A wrong label is a ValueError at once."""
+    """The kernel of the op ``name`` in ``_cpu``. A wrong label is a ValueError at once."""
+
+    @functools.cache
+    def operator() -> Any:
+        return getattr(torch.ops.mcibi_fast_cpu, name).default
 
     def run(*args: Any) -> Any:
-        return getattr(torch.ops.mcibi_fast_cpu, name)(*args)
+        return operator()(*args)
 
     def run_and_check(*args: Any) -> Any:
-        report = torch.zeros(6, dtype=torch.int64, device="cpu")
+        report = _report()
         result = run(*args, report, *_counters(name, args))
         if any(numbers := report.tolist()):
+            report.zero_()
             raise labels.bad_label(*numbers)
         return result
 
@@ -57,7 +74,9 @@ def _counters(name: str, args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _why_not(backend: str) -> Callable[..., str | None]:
-    """The library must be there, and the tensors on the device of the same name."""
+    """The library must be there, the tensors on the device of the same name, and a GPU one that the
+    library has code for.
+    """
 
     def why_not(*args: Any) -> str | None:
         reason = _build.load_extensions()[backend]
@@ -66,6 +85,6 @@ def _why_not(backend: str) -> Callable[..., str | None]:
         for arg in args:
             if isinstance(arg, Tensor) and arg.device.type != backend:
                 return f"a tensor is on {arg.device.type}, not on {backend}"
-        return None
+        return _build.why_not_on(args[0].device.index) if backend == "cuda" else None
 
     return why_not

@@ -2,12 +2,16 @@
 
 Every op is a dispatcher operator ``torch.ops.mcibi_fast.<name>`` with a fake kernel, so
 ``torch.compile`` and ``torch.export`` see one opaque node. Which backend computes it is decided
-each time the node *runs*: the first kernel of the op's list that has no reason against it.
+each time the node *runs*: the first kernel of the op's list that has no reason against it and is
+not slower there than a later one. A call that needs nothing of PyTorch's dispatcher (eager, no
+transform or mode) runs its kernel directly: for small inputs the dispatcher costs more than the
+kernel.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +19,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from mcibi_fast import _build
 from mcibi_fast._schemas import SCHEMAS
+from mcibi_fast.ops.modes import direct, eager, follows
 
-BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa")
+BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa", "pytorch")
+# The backends that a plain CPU tensor cannot use; Triton's interpreter can, slowly, for tests.
+_FOR_GPUS = ("cuda",) if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda", "triton")
 
 library = torch.library.Library("mcibi_fast", "DEF")
 _ops: dict[str, Op] = {}
@@ -42,12 +49,17 @@ class Kernel:
         why_not: given the same arguments, why it cannot run, or None where it can.
         composite: made of differentiable PyTorch operators, so that eager autograd can go
             through it; the others need the op's autograd Function.
+        slower: given the same arguments, why a later kernel of the op is faster, or None. It
+            matters only where no backend is forced.
+        first: computes only the first result of a composite kernel, if that is faster.
     """
 
     backend: str
     run: Callable[..., Any]
     why_not: Callable[..., str | None]
     composite: bool = False
+    slower: Callable[..., str | None] | None = None
+    first: Callable[..., Any] | None = None
 
 
 class Op:
@@ -72,6 +84,7 @@ class Op:
     ) -> None:
         self.name = name
         self.kernels = tuple(k if isinstance(k, Kernel) else k(name) for k in kernels)
+        self._on_cpu = tuple(k for k in self.kernels if k.backend not in _FOR_GPUS)
         self.public, self._prepare = public, prepare
         library.define(name + SCHEMAS[name])
         for key in ("CPU", "CUDA"):
@@ -79,10 +92,37 @@ class Op:
             library.impl(name, self._without_autocast(f"Autocast{key}"), f"Autocast{key}")
         torch.library.register_fake(f"mcibi_fast::{name}", fake, lib=library)
         self.call = getattr(torch.ops.mcibi_fast, name).default
+        self._with_gradient: Callable[..., Any] | None = None
+        self._wants_gradient: Callable[..., bool] = lambda *_args: False
         _ops[name] = self
 
     def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
+        return self.run_directly(args) if direct(args) else self.call(*args)
+
+    def first(self, *args: Any) -> Any:
+        """The first of several results."""
+        return self.run_directly(args, only_first=True) if direct(args) else self.call(*args)[0]
+
+    def run_directly(self, args: tuple[Any, ...], only_first: bool = False) -> Any:
+        """What the dispatcher would run, for arguments that are ``direct``."""
+        kernel = self._select_directly(args)
+        enabled = torch.is_grad_enabled()
+        follow = enabled and self._wants_gradient(*args)
+        if kernel.composite:
+            run = kernel.first if only_first and kernel.first is not None else kernel.run
+            only_first = only_first and run is kernel.run
+            torch._C._set_grad_enabled(follow)
+            try:
+                results = run(*args)
+            finally:
+                torch._C._set_grad_enabled(enabled)
+        elif follow:
+            assert self._with_gradient is not None
+            results = self._with_gradient(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = kernel.run(*args)
+        return results[0] if only_first else results
 
     def prepare(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """The operator's arguments for a call of the public function, whose defaults it uses."""
@@ -103,8 +143,15 @@ class Op:
 
     def below_autograd(self, *args: Any) -> Any:
         """Runs the operator inside an autograd Function, which provides the gradient."""
+        if direct(args):
+            return self.run_below_autograd(args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.call(*args)
+
+    def run_below_autograd(self, args: tuple[Any, ...]) -> Any:
+        """The same for arguments that are known to be ``direct``."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._select_directly(args).run(*args)
 
     def differentiable(
         self,
@@ -128,18 +175,19 @@ class Op:
                 return transformed(*args)
             if not torch.is_grad_enabled() or not wants_gradient(*args):
                 return self.below_autograd(*args)
-            if _eager(args) and not args[0].is_meta and (kernel := self.select(*args)).composite:
+            if eager(args) and not args[0].is_meta and (kernel := self.select(*args)).composite:
                 return kernel.run(*args)
             return with_gradient(*args)
 
         library.impl(self.name, autograd, "Autograd")
+        self._with_gradient, self._wants_gradient = with_gradient, wants_gradient
 
     def refuse_gradient(self) -> None:
         """For a backward operator: differentiating it is an error, not a silent zero."""
         self.differentiable(
             lambda *args: _Refusal.apply(self, *args),
             lambda *args: any(isinstance(a, Tensor) and a.requires_grad for a in args),
-            lambda *_args: _refuse(self.name),
+            lambda *_args: refuse(self.name),
         )
 
     def without_gradient(self, transformed: Callable[..., Any]) -> None:
@@ -156,15 +204,32 @@ class Op:
         Raises:
             BackendError: no kernel can, or the forced one cannot; the message gives the reasons.
         """
-        name = _forced()
-        forced = [k for k in self.kernels if k.backend == name]
-        reasons = []
-        for kernel in forced or self.kernels:
-            reason = kernel.why_not(*args)
-            if reason is None:
-                return kernel
-            reasons.append(f"{kernel.backend}: {reason}")
-        raise BackendError(f"{self.name}: no backend can run this call ({'; '.join(reasons)})")
+        name = forced()
+        kernels = self.kernels
+        if name != "auto":
+            kernels = tuple(k for k in kernels if k.backend == name) or kernels
+        slower = None
+        for kernel in kernels:
+            if kernel.why_not(*args) is None:
+                if name == kernel.backend or not kernel.slower or kernel.slower(*args) is None:
+                    return kernel
+                slower = slower or kernel
+        if slower is not None:
+            return slower
+        reasons = "; ".join(f"{k.backend}: {k.why_not(*args)}" for k in kernels)
+        raise BackendError(f"{self.name}: no backend can run this call ({reasons})")
+
+    def _select_directly(self, args: tuple[Any, ...]) -> Kernel:
+        """What ``select`` returns for arguments that are ``direct``, in less time."""
+        if forced() == "auto":
+            missing = _build.load_extensions()
+            for kernel in self._on_cpu:
+                if missing[kernel.backend] is not None:
+                    continue
+                runs = kernel.backend == "cpu" or kernel.why_not(*args) is None
+                if runs and (kernel.slower is None or kernel.slower(*args) is None):
+                    return kernel
+        return self.select(*args)
 
 
 class _Refusal(torch.autograd.Function):
@@ -177,34 +242,15 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> Any:
-        _refuse(ctx.name)
+        refuse(ctx.name)
 
 
-def _refuse(name: str) -> NoReturn:
+def refuse(name: str) -> NoReturn:
+    """Raises, where a gradient is to be differentiated once more."""
     raise RuntimeError(
         f"{name} cannot be differentiated twice; "
         'with mcibi_fast.backend("reference") it can, in plain PyTorch'
     )
-
-
-def follows(*args: Any) -> bool:
-    """Whether forward mode or a ``torch.func`` transform differentiates in one of the arguments."""
-    transformed = torch._C._are_functorch_transforms_active()
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    # Code that a compiler traces enters forward mode without setting the level in Python.
-    if not transformed and forward_ad._current_level < 0 and _eager(tensors):
-        return False
-    if transformed and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return True
-    return any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _eager(args: Sequence[Any]) -> bool:
-    """True where real tensors are computed; while tracing they are of other classes."""
-    return all(type(a) in _PLAIN for a in args if isinstance(a, Tensor))
 
 
 @contextmanager
@@ -218,7 +264,8 @@ def backend(name: str) -> Iterator[None]:
     has it and cannot run the call with it raises ``BackendError``.
 
     Args:
-        name: "reference", "cpu", "cuda", "triton", "sdpa", or "auto" for the usual choice.
+        name: "reference", "cpu", "cuda", "triton", "sdpa", "pytorch" (plain operators of PyTorch,
+            for small inputs), or "auto" for the usual choice.
 
     Raises:
         ValueError: no backend has that name.
@@ -234,7 +281,7 @@ def backend(name: str) -> Iterator[None]:
         _own.reset(token)
 
 
-def _forced() -> str:
+def forced() -> str:
     """The backend that is forced here, or "auto"."""
     own = _own.get()
     if own is not None:
@@ -263,7 +310,7 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     if found is None or found.public is None:
         public = sorted(n for n, o in _ops.items() if o.public is not None)
         raise ValueError(f"explain: no op {name!r}; the ops are {', '.join(public)}")
-    args, forced = found.prepare(*inputs, **options), _forced()
+    args, name_forced = found.prepare(*inputs, **options), forced()
     try:
         chosen: Kernel | None = found.select(*args)
     except BackendError:
@@ -271,11 +318,15 @@ def explain(op: str | Callable[..., Any], *inputs: Any, **options: Any) -> str:
     lines = [f"{name}: {chosen.backend if chosen else 'no backend can run this call'}"]
     for kernel in found.kernels:
         if kernel is chosen:
-            verdict = "runs" + (" (forced)" if forced == kernel.backend else "")
+            verdict = "runs" + (" (forced)" if name_forced == kernel.backend else "")
         elif (reason := kernel.why_not(*args)) is not None:
             verdict = f"no: {reason}"
-        elif chosen is not None and forced == chosen.backend:
-            verdict = f"could run, but {forced} is forced"
+        elif (
+            name_forced == "auto" and kernel.slower and (reason := kernel.slower(*args)) is not None
+        ):
+            verdict = f"could run, but {reason}"
+        elif chosen is not None and name_forced == chosen.backend:
+            verdict = f"could run, but {name_forced} is forced"
         else:
             verdict = "could run, but comes later in the order of preference"
         lines.append(f"  {kernel.backend:<10}{verdict}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mcibi_fast.ops import device_counts
 from mcibi_fast.ops.dispatch import Kernel, Op, always
 from mcibi_fast.ops.recompute import recomputing
 
@@ -19,10 +20,7 @@ def counter(device: torch.device) -> Tensor:
     """
     if recomputing():
         return torch.zeros(1, dtype=torch.int64, device=device)
-    if device not in _counters:
-        with torch.inference_mode(False):  # it is read and cleared outside, too
-            _counters[device] = torch.zeros(1, dtype=torch.int64, device=device)
-    return _counters[device]
+    return device_counts.kept(_counters, device, 1, "memory")
 
 
 def kept_rows() -> int:

@@ -10,16 +10,14 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
+from mcibi_fast.ops import device_counts
 
 _flags: dict[torch.device, Tensor] = {}
 
 
 def flag(device: torch.device) -> Tensor:
     """The device's flag: int64 (number of bad labels, first bad value, number of the op)."""
-    if device not in _flags:
-        with torch.inference_mode(False):  # it is read and cleared outside, too
-            _flags[device] = torch.zeros(3, dtype=torch.int64, device=device)
-    return _flags[device]
+    return device_counts.kept(_flags, device, 3, "labels")
 
 
 def check_labels() -> None:

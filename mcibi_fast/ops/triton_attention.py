@@ -9,6 +9,7 @@ first, and P is normalised by the sum of the terms that the backward pass itself
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,45 @@ def store(ptr, tile, rows, columns, num_rows, NUM_COLUMNS: tl.constexpr):
     ptrs = ptr + rows[:, None] * NUM_COLUMNS + columns[None, :]
     mask = (rows[:, None] < num_rows) & (columns[None, :] < NUM_COLUMNS)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_parts(
+    ptr, rows, stride_row, stride_column, num_rows,
+    NUM_COLUMNS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+    EVEN_ROWS: tl.constexpr, WIDE: tl.constexpr,
+):
+    """A tile of whole rows in two parts: BLOCK columns and the REST (0: none, the first again)."""
+    FIRST: tl.constexpr = BLOCK if REST > 0 else NUM_COLUMNS
+    columns = tl.arange(0, BLOCK)
+    part = load(ptr, rows, columns, stride_row, stride_column, num_rows, FIRST, EVEN_ROWS, WIDE)
+    rest = part
+    if REST > 0:
+        columns = BLOCK + tl.arange(0, REST)
+        rest = load(
+            ptr, rows, columns, stride_row, stride_column, num_rows, NUM_COLUMNS, EVEN_ROWS, WIDE
+        )
+    return part, rest
+
+
+@triton.jit
+def products_of_parts(a, a_rest, b, b_rest, REST: tl.constexpr):
+    """A B^T for rows in two parts, summed over the columns in their order."""
+    products = tl.dot(a, tl.trans(b), input_precision="ieee")
+    if REST > 0:
+        products = tl.dot(a_rest, tl.trans(b_rest), products, input_precision="ieee")
+    return products
+
+
+@triton.jit
+def store_parts(
+    ptr, part, rest, rows, num_rows,
+    NUM_COLUMNS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+):
+    """Writes what ``load_parts`` would read of a row-major matrix."""
+    store(ptr, part, rows, tl.arange(0, BLOCK), num_rows, NUM_COLUMNS)
+    if REST > 0:
+        store(ptr, rest, rows, BLOCK + tl.arange(0, REST), num_rows, NUM_COLUMNS)
 
 
 @triton.jit
@@ -135,7 +175,8 @@ class Tile(NamedTuple):
     a time.
 
     ``chunk`` is the number of channels that a product of scores takes at a time; 0 for all, which
-    are then kept in shared memory.
+    are then kept in shared memory. ``part`` is the number of channels of its result; 0 for all.
+    Programs for other channels form the same scores again.
     """
 
     rows: int
@@ -143,6 +184,12 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     chunk: int = 0
+    part: int = 0
+
+    def grid(self, batch: int, rows: int, channels: int) -> tuple[int, int]:
+        """Programs for a result of (batch, rows, channels)."""
+        parts = triton.cdiv(channels, self.part) if self.part else 1
+        return batch * triton.cdiv(rows, self.rows), parts
 
 
 @functools.cache
@@ -154,9 +201,17 @@ def limits(device: torch.device) -> tuple[int, int]:
     return properties.shared_memory_per_block_optin, properties.multi_processor_count
 
 
-def fitting_tile(choices: tuple[Tile, ...], batch: int, rows: int, processors: int) -> Tile:
-    """The largest tile that gives every multiprocessor a program, else the smallest there is."""
-    filling = (t for t in choices if batch * triton.cdiv(rows, t.rows) >= processors)
+def fitting_tile(
+    choices: tuple[Tile, ...], batch: int, rows: int, processors: int, channels: int = 0
+) -> Tile:
+    """The largest tile that gives every multiprocessor a program, else the smallest there is.
+
+    Args:
+        choices: from large to small.
+        batch, rows, channels: the shape of the result; the channels count for tiles of a part.
+        processors: multiprocessors of the device.
+    """
+    filling = (t for t in choices if math.prod(t.grid(batch, rows, channels)) >= processors)
     return next(filling, choices[-1])
 
 
@@ -181,6 +236,12 @@ def readable(tensor: Tensor) -> Tensor:
     if in_place(tensor) or tensor.shape[2] % 16:  # a copy of the latter would be no better
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a row-major copy where its columns are the contiguous ones, as in a map."""
+    tensor = readable(tensor)
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
 def wide_offsets(*tensors: Tensor) -> bool:

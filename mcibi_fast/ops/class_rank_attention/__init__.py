@@ -8,16 +8,18 @@ classes, with the logarithm of each class's pixel count added: O(N K) instead of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcibi_fast.ops import checks
+from mcibi_fast.ops import checks, measured
 from mcibi_fast.ops.class_rank_attention import reference
 from mcibi_fast.ops.compiled import cpu_kernel
-from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
+from mcibi_fast.ops.confidence_attention import plain
+from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa, sdpa_result
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.triton_support import triton_missing
 
@@ -30,10 +32,11 @@ def class_rank_attention(
     """P W with P = softmax(scale Q W^T) over the N keys (Eq. 13 on class weights).
 
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
-    per pixel and, while it runs, at most copies of its inputs, never the scores. Under autocast the
-    inputs are cast to its dtype. The same inputs give the same bits in every run and with any
-    number of threads, except for gradients where PyTorch's ``scaled_dot_product_attention`` runs
-    (``mcibi_fast.explain`` says where).
+    per pixel and, while it runs, at most copies of its inputs; the scores only in bfloat16 from 64
+    classes on, on CPUs where that is faster, and there at most 2^24 (32 MiB, as much for their
+    softmax). Under autocast the inputs are cast to its dtype. The same inputs give the same bits in
+    every run and with any number of threads, except where the scores are formed, and for gradients
+    where PyTorch's ``scaled_dot_product_attention`` runs (``mcibi_fast.explain`` says where).
 
     Args:
         query: Q, (B, N, K), float32, float64, bfloat16 or float16, any strides: the projected
@@ -49,13 +52,13 @@ def class_rank_attention(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return ATTENTION(*_prepare(query, weights, scale, hard))[0]
+    return ATTENTION.first(*_prepare(query, weights, scale, hard))
 
 
 def _prepare(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Any, ...]:
     for name, t in (("query", query), ("weights", weights)):
         checks.tensor(name, t, "B, N, K", checks.FLOATS)
-        if any(size == 0 for size in t.shape):
+        if 0 in t.shape:
             raise ValueError(f"{name}: no dimension may be empty, got {tuple(t.shape)}")
     checks.same_device(query=query, weights=weights)
     query, weights = checks.under_autocast(query, weights)
@@ -80,8 +83,51 @@ def _sdpa_shared(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tu
     return out[..., :K].contiguous(), lse.contiguous()
 
 
+def _sdpa_result(query: Tensor, weights: Tensor, scale: float, hard: bool) -> Tensor:
+    if query.is_cuda:
+        return _sdpa_shared(query, weights, scale, hard)[0]
+    return sdpa_result(query, weights, weights, scale)
+
+
 def _sdpa_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
     return "hard attention is a softmax over classes, not over keys" if hard else None
+
+
+# --- the CPU's kernel ---------------------------------------------------------------------------
+
+
+def _slower(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
+    return measured.few_scores(query, hard) or measured.wide_rows(query, hard)
+
+
+def _cpu_kernel(name: str) -> Kernel:
+    return replace(cpu_kernel(name), slower=_slower)
+
+
+# --- plain operators ----------------------------------------------------------------------------
+
+
+def _plain(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[Tensor, Tensor]:
+    return plain.attention_and_lse(query, weights, weights, scale)
+
+
+def _plain_result(query: Tensor, weights: Tensor, scale: float, hard: bool) -> Tensor:
+    return plain.attention(query, weights, weights, scale).contiguous()
+
+
+def _plain_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
+    if hard:
+        return "hard attention is a softmax over classes, not over keys"
+    if not query.is_cpu:
+        return f"a tensor is on {query.device.type}, not on cpu"
+    scores, most = query.shape[0] * query.shape[1] ** 2, measured.WIDE_MOST
+    return f"{scores} scores; it forms at most {most}" if scores > most else None
+
+
+def _plain_slower(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
+    if measured.wide_rows(query, hard):
+        return None
+    return "it is faster only for many classes in bfloat16 on CPUs that multiply it"
 
 
 # --- Triton -------------------------------------------------------------------------------------
@@ -121,8 +167,16 @@ ATTENTION = Op(
         # Hard attention has no other kernel on a GPU. Of the soft form, Triton's reads W once for
         # keys and values, but which of it and SDPA is the faster is still to be measured.
         Kernel("triton", _triton, _triton_why_not),
-        cpu_kernel,
-        Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True),
+        _cpu_kernel,
+        Kernel(
+            "pytorch",
+            contiguous(_plain),
+            _plain_why_not,
+            composite=True,
+            slower=_plain_slower,
+            first=_plain_result,
+        ),
+        Kernel("sdpa", _sdpa_shared, _sdpa_why_not, composite=True, first=_sdpa_result),
         Kernel("reference", reference.class_rank_attention, always, composite=True),
     ],
     _fake,

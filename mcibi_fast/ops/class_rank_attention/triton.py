@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcibi_fast.ops.class_rank_attention.tiles import tiles
+from mcibi_fast.ops.class_rank_attention.tiles import blocks, tiles
 from mcibi_fast.ops.triton_attention import (
     LN2,
     Tile,
@@ -36,18 +36,18 @@ from mcibi_fast.ops.triton_attention import (
     fitting_tile,
     in_place,
     limits,
-    load,
+    load_parts,
     products_by_chunks,
+    products_of_parts,
     row_products,
     scaled,
-    store,
+    store_parts,
     wide_offsets,
-    width,
 )
 
 
 # The kernels' arguments are set out by hand: related ones share a line. K is the number of
-# classes, PADDED that in the inputs' memory, BLOCK that of a tile.
+# classes, PADDED that in the inputs' memory, BLOCK + REST that of a tile, in two parts.
 # fmt: off
 @triton.jit
 def _forward_kernel(
@@ -58,7 +58,7 @@ def _forward_kernel(
     scale, num_pixels,
     stride_qb, stride_qn, stride_qk,
     stride_wb, stride_wn, stride_wk,
-    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -69,22 +69,28 @@ def _forward_kernel(
     batch, first = block(num_pixels, ROWS)
     queries = tl.arange(0, ROWS)
     keys = tl.arange(0, COLUMNS)
-    k = tl.arange(0, BLOCK)
     left = num_pixels - first
     query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
     weights_ptr += batch * stride_wb
     step = tl.full([], COLUMNS, tl.int64)
 
     if CHUNK == 0:
-        q = load(query_ptr, queries, k, stride_qn, stride_qk, left, PADDED, False, WIDE)
+        q, q_rest = load_parts(
+            query_ptr, queries, stride_qn, stride_qk, left, PADDED, BLOCK, REST, False, WIDE
+        )
     maximum = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, BLOCK], tl.float32)
+    if REST > 0:
+        out_rest = tl.zeros([ROWS, REST], tl.float32)
     for start in range(0, num_pixels, COLUMNS):
         keys_left = num_pixels - start
-        w = load(weights_ptr, keys, k, stride_wn, stride_wk, keys_left, PADDED, EVEN_COLUMNS, WIDE)
+        w, w_rest = load_parts(
+            weights_ptr, keys, stride_wn, stride_wk, keys_left, PADDED, BLOCK, REST,
+            EVEN_COLUMNS, WIDE,
+        )
         if CHUNK == 0:
-            scores = tl.dot(q, tl.trans(w), input_precision="ieee")  # (ROWS, COLUMNS)
+            scores = products_of_parts(q, q_rest, w, w_rest, REST)  # (ROWS, COLUMNS)
         else:
             scores = products_by_chunks(
                 query_ptr, weights_ptr, queries, keys, stride_qn, stride_qk, stride_wn, stride_wk,
@@ -99,12 +105,19 @@ def _forward_kernel(
         total = total * correction + tl.sum(p, 1)
         out *= correction[:, None]
         out = tl.dot(p.to(w.dtype), w, out, input_precision="ieee")
+        if REST > 0:
+            out_rest *= correction[:, None]
+            out_rest = tl.dot(p.to(w.dtype), w_rest, out_rest, input_precision="ieee")
         maximum = new_maximum
         weights_ptr += step * stride_wn
 
     out /= total[:, None]
+    rest = out
+    if REST > 0:
+        rest = out_rest / total[:, None]
     lse = maximum + tl.log2(total) * LN2
-    store(out_ptr + (batch * num_pixels + first) * K, out, queries, k, left, K)
+    out_ptr += (batch * num_pixels + first) * K
+    store_parts(out_ptr, out, rest, queries, left, K, BLOCK, REST)
     tl.store(lse_ptr + batch * num_pixels + first + queries, lse, mask=queries < left)
 
 
@@ -122,7 +135,7 @@ def _query_gradient_kernel(
     stride_qb, stride_qn, stride_qk,
     stride_wb, stride_wn, stride_wk,
     stride_gb, stride_gn, stride_gk,
-    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -133,7 +146,6 @@ def _query_gradient_kernel(
     batch, first = block(num_pixels, ROWS)
     queries = tl.arange(0, ROWS)
     keys = tl.arange(0, COLUMNS)
-    k = tl.arange(0, BLOCK)
     left = num_pixels - first
     query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
     grad_ptr += batch * stride_gb + first.to(tl.int64) * stride_gn
@@ -144,17 +156,26 @@ def _query_gradient_kernel(
     lse = tl.load(lse_ptr + row + queries, mask=queries < left, other=float("inf"))
     delta = tl.load(delta_ptr + row + queries, mask=queries < left, other=0.0)
     if CHUNK == 0:
-        q = load(query_ptr, queries, k, stride_qn, stride_qk, left, PADDED, False, WIDE)
-        g = load(grad_ptr, queries, k, stride_gn, stride_gk, left, PADDED, False, WIDE)
+        q, q_rest = load_parts(
+            query_ptr, queries, stride_qn, stride_qk, left, PADDED, BLOCK, REST, False, WIDE
+        )
+        g, g_rest = load_parts(
+            grad_ptr, queries, stride_gn, stride_gk, left, PADDED, BLOCK, REST, False, WIDE
+        )
     total = tl.zeros([ROWS], tl.float32)  # Z
     excess = tl.zeros([ROWS], tl.float32)  # rowsum(dS)
     query_grad = tl.zeros([ROWS, BLOCK], tl.float32)
+    if REST > 0:
+        query_grad_rest = tl.zeros([ROWS, REST], tl.float32)
     for start in range(0, num_pixels, COLUMNS):
         keys_left = num_pixels - start
-        w = load(weights_ptr, keys, k, stride_wn, stride_wk, keys_left, PADDED, EVEN_COLUMNS, WIDE)
+        w, w_rest = load_parts(
+            weights_ptr, keys, stride_wn, stride_wk, keys_left, PADDED, BLOCK, REST,
+            EVEN_COLUMNS, WIDE,
+        )
         if CHUNK == 0:
-            scores = tl.dot(q, tl.trans(w), input_precision="ieee")  # (ROWS, COLUMNS)
-            dp = tl.dot(g, tl.trans(w), input_precision="ieee")  # (ROWS, COLUMNS)
+            scores = products_of_parts(q, q_rest, w, w_rest, REST)  # (ROWS, COLUMNS)
+            dp = products_of_parts(g, g_rest, w, w_rest, REST)  # (ROWS, COLUMNS)
         else:
             scores = products_by_chunks(
                 query_ptr, weights_ptr, queries, keys, stride_qn, stride_qk, stride_wn, stride_wk,
@@ -170,16 +191,23 @@ def _query_gradient_kernel(
         total += tl.sum(p, 1)
         ds = p * (dp - delta[:, None])
         excess += tl.sum(ds, 1)
-        query_grad = tl.dot(ds.to(w.dtype), w, query_grad, input_precision="ieee")
+        ds = ds.to(w.dtype)
+        query_grad = tl.dot(ds, w, query_grad, input_precision="ieee")
+        if REST > 0:
+            query_grad_rest = tl.dot(ds, w_rest, query_grad_rest, input_precision="ieee")
         weights_ptr += step * stride_wn
 
     inverse = 1.0 / total
     tl.store(inverse_ptr + row + queries, inverse, mask=queries < left)
     excess *= inverse
     tl.store(delta_ptr + row + queries, delta + excess, mask=queries < left)
-    out = load(out_ptr + row * K, queries, k, K, 1, left, K, False, WIDE).to(tl.float32)
-    query_grad = (query_grad * inverse[:, None] - excess[:, None] * out) * scale
-    store(query_grad_ptr + row * K, query_grad, queries, k, left, K)
+    out, out_rest = load_parts(out_ptr + row * K, queries, K, 1, left, K, BLOCK, REST, False, WIDE)
+    query_grad = query_grad * inverse[:, None] - excess[:, None] * out.to(tl.float32)
+    rest = query_grad
+    if REST > 0:
+        rest = query_grad_rest * inverse[:, None] - excess[:, None] * out_rest.to(tl.float32)
+    query_grad_ptr += row * K
+    store_parts(query_grad_ptr, query_grad * scale, rest * scale, queries, left, K, BLOCK, REST)
 
 
 @triton.jit
@@ -195,7 +223,7 @@ def _weights_gradient_kernel(
     stride_qb, stride_qn, stride_qk,
     stride_wb, stride_wn, stride_wk,
     stride_gb, stride_gn, stride_gk,
-    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -206,7 +234,6 @@ def _weights_gradient_kernel(
     batch, first = block(num_pixels, ROWS)
     keys = tl.arange(0, ROWS)
     queries = tl.arange(0, COLUMNS)
-    k = tl.arange(0, BLOCK)
     left = num_pixels - first
     weights_ptr += batch * stride_wb + first.to(tl.int64) * stride_wn
     query_ptr += batch * stride_qb
@@ -217,19 +244,25 @@ def _weights_gradient_kernel(
     step = tl.full([], COLUMNS, tl.int64)
 
     if CHUNK == 0:
-        w = load(weights_ptr, keys, k, stride_wn, stride_wk, left, PADDED, False, WIDE)
+        w, w_rest = load_parts(
+            weights_ptr, keys, stride_wn, stride_wk, left, PADDED, BLOCK, REST, False, WIDE
+        )
     weights_grad = tl.zeros([ROWS, BLOCK], tl.float32)
+    if REST > 0:
+        weights_grad_rest = tl.zeros([ROWS, REST], tl.float32)
     for start in range(0, num_pixels, COLUMNS):
         queries_left = num_pixels - start
-        q = load(
-            query_ptr, queries, k, stride_qn, stride_qk, queries_left, PADDED, EVEN_COLUMNS, WIDE
+        q, q_rest = load_parts(
+            query_ptr, queries, stride_qn, stride_qk, queries_left, PADDED, BLOCK, REST,
+            EVEN_COLUMNS, WIDE,
         )
-        g = load(
-            grad_ptr, queries, k, stride_gn, stride_gk, queries_left, PADDED, EVEN_COLUMNS, WIDE
+        g, g_rest = load_parts(
+            grad_ptr, queries, stride_gn, stride_gk, queries_left, PADDED, BLOCK, REST,
+            EVEN_COLUMNS, WIDE,
         )
         if CHUNK == 0:
-            scores = tl.dot(w, tl.trans(q), input_precision="ieee")  # (ROWS, COLUMNS), S^T
-            dp = tl.dot(w, tl.trans(g), input_precision="ieee")  # (ROWS, COLUMNS), dP^T
+            scores = products_of_parts(w, w_rest, q, q_rest, REST)  # (ROWS, COLUMNS), S^T
+            dp = products_of_parts(w, w_rest, g, g_rest, REST)  # (ROWS, COLUMNS), dP^T
         else:
             scores = products_by_chunks(
                 weights_ptr, query_ptr, keys, queries, stride_wn, stride_wk, stride_qn, stride_qk,
@@ -245,16 +278,26 @@ def _weights_gradient_kernel(
         delta = tl.load(delta_ptr + queries, mask=inside, other=0.0)
         p = exponential(scaled(scores, scale) - lse[None, :]) * inverse[None, :]
         ds = p * ((dp - delta[None, :]) * scale)
-        weights_grad = tl.dot(p.to(g.dtype), g, weights_grad, input_precision="ieee")
-        weights_grad = tl.dot(ds.to(q.dtype), q, weights_grad, input_precision="ieee")
+        if REST == 0:  # one after the other, so that P and dS can have the same shared memory
+            weights_grad = tl.dot(p.to(g.dtype), g, weights_grad, input_precision="ieee")
+            weights_grad = tl.dot(ds.to(q.dtype), q, weights_grad, input_precision="ieee")
+        else:
+            p, ds = p.to(g.dtype), ds.to(q.dtype)
+            weights_grad = tl.dot(p, g, weights_grad, input_precision="ieee")
+            weights_grad = tl.dot(ds, q, weights_grad, input_precision="ieee")
+            weights_grad_rest = tl.dot(p, g_rest, weights_grad_rest, input_precision="ieee")
+            weights_grad_rest = tl.dot(ds, q_rest, weights_grad_rest, input_precision="ieee")
         query_ptr += step * stride_qn
         grad_ptr += step * stride_gn
         lse_ptr += COLUMNS
         inverse_ptr += COLUMNS
         delta_ptr += COLUMNS
 
-    weights_grad *= unit
-    store(weights_grad_ptr + (batch * num_pixels + first) * K, weights_grad, keys, k, left, K)
+    rest = weights_grad
+    if REST > 0:
+        rest = weights_grad_rest
+    weights_grad_ptr += (batch * num_pixels + first) * K
+    store_parts(weights_grad_ptr, weights_grad * unit, rest * unit, keys, left, K, BLOCK, REST)
 # fmt: on
 
 
@@ -275,7 +318,9 @@ def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _constants(tile: Tile, classes: int, readable: tuple[Tensor, ...]) -> dict[str, Any]:
     _, num_pixels, padded = readable[0].shape
-    sizes = {"K": classes, "PADDED": padded, "BLOCK": width(padded)}
+    shared_memory, _ = limits(readable[0].device)
+    part, rest = blocks(readable[0].dtype, padded, shared_memory)
+    sizes = {"K": classes, "PADDED": padded, "BLOCK": part, "REST": rest}
     return {**sizes, **constants(tile, num_pixels, wide_offsets(*readable))}
 
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.ops import checks
-from mcibi_fast.ops.confidence_attention import reference
-from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.confidence_attention import plain, reference
+from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa, sdpa_result
+from mcibi_fast.ops.dispatch import Kernel, Op, always, forced, recompute_gradients
 from mcibi_fast.ops.triton_support import triton_missing
 
 MAX_CHANNELS = 512  # of the Triton kernels, which hold a row of Q, K or V on the chip
+# From here on float32 on a GPU is left to PyTorch's attention: without matrix instructions, which
+# TF32 would make inexact, ours is predicted to be slower than separate products.
+SDPA_FLOAT32_CHANNELS = 128
 
 
 def confidence_attention(
@@ -26,9 +29,10 @@ def confidence_attention(
 ) -> Tensor:
     """P V with P = softmax(scale Q K^T) over the keys (Eq. 13).
 
-    Differentiable once. Allocates the result and one number per query, never the scores. Under
-    autocast the inputs are cast to its dtype. The bits of the gradients may depend on the number of
-    threads where PyTorch's ``scaled_dot_product_attention`` computes them, as it does on every CPU.
+    Differentiable once. Allocates the result and one number per query, and the scores only on the
+    CPU where that is faster and there are at most 2^22 (``mcibi_fast.explain`` says where). Under
+    autocast the inputs are cast to its dtype. On the CPU the bits of the gradients, and where the
+    scores are formed those of the result, may depend on the number of threads, as PyTorch's do.
 
     Args:
         query: (B, Nq, D), float32, float64, bfloat16 or float16, any strides (the transposed view
@@ -43,14 +47,14 @@ def confidence_attention(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return ATTENTION(*_prepare(query, key, value, scale))[0]
+    return ATTENTION.first(*_prepare(query, key, value, scale))
 
 
 def _prepare(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Any, ...]:
     named = {"query": query, "key": key, "value": value}
     for name, t in named.items():
         checks.tensor(name, t, "B, N, D", checks.FLOATS)
-        if any(size == 0 for size in t.shape):
+        if 0 in t.shape:
             raise ValueError(f"{name}: no dimension may be empty, got {tuple(t.shape)}")
     checks.same_device(**named)
     query, key, value = checks.under_autocast(query, key, value)
@@ -108,7 +112,13 @@ def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _triton_why_not(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
-    return triton_missing(query, max(query.shape[2], value.shape[2]), MAX_CHANNELS)
+    widths = query.shape[2], value.shape[2]
+    missing = triton_missing(query, max(widths), MAX_CHANNELS)
+    wide = query.dtype == torch.float32 and max(widths) >= SDPA_FLOAT32_CHANNELS
+    fused = query.is_cuda and all(width % 4 == 0 for width in widths)  # PyTorch has a kernel
+    if missing is None and wide and fused and forced() != "triton":
+        return f"float32 rows of {max(widths)} channels, for which sdpa should be faster"
+    return missing
 
 
 def _triton_backward_why_not(grad: Tensor, *args: Any) -> str | None:
@@ -127,8 +137,15 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tens
 ATTENTION = Op(
     "confidence_attention",
     [
+        Kernel(
+            "pytorch",
+            contiguous(plain.attention_and_lse),
+            plain.why_not,
+            composite=True,
+            first=plain.attention,
+        ),
         Kernel("triton", _triton, _triton_why_not),
-        Kernel("sdpa", contiguous(sdpa), always, composite=True),
+        Kernel("sdpa", contiguous(sdpa), always, composite=True, first=sdpa_result),
         Kernel("reference", reference.confidence_attention, always, composite=True),
     ],
     _fake,

@@ -16,9 +16,9 @@ kernels. At 256 channels the accumulators of both leave room for 64 keys, which 
 Hopper GPU would compute twice; in separate kernels each takes 128. That costs 8 products of
 matrices instead of 7, and spills no registers.
 
-Every program owns a block of rows of its result and goes through the other side in order: no
-atomics, the same bits in every run. Nothing of size Nq x Nk is written. Sums, P and dS are float32;
-P and dS are rounded to the inputs' dtype for their products.
+Every program owns a block of rows of its result, at 512 channels half of their width, and goes
+through the other side in order: no atomics, the same bits in every run. Nothing of size Nq x Nk is
+written. Sums, P and dS are float32; P and dS are rounded to the inputs' dtype for their products.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcibi_fast.ops.confidence_attention.tiles import tiles
+from mcibi_fast.ops.confidence_attention.tiles import takes_rows, tiles
 from mcibi_fast.ops.triton_attention import (
     LN2,
     Tile,
+    as_rows,
     block,
     constants,
     exponential,
@@ -50,8 +51,26 @@ from mcibi_fast.ops.triton_attention import (
 )
 
 
-# The kernels' arguments are set out by hand: related ones share a line.
+# The kernels' arguments are set out by hand: related ones share a line. The blocks of channels are
+# whole rows, but PART is those of the result: the second axis of the grid takes the others.
 # fmt: off
+@triton.jit
+def _channels_of_result(BLOCK: tl.constexpr, PART: tl.constexpr):
+    """Those that this program computes."""
+    channels = tl.arange(0, PART)
+    if PART < BLOCK:
+        channels += tl.program_id(1) * PART
+    return channels
+
+
+@triton.jit
+def _of_first_part(inside, BLOCK: tl.constexpr, PART: tl.constexpr):
+    """Which rows this program writes of what the programs of all parts compute."""
+    if PART < BLOCK:
+        inside &= tl.program_id(1) == 0
+    return inside
+
+
 @triton.jit
 def _forward_kernel(
     query_ptr,  # (B, Nq, D)
@@ -63,7 +82,8 @@ def _forward_kernel(
     stride_qb, stride_qn, stride_qd,
     stride_kb, stride_kn, stride_kd,
     stride_vb, stride_vn, stride_vd,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -75,7 +95,7 @@ def _forward_kernel(
     queries = tl.arange(0, ROWS)
     keys = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
-    dv = tl.arange(0, BLOCK_DV)
+    dv = _channels_of_result(BLOCK_DV, PART)
     left = num_queries - first
     query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
     key_ptr += batch * stride_kb
@@ -86,7 +106,7 @@ def _forward_kernel(
         q = load(query_ptr, queries, d, stride_qn, stride_qd, left, D, False, WIDE)  # (ROWS, D)
     maximum = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+    out = tl.zeros([ROWS, PART], tl.float32)
     for start in range(0, num_keys, COLUMNS):
         keys_left = num_keys - start
         if CHUNK == 0:
@@ -114,7 +134,8 @@ def _forward_kernel(
     out /= total[:, None]
     lse = maximum + tl.log2(total) * LN2
     store(out_ptr + (batch * num_queries + first) * DV, out, queries, dv, left, DV)
-    tl.store(lse_ptr + batch * num_queries + first + queries, lse, mask=queries < left)
+    inside = _of_first_part(queries < left, BLOCK_DV, PART)
+    tl.store(lse_ptr + batch * num_queries + first + queries, lse, mask=inside)
 
 
 @triton.jit
@@ -129,7 +150,8 @@ def _value_gradient_kernel(
     stride_qb, stride_qn, stride_qd,
     stride_kb, stride_kn, stride_kd,
     stride_gb, stride_gn, stride_gd,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -138,7 +160,7 @@ def _value_gradient_kernel(
     keys = tl.arange(0, ROWS)
     queries = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
-    dv = tl.arange(0, BLOCK_DV)
+    dv = _channels_of_result(BLOCK_DV, PART)
     left = num_keys - first
     key_ptr += batch * stride_kb + first.to(tl.int64) * stride_kn
     query_ptr += batch * stride_qb
@@ -149,7 +171,7 @@ def _value_gradient_kernel(
 
     if CHUNK == 0:
         k = load(key_ptr, keys, d, stride_kn, stride_kd, left, D, False, WIDE)  # (ROWS, D)
-    value_grad = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+    value_grad = tl.zeros([ROWS, PART], tl.float32)
     for start in range(0, num_queries, COLUMNS):
         queries_left = num_queries - start
         if CHUNK == 0:
@@ -191,7 +213,8 @@ def _side_gradient_kernel(
     stride_ob, stride_on, stride_od,
     stride_ub, stride_un, stride_ud,
     stride_wb, stride_wn, stride_wd,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PART: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr, SIDE_IS_QUERY: tl.constexpr,
 ):
@@ -205,6 +228,7 @@ def _side_gradient_kernel(
     columns = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
+    part = _channels_of_result(BLOCK_D, PART)
     left = num_side - first
     side_ptr += batch * stride_sb + first.to(tl.int64) * stride_sn
     side_outer_ptr += batch * stride_ub + first.to(tl.int64) * stride_un
@@ -226,7 +250,7 @@ def _side_gradient_kernel(
     if CHUNK == 0:
         a = load(side_ptr, rows, d, stride_sn, stride_sd, left, D, False, WIDE)
         u = load(side_outer_ptr, rows, dv, stride_un, stride_ud, left, DV, False, WIDE)
-    side_grad = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    side_grad = tl.zeros([ROWS, PART], tl.float32)
     for start in range(0, num_other, COLUMNS):
         others_left = num_other - start
         b = load(other_ptr, columns, d, stride_on, stride_od, others_left, D, EVEN_COLUMNS, WIDE)
@@ -263,23 +287,30 @@ def _side_gradient_kernel(
         else:
             p *= inverse
         ds = p * (dp - delta)
+        if PART < BLOCK_D:
+            b = load(
+                other_ptr, columns, part, stride_on, stride_od, others_left, D, EVEN_COLUMNS, WIDE
+            )
         side_grad = tl.dot(ds.to(b.dtype), b, side_grad, input_precision="ieee")
         other_ptr += step * stride_on
         other_outer_ptr += step * stride_wn
 
     if SIDE_IS_QUERY:
         inverse = 1.0 / total
-        tl.store(inverse_ptr + rows, inverse, mask=rows < left)
+        tl.store(inverse_ptr + rows, inverse, mask=_of_first_part(rows < left, BLOCK_D, PART))
         side_grad *= (scale * inverse)[:, None]
     else:
         side_grad *= scale
-    store(side_grad_ptr + (batch * num_side + first) * D, side_grad, rows, d, left, D)
+    store(side_grad_ptr + (batch * num_side + first) * D, side_grad, rows, part, left, D)
 # fmt: on
 
 
-def _constants(tile: Tile, dim: int, value_dim: int, columns: int, wide: bool) -> dict[str, Any]:
+def _constants(
+    tile: Tile, dim: int, value_dim: int, result_dim: int, columns: int, wide: bool
+) -> dict[str, Any]:
     heads = {"D": dim, "DV": value_dim, "BLOCK_D": width(dim), "BLOCK_DV": width(value_dim)}
-    return {**heads, **constants(tile, columns, wide)}
+    part = min(width(result_dim), tile.part or width(result_dim))
+    return {**heads, "PART": part, **constants(tile, columns, wide)}
 
 
 def confidence_attention_forward(
@@ -306,13 +337,15 @@ def confidence_attention_forward(
     query, key, value = map(readable, (query, key, value))
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, max(dim, value_dim), shared_memory).scores
-    tile = fitting_tile(choices, batch, num_queries, processors)
+    tile = fitting_tile(choices, batch, num_queries, processors, value_dim)
     # fmt: off
     with torch.cuda.device_of(query):
-        _forward_kernel[(batch * triton.cdiv(num_queries, tile.rows),)](
+        _forward_kernel[tile.grid(batch, num_queries, value_dim)](
             query, key, value, out, lse, scale, num_queries, num_keys,
             *query.stride(), *key.stride(), *value.stride(),
-            **_constants(tile, dim, value_dim, num_keys, wide_offsets(query, key, value)),
+            **_constants(
+                tile, dim, value_dim, value_dim, num_keys, wide_offsets(query, key, value)
+            ),
         )
     # fmt: on
     return out, lse
@@ -330,7 +363,7 @@ def confidence_attention_backward(
     """Gradients of query, key and value.
 
     Allocates the three results, two statistics (B, Nq) in float32, and copies of inputs as in the
-    forward pass.
+    forward pass; on a Hopper GPU or a newer one also copies of maps in 16 bits, see ``as_rows``.
 
     Args:
         grad: dO, (B, Nq, Dv), any strides.
@@ -344,32 +377,34 @@ def confidence_attention_backward(
     num_keys, value_dim = value.shape[1:]
     query_grad, key_grad, value_grad = (t.new_empty(t.shape) for t in (query, key, value))
     inverse = torch.empty_like(lse)  # 1 / Z
-    grad, query, key, value = map(readable, (grad, query, key, value))
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, max(dim, value_dim), shared_memory)
+    key_tile = fitting_tile(choices.scores, batch, num_keys, processors, value_dim)
+    rows = as_rows if takes_rows(key_tile, shared_memory) else readable
+    grad, query, key, value = map(rows, (grad, query, key, value))
     wide = wide_offsets(grad, query, key, value)
-    key_tile = fitting_tile(choices.scores, batch, num_keys, processors)
-    key_both_tile = fitting_tile(choices.both, batch, num_keys, processors)
-    query_tile = fitting_tile(choices.both, batch, num_queries, processors)
+    key_both_tile = fitting_tile(choices.both, batch, num_keys, processors, dim)
+    query_tile = fitting_tile(choices.both, batch, num_queries, processors, dim)
     # fmt: off
     with torch.cuda.device_of(query):
         delta = row_products(grad, out, query_tile.chunk)
         # The one of dQ first: it writes inverse, which the others read.
-        _side_gradient_kernel[(batch * triton.cdiv(num_queries, query_tile.rows),)](
+        _side_gradient_kernel[query_tile.grid(batch, num_queries, dim)](
             query, key, grad, value, lse, inverse, delta, query_grad, scale,
             num_queries, num_keys,
             *query.stride(), *key.stride(), *grad.stride(), *value.stride(),
-            **_constants(query_tile, dim, value_dim, num_keys, wide), SIDE_IS_QUERY=True,
+            **_constants(query_tile, dim, value_dim, dim, num_keys, wide), SIDE_IS_QUERY=True,
         )
-        _value_gradient_kernel[(batch * triton.cdiv(num_keys, key_tile.rows),)](
+        _value_gradient_kernel[key_tile.grid(batch, num_keys, value_dim)](
             query, key, grad, lse, inverse, value_grad, scale, num_queries, num_keys,
             *query.stride(), *key.stride(), *grad.stride(),
-            **_constants(key_tile, dim, value_dim, num_queries, wide),
+            **_constants(key_tile, dim, value_dim, value_dim, num_queries, wide),
         )
-        _side_gradient_kernel[(batch * triton.cdiv(num_keys, key_both_tile.rows),)](
+        _side_gradient_kernel[key_both_tile.grid(batch, num_keys, dim)](
             key, query, value, grad, lse, inverse, delta, key_grad, scale, num_keys, num_queries,
             *key.stride(), *query.stride(), *value.stride(), *grad.stride(),
-            **_constants(key_both_tile, dim, value_dim, num_queries, wide), SIDE_IS_QUERY=False,
+            **_constants(key_both_tile, dim, value_dim, dim, num_queries, wide),
+            SIDE_IS_QUERY=False,
         )
     # fmt: on
     return query_grad, key_grad, value_grad

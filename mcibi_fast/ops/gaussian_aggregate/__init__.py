@@ -31,7 +31,8 @@ def gaussian_aggregate(
     """C~_bi (Eq. 12): the class representations sampled from the memory, gathered by each pixel.
 
     Differentiable once, in the logits; the memory is not learnt. Allocates the result and the
-    log-sum-exp of each pixel. Under autocast the logits are cast to its dtype.
+    log-sum-exp of each pixel; on CUDA in 16 bits also the table, (K, Z). Under autocast the logits
+    are cast to its dtype.
 
     Args:
         logits: (B, K, h, w) before the softmax, float32, float64, bfloat16 or float16, any
@@ -51,7 +52,7 @@ def gaussian_aggregate(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
     """
-    return AGGREGATE(*_prepare_aggregate(logits, memory, channels, noise, hard))[0]
+    return AGGREGATE.first(*_prepare_aggregate(logits, memory, channels, noise, hard))
 
 
 def gaussian_table(memory: Tensor, channels: int, *, noise: Tensor | Philox) -> Tensor:
@@ -97,7 +98,7 @@ def _prepare_aggregate(
         raise ValueError(
             f"logits: {logits.shape[1]} classes, but the memory has {memory.shape[0]} rows"
         )
-    if any(size == 0 for size in logits.shape):
+    if 0 in logits.shape:
         raise ValueError(f"logits: no dimension may be empty, got {tuple(logits.shape)}")
     checks.same_device(logits=logits, memory=memory)
     (logits,) = checks.under_autocast(logits)

@@ -17,9 +17,10 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.memory_update import reference
+from mcibi_fast.ops.modes import follows
 
 
 def class_feature_sums(

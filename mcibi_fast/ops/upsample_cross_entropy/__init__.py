@@ -3,11 +3,13 @@
 With l the interpolated logits of a pixel, y its label, w the class weights, s the label smoothing
 and lse = log sum_k exp(l_k), its loss is (1 - s) w_y (lse - l_y) + s / K sum_k w_k (lse - l_k). The
 kernels interpolate a few pixels at a time and reduce them over the classes; the backward does so
-again and applies the adjoint of the interpolation on the chip.
+again and applies the adjoint of the interpolation on the chip. On the CPU the gradient of a sum or
+mean is computed with the loss, so that the exponentials are taken once.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, follows, recompute_gradients
+from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients, refuse
 from mcibi_fast.ops.labels import without_bad_labels
+from mcibi_fast.ops.modes import direct, follows
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -35,11 +38,12 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """``F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels)``.
 
-    Differentiable once, in the logits. Allocates two numbers per label (three on CUDA) and, in the
-    backward, the gradient; nothing of K times the size of the labels. The same inputs give the same
-    bits in every run and with any number of threads, unless a compiler replaces the last reduction
-    with its own. A pixel that is ignored, or whose loss gets the gradient 0, contributes nothing,
-    whatever its logits (PyTorch multiplies NaN by 0).
+    Differentiable once, in the logits. Allocates two numbers per label (three on CUDA) and the
+    gradient, on the CPU in the forward already for "sum" and "mean" if one is wanted (in float32),
+    and in the backward once more; nothing of K times the size of the labels. The same inputs give
+    the same bits in every run and with any number of threads, unless a compiler replaces the last
+    reduction with its own. A pixel that is ignored, or whose loss gets the gradient 0, contributes
+    nothing, whatever its logits (PyTorch multiplies NaN by 0).
 
     Args:
         logits: (B, K, h, w), float32, float64, bfloat16 or float16, any strides. Computed in
@@ -62,28 +66,40 @@ def upsample_cross_entropy(
             once on the CPU; on CUDA see ``check_labels``) a label is outside [0, K).
     """
     args = _prepare(logits, labels, weight, ignore_index, label_smoothing, reduction, align_corners)
-    losses = CROSS_ENTROPY(*args)[0]
     if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return _total(losses)
-    return _mean(losses, labels, args[2], ignore_index, logits.shape[1])
+        return CROSS_ENTROPY.first(*args)
+    mean = reduction == "mean"
+    if logits.is_cpu and direct(args):
+        with_grad = logits.requires_grad and torch.is_grad_enabled()
+        return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
+    return _reduce(CROSS_ENTROPY(*args)[0], logits, labels, args[2], ignore_index, mean)
+
+
+def _reduce(
+    losses: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    mean: bool,
+) -> Tensor:
+    """The sum of the losses over a divisor; a compiler can fuse all of it."""
+    total = _total(losses)
+    if not mean:
+        return total
+    labels = labels.long()  # their own dtype may be too small for K or ignore_index
+    valid = (labels >= 0) & (labels < logits.shape[1]) & (labels != ignore_index)
+    if weight is None:
+        divisor = valid.sum().clamp(min=1).to(total.dtype)
+    else:
+        weights = _total(weight.detach()[labels.where(valid, 0)].where(valid, 0))
+        divisor = weights.where(weights != 0, torch.nan).where(valid.any(), 1)
+    return total / divisor
 
 
 def _total(values: Tensor) -> Tensor:
     """The sum of (B, H, W), row by row: PyTorch splits a sum of all among threads, not a row's."""
     return values.sum(-1).sum(-1).sum() if values.is_cpu else values.sum()
-
-
-def _mean(
-    losses: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int, num_classes: int
-) -> Tensor:
-    labels = labels.long()  # their own dtype may be too small for K or ignore_index
-    valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
-    if weight is None:
-        return _total(losses) / valid.sum().clamp(min=1)
-    weights = _total(weight.detach()[labels.where(valid, 0)].where(valid, 0))
-    return _total(losses) / weights.where(weights != 0, torch.nan).where(valid.any(), 1)
 
 
 def _prepare(
@@ -197,4 +213,84 @@ def _transformed(logits: Tensor, labels: Tensor, weight: Tensor | None, *options
 
 CROSS_ENTROPY.differentiable(
     UpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad, _transformed
+)
+
+
+# --- the reduced loss of eager calls on the CPU --------------------------------------------------
+
+
+def _reduced_reference(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    mean: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    losses, _ = _reference(logits, labels, weight, ignore_index, label_smoothing, align_corners)
+    loss = _reduce(losses, logits, labels, weight, ignore_index, mean)
+    return loss, loss.new_empty(0)  # PyTorch's autograd goes through the loss
+
+
+def _reduced_fake(logits: Tensor, labels: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    wide = checks.wide(logits.dtype)
+    grad = torch.empty_like(logits, dtype=wide, memory_format=_layout(logits))
+    return grad.new_empty(()), grad if args[-1] else grad[:0]
+
+
+REDUCED = Op(
+    "upsample_cross_entropy_reduced",
+    [cpu_kernel, Kernel("reference", _reduced_reference, always, composite=True)],
+    _reduced_fake,
+)
+
+
+class ReducedUpsampleCrossEntropy(torch.autograd.Function):
+    """Computes the gradient with the loss, while the softmax is at hand, and saves it.
+
+    It is saved in float32 for 16-bit logits too, because a loss scaler's factor comes later.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        loss, grad_logits = REDUCED.run_below_autograd((logits, labels, weight, *options))
+        ctx.save_for_backward(grad_logits, logits)
+        ctx.mark_non_differentiable(grad_logits)
+        return loss, grad_logits
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _grad_logits: Tensor) -> tuple[Any, ...]:
+        grad_logits, logits = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _Scaled.apply(grad_logits, grad, logits), *[None] * 7
+        return _scaled(grad_logits, grad, logits.dtype), *[None] * 7
+
+
+def _scaled(grad_logits: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """A loss that does not count has no gradient, whatever its logits, nor have ignored pixels."""
+    if direct((grad,)) and (factor := grad.item()) and math.isfinite(factor):
+        scaled = grad_logits * factor
+    else:
+        scaled = torch.where((grad != 0) & (grad_logits != 0), grad_logits * grad, 0)
+    return scaled if dtype == scaled.dtype else scaled.to(dtype)
+
+
+class _Scaled(torch.autograd.Function):
+    """Under ``create_graph``: the gradient raises when it is to be differentiated in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_logits: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
+        return _scaled(grad_logits, grad, logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Any) -> Any:
+        refuse("upsample_cross_entropy_backward")
+
+
+REDUCED.differentiable(
+    ReducedUpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad, _reduced_reference
 )
