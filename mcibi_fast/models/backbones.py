@@ -6,6 +6,7 @@ a backbone from elsewhere needs it.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
-from mcibi_fast.models.pretrained import readable
+from mcibi_fast.models.pretrained import find_pretrained, readable
 
 Pretrained = bool | str | os.PathLike[str]
 
@@ -46,7 +47,9 @@ def create_backbone(
             (:func:`mcibi_fast.models.released_backbones.create`).
         output_stride: stride of the last map; 8 dilates the last two stages instead of striding.
         pretrained: True loads the weights that timm lists for the model, from its cache or the
-            network; a path loads that file (timm's own formats, safetensors or a state dict).
+            network; a path loads that file (timm's own formats, safetensors or a state dict); a
+            name such as "efficientnet_lite0" loads that of an installed package, see
+            :data:`mcibi_fast.models.pretrained.PACKAGED`.
 
     Raises:
         ValueError: timm has no such model, or it has no feature maps at this stride.
@@ -146,11 +149,13 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
     config: dict[str, Any] = body.pretrained_cfg
     source = config.get("hf_hub_id") or config.get("url")
     if pretrained is not True:
-        source = str(pretrained)
-        if not Path(source).is_file():
-            raise RuntimeError(f"pretrained: there is no file {source} with weights for {name}")
+        source = str(find_pretrained(str(pretrained)))
     elif not source:
         raise RuntimeError(f"pretrained: timm has no weights for {name}; pass the path of a file")
+    # Feature maps need no classifier, and timm warns about the file's. (It also warns about missing
+    # entries, which is left.)
+    builder = logging.getLogger("timm.models._builder")
+    builder.addFilter(_is_no_note_on_more_entries)
     try:
         if pretrained is True:
             return timm.create_model(name, pretrained=True, **options)
@@ -166,3 +171,9 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
             f"pretrained: could not load {source} for {name} ({reason}). Download it on a machine "
             "with a network and pass its path as pretrained=PATH, or train with pretrained=False"
         ) from error
+    finally:
+        builder.removeFilter(_is_no_note_on_more_entries)
+
+
+def _is_no_note_on_more_entries(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Unexpected keys")

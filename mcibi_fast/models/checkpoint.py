@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mcibi_fast.limits import check_field
+from mcibi_fast.models.creation import create
 from mcibi_fast.models.outline import outline
-from mcibi_fast.models.registry import create, head_type, parse
+from mcibi_fast.models.registry import head_type, parse
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import (
     ModelSpec,
@@ -38,6 +40,8 @@ def create_model(spec: ModelSpec, **changes: Any) -> Segmentor:
     except TypeError as error:  # an option that the framework does not have
         raise ValueError(f"model.options: {error}") from error
     model.normalisation = spec.mean, spec.std
+    lasting = {k: v for k, v in changes.items() if k not in ("pretrained", "loss")}
+    model.spec = replace(spec, options=spec.options | lasting)
     return model
 
 
@@ -99,7 +103,7 @@ def _check_options(spec: ModelSpec) -> None:
     types = typing.get_type_hints(create)
     _check_types(spec.options, types)
     kind = parse(spec.name, spec.options.get("memory"), spec.options.get("history"))
-    head = head_type(kind.framework, kind.memory, video=kind.history > 0)
+    head = head_type(kind.framework, kind.memory, video=kind.history > 0, method=kind.method)
     for cls in head.__mro__:
         if init := vars(cls).get("__init__"):
             types = typing.get_type_hints(init) | types

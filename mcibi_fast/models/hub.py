@@ -1,8 +1,9 @@
 """Saves models to folders and the Hugging Face Hub, and loads them.
 
 A folder holds ``model.safetensors``, whose header contains the :class:`ModelSpec`; ``config.json``,
-the same specification for people and for the Hub's page; and a ``README.md`` that says how to load
-the model.
+the same specification for people, for the Hub's page and for transformers;
+``preprocessor_config.json``, from which transformers prepares images; and a ``README.md`` that says
+how to load the model. `mcibi_fast.compat.transformers.auto` makes transformers know such folders.
 
 The Hub's ``ModelHubMixin`` is not used: it creates the repository before the model is checked and
 deletes ``config.json`` before the weights are written, and on loading it downloads and reads
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mcibi_fast.defaults import IMAGENET_MEAN, IMAGENET_STD
 from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
@@ -41,6 +45,7 @@ from mcibi_fast.untrusted import read_json
 from mcibi_fast.version import __version__
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 CARD = "README.md"
 
 
@@ -63,11 +68,77 @@ def save_pretrained(model: Segmentor, spec: ModelSpec, folder: str | os.PathLike
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, weights)
-    config = {"library_name": "mcibi_fast", "library_version": __version__, **asdict(spec)}
-    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    _write_json(folder / CONFIG, _config(spec))
+    _write_json(folder / PREPROCESSOR, _preprocessor(model, spec))
     if not (folder / CARD).exists():
         write_text(folder / CARD, _card(spec))
     return folder
+
+
+def spec_of(
+    model: Segmentor,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> ModelSpec:
+    """The specification of a model, as it is now, for :func:`save_pretrained`.
+
+    Args:
+        model: a model that was loaded, trained, or made by :func:`mcibi_fast.models.create`.
+        classes: K class names, by default those of ``model.spec``, or else "class 0", "class 1" ...
+        palette: K colours (r, g, b), by default those of ``model.spec``, or else distinct ones.
+
+    Raises:
+        ValueError: the model was put together by hand; a number of classes or colours that is not
+            K; an option that cannot be written to a file.
+    """
+    K = model.head.num_classes
+    known = model.spec
+    if known is not None:
+        name, backbone, options = known.name, known.backbone, known.options
+        classes, palette = classes or known.classes, palette or known.palette
+    elif model._created is not None:
+        name, backbone, options = model._created
+    else:
+        raise ValueError(
+            "spec: this model was neither loaded nor made by models.create, so its options are not "
+            "known; write it with hub.save_pretrained(model, spec, folder)"
+        )
+    for option, value in options.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(
+                f"options: {option} is a {type(value).__name__}, which no file can hold; make the "
+                "model without it to save it"
+            ) from None
+    if classes is None:
+        classes = [f"class {k}" for k in range(K)]
+    if palette is None:
+        palette = colours(K)
+    for what, found in (("classes", classes), ("palette", palette)):
+        if len(found) != K:
+            raise ValueError(f"{what}: expected {K}, one for each class, got {len(found)}")
+    mean, std = model.normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+    return ModelSpec(
+        name=name,
+        backbone=backbone,
+        options={option: value for option, value in options.items() if option != "pretrained"},
+        classes=list(classes),
+        palette=[list(colour) for colour in palette],
+        mean=list(mean),
+        std=list(std),
+        ignore_index=model.head.ignore_index,
+        mixed_precision=model.precision,
+        inference=known.inference if known else None,
+    )
+
+
+def colours(num_classes: int) -> list[list[int]]:
+    """The colours (r, g, b) of classes that have none of their own."""
+    from mcibi_fast.viz import distinct_palette, voc_palette
+
+    palette = distinct_palette if num_classes <= 1000 else voc_palette
+    return palette(num_classes).tolist()
 
 
 def from_pretrained(
@@ -224,6 +295,37 @@ def _check_config(weights: Path) -> None:
             )
 
 
+def _config(spec: ModelSpec) -> dict[str, Any]:
+    """The specification and, beside it, what transformers looks for."""
+    return {
+        "library_name": "mcibi_fast",
+        "library_version": __version__,
+        "model_type": "mcibi_fast",
+        "architectures": ["MCIBIFastForSemanticSegmentation"],
+        "id2label": dict(enumerate(spec.classes)),
+        "label2id": {name: k for k, name in enumerate(spec.classes)},
+        **asdict(spec),
+    }
+
+
+def _preprocessor(model: Segmentor, spec: ModelSpec) -> dict[str, Any]:
+    """How transformers prepares images, and resizes the logits."""
+    return {
+        "image_processor_type": "MCIBIFastImageProcessor",
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "align_corners": model.head.align_corners,
+    }
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def _card(spec: ModelSpec) -> str:
     return f"""---
 library_name: mcibi_fast
@@ -234,8 +336,12 @@ pipeline_tag: image-segmentation
 {__version__}.
 
 ```python
-from mcibi_fast.models import hub
+import mcibi_fast
 
-model, spec = hub.from_pretrained("owner/name")  # or a folder with these files
+model = mcibi_fast.load("owner/name")  # or a folder with these files
+labels = model.predict("photo.jpg")  # (H, W), a class index for each pixel
 ```
 """
+
+
+Segmentor._hub = sys.modules[__name__]

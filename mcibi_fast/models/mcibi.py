@@ -22,6 +22,7 @@ from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.class_memory import Init, MomentumSchedule
 from mcibi_fast.nn.context import resize
 from mcibi_fast.nn.memory import Form
+from mcibi_fast.nn.one_logit import classes_of_memory
 from mcibi_fast.nn.representation_memory import RepresentationMemory, Strategy
 
 
@@ -102,7 +103,7 @@ class MCIBIHead(MemoryHead):
                 "weights_from: 'cwi' needs a within-image head, which MCIBI does not have"
             )
         memory = RepresentationMemory(
-            num_classes,
+            classes_of_memory(num_classes),
             Z,
             representations,
             strategy=strategy,

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.models.head import SegmentationHead, made
-from mcibi_fast.models.iterative import label_weights, mix_logits, mix_probabilities
 from mcibi_fast.models.output import SegmentationOutput
+from mcibi_fast.nn.accumulation import Passes, whole_step
 from mcibi_fast.nn.attention import PositionConfidenceAttention, Projections
 from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.context import ContextBase, ContextState, DatasetLevelContext, Fusion
-from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.decoder import Decoder, auxiliary_decoder
 from mcibi_fast.nn.fold import FoldedContext, fold_batch_norms, fold_context
+from mcibi_fast.nn.iterative import Mixing, label_weights, mix
 from mcibi_fast.nn.losses import PixelLoss, joint_losses
 from mcibi_fast.nn.memory import Form
+from mcibi_fast.nn.one_logit import two_logits
 
 WeightsFrom = Literal["auto", "pr", "cwi", "labels"]
-Mixing = Literal["paper", "released"]
 
 
 class _Image(NamedTuple):
@@ -55,7 +56,8 @@ class MemoryHead(SegmentationHead):
     """Augments the last stage's features with dataset-level context and classifies them (Eqs. 1-5).
 
     Args:
-        num_classes: K.
+        num_classes: K; 1 for one logit (`mcibi_fast.nn.one_logit`). W and the memory then have two
+            classes, and the prediction one logit.
         in_channels: channels of the backbone's feature maps, finest first; the last one feeds
             the head, the one before it the auxiliary head.
         memory: the memory of K classes and Z channels that the context is gathered from.
@@ -66,6 +68,8 @@ class MemoryHead(SegmentationHead):
         dropout: channel dropout before each classifier.
         alpha: weight of L_W (Eq. 16).
         auxiliary_weight: weight of the auxiliary head's loss; 0 leaves the head out.
+        auxiliary_heads: number of auxiliary heads, on as many maps before the last. Several are
+            :class:`mcibi_fast.nn.decoder.UpsamplingDecoder`, for maps of stride 16 (ViT).
         within_image: A_wi (Eq. 3), a module from the last feature map to (B, Z, h, w), or a
             function that makes it. A separate head classifies its output, which is also
             concatenated to R_aug before the final classifier.
@@ -106,6 +110,7 @@ class MemoryHead(SegmentationHead):
         dropout: float = 0.1,
         alpha: float = 0.4,
         auxiliary_weight: float = 0.4,
+        auxiliary_heads: int = 1,
         within_image: nn.Module | Callable[[], nn.Module] | None = None,
         extra_attention: bool = False,
         kernel_sizes: Sequence[int] | None = None,
@@ -122,7 +127,7 @@ class MemoryHead(SegmentationHead):
         loss: PixelLoss | None = None,
     ) -> None:
         super().__init__()
-        Z = feats_channels
+        Z, K = feats_channels, memory.num_classes
         if within_image is not None:
             within_image = made(within_image)
         self.bottleneck = conv_bn_relu(in_channels[-1], Z, 3)
@@ -146,18 +151,17 @@ class MemoryHead(SegmentationHead):
         )
         pr, cwi, cls = _kernel_sizes(kernel_sizes, within_image is not None)
         if pr != 1:
-            self.context.weight_head = Decoder(Z, Z, num_classes, kernel_size=pr, dropout=dropout)
-        if within_image is None:
-            self.within_image_head = None
-            self.decoder = Decoder(Z, Z, num_classes, kernel_size=cls, dropout=dropout)
-        else:
-            self.within_image_head = Decoder(Z, Z, num_classes, kernel_size=cwi, dropout=dropout)
-            self.decoder = Decoder(2 * Z, Z, num_classes, kernel_size=cls, dropout=dropout)
-        self.auxiliary = (
-            Decoder(in_channels[-2], Z, num_classes, kernel_size=3, dropout=dropout)
-            if auxiliary_weight
-            else None
-        )
+            self.context.weight_head = Decoder(Z, Z, K, kernel_size=pr, dropout=dropout)
+        self.within_image_head, width = None, Z
+        if within_image is not None:
+            self.within_image_head = Decoder(Z, Z, K, kernel_size=cwi, dropout=dropout)
+            width = 2 * Z
+        self.decoder = Decoder(width, Z, num_classes, kernel_size=cls, dropout=dropout)
+        self.auxiliary = None
+        if auxiliary_weight:
+            self.auxiliary = auxiliary_decoder(
+                in_channels, Z, num_classes, count=auxiliary_heads, dropout=dropout
+            )
         self.weights_from = _weights_from(weights_from, form, within_image is not None)
         self.mixing = mixing or form
         if self.mixing not in ("paper", "released"):
@@ -170,6 +174,7 @@ class MemoryHead(SegmentationHead):
         self.ignore_index = ignore_index
         self.align_corners = align_corners
         self.loss = loss or PixelLoss()
+        self._passes: Passes = []  # under gradient accumulation
 
     @property
     def needs_labels(self) -> bool:
@@ -205,6 +210,8 @@ class MemoryHead(SegmentationHead):
         """
         if mode:
             self._refuse_if_folded()
+        else:
+            self._passes.clear()  # of a step that was not finished
         return super().train(mode)
 
     def _refuse_if_folded(self) -> None:
@@ -244,7 +251,7 @@ class MemoryHead(SegmentationHead):
         weights = self._weights(features, R, self._run(self.context.weight_head, R))  # W, Eq. 10
         image = self._prepare(features, self._run(self.context.prepare, R), weights.within)
         if self.needs_labels:
-            gather = self._label_weights(weights.predicted, labels)
+            gather = label_weights(labels, weights.predicted, ignore_index=self.ignore_index)
         elif previous_logits is None:
             gather = weights.gather
         else:
@@ -252,7 +259,7 @@ class MemoryHead(SegmentationHead):
         logits = self._stage(image, gather)
         if not self.needs_labels:
             logits = self._iterate(image, weights.gather, logits, stages)
-        return self._output(features, R, labels, logits, weights)
+        return self._output(features, R, labels, logits, weights, image)
 
     def _weights(self, features: Sequence[Tensor], R: Tensor, predicted: Tensor) -> _Weights:
         """The first stage's W: logits of H_pr, or those of the head on the within-image context."""
@@ -286,9 +293,13 @@ class MemoryHead(SegmentationHead):
 
     def _iterate(self, image: _Image, gather: Tensor, logits: Tensor, stages: int | None) -> Tensor:
         """The stages after the first, in evaluation (section 3.5)."""
-        if not self.training:
-            for _ in range(1, _positive(self.stages if stages is None else stages)):
-                logits = self._stage(image, self.next_weights(gather, logits))
+        if self.training:
+            return logits
+        stages = self.stages if stages is None else stages
+        if stages < 1:
+            raise ValueError(f"stages: expected at least 1, got {stages}")
+        for _ in range(1, stages):
+            logits = self._stage(image, self.next_weights(gather, logits))
         return logits
 
     def _output(
@@ -298,8 +309,10 @@ class MemoryHead(SegmentationHead):
         labels: Tensor | None,
         logits: Tensor,
         weights: _Weights,
+        image: _Image,
     ) -> SegmentationOutput:
         """The output; labels add the losses and, in training mode, the update of the memory."""
+        finished, further = self.finish(logits, image.classifier, labels)
         losses = {}
         if labels is not None:
             losses = joint_losses(
@@ -314,10 +327,17 @@ class MemoryHead(SegmentationHead):
                 align_corners=self.align_corners,
                 loss=self.loss,
             )
+            losses |= further
             if self.training:
-                self.memory.update(R.detach(), labels)
+                self._learn(R.detach(), labels)
                 losses |= self.memory_losses(R.dtype)
-        return SegmentationOutput(logits, losses, weights.predicted, weights.context_logits)
+        return SegmentationOutput(finished, losses, weights.predicted, weights.context_logits)
+
+    def _learn(self, R: Tensor, labels: Tensor) -> None:
+        """Updates the memory, with gradient accumulation once for all passes of a step."""
+        batch = whole_step(self._passes, R, labels, align_corners=self.align_corners)
+        if batch is not None:
+            self.memory.update(*batch)
 
     def within_image_context(
         self, features: Sequence[Tensor], R: Tensor, weight_logits: Tensor
@@ -335,28 +355,36 @@ class MemoryHead(SegmentationHead):
         """O before the upsampling (Eq. 5), computed from R_aug (B, Z, h, w)."""
         return self.decoder(augmented, prepared)
 
-    def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Loss terms on what the memory holds after its update; a subclass may add some.
+    def finish(
+        self, logits: Tensor, prepared: Any, labels: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a framework adds after the last stage: further losses, and corrections of O.
 
         Args:
-            dtype: dtype of the features.
+            logits: O of the last stage, before the upsampling.
+            prepared: the result of ``prepare_classifier``.
+            labels: (B, H, W), or None.
+
+        Returns:
+            The logits of the output, and the weighted losses by their names; none without labels.
+        """
+        return logits, {}
+
+    def memory_losses(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Loss terms on what the memory holds after its update, in the features' dtype.
+
+        A subclass may add some.
         """
         return {}
 
-    def _label_weights(self, weight_logits: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise ValueError(
-                "labels: this model gathers with the ground truth (weights_from='labels') and "
-                "needs labels in evaluation as well: model(images, labels)"
-            )
-        return label_weights(labels, weight_logits, ignore_index=self.ignore_index)
-
     def next_weights(self, weight_logits: Tensor, logits: Tensor) -> Tensor:
         """Logits of the next stage's W (Eq. 17): a mixture of the first stage's W and this O."""
-        if self.mixing == "paper":
-            return mix_probabilities(weight_logits, logits, align_corners=self.align_corners)
-        return mix_logits(
-            weight_logits, logits, weights=self.stage_weights, align_corners=self.align_corners
+        return mix(
+            self.mixing,
+            weight_logits,
+            two_logits(logits),
+            weights=self.stage_weights,
+            align_corners=self.align_corners,
         )
 
 
@@ -376,9 +404,3 @@ def _kernel_sizes(sizes: Sequence[int] | None, has_within_image: bool) -> Sequen
     if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
         raise ValueError(f"kernel_sizes: expected three odd sizes (pr, cwi, cls), got {sizes}")
     return sizes
-
-
-def _positive(stages: int) -> int:
-    if stages < 1:
-        raise ValueError(f"stages: expected at least 1, got {stages}")
-    return stages

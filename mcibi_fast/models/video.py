@@ -1,18 +1,20 @@
-"""Video-MCIBI++ and Video-MCIBI: the fusion F_T also takes the contexts of past frames.
+"""Video models: Video-MCIBI++ and Video-MCIBI (section 3.6), and the base of other methods.
 
-See section 3.6, Eqs. 18 and 19.
+In the first two, the fusion F_T also takes the contexts of past frames (Eqs. 18 and 19).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mcibi_fast.models.backbones import Pretrained
+from mcibi_fast.models.flow import Frames
+from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
@@ -20,9 +22,9 @@ from mcibi_fast.models.weights import find_weights, fit_weights, read_spec, read
 from mcibi_fast.nn.attention import ClassQuery
 from mcibi_fast.nn.context import Concatenation, ContextState, Past
 
-Recall = Callable[[Tensor], Sequence[Tensor]]
-"""A function that stores the map a frame leaves for later frames, (B, c, h, w), and returns the
-maps that the h frames before it left, the earliest first."""
+Recall = Callable[[Any], Sequence[Any]]
+"""A function that stores what a frame leaves for later frames, a tensor (B, ...) or a tuple of
+tensors, and returns what the past frames at the head's ``offsets`` left, the earliest first."""
 
 _FUSING = "head.context.fuse.conv.0.weight"
 
@@ -75,6 +77,10 @@ class VideoHead(MemoryHead):
         self.context.fuse = Concatenation(Z, Z, history=history, past=past)
         self.history, self.past = history, past
 
+    @property
+    def offsets(self) -> Sequence[int]:
+        return range(self.history, 0, -1)
+
     def forward(  # type: ignore[override]
         self,
         features: Sequence[Tensor],
@@ -117,7 +123,7 @@ class VideoHead(MemoryHead):
         image = self._prepare(last, ContextState(_last(query, batch), fused), weights.within)
         logits = self._classify(image, self._run(self.context.fuse, fused, contexts[-batch:]))
         logits = self._iterate(image, weights.gather, logits, stages)
-        return self._output(last, R, labels, logits, weights)
+        return self._output(last, R, labels, logits, weights, image)
 
 
 def _last(query: Tensor | ClassQuery, batch: int) -> Tensor | ClassQuery:
@@ -127,65 +133,117 @@ def _last(query: Tensor | ClassQuery, batch: int) -> Tensor | ClassQuery:
     return query[-batch:]
 
 
+class VideoMethod(SegmentationHead):
+    """The base of other methods for videos, which are combined with a framework as memories are.
+
+    A method is the first base class of its models' heads, as :class:`VideoHead` is, and is declared
+    by :func:`mcibi_fast.models.registry.video_method`. Its ``forward`` takes the maps of all frames
+    of a clip, or those of one frame and ``recall``, and with ``takes_frames`` the frames.
+
+    Attributes:
+        usual_history: number of past frames in a clip if none is given.
+        usual_gap: number of frames from one frame of a clip to the next if none is given.
+        added_modules: what its heads have besides the modules of the framework.
+    """
+
+    usual_history: ClassVar[int] = 1
+    usual_gap: ClassVar[int] = 1
+    added_modules: ClassVar[tuple[str, ...]] = ()
+    # Those of PlainHead, which is the last base class of a head without a memory.
+    decoder: Any
+    bottleneck: Any
+    decoder_input: Any
+    losses: Any
+    _first_prediction: Any
+
+
 class VideoSegmentor(Segmentor):
-    """Computes, from clips of h + 1 frames, the logits of the last frame.
+    """Computes, from clips of several frames, the logits of the last frame.
+
+    Its images are (B, h + 1, 3, H, W), the earliest frame first; at the beginning of a video its
+    first frame is repeated. In evaluation h is the number of the head's ``offsets``. Or, in
+    evaluation, (B, 3, H, W): videos of one frame. Labels (B, H, W) are those of the last frames.
 
     Args:
         backbone: images (B, 3, H, W) -> list of feature maps, finest first.
-        head: a :class:`VideoHead`.
+        head: a :class:`VideoHead` or a :class:`VideoMethod`.
 
     ``inference.stream.VideoStream`` computes the same from a video's frames one by one.
     """
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None, **options: Any
+    def _segment(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        any_size: bool = False,
+        **options: Any,
     ) -> SegmentationOutput:
-        """Computes logits; labels add the losses and, in training mode, the update of the memory.
-
-        Args:
-            images: (B, h + 1, 3, H, W), the earliest frame first; at the beginning of a video its
-                first frame is repeated. Or, in evaluation, (B, 3, H, W): videos of one frame.
-            labels: (B, H, W), any integer dtype; labels of the last frames.
-            options: options for the head: ``stages`` (iterative inference).
-
-        Raises:
-            ValueError: images or labels of another shape.
-        """
         if images.ndim == 4:
             if self.training:
                 raise ValueError(
                     f"images: a video model is trained on clips, (B, {self.history + 1}, 3, H, W); "
                     f"the data gave single frames (data.history={self.history} gives clips)"
                 )
-            return super().forward(
-                images, labels, recall=lambda left: [left] * self.history, **options
+            if not self.head.offsets:
+                return super()._segment(images, labels, any_size=any_size, **options)
+            return self.step(
+                images,
+                lambda left: [left] * len(self.head.offsets),
+                labels,
+                any_size=any_size,
+                **options,
             )
-        self._check_clips(images, labels)
+        if not self.head.offsets:  # in evaluation it takes each frame separately
+            return super()._segment(images[:, -1], labels, any_size=any_size, **options)
+        self._check_clips(images, labels, any_size)
         frames = images.transpose(0, 1).flatten(0, 1)
-        return self.head(self.backbone(frames), labels, **options)
+        if self.head.takes_size:
+            options["size"] = frames.shape[2:]
+        return self.head(self.backbone(frames), labels, **self._frames(frames), **options)
 
-    def step(self, images: Tensor, recall: Recall, **options: Any) -> SegmentationOutput:
+    def step(
+        self,
+        images: Tensor,
+        recall: Recall,
+        labels: Tensor | None = None,
+        *,
+        any_size: bool = False,
+        **options: Any,
+    ) -> SegmentationOutput:
         """One frame of B videos (B, 3, H, W); ``recall`` returns what the frames before left."""
-        return super().forward(images, None, recall=recall, **options)
+        options |= self._frames(images)
+        return super()._segment(images, labels, any_size=any_size, recall=recall, **options)
+
+    def _frames(self, images: Tensor) -> dict[str, Frames]:
+        """The frames, if the head takes them."""
+        return {"frames": Frames(images, self.normalisation)} if self.head.takes_frames else {}
 
     @property
     def history(self) -> int:
-        """h, the number of past frames."""
+        """h, the number of past frames in a clip that it is trained on."""
         return self.head.history
+
+    @property
+    def reach(self) -> int:
+        """How many frames back the earliest frame is that changes the prediction."""
+        return max(self.head.offsets, default=0)
 
     def pixel_representations(self, images: Tensor) -> Tensor:
         """R of the last frames: (B, h + 1, 3, H, W) or (B, 3, H, W) -> (B, Z, h, w)."""
         return super().pixel_representations(images[:, -1] if images.ndim == 5 else images)
 
-    def _check_clips(self, images: Tensor, labels: Tensor | None) -> None:
-        frames = self.history + 1
+    def _check_clips(self, images: Tensor, labels: Tensor | None, any_size: bool) -> None:
+        frames = len(self.head.offsets) + 1
         if images.ndim != 5 or images.shape[1] != frames or not images.is_floating_point():
             raise ValueError(
                 f"images: expected floating point clips (B, {frames}, 3, H, W) for history="
-                f"{self.history}, got {images.dtype} {tuple(images.shape)}; the data must have the "
+                f"{frames - 1}, got {images.dtype} {tuple(images.shape)}; the data must have the "
                 "same history as the model"
             )
         expected = (len(images), *images.shape[3:])
+        if labels is not None and any_size and labels.ndim == 3:
+            expected = (len(images), *labels.shape[1:])
         if labels is not None and labels.shape != expected:
             raise ValueError(
                 f"labels: expected {expected} to go with the images, got {tuple(labels.shape)}"
@@ -197,11 +255,12 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
     """Initialises a video model with the weights of an image model with the same options.
 
     The part of the fusing convolution that takes past frames becomes zero: in evaluation the video
-    model then computes what the image model does, and training starts from there. A checkpoint of
-    a video model is loaded as it is.
+    model then computes what the image model does, and training starts from there. What another
+    method adds to the image model (:class:`mcibi_fast.models.netwarp.NetWarp`) stays as it is. A
+    checkpoint of a video model is loaded as it is.
 
     Args:
-        model: a video model with a memory of the same kind.
+        model: a video model with a memory of the same kind, or none.
         checkpoint: a run's directory or a weights file of this package.
 
     Raises:
@@ -211,13 +270,15 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
     file = find_weights(checkpoint)
     read_spec(file)  # a clear error for other files
     state = read_weights(file)
-    own = model.state_dict()[_FUSING]
+    own = model.state_dict()
     image = state.get(_FUSING)
-    Z = model.memory.channels
-    if image is not None and image.shape[1] == 2 * Z:
-        widened = torch.zeros(own.shape, dtype=image.dtype)
+    if image is not None and image.shape[1] == 2 * (Z := model.memory.channels):
+        widened = torch.zeros(own[_FUSING].shape, dtype=image.dtype)
         widened[:, :Z], widened[:, -Z:] = image[:, :Z], image[:, -Z:]
         state[_FUSING] = widened
+    if isinstance(model.head, VideoMethod):
+        added = tuple(f"head.{name}." for name in model.head.added_modules)
+        state = {name: value for name, value in own.items() if name.startswith(added)} | state
     fit_weights(model, state, file)
 
 

@@ -15,14 +15,15 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from mcibi_fast.defaults import IGNORE_INDEX
-from mcibi_fast.limits import check_limit
+from mcibi_fast.errors import and_more
+from mcibi_fast.limits import check_field, check_limit
 from mcibi_fast.typed import describe, fits
 from mcibi_fast.untrusted import parse_json
 
 WEIGHTS = "model.safetensors"
 
 Precision = Literal["no", "bf16", "fp16"]
-LATER_ENTRIES: dict[str, Any] = {"mixed_precision": "no"}
+LATER_ENTRIES: dict[str, Any] = {"mixed_precision": "no", "inference": None}
 """Entries of a specification that older files do not have, and what they mean there."""
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,6 +44,8 @@ class ModelSpec:
         ignore_index: label of pixels that count neither in losses nor in scores.
         mixed_precision: of the training; the model is evaluated in it as well. Older files do not
             have it.
+        inference: how the authors tested a converted checkpoint, as fields of
+            :class:`mcibi_fast.recipes.InferenceConfig`; None if that is unknown and in older files.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ModelSpec:
     std: list[float]
     ignore_index: int = IGNORE_INDEX
     mixed_precision: Precision = "no"
+    inference: dict[str, Any] | None = None
 
 
 def moved_class(trained: Sequence[str], data: Sequence[str]) -> str:
@@ -122,6 +126,15 @@ def read_spec(path: str | Path) -> ModelSpec:
             f"checkpoint: {path} is not a checkpoint of mcibi_fast (a safetensors file that "
             "`mcibi-fast train` wrote), or it is cut off"
         ) from error
+    return parse_spec(text, path)
+
+
+def parse_spec(text: str, path: str | Path) -> ModelSpec:
+    """The specification in a text that the file ``path`` holds.
+
+    Raises:
+        ValueError: it does not describe a model.
+    """
     try:
         return _checked(text)
     except ValueError as error:
@@ -150,6 +163,8 @@ def _checked(text: str) -> ModelSpec:
         raise ValueError(f"std: expected three positive numbers, got {spec.std}")
     if abs(spec.ignore_index) >= 2**31:
         raise ValueError(f"ignore_index: {spec.ignore_index} is no label")
+    for name, value in (spec.inference or {}).items():
+        check_field(f"inference.{name}", value)
     return spec
 
 
@@ -202,7 +217,7 @@ def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
         if names:
             raise ValueError(
                 f"checkpoint: {file} is of another architecture: it {what} {names[0]!r}"
-                + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+                + and_more(len(names))
             )
     for name, shape in stored.items():
         if shape != tuple(own[name].shape):

@@ -17,6 +17,8 @@ from mcibi_fast.nn.attention import PositionConfidenceAttention, SeveralAttentio
 from mcibi_fast.nn.blocks import conv_bn_relu, convert_sync_batchnorm
 from mcibi_fast.nn.context import DatasetLevelContext, DatasetLevelOutput
 from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.diagonal_memory import DiagonalMemory
+from mcibi_fast.nn.learnt_memory import LearntMemory
 from mcibi_fast.nn.losses import PixelLoss, joint_losses
 from mcibi_fast.nn.memory import GaussianMemory
 from mcibi_fast.nn.representation_memory import RepresentationMemory
@@ -43,8 +45,10 @@ __all__ = [
     "DatasetLevelContext",
     "DatasetLevelOutput",
     "Decoder",
+    "DiagonalMemory",
     "GaussianMemory",
     "ISNetContext",
+    "LearntMemory",
     "PixelLoss",
     "PositionConfidenceAttention",
     "RepresentationMemory",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mcibi_fast import ops
 from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.rows import rows, to_map
+from mcibi_fast.nn.rows import rows, standard_rows, to_map
 from mcibi_fast.ops.dispatch import explain
 
 Projections = Literal["paper", "released"]
@@ -233,10 +233,9 @@ def mix_rows(weight_logits: Tensor, table: Tensor, *, hard: bool) -> Tensor:
 
     On the CPU this takes half the time of a softmax and a matrix product.
     """
-    # A sample is mean + deviation * noise: with mean 0 and deviation 1 it is the given noise.
-    unit = table.new_zeros(len(table), 2)
-    unit[:, 1] = 1
-    return ops.gaussian_aggregate(weight_logits, unit, table.shape[1], noise=table, hard=hard)
+    return ops.gaussian_aggregate(
+        weight_logits, standard_rows(table), table.shape[1], noise=table, hard=hard
+    )
 
 
 def explain_classes(scores: Tensor, weight_logits: Tensor, scale: float, hard: bool) -> str:

@@ -64,6 +64,31 @@ def conv_bn_relu(
     )
 
 
+def separable_conv(in_channels: int, out_channels: int, *, dilation: int = 1) -> nn.Sequential:
+    """A depthwise separable 3x3 convolution: a depthwise and a 1x1 one, each with BN and ReLU."""
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, 3, 1, dilation, dilation, groups=in_channels, bias=False
+    )
+    return nn.Sequential(
+        ConvBNReLU(depthwise, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)),
+        conv_bn_relu(in_channels, out_channels, 1),
+    )
+
+
+def use_leaky_relu(module: nn.Module, slope: float) -> None:
+    """Replaces each ReLU in the module by LeakyReLU with this slope for negative inputs."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.ReLU:
+                setattr(parent, name, nn.LeakyReLU(slope, inplace=child.inplace))
+
+
+def negative_slope(module: nn.Module) -> float:
+    """The slope that :func:`use_leaky_relu` gave the module; 0 if it has none."""
+    slopes = (m.negative_slope for m in module.modules() if isinstance(m, nn.LeakyReLU))
+    return next(slopes, 0.0)
+
+
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """The model with SyncBatchNorm if that works: in a distributed run, on CUDA.
 

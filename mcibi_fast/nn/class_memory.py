@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mcibi_fast.nn.observing import Kept, observe
 from mcibi_fast.nn.transient import TransientTensors
 from mcibi_fast.ops import checks
 
@@ -17,25 +18,35 @@ MomentumSchedule = Literal["fixed", "poly"]
 
 
 class ClassMemory(TransientTensors):
-    """What the network remembers of every class; ``update`` fills it.
+    """What the network remembers of every class; training fills it.
 
-    The buffer ``memory`` is what a state dict holds. The attribute ``met`` (K,) says which
-    classes have been set.
+    Either a context is called with labels, and the optimiser's step updates the memory
+    (:meth:`DatasetLevelContext.forward`), or ``update`` is called at every step. The buffer
+    ``memory`` is what a state dict holds. The attribute ``met`` (K,) says which classes have been
+    set.
 
     Args:
         num_classes: K.
         channels: Z, the channels of the pixel representations.
         momentum: m; a plain attribute that may be set at any time.
-        momentum_schedule: how ``schedule`` changes the momentum: "fixed" keeps it, "poly" scales
-            it with the learning rate ("0.9-Poly" in Table 4).
+        momentum_schedule: "fixed" keeps the momentum; "poly" scales it with the learning rate
+            ("0.9-Poly" in Table 4), see ``schedule``.
         fixed: never change what was set once.
         init: "standard", "pixel" or "cluster"; each memory says what they do.
         seed: seed for the pixels that ``initialize`` picks; give every rank the same one.
         ignore_index: label that belongs to no class.
         align_corners: whether features are upsampled to the labels' size with aligned corners.
+
+    Attributes:
+        observes: whether a context was called with labels, so that optimiser steps update it.
+        scheduled: whether ``schedule`` was called, which then sets the momentum alone.
     """
 
     memory: Tensor
+    observes: bool = False
+    scheduled: bool = False
+    _kept: Kept | None = None
+    _load: tuple[list[str], list[str]] | None = None  # see _load_from_state_dict
     per_class = 1  # number of representations of each class
 
     def __init__(
@@ -68,9 +79,17 @@ class ClassMemory(TransientTensors):
     def schedule(self, *, lr_factor: float) -> None:
         """Sets the momentum for the next update; call it before every training step.
 
+        It need not be called if the optimiser's steps update the memory and a learning rate
+        scheduler of PyTorch (or any that notes ``initial_lr`` in the optimiser's groups, as
+        mmengine's do) sets its learning rate: each step then reads the factor there.
+
         Args:
             lr_factor: the current learning rate divided by the initial one.
         """
+        self.scheduled = True
+        self._scale_momentum(lr_factor)
+
+    def _scale_momentum(self, lr_factor: float) -> None:
         if self.momentum_schedule == "poly":
             self.momentum = self.initial_momentum * lr_factor
 
@@ -92,8 +111,77 @@ class ClassMemory(TransientTensors):
         raise NotImplementedError
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Learns from R (B, Z, h, w) and labels (B, H, W)."""
+        """Learns from R (B, Z, h, w) and labels (B, H, W) now.
+
+        It takes the place of the automatic update of the next optimiser step. Features that the
+        last one has applied are not applied again.
+        """
+        self._check_features(features)
+        if self.observes and self._kept is not None:
+            if self._kept.has_learnt(features):
+                return
+            self._kept.superseded = True
+        self._update(features, labels)
+
+    def observe(self, features: Tensor, labels: Tensor, *outputs: Tensor) -> list[Tensor]:
+        """Returns the outputs, whose backward pass leaves the batch's statistics for the next step.
+
+        Under ``torch.no_grad`` there is no backward pass and nothing happens.
+
+        Args:
+            features: R (B, Z, h, w).
+            labels: (B, H, W), any integer dtype.
+            outputs: what the loss is computed from.
+        """
+        self._check_features(features)
+        if not torch.is_grad_enabled():
+            return list(outputs)
+        with torch.no_grad():
+            statistics = self._collect(features.detach(), labels)
+        if self._kept is None or not self._kept.fits(statistics):
+            self._kept = Kept([torch.zeros_like(t) for t in statistics], self.memory.device)
+        self.observes = True
+        self._kept.see(features)
+        return observe(self._kept, statistics, outputs)
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Updates the memory once by what forwards with labels have left, if they have.
+
+        The step of a ``torch.optim.Optimizer`` calls it. Call it after the step of any other
+        optimiser; every rank must.
+        """
+        if self._kept is not None:
+            if not self._kept.superseded:
+                self._learn(self._kept.statistics, self._kept.forwards.clamp(max=1))
+            self._kept.next_step()
+
+    @torch.no_grad()
+    def _update(self, features: Tensor, labels: Tensor) -> None:
+        self._learn(self._collect(features, labels), 1)
+
+    def _collect(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        """What an update needs to know of a batch: sums over its pixels."""
         raise NotImplementedError
+
+    def _nothing(self) -> list[Tensor]:
+        """What ``_collect`` returns of no pixels."""
+        raise NotImplementedError
+
+    def _learn(self, statistics: Sequence[Tensor], steps: int | Tensor) -> None:
+        """Updates the memory by the sum of all ranks' statistics, which may be changed in place.
+
+        Args:
+            statistics: sums of what ``_collect`` returned.
+            steps: 1, or 0 if there was no batch.
+        """
+        raise NotImplementedError
+
+    def keep_nothing(self) -> None:
+        """Forgets what forwards with labels have left."""
+        with torch.inference_mode(False):
+            memory = self.memory
+            self._kept = None if memory.is_meta else Kept(self._nothing(), memory.device)
 
     def initialize(self, features: Tensor, labels: Tensor) -> None:
         """Sets the classes that are not set yet from pixels of R (B, Z, h, w) picked at random."""
@@ -128,7 +216,53 @@ class ClassMemory(TransientTensors):
         super()._apply(fn, recurse)
         if self.memory.dtype not in (torch.float32, torch.float64):
             self.memory = memory.to(self.memory.device)
+        if self._kept is not None:
+            self.keep_nothing()
         return self
+
+    def train(self, mode: bool = True) -> ClassMemory:
+        """Switches to training mode, or to evaluation mode."""
+        if mode and self._kept is None:  # built without memory, on the meta device
+            self.keep_nothing()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts with nothing kept."""
+        return self.__dict__ | {"_kept": None, "_load": None, "observes": False}
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Saves the memory once, also if the model holds it both itself and in a context."""
+        if not any(_share_storage(saved, self.memory) for saved in destination.values()):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
+        """Of several names that the memory has in a model, one in the state dict is enough."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *lists
+        )
+        if self._load is None or self._load[0] is not missing_keys:  # the list of another load
+            self._load = missing_keys, []
+        names = self._load[1]
+        names.append(prefix + "memory")
+        if set(names) - set(missing_keys):
+            missing_keys[:] = [key for key in missing_keys if key not in names]
+
+
+def _share_storage(saved: Any, memory: Tensor) -> bool:
+    return (
+        type(saved) in (Tensor, torch.nn.Parameter)
+        and saved.untyped_storage()._cdata == memory.untyped_storage()._cdata
+    )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -140,6 +274,15 @@ def _process_group() -> dist.ProcessGroup | None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
+
+
+def _pooled(statistics: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The sums over all ranks, in place."""
+    group = _process_group()
+    if group is not None:
+        for tensor in statistics:
+            dist.all_reduce(tensor, group=group)
+    return statistics
 
 
 def _from_first_rank(values: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:

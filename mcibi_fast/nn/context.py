@@ -24,6 +24,7 @@ from mcibi_fast.nn.attention import (
 from mcibi_fast.nn.blocks import conv_bn_relu
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.decoder import Decoder
+from mcibi_fast.nn.observing import follow_optimizers
 
 Fusion = Literal["add", "weighted_add", "concatenation"]
 Past = Literal["context", "features"]
@@ -57,8 +58,13 @@ class ContextBase(nn.Module):
     weight_head: Decoder  # H_pr
     fuse: Any  # F_T: fuse(fuse.prepare(R), C_bi)
 
-    def forward(self, features: Tensor, weight_logits: Tensor | None = None) -> DatasetLevelOutput:
-        """``weight_logits``, if given, gather instead of those of H_pr (iterative inference)."""
+    def forward(
+        self, features: Tensor, weight_logits: Tensor | None = None, labels: Tensor | None = None
+    ) -> DatasetLevelOutput:
+        """``weight_logits``, if given, gather instead of those of H_pr (iterative inference).
+
+        Labels are of use in training alone, see :meth:`DatasetLevelContext.forward`.
+        """
         predicted = self.weight_head(features)
         gathering = predicted if weight_logits is None else weight_logits
         return DatasetLevelOutput(self.augment(features, gathering), predicted)
@@ -104,6 +110,8 @@ class DatasetLevelContext(ContextBase):
 
     W = H_pr(R); C~_bi = softmax(W) C_dl; C_bi = attention(R, C~_bi); R_aug = F_T(R, C_bi).
 
+    Given the labels, ``forward`` lets the optimiser's step update the memory as well.
+
     With linear projections ("paper"), without ``downsample`` and with no more classes than
     ``transform_channels``, C~_bi is not formed: the attention runs on W itself
     (:meth:`PositionConfidenceAttention.attend_classes`), which gives the same up to rounding.
@@ -111,8 +119,7 @@ class DatasetLevelContext(ContextBase):
 
     Args:
         memory: a :class:`GaussianMemory` or a :class:`RepresentationMemory`; one with several
-            representations per class uses :class:`SeveralAttentions`. Call its ``update`` once per
-            training step.
+            representations per class uses :class:`SeveralAttentions`.
         out_channels: channels of R_aug, by default those of R; only "concatenation" can change
             them.
         transform_channels: width of the attention.
@@ -151,6 +158,38 @@ class DatasetLevelContext(ContextBase):
         self.fuse = _fusion(fusion, channels, out_channels or channels)
         self.hard = hard
         self.align_corners = align_corners
+        self._follow()
+
+    def _follow(self) -> None:
+        self.memory.keep_nothing()
+        follow_optimizers(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._follow()
+
+    def forward(
+        self, features: Tensor, weight_logits: Tensor | None = None, labels: Tensor | None = None
+    ) -> DatasetLevelOutput:
+        """R_aug and the logits of W; labels update the memory in training.
+
+        In training mode each step of an optimiser that holds a parameter of this context (any
+        optimiser, if none of its parameters is learnt) updates the memory once, by all forwards
+        with labels whose backward pass came since the step before. All ranks of the default process
+        group pool them. A forward under ``torch.no_grad`` or without a backward pass leaves
+        nothing. ``memory.update(features, labels)`` may be called instead: after a forward with
+        labels it takes the place of the next step's update. An optimiser that is not a
+        ``torch.optim.Optimizer`` is not noticed: call ``memory.learn()`` after its step.
+
+        Args:
+            features: R (B, Z, h, w).
+            weight_logits: gather instead of those of H_pr (iterative inference).
+            labels: (B, H, W), any integer dtype; they do not change what is returned.
+        """
+        output = super().forward(features, weight_logits)
+        if labels is None or not self.training:
+            return output
+        return DatasetLevelOutput(*self.memory.observe(features, labels, *output))
 
     def aggregate(self, features: Tensor, weight_logits: Tensor) -> Tensor:
         """C_bi (B, Z, h, w), Eqs. 11-13, for given logits of W."""

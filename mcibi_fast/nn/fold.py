@@ -34,9 +34,11 @@ from mcibi_fast.nn.context import (
     check_size,
     resize,
 )
+from mcibi_fast.nn.swapping import original
 from mcibi_fast.ops.checks import wide
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORM_AND_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"  # by name, as timm may be missing
 
 
 @torch.no_grad()
@@ -44,8 +46,9 @@ def fold_batch_norms(model: nn.Module) -> None:
     """Folds each batch norm into the convolution before it, in place; evaluation mode only.
 
     The pairs are found next to each other in an ``nn.Sequential`` and in a symbolic trace of
-    ``forward``. A model whose control flow depends on its input cannot be traced: it keeps the
-    batch norms that are in no ``nn.Sequential``.
+    ``forward``. Where the control flow depends on the input, which cannot be traced, the parts are
+    traced one by one; batch norms that a part shares with no convolution stay. timm's batch norms
+    with an activation are folded, too, as are its convolutions with padding as in TensorFlow.
     """
     pairs = {**dict(_pairs_in_sequence(model)), **dict(_traced_pairs(model))}
     for conv_name, norm_name in pairs.items():
@@ -54,7 +57,7 @@ def fold_batch_norms(model: nn.Module) -> None:
         if _foldable(conv, norm):
             folded = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
             _replace(model, conv_name, folded.to(conv.weight))
-            _replace(model, norm_name, nn.Identity())
+            _replace(model, norm_name, _after_norm(norm))
 
 
 def _pairs_in_sequence(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -64,11 +67,13 @@ def _pairs_in_sequence(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield from itertools.pairwise(names)
 
 
-def _traced_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _traced_pairs(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Pairs of modules, each called once, where only the second reads what the first returns."""
     try:
         graph = _Tracer().trace(model)
     except Exception:  # a model may do anything with values, which a trace does not have
+        for name, child in model.named_children():
+            yield from _traced_pairs(child, f"{prefix}{name}.")
         return
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
@@ -79,7 +84,7 @@ def _traced_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
             and len(first.users) == 1
             and calls[first.target] == calls[node.target] == 1
         ):
-            yield str(first.target), str(node.target)
+            yield f"{prefix}{first.target}", f"{prefix}{node.target}"
 
 
 class _Tracer(fx.Tracer):
@@ -90,7 +95,22 @@ class _Tracer(fx.Tracer):
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    return type(conv) is nn.Conv2d and type(norm) in _NORMS and norm.running_mean is not None
+    """Whether both are of classes that compute what their weights say, and nothing else."""
+    cls = original(conv)
+    plain = cls is nn.Conv2d or _name(cls) == "timm.layers.conv2d_same.Conv2dSame"
+    known = type(norm) in _NORMS or _name(type(norm)) == _NORM_AND_ACTIVATION
+    return plain and known and getattr(norm, "running_mean", None) is not None
+
+
+def _after_norm(norm: Any) -> nn.Module:
+    """What is left of a batch norm that is folded: the activation, if timm's class has one."""
+    if _name(type(norm)) == _NORM_AND_ACTIVATION:
+        return nn.Sequential(norm.drop, norm.act)
+    return nn.Identity()
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -187,9 +207,10 @@ def _fold_linear(context: DatasetLevelContext) -> FoldedClassContext:
         if context.fuse.past == "context":
             of_past = [_on_classes(weight, values) for weight in of_past]
         folded.values = nn.Identity()
-        folded.fuse = SumReLU(
+        folded.fuse = ActivatedSum(
             _convolution(torch.cat([of_R, *of_past], dim=1), conv.bias, like=conv),
             _convolution(_on_classes(of_C_bi, values), None, like=conv),
+            context.fuse.conv[2],
         )
     return folded
 
@@ -263,19 +284,23 @@ class FoldedPixelContext(FoldedContext):
         return explain_pixels(query, *self._keys_and_values(weight_logits), self.scale)
 
 
-class SumReLU(nn.Module):
-    """ReLU(conv([R, past frames' maps]) + values(P W)); ``prepare`` computes the first summand."""
+class ActivatedSum(nn.Module):
+    """ReLU(conv([R, past frames' maps]) + values(P W)); ``prepare`` computes the first summand.
 
-    def __init__(self, conv: nn.Conv2d, values: nn.Conv2d) -> None:
+    A model with LeakyReLU has that instead.
+    """
+
+    def __init__(self, conv: nn.Conv2d, values: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
         self.conv = conv
         self.values = values
+        self.activation = activation
 
     def prepare(self, features: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
         return self.conv(torch.cat([features, *past], dim=1) if past else features)
 
     def forward(self, prepared: Tensor, context: Tensor) -> Tensor:
-        return (prepared + self.values(context)).relu_()
+        return self.activation(prepared + self.values(context))
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Conv2d:
@@ -298,6 +323,6 @@ def _after_first_convolution(projection: nn.Module, C_dl: Tensor) -> tuple[Tenso
     if isinstance(projection, nn.Sequential) and not isinstance(projection, ConvBNReLU):
         first, *rest = projection
     if isinstance(first, ConvBNReLU):
-        first, rest = first[0], [nn.ReLU(), *rest]
+        first, rest = first[0], [first[2], *rest]
     table = C_dl.double() @ first.weight.flatten(1).double().T + first.bias.double()
     return table, nn.Sequential(*rest)

@@ -6,10 +6,10 @@ in Table 3 and appears in the MCIBI rows of Table 7.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mcibi_fast import ops
@@ -23,7 +23,7 @@ from mcibi_fast.nn.class_memory import (
     _check_choice,
     _from_first_rank,
     _of_rank_zero,
-    _process_group,
+    _pooled,
 )
 from mcibi_fast.ops.finite import finite_rows
 from mcibi_fast.ops.recompute import once, remembered
@@ -57,7 +57,7 @@ class RepresentationMemory(ClassMemory):
         strategy: see above.
         momentum: m, in [0, 1]; a plain attribute that may be set at any time.
         momentum_schedule: "poly" scales the momentum with the learning rate, as the released code
-            does, provided that ``schedule`` is called before every step; "fixed" keeps it.
+            does, see ``schedule``; "fixed" keeps it.
         fixed: representations never change once they are set ("Memory-R" without update in
             Table 3).
         init: "standard": zero until the class's first pixels set it. "pixel": each is one pixel,
@@ -141,9 +141,11 @@ class RepresentationMemory(ClassMemory):
             return snapshot(self.memory)
         return remembered(self.memory, after_update=after_update)
 
-    @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Moves the representations of the classes present in ``labels``.
+        """Moves the representations of the classes present in ``labels`` now.
+
+        A context that is called with labels needs no call of it; in its steps a call takes the
+        place of the automatic update.
 
         All ranks of the default process group pool their batches: the result is what one process
         with the whole batch would compute. A class whose statistics are not finite, as after an
@@ -162,27 +164,35 @@ class RepresentationMemory(ClassMemory):
         Raises:
             TypeError, ValueError: as in ``ops.class_feature_sums``, or the channels are not Z.
         """
-        self._check_features(features)
-        sums, counts = ops.class_feature_sums(
+        super().update(features, labels)
+
+    @property
+    def _weighs(self) -> bool:
+        return self.strategy == "cosine_similarity" and not self.fixed
+
+    def _collect(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        sums = ops.class_feature_sums(
             features,
             labels,
             self.num_classes,
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
         )
-        pooled = [sums, counts]
-        weighs = self.strategy == "cosine_similarity" and not self.fixed
-        if weighs:
-            pooled += self._least_known(features, labels)
-        group = _process_group()
-        if group is not None:
-            for tensor in pooled:
-                dist.all_reduce(tensor, group=group)
+        return [*sums, *(self._least_known(features, labels) if self._weighs else ())]
 
+    def _nothing(self) -> list[Tensor]:
+        sums = self.memory.new_zeros(self.num_classes, self.channels)
+        nothing = [sums, torch.zeros_like(sums[:, 0], dtype=torch.int64)]
+        if self._weighs:
+            nothing += [torch.zeros_like(self.memory), torch.zeros_like(self.memory[..., 0])]
+        return nothing
+
+    def _learn(self, statistics: Sequence[Tensor], steps: int | Tensor) -> None:
+        sums, counts, *weighted_sums = _pooled(statistics)
         mean = (sums / counts.clamp(min=1)[:, None])[:, None]  # (K, 1, Z)
         target = mean
-        if weighs:
-            weighted, weights = pooled[2:]
+        if weighted_sums:
+            weighted, weights = weighted_sums
             target = weighted / weights.where(weights > 0, 1)[..., None]  # (K, n, Z)
             target = target.where(mean.isfinite().all(dim=2, keepdim=True), torch.nan)
         empty = (self.memory == 0).all(dim=2, keepdim=True)  # (K, n, 1)

@@ -13,3 +13,13 @@ def rows(features: Tensor) -> Tensor:
 def to_map(pixels: Tensor, like: Tensor) -> Tensor:
     """(B, h*w, C) -> (B, C, h, w) with the height and width of ``like``."""
     return pixels.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def standard_rows(table: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 (K, 2) for each row of a table (K, Z), on its device.
+
+    A sample is mean + deviation * noise, so that with these it is the noise itself.
+    """
+    unit = table.new_zeros(len(table), 2)
+    unit[:, 1] = 1
+    return unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,10 @@ class APNB(nn.Module):
     ) -> None:
         super().__init__()
         self.query = conv_bn_relu(channels, transform_channels, 1)  # and the key, before pooling
+        # The published code runs it twice on the same map, once for the query and once for the key,
+        # and so updates its batch statistics twice in every step.
+        norm: Any = self.query[1]
+        norm.momentum = 1 - (1 - norm.momentum) ** 2
         self.value = nn.Conv2d(channels, transform_channels, 1, bias=False)
         self.output = nn.Conv2d(transform_channels, channels, 1, bias=False)
         self.pool = PooledPyramid(pool_scales)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.blocks import conv_bn_relu, separable_conv
 
 
 class ASPP(nn.Module):
@@ -19,6 +19,7 @@ class ASPP(nn.Module):
         out_channels: channels of each branch and of the result.
         dilations: one branch for each; dilation 1 is a 1x1 convolution. One more branch holds the
             mean over the image.
+        separable: depthwise separable 3x3 convolutions in the branches (DeepLabV3+).
         align_corners: whether the resizing of that branch aligns corners.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
@@ -30,11 +31,14 @@ class ASPP(nn.Module):
         out_channels: int,
         *,
         dilations: Sequence[int] = (1, 12, 24, 36),
+        separable: bool = False,
         align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            conv_bn_relu(in_channels, out_channels, 1 if d == 1 else 3, dilation=d)
+            separable_conv(in_channels, out_channels, dilation=d)
+            if separable and d != 1
+            else conv_bn_relu(in_channels, out_channels, 1 if d == 1 else 3, dilation=d)
             for d in dilations
         )
         self.global_branch = nn.Sequential(

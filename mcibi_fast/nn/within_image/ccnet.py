@@ -5,37 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcibi_fast.nn.blocks import conv_bn_relu
+from mcibi_fast.nn.within_image.attended import AttendedContext
 
 
-class CCNet(nn.Module):
+class CCNet(AttendedContext):
     """Recurrent criss-cross attention (CCNet, arXiv 1811.11721).
 
-    Conv3x3-BN-ReLU, ``recurrence`` passes of one :class:`CrissCrossAttention`, Conv3x3-BN-ReLU,
-    concatenation with the input, Conv3x3-BN-ReLU. After two passes every pixel has received
-    something from every other pixel.
+    :class:`AttendedContext` with ``recurrence`` passes of one :class:`CrissCrossAttention`. After
+    two passes every pixel has received something from every other pixel.
 
     Args:
         in_channels: channels of the backbone's last map.
         out_channels: channels of the attention and of the result.
         recurrence: number of passes.
+        reduction: see :class:`CrissCrossAttention`.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, recurrence: int = 2) -> None:
-        super().__init__()
-        self.before = conv_bn_relu(in_channels, out_channels, 3)
-        self.attention = CrissCrossAttention(out_channels)
-        self.after = conv_bn_relu(out_channels, out_channels, 3)
-        self.fuse = conv_bn_relu(in_channels + out_channels, out_channels, 3)
+    def __init__(
+        self, in_channels: int, out_channels: int, *, recurrence: int = 2, reduction: int = 8
+    ) -> None:
+        attention = CrissCrossAttention(out_channels, reduction=reduction)
+        super().__init__(in_channels, out_channels, attention)
         self.recurrence = recurrence
 
-    def forward(self, features: Tensor) -> Tensor:
-        context = self.before(features)
+    def attend(self, reduced: Tensor) -> Tensor:
         for _ in range(self.recurrence):
-            context = self.attention(context)
-        return self.fuse(torch.cat([features, self.after(context)], dim=1))
+            reduced = self.attention(reduced)
+        return reduced
 
 
 class CrissCrossAttention(nn.Module):

@@ -39,8 +39,13 @@ class DANet(nn.Module):
             )
         )
 
+    def branches(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The results of the position attention and of the channel attention."""
+        return self.position(features), self.channel(features)
+
     def forward(self, features: Tensor) -> Tensor:
-        return self.position(features) + self.channel(features)
+        position, channel = self.branches(features)
+        return position + channel
 
 
 class PositionAttention(nn.Module):

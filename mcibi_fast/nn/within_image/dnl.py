@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mcibi_fast import ops
-from mcibi_fast.nn.blocks import conv_bn_relu
-from mcibi_fast.nn.rows import rows, to_map
+from mcibi_fast.nn.rows import rows
+from mcibi_fast.nn.within_image.attended import AttendedContext
+from mcibi_fast.nn.within_image.nonlocalnet import NonLocalBlock
 
 
-class DNL(nn.Module):
-    """Disentangled non-local network (arXiv 2006.06668).
-
-    Conv3x3-BN-ReLU, :class:`DisentangledNonLocal`, Conv3x3-BN-ReLU, concatenation with the input,
-    Conv3x3-BN-ReLU.
+class DNL(AttendedContext):
+    """Disentangled non-local network (arXiv 2006.06668): :class:`AttendedContext` with
+    :class:`DisentangledNonLocal`.
 
     Args:
         in_channels: channels of the backbone's last map.
         out_channels: channels of the block and of the result.
         temperature: temperature t of the pairwise softmax.
+        reduction: see :class:`DisentangledNonLocal`.
 
     Shape: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, temperature: float = 0.05) -> None:
-        super().__init__()
-        self.before = conv_bn_relu(in_channels, out_channels, 3)
-        self.attention = DisentangledNonLocal(out_channels, temperature=temperature)
-        self.after = conv_bn_relu(out_channels, out_channels, 3)
-        self.fuse = conv_bn_relu(in_channels + out_channels, out_channels, 3)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        temperature: float = 0.05,
+        reduction: int = 2,
+    ) -> None:
+        block = DisentangledNonLocal(out_channels, reduction=reduction, temperature=temperature)
+        super().__init__(in_channels, out_channels, block)
 
-    def forward(self, features: Tensor) -> Tensor:
-        context = self.after(self.attention(self.before(features)))
-        return self.fuse(torch.cat([features, context], dim=1))
 
-
-class DisentangledNonLocal(nn.Module):
+class DisentangledNonLocal(NonLocalBlock):
     """x + F((softmax_j((q_i - mean q)(k_j - mean k) / (sqrt(T) t)) + softmax_j(m_j)) v_j).
 
     The first, pairwise term is whitened and measures relations between pixels. The second, unary
@@ -52,16 +51,11 @@ class DisentangledNonLocal(nn.Module):
     """
 
     def __init__(self, channels: int, *, reduction: int = 2, temperature: float = 0.05) -> None:
-        super().__init__()
-        T = channels // reduction
-        self.query = nn.Conv2d(channels, T, 1)
-        self.key = nn.Conv2d(channels, T, 1)
-        self.value = nn.Conv2d(channels, T, 1)
+        super().__init__(channels, reduction)
         self.salience = nn.Conv2d(channels, 1, 1)  # m
-        self.output = nn.Sequential(nn.Conv2d(T, channels, 1, bias=False), nn.BatchNorm2d(channels))
-        self.scale = T**-0.5 / temperature
+        self.scale /= temperature
 
-    def forward(self, features: Tensor) -> Tensor:
+    def attend(self, features: Tensor) -> Tensor:
         query, key, value = (
             rows(project(features)) for project in (self.query, self.key, self.value)
         )  # (B, N, T)
@@ -69,5 +63,4 @@ class DisentangledNonLocal(nn.Module):
         # does not change the softmax.
         query = query - query.mean(dim=1, keepdim=True)
         pairwise = ops.confidence_attention(query, key, value, scale=self.scale)
-        unary = rows(self.salience(features)).softmax(dim=1).mT @ value  # (B, 1, T)
-        return features + self.output(to_map(pairwise + unary, features))
+        return pairwise + rows(self.salience(features)).softmax(dim=1).mT @ value  # + (B, 1, T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +47,26 @@ class PPM(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = [
+        return self.bottleneck(self.concatenated(features, self.pool(features)))
+
+    @property
+    def branches(self) -> list[Any]:
+        """Pooling, convolution, batch norm and ReLU of each scale."""
+        return list(self.pyramid)
+
+    def pool(self, features: Tensor) -> list[Tensor]:
+        """The means over the regions of each scale, (B, in_channels, s, s)."""
+        return [pool(features) for pool, *_ in self.branches]
+
+    def concatenated(self, features: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """The map with what the branches make of the pooled means, before the last convolution."""
+        branches = [
             F.interpolate(
-                branch(features),
+                relu(norm(conv(means))),
                 features.shape[2:],
                 mode="bilinear",
                 align_corners=self.align_corners,
             )
-            for branch in self.pyramid
+            for (_, conv, norm, relu), means in zip(self.branches, pooled, strict=True)
         ]
-        return self.bottleneck(torch.cat([features, *pooled], dim=1))
+        return torch.cat([features, *branches], dim=1)

@@ -5,11 +5,15 @@ They belong to the next stage of iterative inference (section 3.5), or they are 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mcibi_fast.nn.context import resize
+
+Mixing = Literal["paper", "released"]
 
 
 def mix_probabilities(
@@ -46,7 +50,27 @@ def mix_logits(
     return (a * weight_logits + b * O) / (a + b - 1)
 
 
-def label_weights(labels: Tensor, weight_logits: Tensor, *, ignore_index: int) -> Tensor:
+def mix(
+    mixing: Mixing,
+    weight_logits: Tensor,
+    logits: Tensor,
+    *,
+    weights: tuple[float, float],
+    align_corners: bool,
+) -> Tensor:
+    """Logits of the next stage's W (Eq. 17), by one of the two above.
+
+    Args:
+        mixing: "paper" (`mix_probabilities`) or "released" (`mix_logits`).
+        weight_logits, logits, align_corners: see there.
+        weights: of `mix_logits`.
+    """
+    if mixing == "paper":
+        return mix_probabilities(weight_logits, logits, align_corners=align_corners)
+    return mix_logits(weight_logits, logits, weights=weights, align_corners=align_corners)
+
+
+def label_weights(labels: Tensor | None, weight_logits: Tensor, *, ignore_index: int) -> Tensor:
     """The ground truth as one-hot weights (B, K, h, w): GT-MCIBI++ of Table 1.
 
     Each feature pixel takes the label nearest to its centre; if that is ``ignore_index`` or no
@@ -56,7 +80,15 @@ def label_weights(labels: Tensor, weight_logits: Tensor, *, ignore_index: int) -
         labels: (B, H, W), any integer dtype.
         weight_logits: logits of W from H_pr (B, K, h, w).
         ignore_index: label that belongs to no class.
+
+    Raises:
+        ValueError: there are no labels.
     """
+    if labels is None:
+        raise ValueError(
+            "labels: this model gathers with the ground truth (weights_from='labels') and needs "
+            "labels in evaluation as well: model(images, labels)"
+        )
     num_classes, size = weight_logits.shape[1], weight_logits.shape[2:]
     nearest = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
     known = (nearest >= 0) & (nearest < num_classes) & (nearest != ignore_index)
