@@ -1,28 +1,35 @@
 """Accelerates a model of the authors' released package (sssegmentation) in place.
 
-Modules are recognised by the names of the classes whose methods they run, so the package is not
-imported. Such a module keeps its parameters, buffers and hooks; its class is replaced by a subclass
-in which the slow methods are replaced.
+A module is recognised by the class whose methods it runs. The package is not imported; its classes
+are the ones of known names that derive from ``nn.Module`` itself. A subclass may have the same name
+(ISANet's attention has), but it is not that class: methods of its own stay. Such a module keeps its
+parameters, buffers and hooks; its class is replaced by a subclass in which the slow methods are
+replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mcibi_fast import ops
+from mcibi_fast.compat.adapter import Explanation, Library, Place
+from mcibi_fast.compat.upsampled import Upsampled, upsample
+from mcibi_fast.compat.views import bilinear_arguments
 from mcibi_fast.nn.memory import GaussianMemory
 from mcibi_fast.nn.rows import rows, to_map
+from mcibi_fast.nn.swapping import Swapped
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
-def accelerate(model: nn.Module) -> nn.Module:
+def accelerate(model: _Model) -> _Model:
     """Replaces the slow methods of the released package in place; results are equal up to rounding.
 
     Weights, keys of the state dict, hooks and ``isinstance`` stay the same, and the model can be
@@ -38,7 +45,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     * ``SelfAttentionBlock.forward`` never forms the attention's scores. Its gradient can be taken
       once, but not a second time (no second derivatives).
 
-    Subclasses that override one of these methods keep their own. Calling it again changes nothing.
+    Subclasses that override one of these methods keep their own; what they inherit is replaced.
+    Calling it again changes nothing.
 
     Args:
         model: the released model, or anything that contains it (such as DistributedDataParallel).
@@ -52,40 +60,70 @@ def accelerate(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: expected a torch.nn.Module, got {type(model).__name__}")
-    modules = list(model.modules())
-    found = sum(_swap(module) for module in modules)
-    if not found:
+    places = list(_places(model))
+    if not any(place.own for place in places):
         raise ValueError(
             f"accelerate: {type(model).__name__} holds no FeaturesMemoryV2 and no "
             "SelfAttentionBlock of sssegmentation; pass a model of that package (to load one of "
             "its checkpoints, use compat.sssegmentation.load)"
         )
-    for module in modules:
-        bottleneck = getattr(module, "bottleneck", None)
-        if isinstance(getattr(module, "memory_module", None), _Memory) and bottleneck is not None:
-            _mark_output(bottleneck)
+    LIBRARY.accelerate(model)
+    for bottleneck in _bottlenecks(model):
+        _mark_output(bottleneck)
     return model
 
 
-class _Swapped(nn.Module):
-    """Base of the classes with the new methods.
+def restore(model: _Model) -> _Model:
+    """Undoes `accelerate`, in place: the released package's own methods run again.
 
-    Classes made by `_subclass` cannot be pickled by name, so `_revive` makes them again.
+    Raises:
+        ValueError: nothing in it is accelerated.
+    """
+    for bottleneck in _bottlenecks(model):
+        for key, hook in list(bottleneck._forward_hooks.items()):
+            if hook is _mark:
+                del bottleneck._forward_hooks[key]
+    return LIBRARY.restore(model)
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What is replaced in a released model, what `accelerate` can replace, what is left alone.
+
+    Raises:
+        ValueError: it holds no module that `accelerate` knows.
+    """
+    return LIBRARY.explain(model)
+
+
+def _bottlenecks(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose output R goes to a new ``update``."""
+    for module in model.modules():
+        memory = getattr(module, "memory_module", None)
+        if isinstance(memory, _Memory) and "update" in memory.made_of[2]:
+            bottleneck = getattr(module, "bottleneck", None)
+            if bottleneck is not None:
+                yield bottleneck
+
+
+class _Swapped(Swapped):
+    """Base of the mixins with the new methods.
+
+    Attributes:
+        replaces: the released class.
+        attributes: what a module of this class has.
+        why: for `explain`.
     """
 
     replaces: str
-    methods: Sequence[str] = ("forward",)
     attributes: Sequence[str]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        own, released = type(self).__bases__
-        return _revive, (own, released), super().__reduce_ex__(protocol)[2]
+    why: str
 
 
 class _Memory(_Swapped):
     """The new methods of FeaturesMemoryV2 (Eqs. 6-9 and 11-13, in the released form)."""
 
     replaces = "FeaturesMemoryV2"
+    why = "forward reads a fixed table of noise; update never forms the upsampled features"
     methods = ("forward", "update")
     attributes = (
         "memory",
@@ -99,6 +137,10 @@ class _Memory(_Swapped):
     memory: nn.Parameter
     num_classes: int
     feats_channels: int
+    use_hard_aggregate: bool
+    align_corners: bool
+    self_attention: Any
+    bottleneck: Any
 
     def forward(self, feats: Tensor, preds: Tensor) -> tuple[Tensor, Tensor]:
         """R (B, Z, h, w) and the gathering logits (B, K, h, w) -> C_dl (K, Z) and R_aug."""
@@ -108,7 +150,7 @@ class _Memory(_Swapped):
             preds, memory, self.feats_channels, noise=noise, hard=bool(self.use_hard_aggregate)
         )
         downsample: Any = getattr(self, "downsample_before_sa", None)
-        attend: Any = self.self_attention
+        attend = self.self_attention
         if downsample is None:
             context = attend(feats, gathered)
         else:
@@ -118,7 +160,7 @@ class _Memory(_Swapped):
                 mode="bilinear",
                 align_corners=bool(self.align_corners),
             )
-        fuse: Any = self.bottleneck
+        fuse = self.bottleneck
         table = ops.gaussian_table(memory, self.feats_channels, noise=noise)
         return table.to(preds.dtype), fuse(torch.cat([feats, context], dim=1))
 
@@ -141,7 +183,7 @@ class _Memory(_Swapped):
             momentum = momentum / momentum_cfg["base_lr"] * learning_rate
         labels = segmentation.long().reshape(len(features), *features.shape[2:])
         low, align_corners = features, False
-        if isinstance(features, _Upsampled):
+        if isinstance(features, Upsampled):
             low, align_corners = features.low, features.align_corners
         memory = ops.memory_update(
             _wide(self.memory.data),
@@ -161,6 +203,7 @@ class _Attention(_Swapped):
     """The new method of SelfAttentionBlock (Eq. 13)."""
 
     replaces = "SelfAttentionBlock"
+    why = "forward never forms the scores of the attention"
     attributes = (
         "query_project",
         "key_project",
@@ -178,6 +221,7 @@ class _Attention(_Swapped):
     query_downsample: nn.Module | None
     key_downsample: nn.Module | None
     transform_channels: int
+    matmul_norm: bool
 
     def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
         """(B, C, h, w) and (B, C', h', w') -> (B, C'', h, w)."""
@@ -193,33 +237,34 @@ class _Attention(_Swapped):
         return gathered if self.out_project is None else self.out_project(gathered)
 
 
-def _swap(module: nn.Module) -> bool:
-    """Gives the module its new methods, if it is of a known class; returns whether it has them."""
-    kind: Any = type(module)
-    if isinstance(module, _Swapped):
-        return True
-    for own in (_Memory, _Attention):
-        owners = {_owner(kind, method) for method in own.methods}
-        if owners == {own.replaces} and all(hasattr(module, a) for a in own.attributes):
-            module.__class__ = _subclass(own, kind)
-            return True
-    return False
+def _places(model: Any) -> Iterator[Place]:
+    if not isinstance(model, nn.Module):
+        return
+    for name, module in model.named_modules():
+        kind = type(module)
+        for own in (_Memory, _Attention):
+            if isinstance(module, own):
+                yield Place(name, module, own, own.why)
+                continue
+            released = _released(kind, own)
+            if released is None or not all(hasattr(module, a) for a in own.attributes):
+                continue
+            inherited = tuple(m for m in own.methods if _owner(kind, m) is released)
+            why = own.why if inherited else "it has methods of its own"
+            yield Place(name, module, own if inherited else None, why, inherited or None)
 
 
-def _owner(kind: type, method: str) -> str | None:
-    """The name of the class that defines the method."""
-    return next((base.__name__ for base in kind.__mro__ if method in vars(base)), None)
+def _released(kind: type, own: type[_Swapped]) -> type | None:
+    """The package's class that this class is or derives from."""
+    for base in kind.__mro__:
+        if base.__name__ == own.replaces and base.__bases__ == (nn.Module,):
+            return base
+    return None
 
 
-@cache
-def _subclass(own: type[_Swapped], released: type[nn.Module]) -> type[_Swapped]:
-    return type(released.__name__, (own, released), {"__doc__": own.__doc__})
-
-
-def _revive(own: Any, released: Any) -> _Swapped:
-    """The empty module that copying and unpickling then fill."""
-    kind: Any = _subclass(own, released)
-    return kind.__new__(kind)
+def _owner(kind: type, method: str) -> type | None:
+    """The class that defines the method."""
+    return next((base for base in kind.__mro__ if method in vars(base)), None)
 
 
 @cache
@@ -253,43 +298,12 @@ class _PixelRepresentations(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (
-            func is F.interpolate
-            and kwargs.get("mode") == "bilinear"
-            and isinstance(kwargs.get("size"), (tuple, list))
-            and not kwargs.get("antialias")
-            and not torch.is_grad_enabled()
-        ):
-            low, align_corners = args[0].as_subclass(Tensor), bool(kwargs.get("align_corners"))
-            return _Upsampled(low, kwargs["size"], align_corners)
+        if func is F.interpolate and not torch.is_grad_enabled():
+            asked = bilinear_arguments(*args, **kwargs)
+            if asked is not None:
+                return upsample(args[0].as_subclass(Tensor), *asked)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
 
-class _Upsampled(Tensor):
-    """``F.interpolate(low, size, mode="bilinear")`` that is computed only when an op reads it."""
-
-    low: Tensor
-    align_corners: bool
-
-    @staticmethod
-    def __new__(cls, low: Tensor, size: Sequence[int], align_corners: bool) -> _Upsampled:
-        self = Tensor._make_wrapper_subclass(
-            cls, (*low.shape[:2], *size), dtype=low.dtype, device=low.device
-        )
-        self.low, self.align_corners = low, align_corners
-        return self
-
-    def compute(self) -> Tensor:
-        return F.interpolate(
-            self.low, size=self.shape[2:], mode="bilinear", align_corners=self.align_corners
-        )
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        args, kwargs = tree_map_only(cls, cls.compute, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+LIBRARY = Library("sssegmentation", _places, "FeaturesMemoryV2 and SelfAttentionBlock")
