@@ -7,6 +7,8 @@ and ``compat`` loads the authors' checkpoints. CONTRIBUTING.md has a map of ever
 ``upsample_cross_entropy``, ``upsample_argmax`` and ``upsample_confusion`` are useful for any
 segmentation network: they replace ``F.interpolate(logits, size)`` followed by the loss, the
 prediction or the confusion matrix, and never form the upsampled logits.
+
+``load`` opens a trained model that labels images: ``load("runs/scenes").predict("photo.jpg")``.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ __all__ = [
     "backend",
     "build_info",
     "explain",
+    "load",
     "nn",
     "ops",
     "upsample_argmax",
@@ -40,6 +43,7 @@ _HOMES = {
     "backend": "mcibi_fast.ops.dispatch",
     "build_info": "mcibi_fast._build",
     "explain": "mcibi_fast.ops.dispatch",
+    "load": "mcibi_fast.inference.predictor",
     "upsample_argmax": "mcibi_fast.ops",
     "upsample_confusion": "mcibi_fast.ops",
     "upsample_cross_entropy": "mcibi_fast.ops",

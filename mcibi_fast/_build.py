@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -32,7 +31,40 @@ def load_extensions() -> dict[str, str | None]:
         "cuda": _load_cuda(record),
         "triton": None if triton else "Triton is not installed (torch for CUDA on Linux brings it)",
         "sdpa": None,
+        "pytorch": None,
     }
+
+
+@functools.cache
+def why_not_on(device: int) -> str | None:
+    """Why a GPU cannot run the CUDA part, which is for some architectures; None if it can."""
+    return no_code_for(_record()["cuda"]["archs"], torch.cuda.get_device_capability(device))
+
+
+def no_code_for(archs: list[str], capability: tuple[int, int]) -> str | None:
+    """Why code for these architectures ("9.0", "9.0a", "12.0+PTX") does not run on a GPU.
+
+    Machine code runs on GPUs of its major version that are not older, "9.0a" on 9.0 alone; PTX runs
+    on every GPU that is not older.
+
+    Returns:
+        None if it runs, otherwise the reason with what to do.
+    """
+    for arch in archs:
+        name, _, ptx = arch.partition("+")
+        number = name.rstrip("af")
+        built = tuple(map(int, number.split(".")))
+        if capability == built:
+            return None
+        if capability > built and (
+            (capability[0] == built[0] and not name.endswith("a")) or (ptx and name == number)
+        ):
+            return None
+    gpu = "{}.{}".format(*capability)
+    return (
+        f"built for {', '.join(archs)}, and this GPU is {gpu}: "
+        f"build again with MCIBI_FAST_CUDA_ARCHS={gpu}"
+    )
 
 
 def build_info() -> dict[str, Any]:
@@ -51,10 +83,13 @@ def build_info() -> dict[str, Any]:
     if not devices:
         for name in ("cuda", "triton"):
             reasons[name] = reasons[name] or "no CUDA device is visible"
+    elif reasons["cuda"] is None:
+        why_not = [why_not_on(i) for i in range(len(devices))]
+        reasons["cuda"] = None if None in why_not else why_not[0]
     cpu, cuda = record.get("cpu", {}), record.get("cuda", {})
     flavour = None
     if reasons["cpu"] is None:
-        flavour = importlib.import_module("mcibi_fast._C").build_info()["cpu_flavour"]
+        flavour = torch.ops.mcibi_fast_cpu.cpu_flavour()
     return {
         "version": __version__,
         "torch_built": record.get("torch"),
@@ -84,13 +119,7 @@ def _not_built(record: dict[str, Any], part: str) -> str | None:
 
 
 def _load_cpu(record: dict[str, Any]) -> str | None:
-    if reason := _not_built(record, "cpu"):
-        return reason
-    try:
-        importlib.import_module("mcibi_fast._C")
-    except ImportError as error:
-        return f"mcibi_fast._C does not load: {error}"
-    return _older_sources(record)
+    return _not_built(record, "cpu") or _load(record, "_cpu.so")
 
 
 def _load_cuda(record: dict[str, Any]) -> str | None:
@@ -98,15 +127,15 @@ def _load_cuda(record: dict[str, Any]) -> str | None:
         return reason
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
+    return _load(record, "_cuda.so")
+
+
+def _load(record: dict[str, Any], library: str) -> str | None:
+    """Loads a library; returns why its operators cannot be called, None if they can."""
     try:
-        torch.ops.load_library(_FOLDER / "_cuda.so")
+        torch.ops.load_library(_FOLDER / library)
     except OSError as error:
-        return f"_cuda.so does not load: {error.__cause__ or error}"
-    return _older_sources(record)
-
-
-def _older_sources(record: dict[str, Any]) -> str | None:
-    """Why the operators of a library that was loaded cannot be called; None if they can."""
+        return f"{library} does not load: {error.__cause__ or error}"
     if record.get("schemas") == DIGEST:
         return None
     return "built from older sources, with other operators: build again"

@@ -52,6 +52,10 @@ SCHEMAS = {
         "(Tensor grad_losses, Tensor logits, Tensor labels, Tensor lse, Tensor? weight, "
         "int ignore_index, float label_smoothing, bool align_corners) -> Tensor"
     ),
+    "upsample_cross_entropy_reduced": (
+        "(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, float label_smoothing, "
+        "bool align_corners, bool mean, bool with_grad) -> (Tensor loss, Tensor grad)"
+    ),
     "upsample_argmax": (
         "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor"
     ),

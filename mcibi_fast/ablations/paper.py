@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from mcibi_fast.ablations.controls import CODES
 from mcibi_fast.ablations.measures import (
     by_ground_truth,
     four_stages,
     lip_and_cihp,
     two_stages,
     under_attack,
+)
+from mcibi_fast.ablations.paper_methods import (
+    TABLE_10,
+    TABLE_11,
+    TABLE_12,
+    TABLE_13,
+    TABLE_14,
+    TABLE_15,
 )
 from mcibi_fast.ablations.paper_video import TABLE_16, TABLE_17
 from mcibi_fast.ablations.table import MEAN_IOU, PIXEL_ACCURACY, SECONDS, Column, Row, Table
@@ -252,10 +261,17 @@ TABLES = {
     "6": TABLE_6,
     "8": TABLE_8,
     "9": TABLE_9,
+    "10": TABLE_10,
+    "11": TABLE_11,
+    "12": TABLE_12,
+    "13": TABLE_13,
+    "14": TABLE_14,
+    "15": TABLE_15,
     "16": TABLE_16,
     "17": TABLE_17,
     "init": INIT,
     "weights": WEIGHTS,
+    "codes": CODES,
     "augmentation": AUGMENTATION,
 }
 """The tables by their name on the command line."""

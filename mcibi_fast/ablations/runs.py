@@ -18,6 +18,7 @@ from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.environment import environment
+from mcibi_fast.training.precision import with_precision
 from mcibi_fast.training.processes import start_accelerator
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
@@ -37,7 +38,7 @@ class TrainedRun:
         config: the run's configuration.
         folder: its directory.
         test_root: the folder of the second dataset, if the table has one.
-        progress: show progress bars.
+        progress: show how far it is.
 
     Raises:
         ValueError: the directory holds a run with another configuration.
@@ -59,6 +60,8 @@ class TrainedRun:
         self.stored: dict[str, Any] = read_json(file) if file.is_file() else {}
         if Run(folder).checkpoint("last") is not None:
             self._refuse_another_configuration()
+            stored = Run(folder).settings()  # what the machine decided when it began
+            self.config = replace(config, mixed_precision=stored.precision, speed=stored.speed)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ class TrainedRun:
         Raises:
             ValueError, TrainingError, OSError, KeyboardInterrupt: as in `training.train.train`.
         """
+        self.config = with_precision(self.config, report)
         leave_cores_to_loaders(self.config.workers)
         # Each process draws its own dropout; the first one's initial weights go to all.
         seed_global_generators(self.config.seed + int(os.environ.get("RANK", "0")))
@@ -162,18 +166,30 @@ class TrainedRun:
             write_atomically(self.folder / MEASURED, content.encode())
 
     def _refuse_another_configuration(self) -> None:
-        there = Run(self.folder).settings().to_dict()
-        here = self.config.to_dict()
-        weights = there["loss"]["class_weights"]
-        if here["loss"]["class_weights"] == "balanced" and weights is not None:
-            here["loss"]["class_weights"] = weights  # a run stores the computed numbers
-        differing = _first_difference(there, here)
-        if differing:
+        if differing := _another_configuration(self.folder, self.config):
             name, old, new = differing
             raise ValueError(
                 f"--out: {self.folder} holds a run with {name} {old!r}, now it is {new!r}; give "
                 "the same settings as before, or another --out"
             )
+
+
+def holds(folder: Path, config: TrainConfig) -> bool:
+    """Whether a directory holds a run with this configuration."""
+    begun = Run(folder).checkpoint("last") is not None
+    return begun and _another_configuration(folder, config) is None
+
+
+def _another_configuration(folder: Path, config: TrainConfig) -> tuple[str, Any, Any] | None:
+    """The first field in which a run's configuration is another, its old and its new value."""
+    there, here = Run(folder).settings().to_dict(), config.to_dict()
+    here["speed"] = there["speed"]  # does not make it another experiment
+    if here["mixed_precision"] in ("auto", "measured"):
+        here["mixed_precision"] = there["mixed_precision"]
+    weights = there["loss"]["class_weights"]
+    if here["loss"]["class_weights"] == "balanced" and weights is not None:
+        here["loss"]["class_weights"] = weights  # a run stores the computed numbers
+    return _first_difference(there, here)
 
 
 def percent(metrics: SegmentationMetrics) -> Scores:

@@ -15,6 +15,8 @@ class Command(Protocol):
     HELP: str
     EXTRA: str
     """Of `mcibi_fast.extras`, which it needs; "" where torch and numpy are enough."""
+    EXAMPLES: tuple[str, str]
+    """Two command lines, which end its help."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the command's own arguments and those it shares (`commands.options`)."""

@@ -9,6 +9,7 @@ from mcibi_fast.commands.outputs import check_folder
 
 HELP = "train the rows of one of the paper's tables and compare"
 EXTRA = "train"
+EXAMPLES = ("mcibi-fast ablate", "mcibi-fast ablate 4 --seeds 3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

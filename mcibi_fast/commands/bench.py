@@ -12,10 +12,17 @@ from mcibi_fast.commands.outputs import check_folder
 
 _PREFIX = "bench_"
 # What "all" leaves out, and its module.
-_OTHERS = {"table6": "table6_stages", "table7": "table7_contexts", "plot": "plots"}
+_OTHERS = {
+    "table6": "table6_stages",
+    "table7": "table7_contexts",
+    "table15": "table15_methods",
+    "sweep": "sweep",
+    "plot": "plots",
+}
 
 HELP = "run the benchmarks, or plot their results"
 EXTRA = ""
+EXAMPLES = ("mcibi-fast bench", "mcibi-fast bench upsample_argmax --quick")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,10 @@ from mcibi_fast.terminal import say
 
 HELP = "make a weights file of a released checkpoint"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast convert released.pth model.safetensors --dataset ade20k",
+    "mcibi-fast convert own.pth model.safetensors --classes road,sky,car",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +29,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights-from",
         choices=["auto", "pr", "cwi"],
         default="auto",
-        help="the head that predicts the weights W; pr for ppm_resnet50os8_ade20k, auto for all "
-        "others",
+        help="the head that predicts the weights W; auto knows the published checkpoints",
+    )
+    parser.add_argument(
+        "--stem-relu",
+        action=argparse.BooleanOptionalAction,
+        help="whether HRNet's stem has a ReLU after its first batch norm (default: as published; "
+        "no for 19 classes, yes for others)",
+    )
+    parser.add_argument(
+        "--negative-slope",
+        type=float,
+        metavar="S",
+        help="slope of the head's LeakyReLUs (default: as published; 0 for others, a ReLU)",
+    )
+    parser.add_argument(
+        "--dilations",
+        type=_dilations,
+        metavar="A,B,...",
+        help="dilations of ASPP (default: as published; 1,12,24,36 for others)",
+    )
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="convert the averaged weights (model_ema) if there are some (default: no)",
     )
 
 
@@ -41,9 +67,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"convert: the result is a .safetensors file, not {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"convert: there is no folder {out.parent}")
-    check_file("convert", out, inputs=[source])
-    loaded = sssegmentation.load(source, weights_from=args.weights_from)
-    names, palette = class_list(args, loaded.memory.num_classes)
+    check_file("convert", out, inputs=[source, sssegmentation.followed(source)])
+    loaded, published, notes = sssegmentation.load_published(
+        source,
+        dataset=args.dataset,
+        ema=args.ema,
+        weights_from=args.weights_from,
+        stem_relu=args.stem_relu,
+        negative_slope=args.negative_slope,
+        dilations=args.dilations,
+    )
+    names, palette = class_list(args, loaded.head.num_classes)
     try:
         model, spec = convert(loaded, names, palette)
     except NotImplementedError as error:
@@ -57,6 +91,21 @@ def run(args: argparse.Namespace) -> None:
         f"{sum(p.numel() for p in model.parameters()):,} weights, "
         f"{os.path.getsize(out) / 2**20:.0f} MiB"
     )
+    for note in notes:
+        say(note)
+    if published is not None:
+        short, long = published.size
+        say(
+            f"{published.name} as published; the authors tested it at {short} x {long} with "
+            + ", ".join(f"{name}={value}" for name, value in published.inference.items())
+        )
+
+
+def _dilations(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 1,6,12,18") from None
 
 
 def class_list(args: argparse.Namespace, count: int) -> tuple[list[str], list[list[int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mcibi_fast.commands import options
@@ -12,9 +12,12 @@ from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
     from mcibi_fast.data import Report, SegmentationDataset
+    from mcibi_fast.recipes import CocoData, HuggingFaceData
 
 HELP = "check, convert and pack datasets"
 EXTRA = "train"
+EXAMPLES = ("mcibi-fast data check folder DATA", "mcibi-fast data pack folder DATA SHARDS")
+_FORMAT = "fields of coco or huggingface data, such as label=mask"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(actions: argparse._SubParsersAction) -> None:
     parser = options.add_command(
-        actions, "check", "read a dataset and report what is wrong with it"
+        actions,
+        "check",
+        "read a dataset and report what is wrong with it",
+        "mcibi-fast data check folder DATA",
+        "mcibi-fast data check ade20k DATA/ADEChallengeData2016.zip",
     )
     parser.usage = "%(prog)s [options] [NAME] ROOT"
     parser.set_defaults(action=_check)
@@ -37,19 +44,24 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         metavar="[NAME] ROOT",
         help="ROOT alone (or after 'folder') holds images/SPLIT and labels/SPLIT; a published "
         "dataset by its name (ade20k, lip, cihp, cityscapes, coco_stuff, pascal_context, voc, "
-        "vspw, camvid), also zipped",
+        "vspw, camvid), also zipped; coco (its JSON); huggingface (save_to_disk's folder)",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="folder for four overlays (default: data_check)"
     )
     options.add_classes(parser)
     options.add_binary(parser)
+    options.add_set(parser, _FORMAT)
     options.add_quiet(parser)
 
 
 def _add_convert(actions: argparse._SubParsersAction) -> None:
     parser = options.add_command(
-        actions, "convert", "make PASCAL-Context's masks from its annotations"
+        actions,
+        "convert",
+        "make PASCAL-Context's masks from its annotations",
+        "mcibi-fast data convert pascal_context DATA/VOC2010",
+        "mcibi-fast data convert pascal_context DATA --annotations trainval_merged.json",
     )
     parser.set_defaults(action=_convert)
     parser.add_argument("name", choices=["pascal_context"], help="the dataset")
@@ -60,7 +72,11 @@ def _add_convert(actions: argparse._SubParsersAction) -> None:
 
 def _add_pack(actions: argparse._SubParsersAction) -> None:
     parser = options.add_command(
-        actions, "pack", "write a dataset into tar shards, for `train --root OUT`"
+        actions,
+        "pack",
+        "write a dataset into tar shards, for `train --root OUT`",
+        "mcibi-fast data pack folder DATA SHARDS",
+        "mcibi-fast data pack camvid DATA/camvid SHARDS --split train --shard-size 64",
     )
     parser.usage = "%(prog)s [options] [NAME] ROOT OUT"
     parser.set_defaults(action=_pack)
@@ -80,13 +96,14 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
     options.add_classes(parser)
     options.add_binary(parser)
+    options.add_set(parser, _FORMAT)
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
     options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reports what is in a dataset and what is wrong with it, makes masks for one, or packs it."""
-    return args.action(args, progress=not args.quiet and sys.stderr.isatty())
+    return args.action(args, progress=not args.quiet)
 
 
 def _convert(args: argparse.Namespace, progress: bool) -> int:
@@ -107,7 +124,7 @@ def _pack(args: argparse.Namespace, progress: bool) -> int:
         raise ValueError("--shard-size must be at least 1 and --workers at least 0")
     *source, out = args.dataset
     check_folder("data pack", out)
-    splits = args.split or ["train", "val"]
+    splits = args.split or _usual_splits(source, args)
     for split in splits:
         check_free(out, split)
     for split in splits:
@@ -126,6 +143,25 @@ def _pack(args: argparse.Namespace, progress: bool) -> int:
     return 0
 
 
+def _usual_splits(source: list[str], args: argparse.Namespace) -> list[str]:
+    data = _of_format(_dataset_name(source[:-1], args), source[-1], args)
+    return ["train", "val"] if data is None else [data.train_split, data.val_split]
+
+
+def _of_format(name: str, root: str, args: argparse.Namespace) -> CocoData | HuggingFaceData | None:
+    """Data in the format of another toolbox, with what ``--set`` says; None for others."""
+    from mcibi_fast.recipes import apply_settings
+    from mcibi_fast.recipes.sources import FORMATS
+
+    if name not in FORMATS:
+        if args.set:
+            raise ValueError(f"--set: for {' and '.join(FORMATS)}, whose data have fields")
+        return None
+    data = FORMATS[name](root=root)
+    apply_settings(data, args.set)
+    return data
+
+
 def _open(source: list[str], split: str, args: argparse.Namespace) -> SegmentationDataset:
     """The split of ROOT, or of NAME ROOT."""
     from mcibi_fast.data import FolderDataset, named
@@ -134,7 +170,8 @@ def _open(source: list[str], split: str, args: argparse.Namespace) -> Segmentati
     if name in ("folder", "camvid"):
         classes = _class_names("camvid" if name == "camvid" else args.classes)
         return FolderDataset(source[-1], split, classes=classes, binary=args.binary)
-    return named(name)(source[-1], split)
+    data = _of_format(name, source[-1], args)
+    return named(name)(source[-1], split) if data is None else data.dataset(split)
 
 
 def _dataset_name(name: list[str], args: argparse.Namespace) -> str:
@@ -169,7 +206,14 @@ def _check(args: argparse.Namespace, progress: bool) -> int:
 
 
 def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
-    from mcibi_fast.data import CAMVID_CLASSES, check, check_named, check_shards
+    from mcibi_fast.data import (
+        CAMVID_CLASSES,
+        DataError,
+        check,
+        check_named,
+        check_shards,
+        check_splits,
+    )
     from mcibi_fast.data.folder import CAMVID_SIZES
     from mcibi_fast.data.shards import packed_folders
 
@@ -180,6 +224,14 @@ def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
     if name == "camvid":
         sizes = CAMVID_SIZES
         return check(root, out, classes=CAMVID_CLASSES, sizes=sizes, videos=True, progress=progress)
+    data = _of_format(name, root, args)
+    if data is not None:
+        splits = data.splits()
+        if not splits:
+            raise DataError(f"{root}: no splits in it that are {name} data")
+        return check_splits(
+            root, {split: partial(data.dataset, split) for split in splits}, out, "", progress
+        )
     if name != "folder":
         return check_named(name, root, out, progress=progress)
     if packed_folders(root):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "train FCN with and without MCIBI++ and compare them"
 EXTRA = "report"
+EXAMPLES = ("mcibi-fast demo", "mcibi-fast demo --seeds 3 --out runs/three")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             outcomes[name].append(Outcome(result, _confusion(config, folder)))
     report = out / "report.html"
     write_text(report, build_report(outcomes).html())
-    say("\n" + text_table(outcomes) + "\n\n" + verdict(outcomes))
+    say(f"\ntested by: {config.inference}\n{text_table(outcomes)}\n\n{verdict(outcomes)}")
     say(f"report: {report.resolve()}")
 
 
@@ -72,4 +73,6 @@ def _confusion(config: TrainConfig, folder: Path) -> Tensor:
 
     dataset = config.data.dataset(config.data.val_split)
     model, _ = load_model(folder / "checkpoints" / "last")
-    return evaluate(model, dataset, batch_size=config.eval_batch_size).matrix
+    return evaluate(
+        model, dataset, inference=config.inference, batch_size=config.eval_batch_size
+    ).matrix

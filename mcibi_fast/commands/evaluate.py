@@ -24,29 +24,26 @@ if TYPE_CHECKING:
 
 HELP = "score a checkpoint on a split"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast evaluate runs/first",
+    "mcibi-fast evaluate runs/first --scales 0.75,1,1.25 --flip --json scores.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model and data, and how it is scored."""
-    parser.usage = "%(prog)s [options] CHECKPOINT"
-    options.add_checkpoint(parser)
+    options.add_checkpoint(parser, above=True)
     parser.add_argument(
         "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
     )
     options.add_root(parser)
     options.add_binary(parser)
     parser.add_argument("--split", help="default: the run's validation split")
-    options.add_inference(parser)
+    options.add_inference(parser, scores=True)
     options.add_precision(parser)
     options.add_fold(parser)
+    options.add_compile(parser)
     parser.add_argument("--without-class", metavar="K", help="also report means without K,...")
-    default, *others = PROTOCOLS
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME",
-        choices=PROTOCOLS,
-        help=f"for videos: {default} (default) or {' or '.join(others)}",
-    )
     parser.add_argument(
         "--flow", metavar="F", help="for TC of videos: dis, raft, a file of RAFT, or none"
     )
@@ -74,16 +71,19 @@ def run(args: argparse.Namespace) -> None:
     VC.
     """
     from mcibi_fast.commands.run_settings import (
+        chosen_protocol,
         class_indices,
+        compiled,
         evaluation_data,
         inference_config,
+        prepared,
         set_precision,
         start_accelerator,
-        trained_config,
     )
     from mcibi_fast.data.video import whole_videos
     from mcibi_fast.inference.evaluate import evaluate
     from mcibi_fast.inference.evaluate_video import evaluate_videos
+    from mcibi_fast.inference.trained import trained_config
     from mcibi_fast.models.checkpoint import load_model
     from mcibi_fast.models.weights import find_weights, moved_class
     from mcibi_fast.recipes import MovingScenesData, VideoData
@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         check_file("--json", args.json, inputs=[file])
     trained = trained_config(file)
-    inference = inference_config(args, trained)
+    inference = inference_config(args, trained, file)
+    scored_by = chosen_protocol(args, PROTOCOLS)
     data = evaluation_data(file, trained, args.dataset, args.root, binary=args.binary)
     if isinstance(data, VideoData | MovingScenesData):
         data = replace(data, train_frames="all")  # training's split, too, is scored as videos
@@ -102,18 +103,13 @@ def run(args: argparse.Namespace) -> None:
     dataset = data.dataset(split)
     if not len(dataset):
         raise ValueError(f"--split {split}: nothing in it has labels (predict and video need none)")
-    _check_video_options(args, dataset)
+    _check_video_options(dataset, protocol=scored_by, flow=args.flow)
     model, spec = load_model(file, classes=dataset.classes)
     if moved := moved_class(spec.classes, dataset.classes):
         complain(f"warning: {moved}")
     left_out = []
     if args.without_class is not None:
         left_out = class_indices("--without-class", args.without_class, len(spec.classes))
-    if args.fold:
-        try:
-            model = model.fold()
-        except TypeError as error:
-            raise ValueError(f"--fold: {error}") from None
     accelerator = start_accelerator(args)
     shared: dict[str, Any] = {
         "inference": inference,
@@ -121,17 +117,22 @@ def run(args: argparse.Namespace) -> None:
         "accelerator": accelerator,
         "progress": not args.quiet,
     }
-    model.to(accelerator.device)
     precision = set_precision(args, model, trained, accelerator.device)
+    trained_model, model = model, prepared(args, model, spec.name)
+    model.to(accelerator.device)
+    compile_time = compiled(args, model)
     videos = None
     if whole_videos(dataset) and not model.needs_labels:
-        protocol = args.protocol or PROTOCOLS[0]
         flow = _flow(args.flow, dataset, accelerator.device)
-        counts = evaluate_videos(model, dataset, protocol=protocol, flow=flow, **shared)
+        counts = evaluate_videos(
+            model, dataset, protocol=scored_by or PROTOCOLS[0], flow=flow, **shared
+        )
         confusion, videos = counts.confusion, counts.compute()
     else:
         confusion = evaluate(model, dataset, batch_size=args.batch_size, **shared)
     if accelerator.is_main_process:
+        if compile_time is not None:
+            compile_time.tell()
         metrics = confusion.compute()
         names = _row_names(spec.classes, dataset.classes)
         say(f"{len(dataset)} images of {split}; {inference}; {precision}")
@@ -146,21 +147,22 @@ def run(args: argparse.Namespace) -> None:
                 content["videos"] = videos.as_dict()
             content |= {
                 "checkpoint": str(file),
-                "folded": args.fold,
+                "folded": model is not trained_model,
                 "data": {"kind": type(data).__name__} | asdict(data),
                 "split": split,
                 "images": len(dataset),
+                "tested_by": str(inference),
                 "inference": asdict(inference),
                 "precision": model.precision,
             }
             write_text(Path(args.json), json.dumps(content, indent=2) + "\n")
 
 
-def _check_video_options(args: argparse.Namespace, dataset: SegmentationDataset) -> None:
+def _check_video_options(dataset: SegmentationDataset, **given: str | None) -> None:
     from mcibi_fast.data.video import whole_videos
 
-    for option in ("protocol", "flow"):
-        if getattr(args, option) is not None and not whole_videos(dataset):
+    for option, value in given.items():
+        if value is not None and not whole_videos(dataset):
             raise ValueError(f"--{option}: for videos, which the data are not")
 
 

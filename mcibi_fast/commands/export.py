@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 HELP = "make an ONNX or torch.export file of a checkpoint"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast export runs/first model.onnx",
+    "mcibi-fast export runs/first model.pt2 --size 512,512 --stages 2",
+)
 
 _LONGEST = 512  # side of an image to compare on: PyTorch's attention is quadratic in its pixels
 

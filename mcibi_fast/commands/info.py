@@ -9,6 +9,7 @@ import mcibi_fast
 
 HELP = "show what was built, and which backends work here or why not"
 EXTRA = ""
+EXAMPLES = ("mcibi-fast info", "MCIBI_FAST_CPU=v3 mcibi-fast info")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

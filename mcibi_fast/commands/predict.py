@@ -10,28 +10,33 @@ from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and overlays of images"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast predict runs/first photo.jpg",
+    "mcibi-fast predict runs/first photos/ --out predictions --flip",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model and images, and where predictions go."""
-    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     options.add_checkpoint(parser)
-    parser.add_argument("source", help="an image, or a folder of images")
+    parser.add_argument("source", metavar="SOURCE", help="an image, or a folder of images")
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="predictions",
-        help="default: predictions; only pictures that predict wrote are replaced there",
+        help="default: predictions; it replaces only its own files",
     )
     options.add_inference(parser, large=True)
     options.add_precision(parser)
     options.add_own_size(parser)
+    options.add_fold(parser)
+    options.add_compile(parser)
     parser.add_argument(
         "--submission",
         metavar="NAME",
         nargs="?",
         const="",
-        help="also write files for a test server: cityscapes, ade20k, ... (default: the run's)",
+        help="also write the files of a test server, such as ade20k",
     )
     parser.add_argument("--no-overlays", action="store_true", help="write label maps only")
     options.add_overwrite(parser)
@@ -42,26 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predicts an image or a folder; unreadable images are counted and named."""
     from mcibi_fast.commands.run_settings import (
+        compiled,
         inference_config,
         large_window,
-        mirrored_classes,
+        prepared,
         set_precision,
         start_accelerator,
         submission_data,
-        trained_config,
     )
     from mcibi_fast.data import DATASETS
     from mcibi_fast.inference.predict import predict
+    from mcibi_fast.inference.trained import mirrored_classes, trained_config
     from mcibi_fast.models.checkpoint import load_model
-    from mcibi_fast.models.weights import find_weights, moved_class
+    from mcibi_fast.models.weights import find_weights, moved_class, read_spec
     from mcibi_fast.recipes import NamedData
     from mcibi_fast.recipes.sources import eval_transform
 
     check_folder("--out", args.out)
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
-    inference = inference_config(args, trained)
-    data = submission_data(args.submission, trained)
+    inference = inference_config(args, trained, file)
+    data = submission_data(args.submission, trained, read_spec(file).backbone)
     dataset = DATASETS.get(data.name) if isinstance(data, NamedData) else None
     window = large_window(args, trained)
     model, spec = load_model(file)
@@ -74,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         transform = eval_transform(data, spec.mean, spec.std)
     device = start_accelerator(args).device
     precision = set_precision(args, model, trained, device)
+    model = prepared(args, model, spec.name)
+    compile_time = compiled(args, model.to(device))
     result = predict(
         model,
         spec,
@@ -89,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         device=device,
         progress=not args.quiet,
     )
+    if compile_time is not None:
+        compile_time.tell()
     say(f"{len(result.written)} label maps in {args.out}, {precision}")
     if window and result.in_windows:
         say(

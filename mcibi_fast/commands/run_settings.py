@@ -11,45 +11,42 @@ from typing import TYPE_CHECKING, Any
 from mcibi_fast.data import CAMVID_CLASSES, DATASETS, named
 from mcibi_fast.data.folder import class_list
 from mcibi_fast.data.shards import holds_shards
-from mcibi_fast.defaults import LARGE_WINDOW
+from mcibi_fast.inference.folding import folded, folded_if_possible
 from mcibi_fast.inference.precision import in_words, precision_of
+from mcibi_fast.inference.trained import (
+    own_test_data,
+    usual_inference,
+    usual_window,
+)
 from mcibi_fast.models import Segmentor
+from mcibi_fast.models.released_backbones import PREFIX
 from mcibi_fast.models.weights import read_spec
+from mcibi_fast.protocols import TEST_PROTOCOLS
 from mcibi_fast.recipes import (
+    CocoData,
     FolderData,
+    HuggingFaceData,
     InferenceConfig,
     NamedData,
     ShardsData,
     TrainConfig,
 )
-from mcibi_fast.recipes.registry import RECIPES
-from mcibi_fast.recipes.sources import Data, StoredShardsData
-from mcibi_fast.training.run import Run
+from mcibi_fast.recipes.registry import FREE_RECIPES
+from mcibi_fast.recipes.sources import FORMATS, Data, Sized
+from mcibi_fast.terminal import say
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from mcibi_fast.models.compilation import CompileTime
+
 # Datasets without a recipe of their own, and the one whose test size they share.
 _VARIANTS = {"coco_stuff_171": "coco_stuff", "pascal_context_60": "pascal_context"}
 
 
-def trained_config(weights: Path) -> TrainConfig | None:
-    """The configuration of the run that a weights file lies in, or None.
-
-    That is ``RUN/checkpoints/NAME/FILE`` or ``RUN/FILE``; a ``config.json`` elsewhere above is
-    nobody's, and one of `mcibi_fast.models.hub` no run's.
-    """
-    own, *above = weights.resolve().parents
-    folders = [own, *above[1:2]] if above and above[0].name == "checkpoints" else [own]
-    for folder in folders:
-        if (folder / "config.json").is_file() and "library_name" not in Run(folder).config():
-            return Run(folder).settings()
-    return None
-
-
-def published_data(name: str, trained: TrainConfig | None) -> NamedData:
-    """A published dataset's splits and test size, without its root.
+def published_data(name: str, trained: TrainConfig | None, backbone: str) -> NamedData:
+    """A published dataset's splits and its test size with a backbone, without its root.
 
     A run on a published dataset brings its own test size: what it learnt is of that size.
 
@@ -57,11 +54,12 @@ def published_data(name: str, trained: TrainConfig | None) -> NamedData:
         ValueError: there is none of that name.
     """
     named(name)
-    recipe = RECIPES.get(_VARIANTS.get(name, name))
-    data = recipe().data if recipe else NamedData()
+    recipe = FREE_RECIPES.get(_VARIANTS.get(name, name))
+    backbone = backbone.removeprefix(PREFIX)  # a converted one has the sizes of its family
+    data = recipe(backbone=backbone).data if recipe else NamedData()
     assert isinstance(data, NamedData)
     data = replace(data, name=name)
-    if trained and isinstance(trained.data, (NamedData, ShardsData)):
+    if trained and isinstance(trained.data, Sized):
         own = trained.data
         data = replace(data, short_side=own.short_side, long_side=own.long_side, size=own.size)
     return data
@@ -98,12 +96,15 @@ def _evaluation_data(
 ) -> Data:
     data: Data | None = trained.data if trained else None
     is_own = dataset is None or (isinstance(data, NamedData) and data.name == dataset)
+    if dataset in FORMATS and isinstance(data, FORMATS[dataset]):
+        is_own = True
     if dataset is not None and not is_own:
-        data = (
-            FolderData(classes=list(CAMVID_CLASSES))
-            if dataset == "camvid"
-            else published_data(dataset, trained)
-        )
+        if dataset == "camvid":
+            data = FolderData(classes=list(CAMVID_CLASSES))
+        elif dataset in FORMATS:
+            data = FORMATS[dataset]()
+        else:
+            data = published_data(dataset, trained, read_spec(file).backbone)
     if root is None:
         if data is None:
             raise ValueError(
@@ -114,7 +115,9 @@ def _evaluation_data(
         return data
     if holds_shards(root):
         return ShardsData.like(data or FolderData(), root)
-    if isinstance(data, NamedData) or (isinstance(data, FolderData) and not is_own):
+    if isinstance(data, NamedData | CocoData | HuggingFaceData) or (
+        isinstance(data, FolderData) and not is_own
+    ):
         return replace(data, root=root)
     # A folder that lists no classes is taken to have the checkpoint's.
     listed = class_list(Path(root)) is not None
@@ -122,47 +125,46 @@ def _evaluation_data(
 
 
 def submission_data(
-    submission: str | None, trained: TrainConfig | None
-) -> NamedData | ShardsData | None:
+    submission: str | None, trained: TrainConfig | None, backbone: str
+) -> Sized | None:
     """The published dataset that gives test size, mirrored classes and ids: the run's, if any.
 
     Args:
         submission: its name; "" for the run's, which must then be one; None where none is written.
         trained: the run.
+        backbone: the checkpoint's.
 
     Raises:
         ValueError: no such dataset.
     """
-    own = trained.data if trained else None
-    if not isinstance(own, (NamedData, ShardsData)):
-        own = None
+    own = own_test_data(trained)
     if submission is None:
         return own
     name = submission or (own.name if isinstance(own, NamedData) else "")
     if name not in DATASETS and not submission:
         raise ValueError("--submission: the checkpoint is of no published dataset; name one")
-    return own if isinstance(own, NamedData) and own.name == name else published_data(name, trained)
+    if isinstance(own, NamedData) and own.name == name:
+        return own
+    return published_data(name, trained, backbone)
 
 
-def mirrored_classes(data: object) -> Sequence[tuple[int, int]]:
-    """Classes that a mirrored image swaps, of a run's data."""
-    if isinstance(data, StoredShardsData):
-        raise ValueError(
-            f"--flip: which classes a mirrored image swaps is in the run's shards ({data.root}), "
-            "which are not fetched because its config.json says so; give --no-flip"
-        )
-    if isinstance(data, ShardsData):
-        return data.dataset(data.val_split).flip_pairs  # only the shards know them
-    known = DATASETS.get(data.name) if isinstance(data, NamedData) else None
-    return known.flip_pairs if known else ()
+def inference_config(
+    args: argparse.Namespace, trained: TrainConfig | None, file: Path
+) -> InferenceConfig:
+    """The checkpoint's or the run's settings with those of the command line in their place.
 
+    If the checkpoint brings the released protocol, one line says so.
 
-def inference_config(args: argparse.Namespace, trained: TrainConfig | None) -> InferenceConfig:
-    """The run's settings with those of the command line in their place.
+    Args:
+        args: the command line.
+        trained: the checkpoint's run.
+        file: the checkpoint.
 
     Raises:
-        ValueError: naming the option whose text is not what it should be.
+        ValueError: naming the option whose text is not what it should be, or the checkpoint.
     """
+    brought = getattr(read_spec(file), "inference", None)
+    usual = usual_inference(trained, brought, file)
     changes: dict[str, Any] = {}
     if args.scales is not None:
         changes["scales"] = tuple(_numbers("--scales", args.scales, float, "0.5,0.75,1"))
@@ -174,12 +176,31 @@ def inference_config(args: argparse.Namespace, trained: TrainConfig | None) -> I
         changes |= {"window": _sides("--window", args.window), "stride": None}
     if args.stride is not None:
         changes["stride"] = _sides("--stride", args.stride)
-    for name in ("softmax", "stages"):
+    for name in ("softmax", "stages", "threshold"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
-    inference = replace(trained.inference if trained else InferenceConfig(), **changes)
+    if (protocol := chosen_protocol(args, TEST_PROTOCOLS)) is not None:
+        changes["protocol"] = protocol
+    inference = replace(usual, **changes)
     inference.validate()
+    if brought is not None and protocol is None and inference.protocol == "released":
+        say(
+            "tested by the released protocol, with which the checkpoint's published number was "
+            "made (--protocol own: by this package's)"
+        )
     return inference
+
+
+def chosen_protocol(args: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """The one of these that ``--protocol`` names, or None.
+
+    Raises:
+        ValueError: it names several.
+    """
+    found = [name for name in args.protocol if name in names]
+    if len(set(found)) > 1:
+        raise ValueError(f"--protocol: give one of {' and '.join(names)}, not both")
+    return found[0] if found else None
 
 
 def large_window(args: argparse.Namespace, trained: TrainConfig | None) -> tuple[int, int] | None:
@@ -187,10 +208,7 @@ def large_window(args: argparse.Namespace, trained: TrainConfig | None) -> tuple
 
     None with ``--window none``.
     """
-    if args.window == "none":
-        return None
-    height, width = trained.augmentation.crop_size if trained else LARGE_WINDOW
-    return max(height, LARGE_WINDOW[0]), max(width, LARGE_WINDOW[1])
+    return None if args.window == "none" else usual_window(trained)
 
 
 def set_precision(
@@ -201,12 +219,52 @@ def set_precision(
     That is ``--precision``, or else that of the training.
     """
     if trained is not None:
-        model.precision = trained.mixed_precision  # older checkpoints do not say it
+        model.precision = trained.precision  # older checkpoints do not say it
     if args.precision is not None:
         model.precision = args.precision
     wanted, model.precision = model.precision, precision_of(model, device)
     note = "" if wanted == model.precision else f", because {wanted} needs a GPU"
     return in_words(model.precision) + note
+
+
+def prepared(args: argparse.Namespace, model: Segmentor, name: str) -> Segmentor:
+    """The model in the form in which it is fastest; as it was trained with ``--no-fold``.
+
+    In mixed precision, too, it stays as it was trained unless ``--fold`` is given: folded weights
+    are rounded differently, and labels would change.
+
+    Args:
+        args: of the command line.
+        model: with its precision set (`set_precision`).
+        name: the model's.
+
+    Raises:
+        ValueError: ``--fold`` is given and the model cannot be folded.
+    """
+    if args.fold is None:
+        return folded_if_possible(model) if model.precision == "no" else model
+    if not args.fold:
+        return model
+    if not model.head.has_memory:
+        raise ValueError(f"--fold: needs a model with a memory; {name} has none")
+    try:
+        return folded(model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--fold: {error}") from None
+
+
+def compiled(args: argparse.Namespace, model: Segmentor) -> CompileTime | None:
+    """With ``--compile``, compiles the model when it is first called, for images of any size.
+
+    Returns:
+        What tells how long it took; None if nothing is compiled.
+    """
+    if not args.compile:
+        return None
+    from mcibi_fast.models.compilation import CompileTime, compile_model
+
+    compile_model(model, sizes_differ=True)
+    return CompileTime(say)
 
 
 def class_indices(option: str, text: str, count: int) -> list[int]:

@@ -13,16 +13,23 @@ from mcibi_fast.commands.outputs import check_folder
 from mcibi_fast.terminal import complain, say
 
 if TYPE_CHECKING:
-    from mcibi_fast.recipes import TrainConfig
+    from mcibi_fast.recipes import AugmentationConfig, TrainConfig
 
 HELP = "train a model and evaluate it"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast train demo --out runs/first --set epochs=5",
+    "mcibi-fast train folder --root DATA --framework pspnet --out runs/mine",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which recipe, data and model; or which run to continue."""
     parser.add_argument(
-        "recipe", nargs="?", help="demo, scenes, camvid, folder, or a dataset: ade20k, ..."
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help="demo, scenes, folder, coco, huggingface, ade20k, ...",
     )
     parser.add_argument("--root", metavar="DIR", help="the dataset's folder, zip file or shards")
     parser.add_argument(
@@ -33,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--without-memory", action="store_true", help="the same as --memory none")
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML with fields of the recipe; --set comes after it"
+    )
     options.add_set(parser, "change any field of the recipe, such as optimizer.lr=0.02")
+    parser.add_argument(
+        "--augmentation", metavar="CODE", help="a function or albumentations pipeline, MODULE:NAME"
+    )
     parser.add_argument("--show", action="store_true", help="print all fields and stop")
     options.add_quiet(parser)
 
@@ -45,17 +58,25 @@ def run(args: argparse.Namespace) -> None:
     from mcibi_fast.training.run import Run
 
     if args.resume:
-        if args.recipe or args.set or args.out or _model_choices(args):
+        if args.recipe or args.set or args.out or args.config or _model_choices(args):
             raise ValueError(
-                "--resume goes on with the run's own settings; give nothing else but --root"
+                "--resume goes on with the run's own settings; give nothing else but --root and "
+                "--augmentation"
             )
         config = Run(args.resume).settings()
         if args.root:
             config.data = relocated(config.data, args.root)
+        if args.augmentation:
+            config.augmentation = _consented(config.augmentation, args.augmentation)
         out = Path(args.resume)
     else:
-        config = configure(args.recipe, args.root, args.set, **_model_choices(args))
-        out = check_folder("--out", args.out or f"runs/{args.recipe}")
+        config = configure(
+            args.recipe, args.root, args.set, file=args.config, **_model_choices(args)
+        )
+        if args.augmentation:
+            config.augmentation.function = args.augmentation
+        name = args.recipe or Path(args.config).stem
+        out = check_folder("--out", args.out or f"runs/{name}")
     if args.show:
         say(json.dumps(config.to_dict(), indent=2))
         return
@@ -73,6 +94,15 @@ def run(args: argparse.Namespace) -> None:
             f"{100 * (result.best['mean_iou'] or 0):.2f}; {result.out}"
         )
         _write_report(config, result.out, progress=not args.quiet)
+
+
+def _consented(stored: AugmentationConfig, function: str) -> AugmentationConfig:
+    """The run's augmentation, whose function the user names again and so allows to import."""
+    from mcibi_fast.recipes import AugmentationConfig
+
+    if function != stored.function:
+        raise ValueError(f"--augmentation {function}: the run began with {stored.function}")
+    return AugmentationConfig(**vars(stored))
 
 
 def _write_report(config: TrainConfig, out: Path, *, progress: bool) -> None:

@@ -10,18 +10,23 @@ from mcibi_fast.terminal import complain, say
 
 HELP = "write label maps and an overlay of a video"
 EXTRA = "train"
+EXAMPLES = (
+    "mcibi-fast video runs/first clip.mp4 --out video",
+    "mcibi-fast video runs/first frames/ --every 2 --no-overlay",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model and video, and where predictions go."""
-    parser.usage = "%(prog)s [options] CHECKPOINT SOURCE"
     options.add_checkpoint(parser, ", of any model")
-    parser.add_argument("source", help="a video file, a folder of frames, or a camera's number")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a video file, a folder of frames, or a camera's number"
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="video",
-        help="default: video; what an earlier video left there is removed",
+        help="default: video; what an earlier one left is removed",
     )
     parser.add_argument("--no-overlay", action="store_true", help="write label maps only")
     parser.add_argument(
@@ -32,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_precision(parser)
     options.add_own_size(parser)
     options.add_fold(parser)
+    options.add_compile(parser)
     options.add_cpu(parser)
     options.add_quiet(parser)
 
@@ -39,34 +45,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predicts a video's frames as a stream; those that cannot be used are counted."""
     from mcibi_fast.commands.run_settings import (
+        compiled,
         inference_config,
         large_window,
-        mirrored_classes,
+        prepared,
         set_precision,
         start_accelerator,
-        trained_config,
     )
     from mcibi_fast.inference.predict_video import predict_video
+    from mcibi_fast.inference.trained import mirrored_classes, trained_config
     from mcibi_fast.models.checkpoint import load_model
     from mcibi_fast.models.weights import find_weights
-    from mcibi_fast.recipes import NamedData, ShardsData
-    from mcibi_fast.recipes.sources import eval_transform
+    from mcibi_fast.recipes.sources import Sized, eval_transform
 
     check_folder("--out", args.out)
     file = find_weights(args.checkpoint)
     trained = trained_config(file)
-    inference = inference_config(args, trained)
+    inference = inference_config(args, trained, file)
     model, spec = load_model(file)
-    if args.fold and not model.head.has_memory:
-        raise ValueError(f"--fold: needs a model with a memory; {spec.name} has none")
     data = trained.data if trained else None
     transform = None
-    if isinstance(data, (NamedData, ShardsData)) and not args.own_size:
+    if isinstance(data, Sized) and not args.own_size:
         transform = eval_transform(data, spec.mean, spec.std)
     device = start_accelerator(args).device
     precision = set_precision(args, model, trained, device)
+    model = prepared(args, model, spec.name)
+    compile_time = compiled(args, model.to(device))
     result = predict_video(
-        model.fold() if args.fold else model,
+        model,
         spec,
         args.source,
         args.out,
@@ -80,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         device=device,
         progress=not args.quiet,
     )
+    if compile_time is not None:
+        compile_time.tell()
     also = f" and {result.video.name}" if result.video else ""
     say(
         f"{result.frames} label maps{also} in {args.out}, {precision}, "

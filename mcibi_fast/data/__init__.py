@@ -16,13 +16,16 @@ require("mcibi_fast.data", "PIL", "tqdm")
 
 from mcibi_fast.data.ade20k import ADE20K
 from mcibi_fast.data.base import IGNORE_INDEX, Sample, SegmentationDataset, Transform
-from mcibi_fast.data.check import check, check_named, check_shards
+from mcibi_fast.data.check import check, check_named, check_shards, check_splits
 from mcibi_fast.data.check_report import Report
 from mcibi_fast.data.cityscapes import Cityscapes
+from mcibi_fast.data.coco import CocoDataset
 from mcibi_fast.data.coco_stuff import COCOStuff, COCOStuff171
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.folder import CAMVID_CLASSES, IMAGENET_MEAN, IMAGENET_STD, FolderDataset
+from mcibi_fast.data.folder import CAMVID_CLASSES, FolderDataset
 from mcibi_fast.data.folder_video import FolderVideos
+from mcibi_fast.data.functions import FunctionTransform
+from mcibi_fast.data.huggingface import HuggingFaceDataset
 from mcibi_fast.data.lip import CIHP, LIP
 from mcibi_fast.data.named import DATASETS, named, video_dataset
 from mcibi_fast.data.packing import pack
@@ -35,6 +38,7 @@ from mcibi_fast.data.transforms import EvalTransform, TrainTransform
 from mcibi_fast.data.video import Clip, ClipDataset, Frame, VideoDataset
 from mcibi_fast.data.voc import VOC
 from mcibi_fast.data.vspw import VSPW
+from mcibi_fast.defaults import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "ADE20K",
@@ -54,11 +58,14 @@ __all__ = [
     "Cityscapes",
     "Clip",
     "ClipDataset",
+    "CocoDataset",
     "DataError",
     "EvalTransform",
     "FolderDataset",
     "FolderVideos",
     "Frame",
+    "FunctionTransform",
+    "HuggingFaceDataset",
     "MovingScenes",
     "PascalContext",
     "PascalContext60",
@@ -74,6 +81,7 @@ __all__ = [
     "check",
     "check_named",
     "check_shards",
+    "check_splits",
     "named",
     "pack",
     "video_dataset",

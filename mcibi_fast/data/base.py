@@ -92,7 +92,7 @@ class SegmentationDataset(Dataset[Sample]):
         self, pixels: NDArray[np.uint8], mask: NDArray[np.integer], index: int
     ) -> tuple[Tensor, Tensor]:
         """Pixels (..., H, W, 3) and mask (H, W) -> image (..., 3, H, W) float32 and label."""
-        image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3)))
+        image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).movedim(-1, -3)
         label = torch.from_numpy(mask)
         if self.transform is None:
             return normalise(image, self.mean, self.std), label
@@ -128,6 +128,12 @@ def renormalised(
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (..., 3, H, W) -> float32, (image / 255 - mean) / std per channel."""
+    colours = image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return normalise_in_place(colours, mean, std)
+
+
+def normalise_in_place(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """As `normalise`, for colours from 0 to 255 that are floats."""
     m = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
     s = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-    return image.to(torch.float32, copy=True).div_(255).sub_(m).div_(s)
+    return image.div_(255).sub_(m).div_(s)

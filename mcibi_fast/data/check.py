@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcibi_fast.data.base import IGNORE_INDEX
+from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset
 from mcibi_fast.data.check_doubts import find_doubts
 from mcibi_fast.data.check_report import Report, finish, list_splits, read_all
 from mcibi_fast.data.check_video import check_vspw, folder_lines
@@ -110,34 +111,56 @@ def check_shards(
     splits = packed_folders(root)
     if not splits:
         raise DataError(f"{root}: no packed splits in it; expected <split>/index.json")
+    hint = "if the dataset's masks are binary, pack it again with --binary"
+    return check_splits(
+        root, {split: partial(ShardedDataset, root, split) for split in splits}, out, hint, progress
+    )
+
+
+def check_splits(
+    root: str | Path,
+    splits: Mapping[str, Callable[[], SegmentationDataset]],
+    out: str | Path | None = None,
+    binary_hint: str = "",
+    progress: bool = True,
+) -> Report:
+    """Like `check`, for any dataset.
+
+    Args:
+        root: names it in the report.
+        splits: opens each split; what it raises is a problem of the report.
+        out: see `check`.
+        binary_hint: what to do if masks of 0 and 255 are binary ones.
+        progress: show how far it is.
+    """
     report = Report(Path(root), pairs=dict.fromkeys(splits, 0))
-    packed: dict[str, ShardedDataset] = {}
-    for split in splits:
+    opened: dict[str, SegmentationDataset] = {}
+    for split, opener in splits.items():
         try:
-            packed[split] = ShardedDataset(root, split)
+            opened[split] = opener()
         except DataError as error:
             report.problems.append(str(error))
             continue
-        packed[split].notes = report.notes
+        opened[split].notes = report.notes
 
     def read(image: str, label: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        return packed[image.split("/", 1)[0]].read(int(label))
+        return opened[image.split("/", 1)[0]].read(int(label))
 
     jobs = [
-        (split, f"{split}/{dataset.name(i)}", str(i))
-        for split, dataset in packed.items()
+        (split, f"{split}/{dataset.name(i).removeprefix(f'{split}/')}", str(i))
+        for split, dataset in opened.items()
         for i in range(len(dataset))
     ]
     good = read_all(report, jobs, read, progress)
     found = ClassList([], np.zeros((0, 3), np.uint8))
-    for dataset in packed.values():
+    for split, dataset in opened.items():
         if found.names and found.names != dataset.classes:
             report.problems.append(
-                f"{dataset.split}: has other classes than {next(iter(packed))}; pack both again"
+                f"{split}: has other classes than {next(iter(opened))}; all splits need the same"
             )
         found = ClassList(dataset.classes, dataset.palette)
     finish(report, found, good, read, out)
-    find_doubts(report, "if the dataset's masks are binary, pack it again with --binary")
+    find_doubts(report, binary_hint)
     return report
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import IGNORE_INDEX
@@ -19,6 +18,7 @@ from mcibi_fast.data.folder import ClassList
 from mcibi_fast.data.listed import ListedDataset, Listing
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.files import new_file
+from mcibi_fast.progress import track
 from mcibi_fast.terminal import printable
 from mcibi_fast.viz.overlay import blend, grid
 
@@ -143,7 +143,7 @@ def read_all(
     report.pixels = np.zeros(IGNORE_INDEX, np.int64)
     report.images = np.zeros(IGNORE_INDEX, np.int64)
     good = []
-    for split, image, label in tqdm(jobs, desc="data check", unit="image", disable=not progress):
+    for split, image, label in track(jobs, "data check", unit="image", show=progress, leave=True):
         try:
             pixels, indices = read(image, label)
         except DataError as error:

@@ -35,6 +35,8 @@ from mcibi_fast.data.listing import is_hidden, list_images
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import check_class_names, palette_rows, read_regular
 from mcibi_fast.data.shard_index import INDEX
+from mcibi_fast.defaults import IMAGENET_MEAN, IMAGENET_STD
+from mcibi_fast.errors import and_more
 from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import decode_text, parse_json
 from mcibi_fast.viz.palette import distinct_palette
@@ -44,9 +46,6 @@ CAMVID_CLASSES = [
     "sign symbol", "fence", "car", "pedestrian", "bicyclist",
 ]  # fmt: skip
 CAMVID_SIZES = {"train": 367, "val": 101, "test": 233}
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Of a mask's formats the first that is there; others are refused when they are read.
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -94,7 +93,7 @@ class FolderDataset(SegmentationDataset):
         self.root, self.split, self.binary = Path(root), split, binary
         files = split_files(self.root, split)
         if files.problems:
-            more = f" (and {len(files.problems) - 1} more)" if len(files.problems) > 1 else ""
+            more = and_more(len(files.problems))
             what, cure = files.problems[0]
             raise DataError(f"{what}{more}; {cure}")
         if files.visible:
@@ -272,6 +271,9 @@ def class_list(
     if classes is None:
         return None
     names = list(classes)
+    if binary and len(names) == 1:
+        names = [_BINARY[0], *names]  # the foreground's
+        palette = None
     if binary and len(names) != 2:
         raise DataError(f"{source}: {len(names)} classes, but binary masks have 2")
     check_class_names(names, source)

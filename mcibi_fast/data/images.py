@@ -165,6 +165,25 @@ def read_pixels(
     return read_colours(file, name, notes).pixels
 
 
+def picture_pixels(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    """As `decode_colours`, for a picture that PIL has opened: (H, W, 3) uint8."""
+    check_pixels(*picture.size, name)
+    tiles = getattr(picture, "tile", None)  # of a file that is not decoded yet
+    place = tiles[0].args if tiles else picture.mode
+    rawmode = place[0] if isinstance(place, tuple) and place else place
+    with _decoding(name):
+        picture.load()
+        given = dict(picture.info)
+        picture.info["rawmode"] = rawmode if isinstance(rawmode, str) else ""
+        try:
+            pixels = _colours(picture, name)
+        finally:
+            picture.info = given
+    exif = given.get("exif")
+    turn = orientation(exif) if isinstance(exif, bytes) else 1
+    return pixels if picture.format == "TIFF" else turned(pixels, turn)  # PIL has turned a TIFF
+
+
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """The pixels (H, W, ...) as EXIF's orientation says."""
     if orientation > 4:
@@ -288,7 +307,8 @@ def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
         indices = indices.astype(np.uint8)
     elif picture.mode == "L" and _tag(picture, _SIGNED) == 2:
         indices = indices.view(np.int8)
-    indices //= _STRETCH.get(picture.info["rawmode"][:3], 1)
+    if stretch := _STRETCH.get(picture.info["rawmode"][:3]):
+        indices //= stretch
     return indices if picture.format == "TIFF" else turned(indices, picture.info["orientation"])
 
 

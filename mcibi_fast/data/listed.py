@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
-from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from mcibi_fast.data.images import decode_bytes, decode_colours, fit, mask_indices
 from mcibi_fast.data.mat import Matrix, read_variables
 from mcibi_fast.data.notes import Notes
+from mcibi_fast.defaults import IMAGENET_MEAN, IMAGENET_STD
 from mcibi_fast.untrusted import shorten
 
 # In a label map: a value that no mask of the dataset holds. No dataset has 254 classes.

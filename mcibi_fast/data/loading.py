@@ -53,12 +53,22 @@ def seeded_generator(*entropy: int) -> torch.Generator:
 
 
 def training_order(
-    length: int, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True
+    length: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = True,
+    order: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The epoch's global batches of indices, without the incomplete last one unless wanted."""
-    order = torch.randperm(length, generator=seeded_generator(seed, epoch)).tolist()
+    """The epoch's global batches of indices, without the incomplete last one unless wanted.
+
+    ``order`` replaces the shuffled one; it has ``length`` indices.
+    """
+    if order is None:
+        order = torch.randperm(length, generator=seeded_generator(seed, epoch)).tolist()
     end = length - length % batch_size if drop_last else length
-    return [order[i : i + batch_size] for i in range(0, end, batch_size)]
+    return [list(order[i : i + batch_size]) for i in range(0, end, batch_size)]
 
 
 def training_loader(
@@ -73,6 +83,8 @@ def training_loader(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    device: torch.device | None = None,
+    order: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """One epoch of training batches for one rank.
 
@@ -87,7 +99,10 @@ def training_loader(
         drop_last: leave out the incomplete batch at the end.
         rank, world_size: this process among all.
         workers: loader processes; 0 loads in this one.
-        pin_memory: page-locked host memory, for a GPU.
+        pin_memory: page-locked host memory.
+        device: the device that trains. A GPU gets the batches, copied beside the step before; for
+            others they stay on the host.
+        order: the epoch's indices, instead of the shuffled ones.
 
     Raises:
         ValueError: ``batch_size`` is not a multiple of ``world_size``, or what a sample raised.
@@ -99,20 +114,47 @@ def training_loader(
     batches = [
         batch[rank * share : (rank + 1) * share]
         for batch in training_order(
-            len(dataset), batch_size, seed=seed, epoch=epoch, drop_last=drop_last
+            len(dataset), batch_size, seed=seed, epoch=epoch, drop_last=drop_last, order=order
         )[start:]
     ]
+    on_gpu = device is not None and device.type == "cuda"
     loader: DataLoader = DataLoader(
         _Carried(dataset),
         batch_sampler=batches,
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory or on_gpu,
         collate_fn=_stack,
         worker_init_fn=leave_to_parent,
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=seeded_generator(seed, epoch, 1),
     )
-    return _note_unlabelled(carried(loader), dataset)
+    loaded = _note_unlabelled(carried(loader), dataset)
+    return copied_beside(loaded, device) if device is not None and on_gpu else loaded
+
+
+def copied_beside(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with their tensors on a GPU.
+
+    They are copied on a stream of their own: the host, which is ahead of the GPU, asks for the copy
+    while the step before still runs, and on the step's own stream it would come after that.
+
+    Args:
+        batches: in page-locked memory.
+        device: the GPU.
+    """
+    beside = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(beside):
+            moved = {
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+        steps = torch.cuda.current_stream(device)
+        steps.wait_stream(beside)  # on the GPU; the host does not wait
+        for value in moved.values():
+            if isinstance(value, Tensor):
+                value.record_stream(steps)  # so that its memory is not reused before the step ends
+        yield moved
 
 
 def evaluation_loader(

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mcibi_fast.data.base import SegmentationDataset
 from mcibi_fast.data.errors import DataError
@@ -25,7 +24,7 @@ from mcibi_fast.data.loading import carried, value_or_error
 from mcibi_fast.data.shard_index import FORMAT, INDEX
 from mcibi_fast.data.shards import check_split, import_webdataset, shard_name
 from mcibi_fast.files import naming, new_directory
-from mcibi_fast.terminal import printable
+from mcibi_fast.progress import track
 
 
 class Packed(NamedTuple):
@@ -66,7 +65,7 @@ def pack(
         split: name of the folder in it.
         shard_bytes: images and labels of one shard; a larger sample has one of its own.
         workers: processes that read and encode.
-        progress: show a bar.
+        progress: show how far it is.
 
     The folder is written under a temporary name and renamed when all of it is on disk, so it is
     complete or does not exist. Raises ValueError when webdataset is not installed, DataError when
@@ -77,15 +76,16 @@ def pack(
         raise ValueError(f"shard_bytes: {shard_bytes}, at least 1")
     path = check_free(out, split)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = tqdm(
+    encoded = track(
         _encode_all(dataset, workers),
-        desc=printable(f"pack {split}"),
-        total=len(dataset),
+        f"pack {split}",
         unit="image",
-        disable=None if progress else True,
+        total=len(dataset),
+        show=progress,
+        leave=True,
     )
     with new_directory(path) as folder:
-        shards, samples = _write_shards(iter(encoded), folder, shard_bytes)
+        shards, samples = _write_shards(encoded, folder, shard_bytes)
         content = _describe(dataset, split) | {"shards": shards, "samples": samples}
         with naming(folder / INDEX):
             (folder / INDEX).write_text(json.dumps(content))

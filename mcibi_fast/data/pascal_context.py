@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import check_pixels
 from mcibi_fast.data.listed import Item, ListedDataset, value_map
 from mcibi_fast.data.reading import check_name, read_regular
+from mcibi_fast.data.run_lengths import decode_runs
 from mcibi_fast.files import new_file, write_atomically
+from mcibi_fast.progress import track
 from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -36,7 +37,6 @@ _IDS = (
     115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
     347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
-_LONGEST_RUN = 60  # bits
 _CONVERT = "make them with mcibi-fast data convert pascal_context ROOT"
 
 
@@ -85,7 +85,7 @@ def convert(
     Args:
         root: VOC2010, or the folder that holds it.
         annotations: trainval_merged.json; default the one in either.
-        progress: show a bar.
+        progress: show how far it is.
 
     Returns:
         The number of images of each split.
@@ -103,8 +103,7 @@ def convert(
             regions[region["image_id"]].append(region)
         lists: dict[str, list[str]] = {"train": [], "val": []}
         (home / "SegmentationClassContext").mkdir(exist_ok=True)
-        bar = tqdm(content["images"], desc="convert", unit="image", disable=not progress)
-        for image in bar:
+        for image in track(content["images"], "convert", unit="image", show=progress, leave=True):
             name = Path(image["file_name"]).stem
             check_name(name, str(source))
             shown = f"{source}: image {shorten(str(image['image_id']))}"
@@ -139,33 +138,5 @@ def _draw(image: dict[str, Any], regions: list[dict[str, Any]], name: str) -> ND
         if list(region["segmentation"]["size"]) != list(size):
             raise DataError(f"{name}: a region of another size")
         rank = _IDS.index(region["category_id"]) if region["category_id"] in _IDS else 0
-        mask[_decode_runs(region["segmentation"]["counts"], size)] = rank
+        mask[decode_runs(region["segmentation"]["counts"], size)] = rank
     return mask
-
-
-def _decode_runs(counts: str | list[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """COCO's run lengths, as text or as numbers: down the columns, starting with zeros."""
-    runs = _parse_runs(counts) if isinstance(counts, str) else counts
-    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
-        raise ValueError("run lengths that do not fill the image")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(size[1], size[0]).T
-
-
-def _parse_runs(text: str) -> list[int]:
-    """Five bits per character, lowest first, 32 for more; from the fourth on, the difference to the
-    run two before."""
-    runs: list[int] = []
-    value = shift = 0
-    for code in (ord(character) - 48 for character in text):
-        if not 0 <= code < 64 or shift > _LONGEST_RUN:
-            raise ValueError("run lengths that are none")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs

@@ -15,6 +15,12 @@ def colours(picture: Image.Image) -> NDArray[np.uint8]:
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
-        strip = picture.crop((0, top, width, min(top + rows, height)))
-        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+        strip = picture
+        if rows < height:
+            strip = picture.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(_in_colour(strip))
     return pixels
+
+
+def _in_colour(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

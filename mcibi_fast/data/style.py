@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcibi_fast.data.base import SegmentationDataset
+from mcibi_fast.data.resizing import resize_image
 
 
 def mix_amplitude(image: NDArray[Any], other: NDArray[Any], *, band: float) -> NDArray[np.floating]:
@@ -75,19 +76,7 @@ class StyleMixing:
         return torch.from_numpy(np.rint(np.clip(mixed, 0, 255)).astype(np.uint8))
 
 
-def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """The image (..., H, W) uint8 resized to (height, width): bilinear, with antialiasing."""
-    from mcibi_fast.data.images import torchvision_functional
-
-    resize = torchvision_functional().resize
-    if size[1] > 1:
-        return resize(image, list(size), antialias=True)
-    # To a width of 1, PyTorch's kernel for uint8 fails or gives wrong numbers.
-    resized = resize(image.float(), list(size), antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
-
-
 def _at_size(pixels: NDArray[np.uint8], size: Sequence[int]) -> NDArray[np.uint8]:
     """(H, W, 3) -> (3, h, w)."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     return resize_image(image, size).numpy()

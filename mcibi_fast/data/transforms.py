@@ -1,4 +1,4 @@
-"""Training and evaluation transforms, on torchvision's transforms.v2 functions.
+"""Training and evaluation transforms.
 
 Every random number comes from a NumPy generator seeded by (seed, epoch, sample index): augmentation
 is the same for any number of workers, and the global generators are not used.
@@ -6,20 +6,28 @@ is the same for any number of workers, and the global generators are not used.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mcibi_fast.data.base import IGNORE_INDEX, normalise
+from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, normalise, normalise_in_place
+from mcibi_fast.data.distortion import distort, draw_distortion
 from mcibi_fast.data.images import torchvision_functional
-from mcibi_fast.data.style import StyleMixing, resize_image
+from mcibi_fast.data.released import released_normalise, released_resize, released_sides
+from mcibi_fast.data.resizing import (
+    Window,
+    resize_image,
+    resize_image_window,
+    resize_label_window,
+)
+from mcibi_fast.data.style import StyleMixing
+from mcibi_fast.protocols import TestProtocol, check_test_protocol
 
 _CROP_TRIES = 10
-# The strengths that are usual for photometric distortion: 32/255 of brightness, half the contrast
-# and saturation, 18 degrees of hue; each with probability 1/2.
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, 0.5, 0.5, 18 / 360
 
 
 class TrainTransform:
@@ -91,28 +99,38 @@ class TrainTransform:
         rng = np.random.default_rng((self.seed, epoch, index))
         factor = rng.uniform(*self.scale)
         sides = _resized(label.shape, self.size, self.short_side, self.long_side)
-        image, label = _resize(image, label, _scaled(sides, factor))
-        image, label = self._crop(rng, image, label)
+        size = _scaled(sides, factor)
+        window, label = self._crop(rng, label, size)
+        image = resize_image_window(image, size, window)
         if self.style is not None:
             image = self.style(image, epoch=epoch, index=index)
-        if rng.random() < 0.5:
-            image, label = image.flip(-1), swap_classes(label.flip(-1), self.flip_pairs)
-        image = normalise(_distort(rng, image), self.mean, self.std)
+        is_flipped = rng.random() < 0.5
+        if is_flipped:
+            label = swap_classes(label.flip(-1), self.flip_pairs)
+        padded, crop = self._padded(image)
+        crop.numpy()[...] = image.numpy()[..., :: -1 if is_flipped else 1]
+        distortion = draw_distortion(rng)
+        for frame in crop if crop.ndim > 3 else crop[None]:
+            distort(frame, distortion)
+        normalise_in_place(crop, self.mean, self.std)
         if self.rotation > 0:
-            image, label = self._rotate(rng, image, label)
-        return self._pad(image, label)
+            rotated, label = self._rotate(rng, crop, label)
+            crop.copy_(rotated)
+        return padded, self._padded_label(label)
 
     def _crop(
-        self, rng: np.random.Generator, image: Tensor, label: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        height, width = (min(c, s) for c, s in zip(self.crop_size, label.shape, strict=True))
+        self, rng: np.random.Generator, label: Tensor, size: Sequence[int]
+    ) -> tuple[Window, Tensor]:
+        """The window of the image resized to ``size``, and the label there."""
+        height, width = (min(c, s) for c, s in zip(self.crop_size, size, strict=True))
         for _ in range(_CROP_TRIES):
-            top = int(rng.integers(label.shape[0] - height + 1))
-            left = int(rng.integers(label.shape[1] - width + 1))
-            window = (..., slice(top, top + height), slice(left, left + width))
-            if largest_share(label[window], self.ignore_index) <= self.max_class_share:
+            top = int(rng.integers(size[0] - height + 1))
+            left = int(rng.integers(size[1] - width + 1))
+            window = slice(top, top + height), slice(left, left + width)
+            crop = resize_label_window(label, size, window)
+            if largest_share(crop, self.ignore_index) <= self.max_class_share:
                 break
-        return image[window], label[window]
+        return window, crop
 
     def _rotate(
         self, rng: np.random.Generator, image: Tensor, label: Tensor
@@ -127,13 +145,18 @@ class TrainTransform:
             tv.rotate(label[None], angle, interpolation=nearest, fill=self.ignore_index)[0],
         )
 
-    def _pad(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        tv = torchvision_functional()
-        right = self.crop_size[1] - label.shape[1]
-        bottom = self.crop_size[0] - label.shape[0]
-        image = tv.pad(image, [0, 0, right, bottom], fill=0.0)
-        label = tv.pad(label[None], [0, 0, right, bottom], fill=self.ignore_index)[0]
-        return image.contiguous(), label.contiguous()
+    def _padded(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """An image of the crop's size for the result, and the view of it that is not padding."""
+        height, width = image.shape[-2:]
+        padded = torch.empty(*image.shape[:-2], *self.crop_size)
+        padded[..., height:, :] = 0.0
+        padded[..., width:] = 0.0
+        return padded, padded[..., :height, :width]
+
+    def _padded_label(self, label: Tensor) -> Tensor:
+        padded = label.new_full(self.crop_size, self.ignore_index)
+        padded[: label.shape[0], : label.shape[1]] = label
+        return padded
 
 
 class EvalTransform:
@@ -144,6 +167,8 @@ class EvalTransform:
         short_side: resize so that the shorter side has this length; None keeps the size.
         long_side: and the longer side at most this one.
         size: resize to this (height, width), whatever the image's proportions.
+        protocol: "own": what becomes smaller is filtered (antialiasing). "released": the bytes that
+            the released code gets from OpenCV, which does not filter, and its rounding.
 
     The label keeps its own size, whatever the image's: predictions are resized to it. Any size is
     allowed, so images of different sizes are evaluated one per batch.
@@ -157,30 +182,72 @@ class EvalTransform:
         short_side: int | None = None,
         long_side: int | None = None,
         size: tuple[int, int] | None = None,
+        protocol: TestProtocol = "own",
     ) -> None:
         _check_size(size, short_side, long_side)
+        check_test_protocol(protocol)
         if short_side is not None or size is not None:
             torchvision_functional()
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.short_side, self.long_side = size, short_side, long_side
+        self.protocol = protocol
 
     def __call__(
         self, image: Tensor, label: Tensor, *, epoch: int = 0, index: int = 0
     ) -> tuple[Tensor, Tensor]:
-        return normalise(self.resized(image), self.mean, self.std), label
+        return self.normalised(self.resized(image)), label
 
     def resized(self, image: Tensor) -> Tensor:
         """The image (..., 3, H, W) uint8 before it is normalised."""
-        sides = _resized(image.shape[-2:], self.size, self.short_side, self.long_side)
+        released = self.protocol == "released"
+        sides_of, resize = (
+            (released_sides, released_resize) if released else (_resized, resize_image)
+        )
+        sides = sides_of(image.shape[-2:], self.size, self.short_side, self.long_side)
         if sides == list(image.shape[-2:]):
             return image
-        return resize_image(image.contiguous(), sides)
+        return resize(image.contiguous() if released else image, sides)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """The image (..., 3, H, W) uint8, or a part of it, as float32."""
+        if self.protocol == "released":
+            return released_normalise(image, self.mean, self.std)
+        return normalise(image, self.mean, self.std)
+
+    def under(self, protocol: TestProtocol) -> EvalTransform:
+        """The transform for the same test size under a protocol."""
+        changed = copy.copy(self)
+        changed.protocol = protocol
+        return changed
+
+
+_Dataset = TypeVar("_Dataset", bound=SegmentationDataset)
+
+
+def under_protocol(dataset: _Dataset, protocol: TestProtocol) -> _Dataset:
+    """The dataset with its images prepared as a test protocol does it; it stays as it is.
+
+    A transform other than an `EvalTransform` keeps what it does.
+    """
+    transform = dataset.transform
+    if transform is None and protocol == "released":
+        transform = EvalTransform(mean=dataset.mean, std=dataset.std)
+    if not isinstance(transform, EvalTransform) or transform.protocol == protocol:
+        return dataset
+    changed = copy.copy(dataset)
+    changed.transform = transform.under(protocol)
+    return changed
 
 
 def largest_share(label: Tensor, ignore_index: int = IGNORE_INDEX) -> float:
     """The share of the commonest class among labelled pixels; 1 when no pixel is labelled."""
-    counts = np.bincount(label[label != ignore_index].numpy().ravel())
-    return float(counts.max() / counts.sum()) if counts.size else 1.0
+    if label.dtype == torch.uint8:
+        counts = torch.bincount(label.reshape(-1), minlength=256).numpy()
+        counts[ignore_index : ignore_index + 1] = 0
+    else:
+        counts = np.bincount(label[label != ignore_index].numpy().ravel(), minlength=1)
+    total = counts.sum()
+    return float(counts.max() / total) if total else 1.0
 
 
 def swap_classes(label: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -222,43 +289,3 @@ def _resized(
     if long_side is not None:
         factor = min(factor, long_side / max(sides))
     return _scaled(sides, factor)
-
-
-def _resize(image: Tensor, label: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
-    """Bilinear for the image; for the label the nearest pixel centre ("nearest" shifts by half)."""
-    tv = torchvision_functional()
-    nearest = tv.InterpolationMode.NEAREST_EXACT
-    return (
-        resize_image(image, size),
-        tv.resize(label[None], size, interpolation=nearest)[0],
-    )
-
-
-def _distort(rng: np.random.Generator, image: Tensor) -> Tensor:
-    """Changes brightness, contrast, saturation and hue, each or not; contrast first or last."""
-    tv = torchvision_functional()
-    # All numbers are drawn, whether used or not, so that one decision does not change the others.
-    brightness, contrast, saturation, hue, contrast_first = rng.random(5) < 0.5
-    brighter = 1 + _BRIGHTNESS * rng.uniform(-1, 1)
-    harder = 1 + _CONTRAST * rng.uniform(-1, 1)
-    richer = 1 + _SATURATION * rng.uniform(-1, 1)
-    turn = _HUE * rng.uniform(-1, 1)
-    if brightness:
-        image = tv.adjust_brightness(image, brighter)
-    if contrast and contrast_first:
-        image = _adjust_contrast(image, harder)
-    if saturation:
-        image = tv.adjust_saturation(image, richer)
-    if hue:
-        image = tv.adjust_hue(image, turn)
-    if contrast and not contrast_first:
-        image = _adjust_contrast(image, harder)
-    return image
-
-
-def _adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """As torchvision's, but the mean is a sum of integers: exact for any number of threads."""
-    grey = torchvision_functional().rgb_to_grayscale(image)
-    total = grey.sum(dim=(-3, -2, -1), keepdim=True, dtype=torch.int64)  # of each frame
-    shift = (total.double() / (grey.shape[-2] * grey.shape[-1]) * (1 - factor)).float()
-    return (image * factor + shift).clamp(0, 255).to(torch.uint8)

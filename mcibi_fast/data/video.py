@@ -31,7 +31,7 @@ class Frame(TypedDict):
 
 
 class Clip(Sample):
-    """A `Sample` with ``past`` (h, 3, H, W) float32: frames N-1, ..., N-h, the latest first."""
+    """A `Sample` with ``past`` (h, 3, H, W) float32: the frames before N, the latest first."""
 
     past: Tensor
 
@@ -88,10 +88,13 @@ class VideoDataset(SegmentationDataset):
         for frame in range(start, self.frames(video)):
             yield self.frame(video, frame)
 
-    def past(self, video: int, frame: int, history: int) -> list[int]:
-        """The frames N-1, ..., N-h before ``frame``; frame 0 replaces those before the video."""
+    def past(self, video: int, frame: int, history: int, gap: int = 1) -> list[int]:
+        """The frames N-gap, ..., N-h gap before ``frame``; frame 0 replaces those before the video.
+
+        Raises IndexError for numbers out of range.
+        """
         self._check(video, frame)
-        return [max(frame - i, 0) for i in range(1, history + 1)]
+        return [max(frame - i * gap, 0) for i in range(1, history + 1)]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Sample ``index`` -> (video, frame)."""
@@ -136,14 +139,15 @@ class ClipDataset(SegmentationDataset):
     Args:
         source: the videos; its own transform is not used.
         history: h, the number of past frames (Section 3.6); 0 gives ``past`` of shape (0, 3, H, W).
+        gap: number of frames from one of these frames to the next.
         frames: "all": every labelled frame is a sample; "one": every video is, by one of its
             labelled frames, which is drawn from (seed, epoch, video) (VSPW's protocol).
         seed: seed of that draw, non-negative.
         transform: transforms the whole clip with one draw; see `TrainTransform`.
 
     Samples are a `Clip` each: the frame, its label and name, and ``past``. At a video's beginning
-    its first frame is repeated. Raises ValueError for a negative history or seed, and DataError
-    when a sample is read for bad files and for frames that differ in size.
+    its first frame is repeated. Raises ValueError for a negative history or seed and for a gap
+    below 1, and DataError when a sample is read for bad files and for frames that differ in size.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class ClipDataset(SegmentationDataset):
         source: VideoDataset,
         *,
         history: int = 2,
+        gap: int = 1,
         frames: Literal["all", "one"] = "all",
         seed: int = 0,
         transform: Transform | None = None,
@@ -158,11 +163,14 @@ class ClipDataset(SegmentationDataset):
         super().__init__(transform)
         if history < 0:
             raise ValueError(f"history: {history} is negative")
+        if gap < 1:
+            raise ValueError(f"gap: expected at least 1, got {gap}")
         if seed < 0:
             raise ValueError(f"seed: {seed} is negative")
         if frames not in ("all", "one"):
             raise ValueError(f"frames: expected 'all' or 'one', got {frames!r}")
-        self.source, self.history, self.frames, self.seed = source, history, frames, seed
+        self.source, self.frames, self.seed = source, frames, seed
+        self.history, self.gap = history, gap
         self.classes, self.palette = source.classes, source.palette
         self.mean, self.std = source.mean, source.std
         self.ignore_index, self.flip_pairs = source.ignore_index, source.flip_pairs
@@ -188,9 +196,9 @@ class ClipDataset(SegmentationDataset):
         return self.source.read_labelled(*self.locate(index))
 
     def read_clip(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Sample ``index``: frames N, N-1, ..., N-h (1 + h, H, W, 3) uint8, label (H, W)."""
+        """Sample ``index``: frames N, N-gap, ..., N-h gap (1 + h, H, W, 3) uint8, label (H, W)."""
         video, last = self.locate(index)
-        wanted = [last, *self.source.past(video, last, self.history)]
+        wanted = [last, *self.source.past(video, last, self.history, self.gap)]
         pixels, mask = self.source.read_labelled(video, last)
         read = {last: pixels}
         for frame in wanted:

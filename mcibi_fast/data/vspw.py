@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.base import SegmentationDataset, Transform
@@ -19,7 +18,8 @@ from mcibi_fast.data.listed import Item, ListedDataset, Listing, value_map
 from mcibi_fast.data.reading import check_class_names
 from mcibi_fast.data.video import VideoDataset
 from mcibi_fast.limits import check_limit
-from mcibi_fast.terminal import printable, warn
+from mcibi_fast.progress import track
+from mcibi_fast.terminal import warn
 from mcibi_fast.untrusted import parse_json, shorten
 from mcibi_fast.viz.palette import distinct_palette
 
@@ -59,7 +59,7 @@ class VSPW(VideoDataset, ListedDataset):
             (the first two when they are read). "skip": a few bytes of each image and mask are
             checked first; frames without a usable image are left out, those without a usable mask
             lose their label, a warning counts both, and `skipped` names them.
-        progress: show a bar while files are checked.
+        progress: show how many files are checked.
 
     The classes are those of ``label_num_dic_final.json`` if it exists.
     """
@@ -230,7 +230,8 @@ class VSPW(VideoDataset, ListedDataset):
         absent = set(missing)
         every = self.listing(self.files, self.split) if absent else items
         usable, images, masks = [], 0, 0
-        for item in tqdm(every, desc=printable(f"{self.title} {self.split}"), disable=not progress):
+        title = f"{self.title} {self.split}"
+        for item in track(every, title, unit="frame", show=progress, leave=True):
             if item.image in absent or not self.files.head(item.image, 1):
                 self.skipped.append(item.image)
                 images += 1

@@ -9,6 +9,7 @@ import torch
 
 from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.loading import Batch, evaluation_loader
+from mcibi_fast.data.transforms import under_protocol
 from mcibi_fast.errors import enough_memory
 from mcibi_fast.inference.labels import (
     LESS_MEMORY,
@@ -57,7 +58,8 @@ def evaluate(
         model: without its DistributedDataParallel wrapper (ranks may have unequal shares); it is
             in evaluation mode meanwhile and back in its own mode afterwards.
         dataset: samples whose labels are at full size; its ``flip_pairs`` go with mirrored images.
-            They are normalised as the model expects (`Segmentor.normalisation`).
+            They are normalised as the model expects (`Segmentor.normalisation`), and resized to
+            their test size by the protocol that ``inference`` names.
         inference: the default is one pass over the whole image.
         batch_size: images per pass; of these, images of different size go separately.
         workers: loader processes.
@@ -66,7 +68,7 @@ def evaluate(
         device: used without an accelerator; by default the model's device.
         precision: "no", "bf16" or "fp16"; by default the accelerator's, or else that of the model's
             training (``model.precision``).
-        progress: show a bar (on the main process only).
+        progress: show how far it is (on the main process only).
         interrupted: asked after each batch; true ends the evaluation.
 
     Raises:
@@ -78,6 +80,7 @@ def evaluate(
     inference = inference or InferenceConfig()
     check_model(model, inference)
     dataset = renormalised(dataset, getattr(model, "normalisation", None))
+    dataset = under_protocol(dataset, inference.protocol)
     if _is_streamed(model, dataset):
         from mcibi_fast.inference.evaluate_video import evaluate_videos
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.loading import carried, seeded_generator, value_or_error
+from mcibi_fast.data.transforms import under_protocol
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.errors import enough_memory
 from mcibi_fast.inference.labels import LESS_MEMORY
@@ -54,7 +55,8 @@ def evaluate_videos(
         model: an image or video model without its DistributedDataParallel wrapper; it is in
             evaluation mode meanwhile and back in its own mode afterwards.
         dataset: the videos. Of clips, their source under their transform. They are normalised as
-            the model expects (`Segmentor.normalisation`).
+            the model expects (`Segmentor.normalisation`), and resized to their test size by the
+            protocol that ``inference`` names.
         protocol: "vspw2021" or "strict"; see `VideoMetrics`, also for ``windows``, ``max_videos``.
         flow: the flow for TC: a function that estimates it, or "given" for the dataset's own
             (`MovingScenes`); None leaves TC out.
@@ -65,7 +67,7 @@ def evaluate_videos(
         device: used without an accelerator; by default the model's device.
         precision: "no", "bf16" or "fp16"; by default the accelerator's, or else that of the model's
             training (``model.precision``).
-        progress: show a bar (on the main process only).
+        progress: show how far it is (on the main process only).
         interrupted: asked after each frame; true ends the evaluation.
 
     Returns:
@@ -77,7 +79,9 @@ def evaluate_videos(
             ``inference`` makes no sense or is not for this model, the model takes labels for W,
             processes have different flows, or what a bad file raises.
     """
+    inference = inference or InferenceConfig()
     dataset = renormalised(dataset, getattr(model, "normalisation", None))
+    dataset = under_protocol(dataset, inference.protocol)
     place = place_of(model, accelerator, device, precision)
     videos = range(place.rank, len(source_of(dataset).videos()), place.world_size)
     frames = _Frames(dataset, videos, flow)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,10 +22,12 @@ from torch.export import Dim, ExportedProgram
 
 from mcibi_fast import extras, ops
 from mcibi_fast.files import write_atomically
+from mcibi_fast.inference.folding import folded
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.models.weights import ModelSpec
-from mcibi_fast.nn.fold import fold_batch_norms
-from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.nn.noise import NoisyMemory
+from mcibi_fast.nn.one_logit import two_logits
+from mcibi_fast.nn.rows import standard_rows
 from mcibi_fast.untrusted import shorten
 
 OPSET = 18  # the lowest that has every operator used here
@@ -47,25 +50,25 @@ class EvaluationForm(nn.Module):
         fold: fold batch norms and class representations into the weights.
 
     Raises:
-        ValueError: stages of a model without a memory.
+        ValueError: stages of a model without a memory, or a model that estimates optical flow.
     """
 
     def __init__(self, model: Segmentor, *, stages: int | None = None, fold: bool = True) -> None:
         super().__init__()
         if stages is not None and not model.head.has_memory:
             raise ValueError(f"stages: {type(model.head).__name__} has no memory to iterate with")
-        if fold and model.head.has_memory:
-            self.model = model.fold()
-        else:
-            self.model = copy.deepcopy(model).eval().requires_grad_(False)
-            if fold:
-                fold_batch_norms(self.model)
+        self.model = folded(model) if fold else copy.deepcopy(model).eval().requires_grad_(False)
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, GaussianMemory):
+                if isinstance(child, NoisyMemory):
                     setattr(module, name, ConstantRepresentations(child))
         self.options = {} if stages is None else {"stages": stages}
-        self.eval()
+        head = self.eval().model.head
+        if head.takes_frames and head.offsets:
+            raise ValueError(
+                f"export: {type(head).__name__} estimates optical flow between frames, which a "
+                "file of one network cannot do; use the model itself (mcibi-fast video)"
+            )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(images, **self.options).logits
@@ -74,18 +77,17 @@ class EvaluationForm(nn.Module):
 
 
 class ConstantRepresentations(nn.Module):
-    """What evaluation needs of a :class:`GaussianMemory`: C_dl (K, Z), as a constant."""
+    """What evaluation needs of a memory that draws: C_dl (K, Z), as a constant."""
 
     table: Tensor
     standard: Tensor
 
-    def __init__(self, memory: GaussianMemory) -> None:
+    def __init__(self, memory: NoisyMemory) -> None:
         super().__init__()
         self.num_classes, self.channels = memory.num_classes, memory.channels
         table = memory.representations()
         self.register_buffer("table", table)
-        # With mean 0 and deviation 1 the table is its own noise.
-        self.register_buffer("standard", table.new_tensor([[0.0, 1.0]] * memory.num_classes))
+        self.register_buffer("standard", standard_rows(table))
 
     def representations(self) -> Tensor:
         return self.table
@@ -252,7 +254,10 @@ def _refusing(out: Path, size: Size | None) -> Iterator[None]:
 def program_bytes(program: ExportedProgram, spec: ModelSpec) -> bytes:
     """A .pt2 file's content; the specification is among its extra files."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(asdict(spec))})
+    with warnings.catch_warnings():
+        # PyTorch does not take a weight in channels_last for a whole one, but saves it as it is.
+        warnings.filterwarnings("ignore", message="No complete tensor found", category=UserWarning)
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(asdict(spec))})
     return buffer.getvalue()
 
 
@@ -366,7 +371,7 @@ def compare(model: Segmentor, run: Run, images: Tensor, *, stages: int | None = 
     own = model.eval()(images, **options).logits
     exact = copy.deepcopy(model).double()(images.double(), **options).logits
     scale = float(exact.abs().max())
-    upsampled = model.head.upsample(exact, labels.shape[1:])
+    upsampled = two_logits(model.head.upsample(exact, labels.shape[1:]))
     lead = upsampled.amax(1) - upsampled.gather(1, labels[:, None])[:, 0]
     return Agreement(
         shape=tuple(images.shape),

@@ -1,4 +1,4 @@
-"""What evaluations of images and of videos share: where the model runs, its mode, bar and end."""
+"""What evaluations of images and of videos share: the model's place and mode, progress, the end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.inference.precision import autocast, mixed_precision_of, precision_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import Precision
+from mcibi_fast.progress import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +70,7 @@ def evaluation_pass(
     progress: bool,
     interrupted: Callable[[], bool] | None,
 ) -> Iterator[Callable[[int], None]]:
-    """Evaluation mode with a progress bar (on the main process); afterwards the mode is restored.
+    """Evaluation mode, with its progress shown (on the main process); then the mode is restored.
 
     Yields a function to call after each step with the number of units done; it raises
     KeyboardInterrupt if ``interrupted`` returns true. At the end labels are checked
@@ -80,16 +80,10 @@ def evaluation_pass(
     model.eval()
     show = progress and place.rank == 0
     try:
-        with tqdm(
-            total=total,
-            desc="evaluate",
-            unit=unit,
-            leave=False,
-            disable=None if show else True,
-        ) as bar:
+        with Progress("evaluate", unit=unit, total=total, show=show) as shown:
 
             def done(count: int) -> None:
-                bar.update(count)
+                shown.advance(count)
                 if interrupted is not None and interrupted():
                     raise KeyboardInterrupt
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcibi_fast.data.base import Transform, normalise
+from mcibi_fast.data.released import released_normalise
 from mcibi_fast.data.transforms import EvalTransform
 from mcibi_fast.nn.bilinear import axis_taps
+from mcibi_fast.protocols import TestProtocol
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Picture:
         pixels: (3, H, W) uint8, any strides.
         mean, std: of the normalisation.
         device: where the network is.
+        protocol: whose arithmetic normalises it.
     """
 
     pixels: Tensor
     mean: Sequence[float]
     std: Sequence[float]
     device: torch.device
+    protocol: TestProtocol = "own"
 
     def whole(self) -> Tensor:
         """The network's input (1, 3, H, W)."""
@@ -40,7 +44,8 @@ class Picture:
     def part(self, rows: slice, columns: slice) -> Tensor:
         """Some of its rows and columns."""
         part = self.pixels[:, rows, columns].to(self.device).contiguous()
-        return normalise(part, self.mean, self.std)[None]
+        by = released_normalise if self.protocol == "released" else normalise
+        return by(part, self.mean, self.std)[None]
 
 
 def network_input(
@@ -49,6 +54,7 @@ def network_input(
     std: Sequence[float],
     transform: Transform | None,
     device: torch.device,
+    protocol: TestProtocol = "own",
 ) -> Picture | Tensor:
     """What the network gets of an image.
 
@@ -57,12 +63,14 @@ def network_input(
         mean, std: of the normalisation, without a transform.
         transform: transforms the image; its label may be any.
         device: where the network is.
+        protocol: of the test; a transform other than an `EvalTransform` keeps what it does.
     """
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if transform is None:
-        return Picture(image, mean, std, device)
+        return Picture(image, mean, std, device, protocol)
     if isinstance(transform, EvalTransform):
-        return Picture(transform.resized(image), transform.mean, transform.std, device)
+        image = transform.under(protocol).resized(image)
+        return Picture(image, transform.mean, transform.std, device, protocol)
     image = image.contiguous()
     return transform(image, image[0], epoch=0, index=0)[0][None].to(device)
 
@@ -73,6 +81,19 @@ def input_size(image: Picture | Tensor) -> tuple[int, int]:
     return height, width
 
 
+class Scaling(NamedTuple):
+    """How an image is resized to a scale.
+
+    Attributes:
+        protocol: "own": sides are rounded half up, and what is sampled spans the whole image.
+            "released": sides are rounded down, and samples are 1 / scale apart.
+        align_corners: of the model; the released protocol also resizes images by it.
+    """
+
+    protocol: TestProtocol
+    align_corners: bool
+
+
 class Parts(NamedTuple):
     """Images (B, 3, H, W) at one scale, of which any part can be had."""
 
@@ -80,10 +101,12 @@ class Parts(NamedTuple):
     of: Callable[[slice, slice], Tensor]
 
 
-def scaled_parts(images: Tensor | Picture, scale: float) -> Parts:
-    """The images with their sides multiplied by ``scale`` and rounded half up (bilinear)."""
+def scaled_parts(images: Tensor | Picture, scale: float, rule: Scaling) -> Parts:
+    """The images with their sides multiplied by ``scale`` (bilinear), by a rule."""
+    if isinstance(images, Picture) and rule.protocol == "released" and scale != 1:
+        images = images.whole()
     if isinstance(images, Tensor):
-        images = resized(images, scale)
+        images = resized(images, scale, rule)
         height, width = images.shape[2:]
         return Parts((height, width), lambda rows, columns: images[:, :, rows, columns])
     height, width = images.pixels.shape[1:]
@@ -119,11 +142,20 @@ def mirrored_parts(parts: Parts) -> Parts:
     return Parts(parts.size, part)
 
 
-def resized(images: Tensor, scale: float) -> Tensor:
+def resized(images: Tensor, scale: float, rule: Scaling) -> Tensor:
     """Images (B, 3, H, W) with their sides multiplied by ``scale`` (bilinear)."""
     if scale == 1:
         return images
     height, width = images.shape[2:]
+    if rule.protocol == "released":
+        if min(height, width) * scale < 1:
+            raise ValueError(
+                f"inference.scales: {scale:g} leaves nothing of an image of {height}x{width} in "
+                "the released protocol, which rounds down"
+            )
+        return F.interpolate(
+            images, scale_factor=scale, mode="bilinear", align_corners=rule.align_corners
+        )
     return F.interpolate(
         images, scaled_sides((height, width), scale), mode="bilinear", align_corners=False
     )

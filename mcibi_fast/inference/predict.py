@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import IMAGE_SUFFIXES, read_pixels
@@ -30,6 +30,7 @@ from mcibi_fast.inference.pictures import input_size, network_input
 from mcibi_fast.inference.precision import autocast, precision_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec, Precision
+from mcibi_fast.progress import track
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.terminal import warn
 from mcibi_fast.viz.overlay import blend, indexed
@@ -39,7 +40,57 @@ if TYPE_CHECKING:
     from mcibi_fast.data.listed import ListedDataset
 
 
-_MOST_CLASSES = 256  # of a label map of eight bits
+MOST_CLASSES = 256  # of a label map of eight bits
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """A model and how it labels an image.
+
+    Attributes:
+        model, spec, inference, device, transform, flip_pairs, large_window, precision: see
+            `predict`; ``inference`` was checked (`labels.check_model`).
+    """
+
+    model: Segmentor
+    spec: ModelSpec
+    inference: InferenceConfig
+    device: torch.device
+    transform: Transform | None = None
+    flip_pairs: FlipPairs = ()
+    large_window: tuple[int, int] | None = LARGE_WINDOW
+    precision: Precision | None = None
+
+    @torch.no_grad()
+    def label(self, pixels: NDArray[np.uint8], name: str) -> tuple[NDArray[np.integer], bool]:
+        """Class indices (H, W) of an image (H, W, 3), and whether it was taken in windows.
+
+        The indices are uint8, or int64 if there are too many classes.
+
+        Raises:
+            TooLittleMemoryError: naming the image.
+        """
+        spec, inference = self.spec, self.inference
+        image = network_input(
+            pixels, spec.mean, spec.std, self.transform, self.device, inference.protocol
+        )
+        if self.large_window is not None:
+            inference = windows_for_large(inference, input_size(image), self.large_window)
+        height, width = pixels.shape[:2]
+        used = precision_of(self.model, self.device, self.precision)
+        with (
+            enough_memory(f"{name}: {width}x{height} pixels", LESS_MEMORY),
+            autocast(self.device, used),
+        ):
+            labels = predict_labels(
+                self.model,
+                image,
+                (height, width),
+                inference,
+                flip_pairs=self.flip_pairs,
+                dtype=torch.uint8 if len(spec.classes) <= MOST_CLASSES else torch.int64,
+            )
+            return labels[0].cpu().numpy(), inference != self.inference
 
 
 @dataclass
@@ -140,7 +191,7 @@ def predict(
         overwrite: also replace files that no earlier call wrote; inputs never are.
         device: by default the model's device.
         precision: "no", "bf16" or "fp16"; by default that of the model's training.
-        progress: show a bar.
+        progress: show how far it is.
 
     Raises:
         FileNotFoundError, ValueError: see `find_images`.
@@ -155,14 +206,15 @@ def predict(
     model.to(device).eval()
     palette = np.array(spec.palette, np.uint8)
     notes = Notes()
-    if len(palette) > _MOST_CLASSES:
+    if len(palette) > MOST_CLASSES:
         raise ValueError(
-            f"predict: a label map holds up to {_MOST_CLASSES} classes, the model has "
-            f"{len(palette)}"
+            f"predict: a label map holds up to {MOST_CLASSES} classes, the model has {len(palette)}"
         )
     inference = inference or InferenceConfig()
     check_model(model, inference)
-    used = precision_of(model, device, precision)
+    settings = LabelSettings(
+        model, spec, inference, device, transform, flip_pairs, large_window, precision
+    )
     images, left_out = _inputs(source)
     result = PredictResult(left_out=left_out)
     if submission is not None:
@@ -179,32 +231,16 @@ def predict(
         for path, name in zip(images, names, strict=True)
     ]
     check_targets((t for job in jobs for t in job.targets()), images, overwrite=overwrite)
-    bar = tqdm(jobs, desc="predict", unit="image", disable=None if progress else True)
-    for job in bar:
+    for job in track(jobs, "predict", unit="image", show=progress, leave=True):
         try:
             with enough_memory(str(job.image), "make the image smaller"):
                 pixels = read_pixels(job.image, notes=notes)
         except DataError as error:
             result.errors.append(str(error))
             continue
-        image = network_input(pixels, spec.mean, spec.std, transform, device)
-        own = inference
-        if large_window is not None:
-            own = windows_for_large(inference, input_size(image), large_window)
-            result.in_windows += own != inference
-        with (
-            enough_memory(f"{job.image}: {pixels.shape[1]}x{pixels.shape[0]} pixels", LESS_MEMORY),
-            autocast(device, used),
-        ):
-            labels = predict_labels(
-                model,
-                image,
-                (pixels.shape[0], pixels.shape[1]),
-                own,
-                flip_pairs=flip_pairs,
-                dtype=torch.uint8,
-            )
-            label = labels[0].cpu().numpy()
+        label, in_windows = settings.label(pixels, str(job.image))
+        result.in_windows += in_windows
+        with enough_memory(str(job.image), LESS_MEMORY):
             save_picture(indexed(label, palette), job.label, below=out)
             result.written.append(job.label)
             if submission is not None and job.submitted is not None:

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mcibi_fast.data.base import Transform
 from mcibi_fast.defaults import LARGE_WINDOW
-from mcibi_fast.errors import enough_memory
+from mcibi_fast.errors import and_more, enough_memory
 from mcibi_fast.inference.labels import LESS_MEMORY, FlipPairs, windows_for_large
 from mcibi_fast.inference.outputs import (
     check_used_folder,
@@ -28,6 +27,7 @@ from mcibi_fast.inference.video_io import ReadFrame, VideoWriter, open_frames
 from mcibi_fast.interrupt import deferred_interrupt
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import ModelSpec, Precision
+from mcibi_fast.progress import Progress
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.viz.overlay import blend, indexed
 
@@ -62,8 +62,7 @@ class VideoResult:
         found = [self.ending] if self.ending else []
         if self.problems:
             first, count = " ".join(self.problems[0].split()), len(self.problems)
-            more = f" (and {count - 1} more)" if count > 1 else ""
-            found.insert(0, f"{count} frames left out: {first}{more}")
+            found.insert(0, f"{count} frames left out: {first}{and_more(count)}")
         return "; ".join(found)
 
 
@@ -108,7 +107,7 @@ def predict_video(
         large_window: windows for large frames, as in `predict`.
         device: by default the model's device.
         precision: "no", "bf16" or "fp16"; by default that of the model's training.
-        progress: show a bar.
+        progress: show how far it is.
 
     Raises:
         FileNotFoundError, ValueError: see `open_frames`; or no frame at all could be used, or
@@ -129,17 +128,16 @@ def predict_video(
         writer = VideoWriter(Path(out) / "overlay.mp4", frames.fps) if overlay else None
         job = _Job(predictor, spec, Path(out), writer, transform, device, large_window)
         total = limit if frames.total is None else min(frames.total, limit or frames.total)
-        hidden, stopped = None if progress else True, False
+        stopped = False
         try:
             with (
                 deferred_interrupt() as interrupted,
-                tqdm(total=total, desc="video", unit="frame", disable=hidden) as bar,
+                Progress("video", unit="frame", total=total, show=progress, leave=True) as shown,
             ):
                 for frame in frames:
                     job.take(frame)
                     job.result.seconds = time.perf_counter() - job.start
-                    bar.set_postfix_str(f"{job.result.rate:.1f} frames per second", refresh=False)
-                    bar.update()
+                    shown.advance()
                     if job.result.frames == limit or interrupted():
                         break
         except KeyboardInterrupt:
@@ -190,7 +188,10 @@ class _Job:
             )
             return
         spec = self.spec
-        image = network_input(frame.pixels, spec.mean, spec.std, self.transform, self.device)
+        protocol = self.predictor.inference.protocol
+        image = network_input(
+            frame.pixels, spec.mean, spec.std, self.transform, self.device, protocol
+        )
         if self._size is None:
             self._begin(image)
         self._size = size

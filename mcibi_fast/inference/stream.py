@@ -18,11 +18,12 @@ from mcibi_fast.recipes.config import InferenceConfig
 class VideoStream:
     """Feeds the frames of a video to a model in order.
 
-    For a video model (folded or not), the contexts of the last h frames are kept in a ring of h
-    maps, which is allocated at the first frame and overwritten from then on: the memory used does
-    not grow with the video. Up to rounding, the result is that of the model on the clip of the last
-    h + 1 frames; at the beginning of a video the first frame's context replaces the missing ones.
-    An image model treats each frame separately.
+    For a video model (folded or not), what the past frames left that it still needs (for
+    Video-MCIBI++ the contexts of the last h) is kept in rings, which are allocated at the first
+    frame and overwritten from then on: the memory used does not grow with the video. Up to
+    rounding, the result is that of the model on the clip of these frames and the current one; at
+    the beginning of a video the first frame's context replaces the missing ones. An image model
+    treats each frame separately.
 
     Args:
         model: a model in evaluation mode.
@@ -34,20 +35,20 @@ class VideoStream:
 
     def __init__(self, model: Segmentor, *, stages: int | None = None) -> None:
         self.model: Any = model
-        self._options = {} if stages is None else {"stages": stages}
-        self._ring: Tensor | None = None  # (h, B, c, h', w')
+        self._options: dict[str, Any] = {} if stages is None else {"stages": stages}
+        self._rings: tuple[Tensor, ...] = ()  # (frames, B, ...), one for each tensor that is kept
         self._oldest = 0
         self._size: torch.Size | None = None
 
     def reset(self) -> None:
         """Begins a new video; its frames may have another size."""
-        self._ring = self._size = None
+        self._rings, self._size = (), None
         self._oldest = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes kept between frames; 0 before the first frame, and for an image model."""
-        return 0 if self._ring is None else self._ring.nbytes
+        return sum(ring.nbytes for ring in self._rings)
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> SegmentationOutput:
@@ -62,17 +63,17 @@ class VideoStream:
         """
         if self.model.training:
             raise RuntimeError("stream: the model is in training mode; call eval() first")
-        if not isinstance(self.model, VideoSegmentor):
+        if not isinstance(self.model, VideoSegmentor) or not self.model.reach:
             return self.model(frames, **self._options)
         if self._size is not None and frames.shape != self._size:
             raise ValueError(
                 f"frames: expected {tuple(self._size)} as before, got {tuple(frames.shape)}; call "
                 "reset() when another video begins"
             )
-        kept: list[Tensor] = []
+        kept: list[tuple[Tensor, ...]] = []
 
-        def recall(left: Tensor) -> list[Tensor]:
-            kept.append(left)
+        def recall(left: Tensor | tuple[Tensor, ...]) -> list[Any]:
+            kept.append(left if isinstance(left, tuple) else (left,))
             return self._past(left)
 
         output = self.model.step(frames, recall, **self._options)
@@ -80,19 +81,24 @@ class VideoStream:
         self._size = frames.shape
         return output
 
-    def _past(self, left: Tensor) -> list[Tensor]:
+    def _past(self, left: Tensor | tuple[Tensor, ...]) -> list[Any]:
         """What the past frames left, the earliest first; at the first frame its own, repeated."""
-        if self._ring is None:
-            return [left] * self.model.history
-        h = len(self._ring)
-        return [self._ring[(self._oldest + i) % h] for i in range(h)]
+        offsets = self.model.head.offsets
+        if not self._rings:
+            return [left] * len(offsets)
+        places = [(self._oldest - offset) % self.model.reach for offset in offsets]
+        if not isinstance(left, tuple):
+            return [self._rings[0][place] for place in places]
+        return [tuple(ring[place] for ring in self._rings) for place in places]
 
-    def _keep(self, left: Tensor) -> None:
-        if self._ring is None:
-            self._ring = torch.stack([left] * self.model.history)
-        else:
-            self._ring[self._oldest].copy_(left)
-            self._oldest = (self._oldest + 1) % len(self._ring)
+    def _keep(self, left: tuple[Tensor, ...]) -> None:
+        reach = self.model.reach
+        if not self._rings:
+            self._rings = tuple(torch.stack([each] * reach) for each in left)
+            return
+        for ring, each in zip(self._rings, left, strict=True):
+            ring[self._oldest].copy_(each)
+        self._oldest = (self._oldest + 1) % reach
 
 
 class VideoPredictor:
@@ -153,8 +159,14 @@ class VideoPredictor:
             labels = predict_labels(views, images, size, self.inference, flip_pairs=self.flip_pairs)
         return labels[0]
 
-    def __call__(self, images: Tensor, *, stages: int | None = None) -> SegmentationOutput:
-        """The next view or window of the frame."""
+    def __call__(
+        self, images: Tensor, *, stages: int | None = None, previous_logits: Tensor | None = None
+    ) -> SegmentationOutput:
+        """The next view or window of the frame; with ``previous_logits`` its next stage, by the
+        released protocol, which only image models can follow.
+        """
+        if previous_logits is not None:
+            return self.model(images, stages=stages, previous_logits=previous_logits)
         if self._used == len(self._streams):
             self._streams.append(VideoStream(self.model, stages=stages))
         self._used += 1

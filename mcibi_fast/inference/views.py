@@ -112,19 +112,21 @@ def label_map(
     align_corners: bool,
     softmax: bool,
     dtype: torch.dtype = torch.int64,
+    threshold: float | None = None,
 ) -> Tensor:
-    """The argmax of the views' mean probabilities.
+    """The argmax of the views' mean.
 
     Per view, a whole image's logits are resized to the labels' size at once; windows' logits are
     resized to the windows' sizes, averaged where windows overlap (the sum over the count), and the
-    result is resized to the labels' size. Then softmax, mean over the views, and argmax.
+    result is resized to the labels' size. Then softmax (or not), mean over the views, and argmax.
 
     Args:
         views: the views of one batch of images.
         size: (H, W) of the labels.
         align_corners: whether the bilinear resizing aligns corners.
-        softmax: take it; the views hold logits, not probabilities.
+        softmax: average probabilities; the views hold logits.
         dtype: of the result.
+        threshold: with softmax, of two classes: the mean probability above which it is class 1.
 
     Returns:
         (B, H, W), the first class on ties.
@@ -144,11 +146,34 @@ def label_map(
                 tiles = (_tile(pieces, b, top, bottom, left, right) for pieces in sources)
                 # In a single view, the largest logit has the largest probability.
                 tile = _sum(tiles, softmax and len(views) > 1)
-                labels[b, top:bottom, left:right] = tile.argmax(-1)
+                if threshold is not None:  # as a share of the sum of the views' probabilities
+                    labels[b, top:bottom, left:right] = tile[..., 1] > threshold * tile.sum(-1)
+                else:
+                    labels[b, top:bottom, left:right] = tile.argmax(-1)
             for piece in (piece for pieces in sources for piece in pieces):
                 if piece.bottom <= bottom:
                     piece.window.drop()
     return labels
+
+
+def map_of(view: View, *, align_corners: bool) -> Tensor:
+    """A whole image's logits (B, K, h, w) as they are; the mean of windows' at the view's size.
+
+    Args:
+        view: its windows are computed one after another and dropped.
+        align_corners: whether the bilinear resizing aligns corners.
+    """
+    if view.logits is not None:
+        return view.logits.permute(0, 3, 1, 2)
+    some = view.some_logits
+    dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
+    total = some.new_zeros((len(some), *view.size, view.num_classes), dtype=dtype)
+    for piece in _pieces(view, view.size, align_corners):
+        part = piece.top, piece.bottom, piece.left, piece.right
+        for b in range(len(some)):
+            total[b, part[0] : part[1], part[2] : part[3]] += _tile([piece], b, *part)
+        piece.window.drop()
+    return total.permute(0, 3, 1, 2)
 
 
 def _block_width(sources: Sequence[Sequence[Piece]], width: int, allowed: int) -> int:

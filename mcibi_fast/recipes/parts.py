@@ -6,8 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mcibi_fast.protocols import TestProtocol, check_test_protocol
+
 if TYPE_CHECKING:
-    from mcibi_fast.data import SegmentationDataset, TrainTransform
+    from mcibi_fast.data import SegmentationDataset, Transform
+    from mcibi_fast.data.functions import Augmentation
 
 
 @dataclass
@@ -71,6 +74,9 @@ class AugmentationConfig:
         style_mixing: probability that a crop takes the style of another image, see
             `mcibi_fast.data.StyleMixing`.
         style_band: the band of frequencies whose amplitudes it takes.
+        function: "MODULE:NAME" of a pipeline of albumentations, or of a function ``(image, label,
+            rng) -> (image, label)``. It replaces all of the above but ``crop_size``, to which its
+            results are padded; see `mcibi_fast.data.FunctionTransform`.
     """
 
     crop_size: tuple[int, int] = (512, 512)
@@ -83,16 +89,43 @@ class AugmentationConfig:
     rotation_probability: float = 0.5
     style_mixing: float = 0.0
     style_band: float = 0.01
+    function: str | None = None
 
-    def transform(self, dataset: SegmentationDataset, seed: int) -> TrainTransform:
-        """The transform of a training split; ``seed`` seeds its random draws.
+    def transform(
+        self, dataset: SegmentationDataset, seed: int, function: Augmentation | None = None
+    ) -> Transform:
+        """The transform of a training split.
+
+        Args:
+            dataset: the split.
+            seed: seeds the random draws.
+            function: what the field of that name names; None imports it.
 
         Raises:
-            ValueError: a field is out of range.
+            ValueError: a field is out of range, or the function cannot be imported.
         """
         from mcibi_fast.data import StyleMixing, TrainTransform
+        from mcibi_fast.data.functions import FunctionTransform
 
+        if function is None and self.function is not None:
+            function = self._imported(self.function)
+        if function is not None:
+            if self.style_mixing:
+                raise ValueError(
+                    "augmentation.style_mixing: not together with augmentation.function"
+                )
+            return FunctionTransform(
+                function,
+                self.crop_size,
+                mean=dataset.mean,
+                std=dataset.std,
+                seed=seed,
+                ignore_index=dataset.ignore_index,
+                num_classes=len(dataset.classes),
+                name=f"augmentation: {self.function or named(function)}",
+            )
         options = asdict(self)
+        del options["function"]
         probability, band = options.pop("style_mixing"), options.pop("style_band")
         style = None
         if probability != 0:
@@ -107,6 +140,39 @@ class AugmentationConfig:
             **options,
         )
 
+    @staticmethod
+    def _imported(path: str) -> Augmentation:
+        from mcibi_fast.data.functions import load_function
+
+        try:
+            return load_function(path)
+        except ValueError as error:
+            raise ValueError(f"augmentation.function: {error}") from error
+
+
+@dataclass
+class StoredAugmentationConfig(AugmentationConfig):
+    """The augmentation of a run whose ``config.json`` names a function.
+
+    The run may be from someone else, so nothing is imported unless the user asks for it.
+    """
+
+    @staticmethod
+    def _imported(path: str) -> Augmentation:
+        raise ValueError(
+            f"augmentation.function: {path} is named by a run's config.json, and is not imported "
+            f"without your consent; if you trust it, give it again: --augmentation {path} (in "
+            "Python, the function itself as train's argument augmentation)"
+        )
+
+
+def named(function: object) -> str:
+    """A name for a function or a pipeline, such as "my_module:augment" or "Compose"."""
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        return type(function).__name__
+    return f"{getattr(function, '__module__', '')}:{name}"
+
 
 @dataclass
 class LossConfig:
@@ -119,12 +185,23 @@ class LossConfig:
             weights over these pixels 1. A run's config.json holds the numbers.
         ohem_threshold: only pixels whose right class has a probability below this threshold count.
         ohem_min_kept: keep at least this many pixels per process and micro-batch.
+        cross_entropy: weight of the prediction's cross entropy, ``loss_cls``; those of the weights
+            W and of auxiliary heads stay.
+        dice, lovasz, focal: weights of further losses of the prediction, from
+            segmentation_models_pytorch; 0 leaves one out. They form the logits at the labels' size,
+            and are of each process's and micro-batch's own pixels.
+        focal_gamma: exponent of the focal loss.
     """
 
     label_smoothing: float = 0.0
     class_weights: list[float] | Literal["balanced"] | None = None
     ohem_threshold: float | None = None
     ohem_min_kept: int = 100_000
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    lovasz: float = 0.0
+    focal: float = 0.0
+    focal_gamma: float = 2.0
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for a number that makes no sense."""
@@ -134,6 +211,10 @@ class LossConfig:
             threshold = self.ohem_threshold
             check_range("loss.ohem_threshold", threshold, "above 0, at most 1", above=0, most=1)
         check_range("loss.ohem_min_kept", self.ohem_min_kept, "at least 1", least=1)
+        for name in ("cross_entropy", "dice", "lovasz", "focal", "focal_gamma"):
+            check_range(f"loss.{name}", getattr(self, name), "0 or more", least=0)
+        if not any((self.cross_entropy, self.dice, self.lovasz, self.focal)):
+            raise ValueError("loss: cross_entropy, dice, lovasz and focal are all 0")
         for weight in self.class_weights if isinstance(self.class_weights, list) else []:
             check_range("loss.class_weights", weight, "0 or more", least=0)
 
@@ -155,6 +236,29 @@ class AdversarialConfig:
         """Raises ValueError, naming the field, for a number that makes no sense."""
         check_range("adversarial.probability", self.probability, "0 to 1", least=0, most=1)
         check_range("adversarial.epsilon", self.epsilon, "0 or more, in 1/255", least=0)
+
+
+@dataclass
+class SpeedConfig:
+    """What makes a training faster. All but ``compile`` is for GPUs and does nothing on a CPU.
+
+    Attributes:
+        tf32: multiply and convolve float32 in TF32 (10 bits of mantissa) while training.
+        cudnn_benchmark: let cuDNN try its algorithms on the first batch and keep the fastest.
+        fused_optimizer: update all weights in one kernel.
+        compile: compile the training step with ``torch.compile``; evaluations during the training
+            run as they are.
+    """
+
+    tf32: bool = True
+    cudnn_benchmark: bool = True
+    fused_optimizer: bool = True
+    compile: bool = False
+
+    @classmethod
+    def of_earlier_versions(cls) -> SpeedConfig:
+        """What runs used that did not store it."""
+        return cls(tf32=False, cudnn_benchmark=False, fused_optimizer=False)
 
 
 def check_range(
@@ -184,18 +288,25 @@ class InferenceConfig:
         window: (height, width) of sliding windows; None takes each view as a whole.
         stride: (down, right) from one window to the next; None is two thirds of the window, for
             example 341 for 512.
-        softmax: where probabilities are computed: at the size of the "labels", or at the network's
+        softmax: where probabilities are computed: at the size of the "labels", at the network's
             "stride" (the released code's ``use_probs_before_resize``, which its MCIBI++
-            configurations with sliding windows turn on).
+            configurations with sliding windows turn on), or nowhere: "none" averages logits. In the
+            released protocol, which has no probabilities at the labels' size, "labels" is "none".
         stages: number of stages of iterative inference (section 3.5); None uses the model's own.
+        threshold: for two classes: class 1 is predicted where its probability is above this,
+            instead of 0.5.
+        protocol: how views are made and combined: "own", or "released": as in the released code,
+            whose published numbers were made this way.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
-    softmax: Literal["labels", "stride"] = "labels"
+    softmax: Literal["labels", "stride", "none"] = "labels"
     stages: int | None = None
+    protocol: TestProtocol = "own"
+    threshold: float | None = None
 
     @property
     def is_single_view(self) -> bool:
@@ -206,10 +317,18 @@ class InferenceConfig:
         """Raises ValueError, naming the field, for settings that make no sense."""
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"inference.scales: expected positive numbers, got {self.scales}")
-        if self.softmax not in ("labels", "stride"):
-            raise ValueError(f"inference.softmax: expected labels or stride, got {self.softmax}")
+        if self.softmax not in ("labels", "stride", "none"):
+            raise ValueError(
+                f"inference.softmax: expected labels, stride or none, got {self.softmax}"
+            )
+        try:
+            check_test_protocol(self.protocol)
+        except ValueError as error:
+            raise ValueError(f"inference.{error}") from None
         if self.stages is not None and self.stages < 1:
             raise ValueError(f"inference.stages: expected at least 1, got {self.stages}")
+        if self.threshold is not None:
+            check_range("inference.threshold", self.threshold, "between 0 and 1", above=0, below=1)
         if self.window is None:
             if self.stride is not None:
                 raise ValueError("inference.stride: needs sliding windows; give inference.window")
@@ -229,8 +348,15 @@ class InferenceConfig:
         height, width = self.window or (0, 0)
         return self.stride or (max(1, 2 * height // 3), max(1, 2 * width // 3))
 
+    @property
+    def averages(self) -> Literal["labels", "stride", "none"]:
+        """``softmax``, as the protocol understands it."""
+        if self.protocol == "released" and self.softmax == "labels":
+            return "none"
+        return self.softmax
+
     def __str__(self) -> str:
-        """For example "scales 0.5, 1 with flip, windows 512x512 by 341x341, 2 stages"."""
+        """For example "scales 0.5, 1 with flip, windows 512x512 by 341x341, own protocol"."""
         words = "whole image" if self.window is None else ""
         if self.scales != (1.0,):
             words = "scales " + ", ".join(f"{scale:g}" for scale in self.scales)
@@ -239,8 +365,13 @@ class InferenceConfig:
         if self.window is not None:
             (height, width), (down, right) = self.window, self.window_stride
             words += f"{', ' if words else ''}windows {height}x{width} by {down}x{right}"
-        if self.softmax == "stride":
-            words += ", softmax at the stride"
+        if self.averages == "stride":
+            at_windows = self.protocol == "released" and self.window is not None
+            words += ", softmax at the " + ("windows' size" if at_windows else "stride")
+        elif self.averages == "none" and self.protocol == "own":
+            words += ", mean of logits"
         if self.stages is not None:
             words += f", {self.stages} stage{'s' if self.stages > 1 else ''}"
-        return words
+        if self.threshold is not None:
+            words += f", threshold {self.threshold:g}"
+        return f"{words}, {self.protocol} protocol"

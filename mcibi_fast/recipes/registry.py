@@ -10,11 +10,17 @@ from mcibi_fast import recipes
 from mcibi_fast.data.shards import holds_shards, is_remote
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.recipes.sources import NamedData, ScenesData, ShardsData
+from mcibi_fast.recipes.toml import CHOICES, read_toml
+
+_MODEL = ("framework", "backbone", "memory")
 
 # These take any framework, backbone and memory.
 FREE_RECIPES = {
     "camvid": recipes.camvid,
+    "camvid_lite": recipes.camvid_lite,
     "folder": recipes.folder,
+    "coco": recipes.coco,
+    "huggingface": recipes.huggingface,
     "ade20k": recipes.ade20k,
     "lip": recipes.lip,
     "cihp": recipes.cihp,
@@ -37,20 +43,40 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def configure(
-    recipe: str | None, root: str | None, settings: list[str], **model: Any
+    recipe: str | None,
+    root: str | None,
+    settings: list[str],
+    *,
+    file: str | None = None,
+    **model: Any,
 ) -> TrainConfig:
-    """A recipe's configuration with the changes from the command line.
+    """A recipe's configuration with the changes from a file and from the command line.
+
+    What comes later wins: the recipe, the file, then the arguments given here and ``settings``. A
+    relative ``root`` in the file is taken from the file's folder.
 
     Args:
-        recipe: a key of `RECIPES`.
+        recipe: a key of `RECIPES`; None takes the file's.
         root: the dataset's folder or zip file.
         settings: see `recipes.apply_settings`.
+        file: a TOML file, see `recipes.toml`.
         model: ``framework``, ``backbone`` and ``memory``, for a recipe that takes them; the memory
             None means no memory.
 
     Raises:
         ValueError: there is no such recipe or field, or a value does not fit.
     """
+    table: dict[str, Any] = {}
+    if file is not None:
+        choices, table = read_toml(file)
+        recipe = recipe or choices.get("recipe")
+        if root is None and "root" in choices:
+            root = choices["root"]
+            root = root if is_remote(root) else str(Path(file).resolve().parent / root)
+        own: dict[str, Any] = {name: choices[name] for name in _MODEL if name in choices}
+        if own.get("memory") == "none":
+            own["memory"] = None
+        model = own | model
     if recipe not in RECIPES:
         named = f"no recipe {recipe!r}" if recipe else "no recipe given"
         raise ValueError(f"train: {named}; there are {', '.join(RECIPES)} (or --resume DIR)")
@@ -72,6 +98,8 @@ def configure(
         ):
             raise FileNotFoundError(f"--root: {root} is not a folder")
         config.data.root = root if is_remote(root) else str(Path(root).resolve())
+    if file is not None:
+        recipes.apply_table(config, table, file, also=CHOICES)
     recipes.apply_settings(config, settings)
     config.validate()
     return config

@@ -1,4 +1,4 @@
-"""``--set field=value``: sets any field of a nested dataclass after checking the value's type."""
+"""Sets any field of a nested dataclass after checking its value's type: ``--set`` and TOML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mcibi_fast.typed import describe, fits, options
@@ -32,7 +32,52 @@ def apply_settings(config: Any, settings: Iterable[str]) -> None:
         name, separator, text = setting.partition("=")
         if not separator:
             raise ValueError(f"--set {setting}: expected FIELD=VALUE")
-        _set(config, name.strip(), text.strip())
+        name, text = name.strip(), text.strip()
+        _set(config, name, _reader(text), "--set", f"--set {name}={text}")
+
+
+def apply_table(
+    config: Any, table: Mapping[str, Any], source: str, *, also: Sequence[str] = ()
+) -> None:
+    """Applies nested tables, such as those of a TOML file, to a dataclass in place.
+
+    A table's name is a field that holds fields (``[optimizer]``, then ``lr = 0.02``), or a dict
+    field (``[model.options]``). TOML has no null: the text "none" stands for it in a field that may
+    be null and takes no text.
+
+    Args:
+        config: see `apply_settings`.
+        table: names and values; a name may also contain the dots.
+        source: names the file in messages.
+        also: names that the file may have besides fields, for the message about an unknown one.
+
+    Raises:
+        ValueError: as in `apply_settings`.
+    """
+    for name, value in _flat(config, table, source, also):
+        _set(config, name, _given(value), source, f"{source}: {name}", also)
+
+
+def _flat(
+    config: Any, table: Mapping[str, Any], source: str, also: Sequence[str], parents: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        name = f"{parents}{key}"
+        if not isinstance(value, Mapping):
+            yield name, value
+        elif value:
+            yield from _flat(config, value, source, also, f"{name}.")
+        elif f"{name}." not in {part[: len(name) + 1] for part in field_names(config)}:
+            raise ValueError(f"{source}: {_unknown(config, name, also)}")
+
+
+def _given(value: Any) -> Callable[[Any], Any]:
+    return lambda annotation: value
+
+
+def _reader(text: str) -> Callable[[Any], Any]:
+    """What a text says where an annotation, or none, asks for a value."""
+    return lambda annotation: text if annotation is str else _parse(text)
 
 
 def field_names(config: Any) -> list[str]:
@@ -47,24 +92,45 @@ def field_names(config: Any) -> list[str]:
     return names
 
 
-def _set(config: Any, name: str, text: str) -> None:
+def _set(
+    config: Any,
+    name: str,
+    read: Callable[[Any], Any],
+    source: str,
+    shown: str,
+    also: Sequence[str] = (),
+) -> None:
+    """Sets a field.
+
+    Args:
+        config: holds it.
+        name: with dots.
+        read: gives the value, from the field's annotation (``Any`` for an option).
+        source: begins the message about an unknown field.
+        shown: begins the message about a value.
+        also: see `apply_table`.
+    """
     *parents, last = name.split(".")
+    separator = " " if source == "--set" else ": "
     holder = target = config
     for i, part in enumerate(parents):
         holder, target = target, getattr(target, part, None) if _has_field(target, part) else None
         if isinstance(target, dict) and i == len(parents) - 1:
-            target[last] = _parse(text)
+            target[last] = read(Any)
             return
         if not dataclasses.is_dataclass(target):
-            raise ValueError(_unknown(config, name))
+            raise ValueError(f"{source}{separator}{_unknown(config, name, also)}")
     alias = getattr(type(target), last, None)
     if isinstance(alias, property) and alias.fset is not None:
-        setattr(target, last, text)  # a property such as model.name, which sets several fields
+        value = read(str)  # such as model.name, which sets several fields
+        if not isinstance(value, str):
+            raise ValueError(f"{shown}: expected str")
+        setattr(target, last, value)
         return
     if not _has_field(target, last) or dataclasses.is_dataclass(getattr(target, last)):
-        raise ValueError(_unknown(config, name))
+        raise ValueError(f"{source}{separator}{_unknown(config, name, also)}")
     annotation = typing.get_type_hints(type(target))[last]
-    value = _coerce(name, text, annotation)
+    value = _coerce(shown, read(annotation), annotation)
     if type(target).__dataclass_params__.frozen:
         setattr(holder, parents[-1], dataclasses.replace(target, **{last: value}))
     else:
@@ -77,8 +143,8 @@ def _has_field(target: Any, name: str) -> bool:
     }
 
 
-def _unknown(config: Any, name: str) -> str:
-    names = field_names(config)
+def _unknown(config: Any, name: str, also: Sequence[str] = ()) -> str:
+    names = [*field_names(config), *also]
     # "lr" probably means optimizer.lr, so the last part of each name is compared as well.
     by_last = {full.removesuffix(".*").rsplit(".", 1)[-1]: full for full in names}
     near = difflib.get_close_matches(name, names, 1, cutoff=0.75) or [
@@ -86,7 +152,7 @@ def _unknown(config: Any, name: str) -> str:
         for last in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, 1, cutoff=0.5)
     ]
     hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(names)}"
-    return f"--set {name}: no such field; {hint}"
+    return f"{name}: no such field; {hint}"
 
 
 def _parse(text: str) -> Any:
@@ -96,10 +162,12 @@ def _parse(text: str) -> Any:
         return {"None": None, "True": True, "False": False}.get(text, text)
 
 
-def _coerce(name: str, text: str, annotation: Any) -> Any:
-    value = text if annotation is str else _parse(text)
+def _coerce(shown: str, value: Any, annotation: Any) -> Any:
+    is_none = isinstance(value, str) and value.lower() in ("none", "null")
+    if is_none and not fits(value, annotation) and fits(None, annotation):
+        return None
     if not fits(value, annotation):
-        raise ValueError(f"--set {name}={text}: expected {describe(annotation)}")
+        raise ValueError(f"{shown}: expected {describe(annotation)}")
     wants_tuple = any(typing.get_origin(option) is tuple for option in options(annotation))
     return tuple(value) if wants_tuple and isinstance(value, list) else _widen(value, annotation)
 

@@ -125,7 +125,7 @@ class ShardsData(Normalisation):
     def like(cls, data: Data, root: str) -> ShardsData:
         """The same splits, tested at the same size, from the shards in ``root``."""
         shards = cls(root, data.train_split, data.val_split, mean=data.mean, std=data.std)
-        if isinstance(data, (NamedData, ShardsData)):
+        if isinstance(data, Sized):
             shards.short_side, shards.long_side = data.short_side, data.long_side
             shards.size = data.size
         if isinstance(data, ShardsData):
@@ -156,9 +156,100 @@ class StoredShardsData(ShardsData):
         )
 
 
-def eval_transform(
-    data: NamedData | ShardsData, mean: Sequence[float], std: Sequence[float]
-) -> EvalTransform:
+@dataclass
+class CocoData(Normalisation):
+    """Objects annotated in COCO's JSON, see `mcibi_fast.data.CocoDataset`.
+
+    Attributes:
+        root: its folder.
+        train_split, val_split: names of the two splits.
+        annotations, images: the file of annotations and the folder of images, relative to ``root``
+            and with {split} for the split; None looks in the usual places.
+        background: pixels without an object are class 0, "background"; if false they are ignored.
+        crowd: "ignore" crowds, or paint them as their "class".
+        short_side, long_side, size: as in `NamedData`.
+    """
+
+    root: str = ""
+    train_split: str = "train2017"
+    val_split: str = "val2017"
+    annotations: str | None = None
+    images: str | None = None
+    background: bool = True
+    crowd: Literal["ignore", "class"] = "ignore"
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
+
+    def splits(self) -> list[str]:
+        """The splits in the folder."""
+        from mcibi_fast.data.coco import coco_splits
+
+        if self.annotations is not None:
+            return [self.train_split, self.val_split]
+        return coco_splits(self.root)
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The split with the transform for evaluation, which the trainer replaces for training."""
+        from mcibi_fast.data import CocoDataset
+
+        dataset = CocoDataset(
+            self.root,
+            split,
+            annotations=self.annotations,
+            images=self.images,
+            background=self.background,
+            crowd=self.crowd,
+        )
+        return _with_eval_transform(dataset, self)
+
+
+@dataclass
+class HuggingFaceData(Normalisation):
+    """A folder that ``save_to_disk`` of Hugging Face's `datasets` wrote.
+
+    Attributes:
+        root: the folder.
+        train_split, val_split: names of the two splits.
+        image, label: names of the columns.
+        classes: class names, if the folder has no ``classes.txt`` or ``classes.json``.
+        reduce_labels: label 0 is ignored, and the others are one class lower.
+        short_side, long_side, size: as in `NamedData`.
+    """
+
+    root: str = ""
+    train_split: str = "train"
+    val_split: str = "validation"
+    image: str = "image"
+    label: str = "label"
+    classes: list[str] | None = None
+    reduce_labels: bool = False
+    short_side: int | None = None
+    long_side: int | None = None
+    size: tuple[int, int] | None = None
+
+    def splits(self) -> list[str]:
+        """The splits in the folder."""
+        from mcibi_fast.data.huggingface import open_splits
+
+        return list(open_splits(self.root))
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The split with the transform for evaluation, which the trainer replaces for training."""
+        from mcibi_fast.data import HuggingFaceDataset
+
+        dataset = HuggingFaceDataset(
+            self.root,
+            split,
+            image=self.image,
+            label=self.label,
+            classes=self.classes,
+            reduce_labels=self.reduce_labels,
+        )
+        return _with_eval_transform(dataset, self)
+
+
+def eval_transform(data: Sized, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
     """The resize to the test size, and the normalisation."""
     from mcibi_fast.data import EvalTransform
 
@@ -171,9 +262,7 @@ def eval_transform(
     )
 
 
-def _with_eval_transform(
-    dataset: SegmentationDataset, data: NamedData | ShardsData
-) -> SegmentationDataset:
+def _with_eval_transform(dataset: SegmentationDataset, data: Sized) -> SegmentationDataset:
     dataset.transform = eval_transform(data, dataset.mean, dataset.std)
     return dataset
 
@@ -184,6 +273,7 @@ class VideoData(NamedData):
 
     Attributes, besides `NamedData`'s:
         history: number of past frames in each sample, h of Eq. 19; 0 for an image model.
+        gap: number of frames from one frame of a sample to the next.
         train_frames: "one" random frame per video and epoch (VSPW's protocol), or "all".
         seed: seed for the choice of that frame.
         bad: what happens to label files of VSPW that are empty or in colour: "raise" an error when
@@ -191,6 +281,7 @@ class VideoData(NamedData):
     """
 
     history: int = 2
+    gap: int = 1
     train_frames: Literal["one", "all"] = "one"
     seed: int = 0
     bad: Literal["raise", "skip"] = "raise"
@@ -201,7 +292,9 @@ class VideoData(NamedData):
 
         source = video_dataset(self.name, self.root, split, bad=self.bad)
         frames = self.train_frames if split == self.train_split else "all"
-        clips = ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
+        clips = ClipDataset(
+            source, history=self.history, gap=self.gap, frames=frames, seed=self.seed
+        )
         return _with_eval_transform(clips, self)
 
 
@@ -212,12 +305,13 @@ class MovingScenesData(ScenesData):
     Attributes, besides `ScenesData`'s:
         length: number of frames in each video.
         degraded: share of the frames that are degraded.
-        history, train_frames: see `VideoData`.
+        history, gap, train_frames: see `VideoData`.
     """
 
     length: int = 40
     degraded: float = 0.35
     history: int = 2
+    gap: int = 1
     train_frames: Literal["one", "all"] = "one"
 
     def dataset(self, split: str) -> SegmentationDataset:
@@ -232,14 +326,31 @@ class MovingScenesData(ScenesData):
             degraded=self.degraded,
         )
         frames = self.train_frames if split == "train" else "all"
-        return ClipDataset(source, history=self.history, frames=frames, seed=self.seed)
+        return ClipDataset(
+            source, history=self.history, gap=self.gap, frames=frames, seed=self.seed
+        )
 
 
-Data = ScenesData | FolderData | NamedData | ShardsData
-KINDS = {
-    kind.__name__: kind
-    for kind in (ScenesData, FolderData, NamedData, ShardsData, VideoData, MovingScenesData)
+Sized = NamedData | ShardsData | CocoData | HuggingFaceData
+"""Data that say at which size they are tested."""
+
+Data = ScenesData | FolderData | Sized
+FORMATS: dict[str, type[CocoData | HuggingFaceData]] = {
+    "coco": CocoData,
+    "huggingface": HuggingFaceData,
 }
+"""Anyone's data in the format of another toolbox, by the name in the command line."""
+
+_KINDS: tuple[type[Data], ...] = (
+    ScenesData,
+    FolderData,
+    NamedData,
+    ShardsData,
+    VideoData,
+    MovingScenesData,
+    *FORMATS.values(),
+)
+KINDS = {kind.__name__: kind for kind in _KINDS}
 
 
 def relocated(data: Data, root: str) -> Data:

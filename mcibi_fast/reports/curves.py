@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,6 +16,10 @@ History = Sequence[dict[str, Any]]
 
 LOSS_TERMS = 24
 """Largest number of the loss's terms that are drawn, each in a panel; the first ones are."""
+
+_STYLES = ("-", "--", ":", "-.")
+LINES = len(COLOURS) * len(_STYLES)
+"""Number of models whose curves can be told apart, by colour and style."""
 
 _TERMS = {
     "loss": "loss (sum of its terms)",
@@ -50,8 +54,9 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
     """mIoU, learning rate, and the loss with each of its terms against the step.
 
     Args:
-        histories: for each model's name, the histories of its runs; one colour per model, one line
-            per run. The panel of a term shows the models that have it; `LOSS_TERMS` are shown.
+        histories: for each model's name, the histories of its runs; one colour and style per
+            model, one line per run. The panel of a term shows the models that have it;
+            `LOSS_TERMS` are shown.
     """
     terms = loss_terms(histories)[:LOSS_TERMS]
     titles = ["mIoU on the validation split (%)", "loss (sum of its terms)", "learning rate"]
@@ -63,7 +68,8 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
         axes.set_title(plain(title), fontsize=10, loc="left")
     for axes in panels[len(titles) :]:
         axes.remove()
-    for colour, (name, runs) in zip(cycle(COLOURS), histories.items(), strict=False):
+    looks = cycle((colour, style) for style, colour in product(_STYLES, COLOURS))
+    for (colour, style), (name, runs) in zip(looks, histories.items(), strict=False):
         for i, history in enumerate(runs):
             lines = [_scores(history), _values(history, "loss"), _values(history, "lr")]
             lines += [_values(history, "losses", term) for term in terms]
@@ -72,7 +78,12 @@ def training_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
                 if line:
                     mark = "." if j == 0 else None
                     axes.plot(
-                        *zip(*line, strict=True), color=colour, lw=1.3, marker=mark, label=label
+                        *zip(*line, strict=True),
+                        color=colour,
+                        ls=style,
+                        lw=1.3,
+                        marker=mark,
+                        label=label,
                     )
                     label = None  # one entry of the legend for all panels
     for axes in panels[: len(titles)]:

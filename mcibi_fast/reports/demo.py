@@ -113,7 +113,7 @@ def build_report(outcomes: Outcomes) -> Report:
         f"FCN and FCN + MCIBI++ with the same backbone ({config.model.backbone}, from scratch), "
         f"data, schedule ({first.result.steps} steps of {config.batch_size} images), "
         f"augmentation and {'seeds' if seeds > 1 else 'seed'}. Scores are those of the last epoch "
-        f"on the validation scenes, in percent.{spread}"
+        f"on the validation scenes, in percent, tested by: {config.inference}.{spread}"
     )
     report.table(HEADER, table_rows(outcomes))
     report.text(verdict(outcomes))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mcibi_fast import ops
 from mcibi_fast.data import SegmentationDataset
@@ -23,6 +22,7 @@ from mcibi_fast.models import Segmentor, VideoSegmentor
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.nn.context import ContextBase, resize
 from mcibi_fast.nn.memory import GaussianMemory
+from mcibi_fast.progress import track
 
 
 @dataclass
@@ -74,6 +74,9 @@ def gather(
     precision = autocast(images.device, precision_of(model, images.device))
     if context is None:
         with precision:
+            if images.ndim == 5:  # another video model: R is that of the last frame by itself
+                output, R = model(images, *truth), model.pixel_representations(images)
+                return Gathering(output, R.float())
             features = model.backbone(images)
             output, R = model.head(features, *truth), model.head.pixel_representations(features)
         return Gathering(output, R.float())
@@ -97,7 +100,8 @@ def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> T
     """A sample as a batch for this model: (1, 3, H, W), or a clip for a video model.
 
     Args:
-        model: an image or video model; a video model gets (1, h + 1, 3, H, W) with its own h.
+        model: an image or video model; a video model gets (1, h + 1, 3, H, W) with its own h
+            and gap.
         dataset: with the transform of its evaluation; if it has no clips, a video model gets the
             image alone.
         index: of the sample.
@@ -105,9 +109,11 @@ def model_input(model: Segmentor, dataset: SegmentationDataset, index: int) -> T
     dataset = renormalised(dataset, model.normalisation)
     if not isinstance(model, VideoSegmentor) or not isinstance(dataset, ClipDataset):
         return dataset[index]["image"][None]
+    offsets = model.head.offsets
     clips = ClipDataset(
         dataset.source,
-        history=model.history,
+        history=len(offsets),
+        gap=offsets[-1] if offsets else 1,
         frames=dataset.frames,
         seed=dataset.seed,
         transform=dataset.transform,
@@ -242,15 +248,12 @@ def collect(
         model: in evaluation mode.
         dataset: with the transform of its evaluation.
         indices: of the samples.
-        progress: show a progress bar.
+        progress: show how far it is.
     """
     device = next(model.parameters()).device
     classes: list[Tensor] = []
     vectors: tuple[list[Tensor], list[Tensor]] = ([], [])
-    bar = tqdm(
-        indices, desc="features", unit="image", leave=False, disable=None if progress else True
-    )
-    for index in bar:
+    for index in track(indices, "features", unit="image", show=progress):
         image, label = model_input(model, dataset, index).to(device), dataset[index]["label"]
         seen = gather(model, image, label[None])
         for i, features in enumerate((seen.features, *seen.augmented[:1])):

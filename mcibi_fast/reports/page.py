@@ -53,6 +53,10 @@ class Report:
         """The classes' names beside their colours, three numbers from 0 to 255 each."""
         self._add("legend", entries=list(zip(classes, palette, strict=True)))
 
+    def links(self, entries: Sequence[tuple[str, str]]) -> None:
+        """A list of links: texts and addresses, which are relative and percent-encoded."""
+        self._add("links", entries=entries)
+
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, fold: str = ""
     ) -> None:

@@ -78,7 +78,7 @@ def build_report(
         root: where the dataset is, if it has moved since the training.
         images: how many to show.
         device: where the models run.
-        progress: show progress bars.
+        progress: show how far it is.
 
     Raises:
         ValueError: a folder is not a run, a run is given twice, or the classes differ (of the
@@ -154,7 +154,7 @@ def _load_run(path: Path, config: TrainConfig, name: str, device: torch.device |
         )
     with torch.random.fork_rng():  # building a model draws initial weights
         model, spec = load_model(directory)
-    model.precision = config.mixed_precision  # older checkpoints do not say it
+    model.precision = config.precision  # older checkpoints do not say it
     number = directory.name.removeprefix("step-")
     if not number.isdecimal():
         raise ValueError(f"report: {directory} is not called step-N, as the checkpoints of a run")
@@ -220,6 +220,7 @@ def _add_summary(report: Report, loaded: Sequence[Loaded], dataset: Segmentation
             ]
         )
     report.table(["model", *_SCORES.values(), "parameters, M", "step"], rows)
+    report.text(f"Tested by: {_tested_by(loaded)}.")
     if any(each.metrics is None for each in loaded):
         report.text("–: the run was not evaluated at that step yet.")
     if len({_without_root(each.config) for each in loaded}) > 1:
@@ -228,6 +229,14 @@ def _add_summary(report: Report, loaded: Sequence[Loaded], dataset: Segmentation
             "different images and cannot be compared. The pictures are of the first run's data."
         )
     report.legend(dataset.classes, dataset.palette.tolist())
+
+
+def _tested_by(loaded: Sequence[Loaded]) -> str:
+    """How the scores were measured, of each run if they differ in it."""
+    words = [str(each.config.inference) for each in loaded]
+    if len(set(words)) == 1:
+        return words[0]
+    return "; ".join(f"{each.name}: {text}" for each, text in zip(loaded, words, strict=True))
 
 
 def _amount(dataset: SegmentationDataset) -> str:

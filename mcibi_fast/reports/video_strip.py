@@ -90,7 +90,7 @@ def follow(
     source, device = source_of(dataset), next(model.parameters()).device
     predictor = VideoPredictor(model)
     # Earlier frames have no influence.
-    begin = max(0, frames[0] - (model.history if isinstance(model, VideoSegmentor) else 0))
+    begin = max(0, frames[0] - (model.reach if isinstance(model, VideoSegmentor) else 0))
     predictions = []
     for frame in range(begin, frames[-1] + 1):
         pixels, _ = source.read_frame(video, frame)

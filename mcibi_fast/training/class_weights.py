@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from mcibi_fast.data.loading import evaluation_loader
 from mcibi_fast.nn.losses import PixelLoss
+from mcibi_fast.progress import Progress
 from mcibi_fast.recipes.parts import LossConfig
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def build_loss(config: LossConfig) -> PixelLoss:
         label_smoothing=config.label_smoothing,
         ohem_threshold=config.ohem_threshold,
         ohem_min_kept=config.ohem_min_kept,
+        cross_entropy=config.cross_entropy,
+        dice=config.dice,
+        lovasz=config.lovasz,
+        focal=config.focal,
+        focal_gamma=config.focal_gamma,
     )
 
 
@@ -88,17 +93,12 @@ def class_pixels(
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = evaluation_loader(counted, rank=rank, world_size=world_size, workers=workers)
     total = torch.zeros(len(dataset.classes), dtype=torch.int64)
-    with tqdm(
-        total=len(range(rank, len(dataset), world_size)),
-        desc="count classes",
-        unit="image",
-        leave=False,
-        disable=None if progress else True,
-    ) as bar:
+    images = len(range(rank, len(dataset), world_size))
+    with Progress("count classes", unit="image", total=images, show=progress) as shown:
         for groups in batches:
             for batch in groups:
                 total += batch["label"].sum(0)
-                bar.update(len(batch["label"]))
+                shown.advance(len(batch["label"]))
     total = total.to(accelerator.device)
     return accelerator.reduce(total, "sum").cpu()
 

@@ -8,18 +8,39 @@ from typing import Any
 
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.base import renormalised
+from mcibi_fast.data.functions import Augmentation, FunctionTransform
 from mcibi_fast.data.video import ClipDataset
-from mcibi_fast.models.registry import normalisation
+from mcibi_fast.models.creation import normalisation
 from mcibi_fast.models.video import own_checkpoint
-from mcibi_fast.models.weights import find_weights, moved_class, read_spec
+from mcibi_fast.models.weights import ModelSpec, find_weights, moved_class, read_spec
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.run import Run
 
 Splits = tuple[SegmentationDataset, SegmentationDataset]
 
 
+def model_spec(config: TrainConfig, train: SegmentationDataset) -> ModelSpec:
+    """What a checkpoint says about its model; ``config.mixed_precision`` must be definite."""
+    return ModelSpec(
+        name=config.model.name,
+        backbone=config.model.backbone,
+        options=config.model.arguments(),
+        classes=list(train.classes),
+        palette=train.palette.tolist(),
+        mean=list(train.mean),
+        std=list(train.std),
+        ignore_index=train.ignore_index,
+        mixed_precision=config.precision,
+    )
+
+
 def open_splits(
-    config: TrainConfig, run: Run, *, resume: bool, report: Callable[[str], None]
+    config: TrainConfig,
+    run: Run,
+    *,
+    resume: bool,
+    report: Callable[[str], None],
+    augmentation: Augmentation | None = None,
 ) -> Splits:
     """The training split with its transform, and the validation split.
 
@@ -32,6 +53,7 @@ def open_splits(
         run: its directory.
         resume: whether it continues.
         report: takes a line if the numbers are not the dataset's own.
+        augmentation: see `training.train.train`.
 
     Raises:
         ValueError: the data cannot be used, or a run would continue with other data.
@@ -43,6 +65,11 @@ def open_splits(
     if list(train.classes) != list(val.classes):
         what = _change_of_classes(train.classes, val.classes, f"in {data.val_split}")
         raise ValueError(f"data: the classes of the splits differ: {what}")
+    if len(train.classes) == 1:
+        raise ValueError(
+            f"data: one class ({train.classes[0]}) leaves nothing to tell apart; the background is "
+            "a class, too (masks of 0 and 255 in a folder: data.binary=true)"
+        )
     if resume:
         _check_unchanged(run, describe(train, val), report)
         spec = read_spec(run.weights())
@@ -60,7 +87,13 @@ def open_splits(
     if reason:
         report(f"images are normalised by mean {_shown(mean)}, deviation {_shown(std)} ({reason})")
     train, val = renormalised(train, (mean, std)), renormalised(val, (mean, std))
-    train.transform = config.augmentation.transform(train, config.seed)
+    train.transform = config.augmentation.transform(train, config.seed, augmentation)
+    if isinstance(train.transform, FunctionTransform) and train.flip_pairs:
+        report(
+            f"warning: {train.transform.name}: a mirrored image must swap the classes "
+            f"{', '.join(f'{a} and {b}' for a, b in train.flip_pairs)}, which the function has to "
+            "do itself"
+        )
     return train, val
 
 
@@ -79,9 +112,14 @@ def describe(train: SegmentationDataset, val: SegmentationDataset) -> dict[str, 
     """
     return {
         "classes": list(train.classes),
-        "train": {"images": len(train), "names": _fingerprint(train)},
-        "val": {"images": len(val), "names": _fingerprint(val)},
+        "train": describe_split(train),
+        "val": describe_split(val),
     }
+
+
+def describe_split(dataset: SegmentationDataset) -> dict[str, Any]:
+    """The number of images and a hash of their names."""
+    return {"images": len(dataset), "names": _fingerprint(dataset)}
 
 
 def _fingerprint(dataset: SegmentationDataset) -> str:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from mcibi_fast import ops
+from mcibi_fast.errors import TrainingError
 
 
 class NotFinite(ArithmeticError):
     """A loss that is not finite: the message names the step and the terms."""
+
+    def explained(self, last: Path | None) -> TrainingError:
+        """The error for the user, with the last checkpoint and what to try."""
+        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return TrainingError(
+            f"the loss is not finite {self}; {good}; try a lower optimizer.lr, "
+            "optimizer.clip_norm, or mixed_precision=no"
+        )
 
 
 class LossReadings:
@@ -24,6 +34,11 @@ class LossReadings:
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
         """Keeps a step's losses."""
         self._unread.append((step, losses))
+
+    def recent(self) -> float:
+        """Waits for the device; the mean loss of this rank since the last reading."""
+        steps = [torch.stack(list(losses.values())).sum() for _, losses in self._unread]
+        return float(torch.stack(steps).mean())
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Waits for the device; each term's mean over ranks and the steps since the last reading.

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.data.loading import training_loader
 from mcibi_fast.models import Segmentor
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.clustering import PixelSample
+from mcibi_fast.progress import track
 
 CLUSTERED_IMAGES = 1000  # the part of the train split that clusters are made of
 
@@ -49,7 +49,7 @@ def initialize_memory(
         batch_size: images per pass.
         seed: seed of the order of images, as in training.
         workers: loader processes.
-        progress: show a bar.
+        progress: show how far it is.
     """
     if not model.head.has_memory:
         return
@@ -65,9 +65,9 @@ def initialize_memory(
         workers=workers,
     )
     draw = _Clusters(memory) if memory.init == "cluster" else _Pixels(memory)
-    bar = tqdm(batches, desc="initialise memory", leave=False, disable=None if progress else True)
-    with _training_statistics(model), bar:
-        for batch in bar:
+    total = -(-len(dataset) // batch_size)
+    with _training_statistics(model):
+        for batch in track(batches, "initialise memory", unit="batch", total=total, show=progress):
             present = torch.unique(batch["label"].long())
             present = present[(present >= 0) & (present < memory.num_classes)]
             if draw.wants(present[present != memory.ignore_index]):

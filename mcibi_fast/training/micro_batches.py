@@ -83,11 +83,12 @@ def micro_batches(
         device: where the results are; images are moved one part at a time.
     """
     labels = batch["label"].to(device, non_blocking=True).chunk(parts)
-    images = batch["image"].chunk(parts)
     shares: list[Tensor] | list[None] = [None]
     if parts > 1:
         weights = [loss.total_weight(part, ignore_index=ignore_index) for part in labels]
         total = torch.stack(weights)
         shares = list(total / total.sum().clamp(min=torch.finfo(total.dtype).tiny))
-    for image, label, share in zip(images, labels, shares, strict=True):
-        yield image.to(device, non_blocking=True), label, share
+    for image, label, share in zip(batch["image"].chunk(parts), labels, shares, strict=True):
+        clips = image.ndim > 4  # with past frames
+        layout = torch.preserve_format if clips else torch.channels_last
+        yield image.to(device, non_blocking=True, memory_format=layout), label, share

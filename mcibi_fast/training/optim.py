@@ -19,7 +19,9 @@ _POSITIONS = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_tok
 _BLOCK = re.compile(r"(?:layer|stage|block)s?[._]?(\d+)(?:(?:\.blocks)?\.(\d+))?\b")
 
 
-def build_optimizer(model: Segmentor, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Segmentor, config: OptimizerConfig, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over all of the model's parameters that take a gradient.
 
     Parameters of one learning rate and one weight decay are one group; by default that is one for
@@ -28,6 +30,7 @@ def build_optimizer(model: Segmentor, config: OptimizerConfig) -> torch.optim.Op
     Args:
         model: a backbone and a head.
         config: settings of the optimiser.
+        fused: update all weights in one kernel, if they are on a GPU.
 
     Raises:
         ValueError: ``layer_decay`` for a backbone whose blocks cannot be told from their names.
@@ -41,11 +44,15 @@ def build_optimizer(model: Segmentor, config: OptimizerConfig) -> torch.optim.Op
         lr, weight_decay = config.lr * factors[name], config.weight_decay if decays else 0.0
         group = {"lr": lr, "weight_decay": weight_decay, "params": []}
         groups.setdefault((lr, weight_decay), group)["params"].append(parameter)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    shared: dict[str, Any] = {
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "fused": True if fused and on_gpu else None,
+    }
     if config.name == "adamw":
-        return torch.optim.AdamW(groups.values(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(groups.values(), **shared)
+    return torch.optim.SGD(groups.values(), momentum=config.momentum, **shared)
 
 
 def learning_rate_factors(model: Segmentor, config: OptimizerConfig) -> dict[str, float]:

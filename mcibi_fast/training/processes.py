@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -15,7 +18,7 @@ def start_accelerator(*, cpu: bool = False, mixed_precision: str = "no") -> Acce
 
     Args:
         cpu: leave a GPU unused.
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "no", "bf16" or "fp16"; see `precision.with_precision`.
 
     Raises:
         ValueError: fp16 without a GPU, or the processes cannot be joined on this device.
@@ -27,6 +30,7 @@ def start_accelerator(*, cpu: bool = False, mixed_precision: str = "no") -> Acce
         )
     # Without cpu=True, accelerate would leave several processes without a GPU on their own.
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    atexit.register(leave_group)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes < launched:
         raise ValueError(
@@ -35,6 +39,20 @@ def start_accelerator(*, cpu: bool = False, mixed_precision: str = "no") -> Acce
             "leave the GPU unused (device=cpu, --cpu)"
         )
     return accelerator
+
+
+def leave_group() -> None:
+    """Ends gloo's communication before Python ends.
+
+    A thread of gloo needs Python once more, to free the tensors of the last exchange. If Python is
+    already ending, this aborts a process whose work is done ("terminate called without an active
+    exception"). Leaving the group waits for these threads only if nothing else holds it, and a
+    DistributedDataParallel that has run does so forever; hence the pause, in which they get
+    Python's lock.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+        time.sleep(0.1)
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:

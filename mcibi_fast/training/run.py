@@ -4,10 +4,12 @@
 
     config.json             the configuration
     data.json               what the data were: classes, numbers of images, hashes of their names
+    label_classes.json      with class-balanced sampling: the classes in each training image
+    trackers.json           what trackers need to continue their own runs
     history.jsonl           one line per reading of the loss and per evaluation
     checkpoints/step-*/     model.safetensors, state.pt
     checkpoints/last, best  links to two of them; the others are removed
-    tensorboard/
+    tensorboard/, scalars.csv
 """
 
 from __future__ import annotations
@@ -27,14 +29,18 @@ from mcibi_fast.files import (
     write_atomically,
     write_directory_atomically,
 )
+from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import WEIGHTS
-from mcibi_fast.recipes.config import TrainConfig
+from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.recipes.config import TrainConfig, read_settings, read_stored
 from mcibi_fast.training.history import read_history
 from mcibi_fast.typed import fits
-from mcibi_fast.untrusted import read_json, read_torch
+from mcibi_fast.untrusted import parse_json, read_bytes, read_json, read_torch
 
 STATE = "state.pt"
 DATA = "data.json"
+LABEL_CLASSES = "label_classes.json"
+TRACKERS = "trackers.json"
 _OF_A_SPLIT = ("images", "names")
 _STATE_ENTRIES = {
     "step",
@@ -78,6 +84,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.history_file = self.path / "history.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.scalars = self.path / "scalars.csv"
 
     def start(self, config: dict[str, Any]) -> None:
         """Makes the directory for a new run.
@@ -93,7 +100,9 @@ class Run:
         self._refuse_link()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode())
-        self.history_file.unlink(missing_ok=True)
+        for file in (self.history_file, self.scalars, self.path / LABEL_CLASSES):
+            file.unlink(missing_ok=True)
+        (self.path / TRACKERS).unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """The configuration that the run was started with.
@@ -101,14 +110,7 @@ class Run:
         Raises:
             ValueError: the directory holds no run, or the file is not one of a run's.
         """
-        file = self.path / "config.json"
-        try:
-            config = read_json(file)
-        except FileNotFoundError:
-            raise ValueError(f"resume: {self.path} holds no run (no config.json)") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{file}: not a training configuration")
-        return config
+        return read_stored(self.path)
 
     def keep_data(self, data: dict[str, Any]) -> None:
         """Keeps what the data are, see `training.data.describe`."""
@@ -134,17 +136,42 @@ class Run:
             raise ValueError(f"{file}: not a description of a run's data")
         return data
 
+    def keep_label_classes(self, names: str, classes: list[list[int]]) -> None:
+        """Keeps the classes in each training image, and the hash of the images' names."""
+        content = json.dumps({"names": names, "classes": classes})
+        write_atomically(self.path / LABEL_CLASSES, content.encode())
+
+    def label_classes(self, names: str, images: int, num_classes: int) -> list[list[int]] | None:
+        """What `keep_label_classes` kept; None if nothing of use is there."""
+        try:
+            content = parse_json(read_bytes(self.path / LABEL_CLASSES, "MAX_HISTORY_BYTES"))
+            found = content["classes"]
+            good = content["names"] == names and fits(found, list[list[int]])
+            good = good and len(found) == images
+            good = good and all(0 <= k < num_classes for each in found for k in each)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if good else None
+
+    def keep_trackers(self, ids: dict[str, str]) -> None:
+        """Keeps by which names trackers know this run."""
+        write_atomically(self.path / TRACKERS, json.dumps(ids, indent=2).encode())
+
+    def trackers(self) -> dict[str, str]:
+        """What `keep_trackers` kept; nothing if the file is missing or damaged."""
+        try:
+            ids = read_json(self.path / TRACKERS)
+        except (OSError, ValueError):
+            return {}
+        return {k: v for k, v in ids.items() if type(v) is str} if isinstance(ids, dict) else {}
+
     def settings(self) -> TrainConfig:
         """The configuration as a training takes it.
 
         Raises:
             ValueError: as in `config`, or this version cannot use the configuration.
         """
-        stored = self.config()
-        try:
-            return TrainConfig.from_dict(stored)
-        except ValueError as error:
-            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
+        return read_settings(self.path)
 
     def checkpoint(self, name: str) -> Path | None:
         """The directory of the checkpoint "last" or "best", or None."""
@@ -215,6 +242,13 @@ class Run:
     def record(self, **entry: Any) -> None:
         """Appends a line to the history."""
         append_line(self.history_file, json.dumps(entry))
+
+    def record_memory(self, model: Segmentor, *, step: int, epoch: int) -> None:
+        """Records the means and deviations that a memory of Gaussians holds."""
+        memory = model.memory if model.head.has_memory else None
+        if isinstance(memory, GaussianMemory):
+            mean, std = memory.memory.t().tolist()
+            self.record(step=step, epoch=epoch, memory={"mean": mean, "std": std})
 
     def history(self) -> list[dict[str, Any]]:
         """All whole lines of the history, in order; see `read_history`."""

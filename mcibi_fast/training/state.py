@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mcibi_fast.nn.transient import transient_tensors
@@ -52,6 +53,22 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
 
 
+def restore_random_states(
+    states: list[dict[str, Any]], accelerator: Accelerator, report: Callable[[str], None]
+) -> None:
+    """Puts back this process's state of those that all processes of the run had.
+
+    With another number of processes than then it only reports so.
+    """
+    if len(states) == accelerator.num_processes:
+        restore_random_state(states[accelerator.process_index])
+    else:
+        report(
+            f"resume: {len(states)} processes wrote the checkpoint, now there are "
+            f"{accelerator.num_processes}: dropout continues with other random numbers"
+        )
+
+
 def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that are not part of the weights, by name, among them Philox (seed, step) states.
 
@@ -77,13 +94,14 @@ def restore_transient_buffers(model: nn.Module, saved: dict[str, Tensor]) -> Non
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Puts back an optimiser's state dict.
+    """Puts back an optimiser's state dict, except for which kernels it uses.
 
     Raises:
         ValueError: its settings or tensors do not belong to this optimiser.
     """
     groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
     for own, other in groups:
+        other["fused"] = own["fused"]  # the device may be another one
         for name in own.keys() & other.keys():
             if _kind(own[name]) != _kind(other[name]):
                 raise ValueError(f"the optimizer's {name} is a {type(other[name]).__name__}")
