@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mcibi_fast
+from benchmarks.cases import Candidate, Case
 from benchmarks.harness import (
-    Candidate,
-    Case,
     backend_of,
+    batch_column,
     command_line,
     dtypes,
     nbytes,
@@ -61,10 +61,18 @@ def gradient(
     return torch.cat(torch.autograd.grad(forward(*leaves), inputs, grad), -1)
 
 
-def case(K: int, size: int, hard: bool, direction: str, dtype: torch.dtype, device: str) -> Case:
+def case(
+    K: int,
+    size: int,
+    hard: bool,
+    direction: str,
+    dtype: torch.dtype,
+    device: str,
+    batch: int = 1,
+) -> Case:
     N = size * size
-    query = 3 * randn(1, N, K, device=device, dtype=dtype)
-    weights = torch.softmax(3 * randn(1, N + 1, K, device=device)[:, 1:], -1).to(dtype)
+    query = 3 * randn(batch, N, K, device=device, dtype=dtype)
+    weights = torch.softmax(3 * randn(batch, N + 1, K, device=device)[:, 1:], -1).to(dtype)
     rows = F.one_hot(weights.argmax(-1), K).to(dtype) if hard else weights
     wide = [F.pad(t, (0, WIDTH - K)) for t in (query, rows)]
     ours = functools.partial(ops.class_rank_attention, scale=SCALE, hard=hard)
@@ -80,7 +88,7 @@ def case(K: int, size: int, hard: bool, direction: str, dtype: torch.dtype, devi
     for name, (form, inputs) in forms.items():
         runs[name] = functools.partial(form, *inputs)
         if both:
-            grad = randn(1, N + 2, K, device=device, dtype=dtype)[:, 2:]
+            grad = randn(batch, N + 2, K, device=device, dtype=dtype)[:, 2:]
             grad = F.pad(grad, (0, inputs[0].shape[2] - K))
             runs[name] = functools.partial(gradient, form, *inputs, grad=grad, hard=hard)
     runs["general"] = _classes(runs["general"], K)
@@ -88,11 +96,14 @@ def case(K: int, size: int, hard: bool, direction: str, dtype: torch.dtype, devi
     passes = (3 if both else 1) + (2 if both and not hard else 0)
     return Case(
         "class_rank_attention",
-        {"N": N, "K": K, "hard": hard, "map": size, "direction": direction},
+        {
+            **batch_column(batch),
+            **{"N": N, "K": K, "hard": hard, "map": size, "direction": direction},
+        },
         dtype,
         [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
         bytes=(2 + passes) * nbytes(query),
-        flops=0 if hard else (14 if both else 4) * N * N * K,
+        flops=0 if hard else (14 if both else 4) * batch * N * N * K,
     )
 
 
@@ -102,12 +113,15 @@ def _classes(wide: Callable[[], Tensor], K: int) -> Callable[[], Tensor]:
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
-    size = 128 if device == "cuda" and not quick else 64
+    sizes = [(8, 64), (1, 128)] if device == "cuda" and not quick else [(1, 64)]
     for dtype in dtypes(device)[:2]:  # on a GPU bfloat16 and float32
         for direction in ("forward",) if quick else ("forward", "forward+backward"):
             for hard in (False, True):
-                for K in (19, 60, 150):
-                    yield functools.partial(case, K, size, hard, direction, dtype, device)
+                for batch, size in sizes:
+                    for K in (19, 60, 150):
+                        yield functools.partial(
+                            case, K, size, hard, direction, dtype, device, batch
+                        )
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mcibi_fast
+from benchmarks.cases import Candidate, Case
 from benchmarks.harness import (
-    Candidate,
-    Case,
     backend_of,
+    batch_column,
     command_line,
     dtypes,
     nbytes,
@@ -84,10 +84,16 @@ def gradient(forward: Callable[..., Tensor], *inputs: Tensor, grad: Tensor) -> T
 
 
 def case(
-    size: int, width: int, direction: str, dtype: torch.dtype, device: str, layout: str = "rows"
+    size: int,
+    width: int,
+    direction: str,
+    dtype: torch.dtype,
+    device: str,
+    layout: str = "rows",
+    batch: int = 1,
 ) -> Case:
     N = size * size
-    inputs = [randn(1, N + i, width, device=device, dtype=dtype)[:, i:] for i in range(3)]
+    inputs = [randn(batch, N + i, width, device=device, dtype=dtype)[:, i:] for i in range(3)]
     if layout == "maps":
         inputs = [t.mT.contiguous().mT for t in inputs]
     forms = {"reference": reference, "eager": eager, "sdpa": sdpa, **peers(device, inputs)}
@@ -95,7 +101,7 @@ def case(
     if direction == "forward":
         runs = {name: functools.partial(f, *inputs) for name, f in forms.items()}
     else:
-        grad = randn(1, N + 3, width, device=device, dtype=dtype)[:, 3:]
+        grad = randn(batch, N + 3, width, device=device, dtype=dtype)[:, 3:]
         runs = {
             name: functools.partial(gradient, f, *inputs, grad=grad) for name, f in forms.items()
         }
@@ -103,26 +109,31 @@ def case(
     both = direction != "forward"
     return Case(
         "confidence_attention",
-        {"N": N, "D": width, "map": size, "layout": layout, "direction": direction},
+        {
+            **batch_column(batch),
+            **{"N": N, "D": width, "map": size, "layout": layout, "direction": direction},
+        },
         dtype,
         [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
         bytes=nbytes(*inputs) // 3 * (12 if both else 4),
-        flops=(14 if both else 4) * N * N * width,
+        flops=(14 if both else 4) * batch * N * N * width,
     )
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
-    sizes = (128,) if device == "cuda" else (64, 128)
+    sizes = [(8, 64), (1, 128)] if device == "cuda" else [(1, 64), (1, 128)]
     kinds = (
         [("rows", 256), ("maps", 256)] if quick else [("rows", 256), ("maps", 256), ("rows", 512)]
     )
     for layout, width in kinds:
         for dtype in dtypes(device)[:2]:  # on a GPU bfloat16 and float32
-            for size in (64,) if quick else sizes:
+            for batch, size in [(1, 64)] if quick else sizes:
                 for direction in ("forward",) if quick else ("forward", "forward+backward"):
                     if device == "cpu" and (size, direction) == (128, "forward+backward"):
                         continue  # a call takes half a minute
-                    yield functools.partial(case, size, width, direction, dtype, device, layout)
+                    yield functools.partial(
+                        case, size, width, direction, dtype, device, layout, batch
+                    )
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

@@ -20,16 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import released_structure
-from benchmarks.harness import (
-    Candidate,
-    Case,
-    command_line,
-    dtypes,
-    nbytes,
-    randn,
-    run_cases,
-    seeded,
-)
+from benchmarks.cases import Candidate, Case
+from benchmarks.harness import command_line, dtypes, nbytes, randn, run_cases, seeded
 from benchmarks.results import Result
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
 

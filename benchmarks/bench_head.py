@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import released_structure
-from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
+from benchmarks.cases import Candidate, Case
+from benchmarks.harness import command_line, nbytes, randn, run_cases, seeded
 from benchmarks.results import Result
 from mcibi_fast.models import MCIBIPPHead
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_memory_update import label_map
-from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
+from benchmarks.cases import Candidate, Case
+from benchmarks.harness import command_line, nbytes, randn, run_cases, seeded
 from benchmarks.host_syncs import count
 from benchmarks.released_structure import ReleasedModel
 from benchmarks.results import Result

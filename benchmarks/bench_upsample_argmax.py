@@ -21,10 +21,10 @@ from torch import Tensor
 
 import mcibi_fast
 from benchmarks.bench_upsample_cross_entropy import SCALE, label_map
+from benchmarks.cases import Candidate, Case
 from benchmarks.harness import (
-    Candidate,
-    Case,
     backend_of,
+    batch_column,
     command_line,
     dtypes,
     nbytes,
@@ -35,11 +35,13 @@ from benchmarks.results import Result
 from mcibi_fast import ops
 
 
-def logits_of(kind: str, K: int, size: int, dtype: torch.dtype, device: str) -> Tensor:
+def logits_of(
+    kind: str, K: int, size: int, dtype: torch.dtype, device: str, batch: int = 1
+) -> Tensor:
     """Multiples of 1/64: interpolating them by 8 needs no rounding, so all candidates agree."""
-    logits = 3 * randn(1, K, size, size, device=device)
+    logits = 3 * randn(batch, K, size, size, device=device)
     if kind == "smooth":
-        regions = 5 * randn(1, K, size // 8, size // 8, device=device)
+        regions = 5 * randn(batch, K, size // 8, size // 8, device=device)
         logits = F.interpolate(regions, (size, size), mode="bicubic") + 0.1 * logits
     return ((64 * logits).round() / 64).to(dtype)
 
@@ -67,9 +69,17 @@ def by_reference(form: Callable[..., Tensor], logits: Tensor, labels: Tensor) ->
         return form(logits, labels)
 
 
-def case(K: int, size: int, kind: str, result: str, dtype: torch.dtype, device: str) -> Case:
-    logits = logits_of(kind, K, size, dtype, device)
-    labels = label_map(K, SCALE * size, device)
+def case(
+    K: int,
+    size: int,
+    kind: str,
+    result: str,
+    dtype: torch.dtype,
+    device: str,
+    batch: int = 1,
+) -> Case:
+    logits = logits_of(kind, K, size, dtype, device, batch)
+    labels = label_map(K, SCALE * size, device).repeat(batch, 1, 1)
     counting = result == "counts"
     ours, theirs = (counts, eager_counts) if counting else (argmax, eager)
     forms = {
@@ -83,7 +93,14 @@ def case(K: int, size: int, kind: str, result: str, dtype: torch.dtype, device: 
         candidates.append(Candidate(name, functools.partial(form, logits, labels), backend))
     return Case(
         "upsample_argmax",
-        {"K": K, "map": size, "labels": SCALE * size, "logits": kind, "result": result},
+        {
+            "K": K,
+            **batch_column(batch),
+            "map": size,
+            "labels": SCALE * size,
+            "logits": kind,
+            "result": result,
+        },
         dtype,
         candidates,
         bytes=nbytes(logits) + nbytes(labels),
@@ -92,12 +109,13 @@ def case(K: int, size: int, kind: str, result: str, dtype: torch.dtype, device: 
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    sizes = [(8, 64), (1, 128)] if device == "cuda" else [(1, 64), (1, 128)]
     for dtype in dtypes(device):
-        for size in (64,) if quick else (64, 128):
+        for batch, size in [(1, 64)] if quick else sizes:
             for K in (19, 60, 150):
                 for kind in ("smooth", "noise"):
                     for result in ("labels", "counts"):
-                        yield functools.partial(case, K, size, kind, result, dtype, device)
+                        yield functools.partial(case, K, size, kind, result, dtype, device, batch)
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

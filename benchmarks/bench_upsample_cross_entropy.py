@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mcibi_fast
+from benchmarks.cases import Candidate, Case
 from benchmarks.harness import (
-    Candidate,
-    Case,
     backend_of,
+    batch_column,
     command_line,
     dtypes,
     nbytes,
@@ -55,9 +55,11 @@ def label_map(K: int, size: int, device: str) -> Tensor:
     return F.interpolate(coarse, (size, size)).squeeze(1).long().to(device)
 
 
-def case(K: int, size: int, direction: str, dtype: torch.dtype, device: str) -> Case:
-    logits = 3 * randn(1, K, size, size, device=device, dtype=dtype)
-    labels = label_map(K, SCALE * size, device)
+def case(
+    K: int, size: int, direction: str, dtype: torch.dtype, device: str, batch: int = 1
+) -> Case:
+    logits = 3 * randn(batch, K, size, size, device=device, dtype=dtype)
+    labels = label_map(K, SCALE * size, device).repeat(batch, 1, 1)
     forms = {"reference": reference, "eager": eager, "ours": ops.upsample_cross_entropy}
     both = direction != "forward"
     runs = {
@@ -70,7 +72,13 @@ def case(K: int, size: int, direction: str, dtype: torch.dtype, device: str) -> 
     upsampled = logits.numel() * SCALE**2
     return Case(
         "upsample_cross_entropy",
-        {"K": K, "map": size, "labels": SCALE * size, "direction": direction},
+        {
+            "K": K,
+            **batch_column(batch),
+            "map": size,
+            "labels": SCALE * size,
+            "direction": direction,
+        },
         dtype,
         [Candidate(n, r, backend if n == "ours" else "") for n, r in runs.items()],
         bytes=(3 if both else 1) * nbytes(logits) + (2 if both else 1) * nbytes(labels),
@@ -80,11 +88,12 @@ def case(K: int, size: int, direction: str, dtype: torch.dtype, device: str) -> 
 
 
 def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
+    sizes = [(8, 64), (1, 128)] if device == "cuda" else [(1, 64), (1, 128)]
     for dtype in dtypes(device):
-        for size in (64,) if quick else (64, 128):
+        for batch, size in [(1, 64)] if quick else sizes:
             for K in (19, 60, 150):
                 for direction in ("forward", "forward+backward"):
-                    yield functools.partial(case, K, size, direction, dtype, device)
+                    yield functools.partial(case, K, size, direction, dtype, device, batch)
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

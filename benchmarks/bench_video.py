@@ -10,7 +10,7 @@ stream     1,000 frames (200 on a GPU), ResNet-18 UperNet at 256x256, alternatin
            model: frames per second, and by how much the process's memory grew over the last nine
            tenths of the frames
 
-`benchmarks.counting` counts the ``multiply_adds``.
+`mcibi_fast.models.counting` counts the ``multiply_adds``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.counting import count
-from benchmarks.harness import Candidate, Case, command_line, nbytes, randn, run_cases, seeded
+from benchmarks.cases import Candidate, Case
+from benchmarks.harness import command_line, nbytes, randn, run_cases, seeded
 from benchmarks.machine import resident
 from benchmarks.results import Result, Row, result_of
 from mcibi_fast import models
 from mcibi_fast.inference.stream import VideoStream
+from mcibi_fast.models.counting import count
 from mcibi_fast.nn import DatasetLevelContext, GaussianMemory
 
 K, HISTORY, BACKBONE = 124, 2, "resnet50"
@@ -88,8 +89,10 @@ class Streamed(nn.Module):
         return self
 
 
-def frame_case(form: str, device: str, *, size: int, backbone: str = BACKBONE) -> Case:
-    options = {"form": form, "noise": "fixed", "auxiliary_weight": 0.0}
+def frame_case(
+    form: str, device: str, *, size: int, backbone: str = BACKBONE, Z: int = 512
+) -> Case:
+    options = {"form": form, "noise": "fixed", "auxiliary_weight": 0.0, "feats_channels": Z}
     make = functools.partial(seeded, models.create)
     image = make("upernet_mcibipp", K, backbone, **options).to(device).eval()
     video = make("upernet_video_mcibipp", K, backbone, history=HISTORY, **options)

@@ -9,6 +9,7 @@ the stages that can run on a CPU do so at small sizes: this tests the stages, no
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import importlib.util
 import json
@@ -20,17 +21,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import results
+from benchmarks import gpu_accuracy, harness, results
+from benchmarks.gpu_accuracy import DTYPES, Report
 from benchmarks.machine import ROOT
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = ("contiguous", "channels_last", "strided")
-Report = dict[str, Any]
 
 
 def shell(*command: str, timeout: float, **environment: str) -> str:
@@ -64,10 +63,17 @@ def shell(*command: str, timeout: float, **environment: str) -> str:
 
 
 def environment(device: str, seconds: float) -> Report:
-    """The environment of the results, with more about the GPU and the packages used."""
-    from mcibi_fast.training import environment
-
-    found: Report = environment.environment(device) | {"cores": os.cpu_count()}
+    """The environment of the results, the GPU, and which parts of the package can be imported."""
+    imports = {}
+    for name in ("ops", "nn", "metrics", "models", "data", "recipes", "inference", "training"):
+        try:
+            importlib.import_module(f"mcibi_fast.{name}")
+        except ImportError as error:
+            imports[name] = str(error)
+    failures = [f"mcibi_fast.{name}: {why}" for name, why in imports.items()]
+    environment = importlib.import_module("mcibi_fast.training.environment")
+    found: Report = {"failed": len(failures), "failures": failures, "cores": os.cpu_count()}
+    found |= environment.environment(device)
     for name in ("triton", "timm"):
         spec = importlib.util.find_spec(name)
         found[name] = importlib.import_module(name).__version__ if spec else None
@@ -83,19 +89,46 @@ def environment(device: str, seconds: float) -> Report:
 
 
 def build(device: str, seconds: float) -> Report:
-    """Compiles the extension in place, for this GPU only."""
-    options = {"MCIBI_FAST_CUDA": "0"}
-    if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        options = {"MCIBI_FAST_CUDA": "1", "MCIBI_FAST_CUDA_ARCHS": f"{major}.{minor}"}
-    output = shell(sys.executable, "setup.py", "build_ext", "--inplace", timeout=seconds, **options)
-    program = "import json, mcibi_fast; print(json.dumps(mcibi_fast.build_info(), default=str))"
-    info = json.loads(shell(sys.executable, "-c", program, timeout=60).splitlines()[-1])
-    if info["backends"][device] is not True:
-        raise RuntimeError(
-            f"the {device} part cannot be used: {info['backends'][device]}\n{output[-2000:]}"
-        )
-    return info
+    """Uses the CUDA part that was carried here if it can run here, and otherwise compiles it.
+
+    Neither needs setuptools or the headers of Python. On the CPU nothing is compiled.
+    """
+    carried, why_not = _cuda_part(device)
+    if why_not is None:
+        return {"how": "carried", **carried}
+    if device == "cpu":
+        return {"skipped": f"the CUDA part was not tried: {why_not}"}
+    major, minor = torch.cuda.get_device_capability()
+    options = {"MCIBI_FAST_CPU": "0", "MCIBI_FAST_CUDA": "1"}
+    options["MCIBI_FAST_CUDA_ARCHS"] = f"{major}.{minor}"
+    output = shell(sys.executable, "-m", "buildtools.build", timeout=seconds, **options)
+    built, still = _cuda_part(device)
+    if still is not None:
+        raise RuntimeError(f"the CUDA part cannot be used: {still}\n{output[-2000:]}")
+    return {"how": "compiled here", "instead_of_carried": why_not, **built}
+
+
+def _cuda_part(device: str) -> tuple[Report, str | None]:
+    """What the installed CUDA part is, and why it cannot be used here; in a process of its own."""
+    from buildtools import plan
+
+    record = ROOT / "mcibi_fast" / "_build_record.json"
+    part = json.loads(record.read_text())["cuda"] if record.is_file() else {}
+    if not part.get("built"):
+        return {}, part.get("reason", "there is none")
+    if part.get("sources") != plan.cuda_digest(ROOT):
+        return {}, "it was built from other sources"
+    program = (
+        "import json, mcibi_fast; from mcibi_fast import _build; "
+        "print(json.dumps([mcibi_fast.build_info(), _build.load_extensions()['cuda']]))"
+    )
+    info, unloadable = json.loads(
+        shell(sys.executable, "-c", program, timeout=100).splitlines()[-1]
+    )
+    usable = info["backends"]["cuda"]
+    return info | {"nvcc": part["nvcc"]}, (
+        unloadable or (None if usable is True or device == "cpu" else usable)
+    )
 
 
 def matrix_instructions(device: str, seconds: float) -> Report:
@@ -130,94 +163,6 @@ def tests(device: str, seconds: float) -> Report:
         command += ["-k", "small and float64"]
     output = shell(*command, timeout=seconds, OMP_NUM_THREADS="1")
     return {"summary": output.strip().splitlines()[-1]}
-
-
-def paper_cases(device: str) -> list[Any]:
-    """The ops with a gradient at the paper's sizes (C = 512, T = 256); on the CPU small cases."""
-    from tests.ops import table
-
-    if device == "cpu":
-        prime = [case for case in table.CASES if case.note.startswith("prime")]
-        return [case for case in prime if case.differentiable]
-    return [
-        table.sums_case((2, 512, 64, 64), (512, 512), 150, "sums-150"),
-        table.update_case((2, 512, 64, 64), (512, 512), 19, "update-19"),
-        table.update_case((1, 512, 97, 97), (769, 769), 150, "update-150-odd"),
-        table.aggregate_case((2, 19, 64, 64), 512, "aggregate-19"),
-        table.aggregate_case((1, 150, 97, 97), 512, "aggregate-150-odd", philox=True),
-        table.attention_case(4096, 4096, 256, 256, "attention-256"),
-        table.attention_case(1000, 1500, 512, 512, "attention-512"),
-        table.cross_entropy_case((2, 150, 64, 64), (512, 512), "cross-entropy-150"),
-        table.class_rank_case(2, 4096, 19, "class-rank-19"),
-        table.class_rank_case(1, 97 * 97, 150, "class-rank-150-odd"),
-        table.class_rank_case(1, 97 * 97, 150, "class-rank-150-hard", hard=True),
-    ]
-
-
-def backends(case: Any, dtype: torch.dtype) -> list[str]:
-    """The backends that can run the case in this dtype (a Triton kernel has no float64)."""
-    from mcibi_fast.ops.dispatch import _ops
-
-    op = _ops[case.name]
-    assert op.public is not None
-    args = op.prepare(*case.args(dtype), **case.options)
-    return [k.backend for k in op.kernels if k.backend != "reference" and not k.why_not(*args)]
-
-
-def accuracy(device: str, seconds: float, partial: Path) -> Report:
-    """Relative errors compared with float64, beside those of PyTorch in the same dtype."""
-    rows: list[Report] = []
-    report: Report = {}
-    end = time.monotonic() + 0.8 * seconds
-    cases = [c.on(device) for c in paper_cases(device)]
-    for done, case in enumerate(cases):
-        if time.monotonic() > end:
-            break
-        try:
-            rows += _errors_of(case)
-        except Exception as error:  # the other cases are still checked
-            rows.append({"case": str(case), "ok": False, "error": f"{error}"[:1000]})
-        failed = [r for r in rows if not r["ok"]]
-        report = {"failed": len(failed), "checked": len(rows), "failures": failed[:5]}
-        report |= {"not_reached": [str(c) for c in cases[done + 1 :]], "rows": rows}
-        write(partial, report)
-    return report
-
-
-def _errors_of(case: Any) -> list[Report]:
-    import mcibi_fast
-    from tests.ops.test_all_ops import cotangent_for, error, with_gradient, yardstick
-
-    rows = []
-    cotangent = cotangent_for(case, case.args())
-    with mcibi_fast.backend("reference"):
-        truth = with_gradient(case, case.args(), cotangent)
-    for dtype in DTYPES:
-        for backend in backends(case, dtype):
-            bars = [0.0] * len(truth)
-            # As in the tests, the rounding of SDPA's own kernels counts as PyTorch's.
-            for fused in (False, True) if backend == "sdpa" else (False,):
-                results = yardstick(case, case.args(dtype), cotangent, fused)
-                pairs = zip(bars, results, truth, strict=True)
-                bars = [max(b, error(r, t)) for b, r, t in pairs]
-            unit = torch.finfo(dtype).eps / 2
-            for layout in LAYOUTS:
-                with mcibi_fast.backend(backend):
-                    got = with_gradient(case, case.args(dtype, layout), cotangent)
-                errors = [error(r, t) for r, t in zip(got, truth, strict=True)]
-                ok = all(e <= 2 * b + unit for e, b in zip(errors, bars, strict=True))
-                rows.append(
-                    {
-                        "case": str(case),
-                        "backend": backend,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "layout": layout,
-                        "errors": errors,
-                        "pytorch_errors": bars,
-                        "ok": ok,
-                    }
-                )
-    return rows
 
 
 def hot_path(device: str, seconds: float) -> Report:
@@ -282,6 +227,7 @@ def small_run(device: str, seconds: float) -> Report:
     small = [c for c in CASES if c.note.startswith(("small", "prime"))]
     cases = [c for c in small if c.args()[0].device.type == device]
     for case in cases:
+        print(case, flush=True)
         cotangent = cotangent_for(case, case.args()) if case.differentiable else None
         for dtype in DTYPES:
             for layout in ("contiguous", "strided"):
@@ -295,25 +241,36 @@ def small_run(device: str, seconds: float) -> Report:
     return {"cases": len(cases)}
 
 
+# Parts of the names of our kernels, which alone are watched: those of nvcc are in a namespace.
+KERNELS = ("mcibi_fast", "_gradient_kernel", "_forward_kernel", "_softmax_kernel", "_count_kernel")
+
+
 def sanitizer(device: str, seconds: float) -> Report:
-    """Runs compute-sanitizer's memcheck and racecheck on ``small_run``."""
+    """Runs compute-sanitizer's memcheck and racecheck on our kernels in ``small_run``."""
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if program is None or device == "cpu":
         return {"skipped": "needs compute-sanitizer and a GPU"}
-    verdicts: Report = {"failed": 0}
-    with tempfile.TemporaryDirectory() as folder:
+    usage = shell(program, "--help", timeout=20)
+    option = next((o for o in ("--kernel-regex", "--kernel-name") if o in usage), None)
+    filters = [f"{option}=kns={name}" for name in KERNELS] if option else []
+    verdicts: Report = {"failed": 0, "filter": option}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        # PyTorch makes some calls that may fail and handles that: API errors do not count.
+        common = ["--error-exitcode", "9", "--report-api-errors", "no", *filters]
+        runs = {}
         for tool in ("memcheck", "racecheck"):
             watched = [sys.executable, "-m", "benchmarks.gpu_stages", "small_run"]
             watched += [f"{folder}/{tool}.json", "--seconds", str(seconds)]
+            runs[tool] = pool.submit(
+                shell,
+                *(program, "--tool", tool, *common, *watched),
+                timeout=0.9 * seconds,
+                # Otherwise an access past a tensor would stay inside a cached block.
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            )
+        for tool, run in runs.items():
             try:
-                # PyTorch makes some calls that may fail and handles that: API errors do not count.
-                shell(
-                    *(program, "--tool", tool, "--error-exitcode", "9"),
-                    *("--report-api-errors", "no", *watched),
-                    timeout=seconds / 2,
-                    # Otherwise an access past a tensor would stay inside a cached block.
-                    PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-                )
+                run.result()
             except RuntimeError as error:
                 verdicts[tool] = str(error)
                 # Other failures, such as an unsupported device, do not mean an error of ours.
@@ -340,35 +297,58 @@ def training(device: str, seconds: float) -> Report:
 # ---- speed -------------------------------------------------------------------
 
 
-def benchmark(module: str, device: str, seconds: float, folder: Path) -> Report:
-    """Runs a benchmark, at full size on a GPU, and writes its results after each case."""
-    from benchmarks import harness
-
-    harness.stop_after(0.7 * seconds)
-    harness.survive_failures(folder)
-    run = importlib.import_module(f"benchmarks.{module}").run
-    return _written(run(device, device == "cpu"), folder)
+BRIEF = 0.3  # seconds for timing each candidate of a case
 
 
-def table7(device: str, seconds: float, folder: Path) -> Report:
-    """Measures Table 7 at its full size, in float32 without TF32."""
-    from benchmarks import table7_contexts
+def speed(kind: str, device: str, seconds: float, options: argparse.Namespace) -> Report:
+    """Runs benchmarks one after another; their results are written after each case.
 
-    torch.backends.cudnn.allow_tf32 = False
-    size, update_size = (128, 64) if device == "cuda" else (8, 8)
-    run = table7_contexts.run(device, size, update_size, budget=seconds / 8)
-    return _written(run, folder)
+    Args:
+        kind: "ours" times our kernels alone, the others compare and time all candidates.
+        device: on the CPU, small sizes.
+        seconds: for all of them. One that takes far longer than its share, as a kernel that hangs
+            does, ends the process; ``begun`` in the report says where.
+        options: those of the command line.
+    """
+    end = time.monotonic() + 0.95 * seconds
+    report: Report = {"begun": [], "failed": 0, "failures": [], "left_out": 0, "files": []}
+    harness.survive_failures(options.results)
+    harness.time_briefly(BRIEF, alone=kind == "ours")
+    for done, name in enumerate(options.benchmarks):
+        report["begun"].append(name)
+        write(options.result, report)
+        share = 1.5 * (end - time.monotonic()) / (len(options.benchmarks) - done)
+        # On the CPU the first case of each is enough to try the way through.
+        harness.stop_after(1.0 if device == "cpu" else 0.9 * min(share, end - time.monotonic()))
+        faulthandler.dump_traceback_later(max(share, 5) + 10, exit=True)
+        try:
+            _add_results(report, _benchmark(name, device, share), options.results)
+        except Exception as error:
+            report["failed"] += 1
+            report["failures"].append(f"{name}: {type(error).__name__}: {error}"[:1000])
+            if device == "cuda":
+                torch.cuda.synchronize()  # after a wrong access nothing else can run here
+    faulthandler.cancel_dump_traceback_later()
+    return report
 
 
-def _written(found: list[results.Result], folder: Path) -> Report:
-    """Writes the results; the stage's report has only failures and the number of cases left out."""
-    failures = [failure for result in found for failure in result["failures"]]
-    return {
-        "failed": len(failures),
-        "failures": failures,
-        "cases_left_out": sum(result["cases_left_out"] for result in found),
-        "files": [results.write(result, folder).name for result in found],
-    }
+def _benchmark(name: str, device: str, seconds: float) -> list[results.Result]:
+    if name == "table7_contexts":  # in float32 without TF32
+        torch.backends.cudnn.allow_tf32 = False
+        size, update_size = (128, 64) if device == "cuda" else (8, 8)
+        table7 = importlib.import_module("benchmarks.table7_contexts")
+        return table7.run(device, size, update_size, budget=seconds / 8)
+    return importlib.import_module(f"benchmarks.{name}").run(device, device == "cpu")
+
+
+def _add_results(report: Report, found: list[results.Result], folder: Path) -> None:
+    """Writes the results; the report has the failures and the number of cases left out."""
+    for result in found:
+        report["files"].append(results.write(result, folder).name)
+        report["left_out"] += result["cases_left_out"]
+        report["failures"] += result["failures"]
+        ours = [line for line in result["failures"] if not line.startswith(harness.DROPPED)]
+        report["failed"] += len(ours)
 
 
 STAGES: dict[str, Callable[[str, float], Report]] = {
@@ -389,35 +369,42 @@ STAGES: dict[str, Callable[[str, float], Report]] = {
 
 def write(file: Path, report: Report) -> None:
     """Writes a stage's report, or the part of it that is known so far."""
-    file.write_text(json.dumps({"ok": not report.get("failed")} | report, default=str))
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"ok": not report.get("failed")} | report, default=str))
+    partial.replace(file)
 
 
 def main() -> int:
     """Runs one stage and writes its result; exit status 1 if it failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="a stage, or the module of a benchmark")
+    parser.add_argument("name", help="a stage, accuracy_OP, ours, peers or whole")
     parser.add_argument("result", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--benchmarks", nargs="+", default=[], help="modules, for the last three")
     parser.add_argument(
         "--results", type=Path, default=results.RESULTS, help="folder for results of benchmarks"
     )
     options = parser.parse_args()
-    result: Report
+    result: Report = {}
     try:
-        if options.name == "accuracy":
-            found = accuracy(options.device, options.seconds, options.result)
+        if options.name.startswith("accuracy_"):
+            op = options.name.removeprefix("accuracy_")
+            rows = gpu_accuracy.compare(op, options.device, 0.9 * options.seconds)
+            for found in rows:
+                write(options.result, found)
         elif options.name in STAGES:
             found = STAGES[options.name](options.device, options.seconds)
-        elif options.name == "table7":
-            found = table7(options.device, options.seconds, options.results)
         else:
-            found = benchmark(options.name, options.device, options.seconds, options.results)
+            kind = options.name.partition("_")[0]
+            found = speed(kind, options.device, options.seconds, options)
         result = {"ok": not found.get("failed"), **found}
     except Exception as error:
-        result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:4000]}
+        if options.result.is_file():  # the part that was known
+            result = json.loads(options.result.read_text())
+        result |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:4000]}
         result["traceback"] = traceback.format_exc()[-3000:]
-    write(options.result, result)
+    write(options.result, result | {"done": True})
     return int(not result["ok"])
 
 

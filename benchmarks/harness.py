@@ -1,13 +1,11 @@
-"""What the benchmarks share: checks that results agree, times, memory, the machine's limits.
+"""What the benchmarks share: times, memory, the machine's limits, options and results.
 
-A benchmark is a list of cases; a case has several ways to compute the same thing, the candidates.
-Before a case is timed, the outputs of all candidates are compared; if one disagrees, nothing is
-reported. Timings are interleaved (every candidate once per round, in rotating order) and their
-medians are reported, so that a machine that is busy for a while slows down all of them. Each time
-is also given as a share of the limit: the time that copying the inputs and outputs, or the
-multiplications, would take at the rates of PyTorch's own copy and matrix product, measured in the
-same run. A candidate whose data stay in a cache, or which multiplies faster than PyTorch does, can
-exceed 100 %.
+A benchmark is a list of cases, see `benchmarks.cases`. Timings are interleaved (every candidate
+once per round, in rotating order) and their medians are reported, so that a machine that is busy
+for a while slows down all of them. Each time is also given as a share of the limit: the time that
+copying the inputs and outputs, or the multiplications, would take at the rates of PyTorch's own
+copy and matrix product, measured in the same run. A candidate whose data stay in a cache, or
+which multiplies faster than PyTorch does, can exceed 100 %.
 
 Clocks, memory and limits are in `benchmarks.machine`, the format of the results in
 `benchmarks.results`.
@@ -15,12 +13,11 @@ Clocks, memory and limits are in `benchmarks.machine`, the format of the results
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +25,37 @@ import torch
 from torch import Tensor
 
 import mcibi_fast
-from benchmarks.machine import interleaved, keep_freed_memory, limits, peak_extra_memory
-from benchmarks.results import RESULTS, Result, Row, case_table, result_of, write
-
-TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.bfloat16: 2e-2,
-    torch.float16: 4e-3,
-}
-NEAR_TIES = 1e-3  # share of integers that may differ, as rounding decides an argmax near a tie
-Output = Tensor | Sequence[Tensor]
-
-
-class Disagreement(RuntimeError):
-    """Two candidates computed different things, so there is no speed to report."""
+from benchmarks.cases import Case, Disagreement, check, dtype_name
+from benchmarks.machine import (
+    count_processor_time,
+    host_seconds,
+    interleaved,
+    keep_freed_memory,
+    limits,
+    peak_extra_memory,
+)
+from benchmarks.options import parsed, parser_of
+from benchmarks.results import Result, Row, case_table, result_of, resume, write
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One way to compute a case.
+@dataclass(frozen=True, eq=False)  # hashed by identity, as functions are: `sizes` has no hash
+class Later:
+    """A case that is made when its turn comes, but whose sizes are known before."""
 
-    Args:
-        name: "reference", "eager", "compile", "sdpa" or "ours"; all are compared with the first
-            candidate of a case.
-        run: computes the output, one tensor or several, from inputs that it holds.
-        backend: the backend of this package that runs.
-        counts: computes further columns of the results, once and outside the timing.
-    """
-
-    name: str
-    run: Callable[[], Output]
-    backend: str = ""
-    counts: Callable[[], dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One size, dtype and direction of an op.
-
-    Args:
-        op: the op's name.
-        sizes: what distinguishes the cases of the op, as columns of the results.
-        dtype: dtype of the inputs.
-        candidates: the reference first, ours last.
-        bytes: bytes of the inputs that must be read and of the outputs that must be written, once
-            each.
-        flops: number of multiplications and additions that cannot be avoided.
-        parts: what all candidates contain (convolutions), timed in the same rounds as a bound;
-            their outputs are not compared.
-        tolerance: the largest allowed error of an output compared with the first candidate's, as a
-            share of the largest value. The default depends on the dtype.
-        euclidean: measure the error in the Euclidean norm instead. This is for gradients through a
-            ReLU: where its input is zero up to rounding, one candidate passes the gradient on and
-            another does not, which changes a few entries completely but hardly the norm.
-        truth: computes the output in higher precision. If it is given, an output is right if its
-            error is at most twice that of the first candidate, as in the tests.
-    """
-
-    op: str
     sizes: dict[str, Any]
-    dtype: torch.dtype
-    candidates: list[Candidate]
-    bytes: int
-    flops: int
-    parts: list[Candidate] = field(default_factory=list)
-    tolerance: float | None = None
-    euclidean: bool = False
-    truth: Callable[[], Output] | None = None
+    make: Callable[[], Case]
 
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
-        return f"{self.op}: {sizes}, {_name(self.dtype)}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    def __call__(self) -> Case:
+        return self.make()
 
 
 def run_cases(
-    benchmark: str, cases: Iterable[Callable[[], Case]], device: str, quick: bool
+    benchmark: str,
+    cases: Iterable[Callable[[], Case]],
+    device: str,
+    quick: bool,
+    *,
+    keep_memory: bool = True,
 ) -> Result:
     """Checks and measures the cases one after another, printing each.
 
@@ -116,6 +64,7 @@ def run_cases(
         cases: functions that make a case, so that only one case is in memory at a time.
         device: "cpu" or "cuda".
         quick: run fewer rounds.
+        keep_memory: on the CPU, reuse freed memory (`keep_freed_memory`), unlike glibc's default.
 
     Returns:
         Rows, limits, the number of cases that ``stop_after`` left out, and the failures after which
@@ -124,12 +73,16 @@ def run_cases(
     Raises:
         Disagreement: a candidate's result differs from the reference's.
     """
-    if device == "cpu":
+    if device == "cpu" and keep_memory:
         keep_freed_memory()
-    result = result_of(benchmark, device)
+    result = result_of(f"{benchmark}_alone" if _alone else benchmark, device)
     where = result["environment"]
     print(f"{benchmark} on {where['device']}, {where['threads']} threads")
+    if _resuming and _folder is not None:
+        resume(result, _folder)
     for make in cases:
+        if isinstance(make, Later) and not _wanted(make.sizes, result["rows"]):
+            continue
         if time.monotonic() > _deadline:
             result["cases_left_out"] += 1
             continue
@@ -142,13 +95,20 @@ def run_cases(
             print(f"\nFAILED {result['failures'][-1]}", flush=True)
         if _folder is not None:
             write(result, _folder)
+        if device == "cuda":
+            torch.cuda.synchronize()  # after a wrong access nothing else can run: ends the process
     return result
 
 
 def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
     """Checks, measures and prints one case."""
-    check(case)
-    dtype = _name(case.dtype)
+    if _alone:
+        case = replace(case, candidates=case.candidates[-1:], parts=[])
+    elif _survive:
+        case = _without_failures(case, result["failures"])
+    else:
+        check(case)
+    dtype = dtype_name(case.dtype)
     if dtype not in result["limits"]:
         result["limits"][dtype] = limits(device, case.dtype, quick)
     rows = measure(case, device, result["limits"][dtype], quick)
@@ -157,9 +117,30 @@ def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
     print(f"\n{case}\n{case_table(rows)}", flush=True)
 
 
+def _without_failures(case: Case, failures: list[str]) -> Case:
+    """The case without the candidates that fail; they are listed. Ours must not be among them."""
+    failed: dict[str, Exception] = {}
+    check(case, failed)
+    if ours := failed.pop(case.candidates[-1].name, None):
+        raise ours
+    failures += [f"{DROPPED}{case}: {name}: {error}"[:1000] for name, error in failed.items()]
+    return replace(case, candidates=[c for c in case.candidates if c.name not in failed])
+
+
+DROPPED = "left out: "  # begins a line in a result's failures that concerns a candidate, not ours
 _deadline = float("inf")
 _survive = False
 _folder: Path | None = None
+_budget: float | None = None
+_alone = False
+_resuming = False
+_only = ""
+
+
+def _wanted(sizes: dict[str, Any], rows: Sequence[Row]) -> bool:
+    """Whether ``--only`` selects a case of these sizes that has no rows yet."""
+    there = any(all(row.get(key) == value for key, value in sizes.items()) for row in rows)
+    return not there and _only in " ".join(map(str, sizes.values()))
 
 
 def stop_after(seconds: float) -> None:
@@ -168,8 +149,21 @@ def stop_after(seconds: float) -> None:
     _deadline = time.monotonic() + seconds
 
 
+def time_briefly(seconds: float, *, alone: bool = False) -> None:
+    """Makes ``run_cases`` spend about this many seconds on timing each candidate of a case.
+
+    Args:
+        seconds: for each candidate.
+        alone: time only ours, and compare it with nothing; the result's name ends in "_alone".
+    """
+    global _budget, _alone
+    _budget, _alone = seconds, alone
+
+
 def survive_failures(folder: Path | None = None) -> None:
     """Makes ``run_cases`` list a case that fails, without figures, and continue.
+
+    A candidate other than ours that fails or disagrees is listed and left out.
 
     Args:
         folder: folder for the result, written after each case in case the process is stopped.
@@ -178,77 +172,15 @@ def survive_failures(folder: Path | None = None) -> None:
     _survive, _folder = True, folder
 
 
-# ---- agreement ---------------------------------------------------------------
-
-
-@torch.no_grad()
-def check(case: Case) -> None:
-    """Compares all outputs with the first candidate's, or with the truth if the case has one.
-
-    Raises:
-        Disagreement: one differs by more than the rounding of the dtype explains.
-    """
-    first, *others = case.candidates
-    expected = _results(first.run)
-    truth = None if case.truth is None else _results(case.truth)
-    for other in others:
-        results = _results(other.run)
-        shapes, right = ([tuple(t.shape) for t in ts] for ts in (results, expected))
-        if shapes != right:
-            raise Disagreement(
-                f"{case}: {other.name} gave {_join(shapes)}, not the shape of {first.name}, "
-                f"{_join(right)}"
-            )
-        for i, (result, e) in enumerate(zip(results, expected, strict=True)):
-            if truth is None:
-                error = (_relative if case.euclidean else _largest)(result, e)
-                bar = case.tolerance or TOLERANCE[case.dtype]
-            else:
-                unit = torch.finfo(case.dtype).eps / 2
-                error, bar = _relative(result, truth[i]), 2 * _relative(e, truth[i]) + unit
-            if not e.is_floating_point():
-                bar = max(bar, NEAR_TIES)
-            if not error <= bar:
-                what = f" in result {i}" if len(results) > 1 else ""
-                raise Disagreement(
-                    f"{case}: {other.name} is {error:.2g} away from {first.name}{what}, "
-                    f"more than {bar:.2g}"
-                )
-
-
-def _results(run: Callable[[], Output]) -> list[Tensor]:
-    with torch.enable_grad():
-        result = run()
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def _largest(result: Tensor, expected: Tensor) -> float:
-    """Largest error divided by the largest value; for integers the share that differs."""
-    if not expected.is_floating_point():
-        return float((result != expected).double().mean())
-    expected = expected.double()
-    return float((result.double() - expected).abs().max() / expected.abs().max())
-
-
-def _relative(result: Tensor, truth: Tensor) -> float:
-    """Relative error in the Euclidean norm; for integers the share that differs."""
-    if not truth.is_floating_point():
-        return float((result != truth).double().mean())
-    truth = truth.double()
-    return float((result.double() - truth).norm() / truth.norm())
-
-
-def _join(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes))
-
-
 # ---- time and memory ---------------------------------------------------------
 
 
 def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> list[Row]:
     """Times and peak memory of every part and candidate of a case, as rows of the result."""
     timed = [*case.parts, *case.candidates]
-    budget = 3 if quick or device == "cuda" else 20
+    budget = 3.0 if quick or device == "cuda" else 20.0
+    if _budget is not None:
+        budget = _budget * len(timed)
     seconds = interleaved([c.run for c in timed], device, budget)
     ours = statistics.median(seconds[-1])
     copy, matmul = case.bytes / rates["copy_GB_s"] / 1e9, case.flops / rates["matmul_GFLOP_s"] / 1e9
@@ -259,7 +191,7 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
         rows.append(
             {
                 **case.sizes,
-                "dtype": _name(case.dtype),
+                "dtype": dtype_name(case.dtype),
                 "candidate": candidate.name,
                 "backend": candidate.backend,
                 "median_ms": 1e3 * median,
@@ -267,6 +199,7 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
                 "spread": f"{1e3 * low:.3g}-{1e3 * high:.3g}",
                 "calls": len(times),
                 "times_ours": median / ours,
+                **({"host_us": 1e6 * host_seconds(candidate.run)} if device == "cuda" else {}),
                 "extra_MiB": peak_extra_memory(candidate.run, device),
                 "bytes": case.bytes,
                 "flops": case.flops,
@@ -281,24 +214,42 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
 
 def command_line(run: Callable[[str, bool], list[Result]], description: str) -> int:
     """The ``main`` of a benchmark: parses the options, runs it and writes the results."""
-    parser = argparse.ArgumentParser(description=description)
-    has_cuda = torch.cuda.is_available()
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
+    parser = parser_of(description)
     parser.add_argument("--quick", action="store_true", help="small sizes only, fewer rounds")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="with --threads 1, on a busy machine: count the time in which the process ran",
+    )
     parser.add_argument("--seconds", type=float, help="begin no case after this time")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")
-    options = parser.parse_args()
-    if options.device == "cuda" and not has_cuda:
-        parser.error("--device cuda: no CUDA device is visible")
-    if options.threads is not None:
-        if options.threads < 1:
-            parser.error(f"--threads: must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    parser.add_argument("--each-seconds", type=float, help="about how long to time each candidate")
+    parser.add_argument("--only", default="", help="only cases whose sizes contain this text")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="write after every case, go on after one that fails, and leave out those that the "
+        "result in --out has",
+    )
+    options = parsed(parser)
+    if options.processor_time:
+        if torch.get_num_threads() > 1 or options.device != "cpu":
+            parser.error("--processor-time: only with --threads 1 on the CPU")
+        count_processor_time()
     if options.seconds is not None:
         stop_after(options.seconds)
+    if options.each_seconds is not None:
+        time_briefly(options.each_seconds)
+    if options.resume:
+        survive_failures(options.out)
+    global _resuming, _only
+    _resuming, _only = options.resume, options.only
+    return exit_status(lambda: write_all(run(options.device, options.quick), options.out))
+
+
+def exit_status(measure: Callable[[], object]) -> int:
+    """Measures; returns 1, after saying why, if something computed wrong numbers, otherwise 0."""
     try:
-        write_all(run(options.device, options.quick), options.out)
+        measure()
     except Disagreement as error:
         print(f"nothing to report: {error}", file=sys.stderr)
         return 1
@@ -330,6 +281,11 @@ def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(*args, **options)
+
+
+def batch_column(batch: int) -> dict[str, int]:
+    """A column for the batch of a case, where it is not one image."""
+    return {} if batch == 1 else {"batch": batch}
 
 
 def nbytes(*tensors: Tensor) -> int:

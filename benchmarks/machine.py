@@ -33,7 +33,7 @@ def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> li
     ]
     block = [4 if seconds < 0.05 else 2 if seconds < 0.5 else 1 for seconds in once]
     round_seconds = sum(s * n + max(s, 0.02) for s, n in zip(once, block, strict=True))
-    rounds = max(2 if round_seconds > 20 else 3, min(25, int(budget / round_seconds)))
+    rounds = max(2 if round_seconds > budget else 3, min(25, int(budget / round_seconds)))
     result: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds):
         for i in range(len(runs)):
@@ -43,6 +43,18 @@ def interleaved(runs: list[Callable[[], Any]], device: str, budget: float) -> li
                 warm += clock(runs[j])
             result[j] += [clock(runs[j]) for _ in range(block[j])]
     return result
+
+
+def repeated(run: Callable[[], Any], device: str, budget: float) -> list[float]:
+    """Seconds per call of a function that has run before: at least one, until the budget is spent.
+
+    At most 25 calls.
+    """
+    clock = _cuda_seconds if device == "cuda" else _cpu_seconds
+    times = [clock(run)]
+    while sum(times) + times[-1] <= budget and len(times) < 25:
+        times.append(clock(run))
+    return times
 
 
 def keep_freed_memory() -> None:
@@ -57,10 +69,19 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: no memory is returned to the system
 
 
+_clock = time.perf_counter
+
+
+def count_processor_time() -> None:
+    """From now on times on the CPU are those in which this process ran, by all of its threads."""
+    global _clock
+    _clock = time.process_time
+
+
 def _cpu_seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = _clock()
     run()
-    return time.perf_counter() - start
+    return _clock() - start
 
 
 def _cuda_seconds(run: Callable[[], Any]) -> float:
@@ -76,6 +97,16 @@ def _cuda_seconds(run: Callable[[], Any]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def host_seconds(run: Callable[[], Any]) -> float:
+    """Median time in which the host prepares and launches the function's work on the GPU."""
+    times = []
+    for _ in range(11):
+        torch.cuda.synchronize()
+        times.append(_cpu_seconds(run))
+    torch.cuda.synchronize()
+    return sorted(times)[5]
 
 
 @functools.cache

@@ -105,7 +105,7 @@ def curves(result: Result, axis: str) -> Iterator[Panel]:
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in result["rows"]:
         x = row.get("map", 0) ** 2 if axis == "N" else row.get("K")
-        if x:
+        if x and "median_ms" in row:  # the sweep has none
             along = {"N", "map", "labels"} if axis == "N" else {"K"}
             if "N" in row:
                 along.add("map")

@@ -24,6 +24,7 @@ COLUMNS = {  # columns of the printed table of a case: key, heading, format
     "median_ms": ("ms", "{:.3g}"),
     "spread": ("10-90 %", "{}"),
     "times_ours": ("/ ours", "{:.2f}"),
+    "host_us": ("host us", "{:.0f}"),
     "extra_MiB": ("extra MiB", "{:.1f}"),
     "share_of_limit": ("of limit", "{:.0%}"),
     "host_syncs": ("host syncs", "{}"),
@@ -87,6 +88,15 @@ def write(result: Result, folder: Path) -> Path:
             {"benchmark": result["benchmark"], **row, **where} for row in result["rows"]
         )
     return path
+
+
+def resume(result: Result, folder: Path) -> None:
+    """Takes the rows over from the result of the same name and device, if there is one."""
+    path = folder / f"{result['benchmark']}-{device_name(result)}.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        for key in ("limits", "keys", "rows"):
+            result[key] = before[key]  # type: ignore[literal-required]
 
 
 def read(folder: Path) -> list[Result]:

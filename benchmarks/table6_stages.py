@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import Disagreement, write_all
+from benchmarks.cases import Disagreement
+from benchmarks.harness import write_all
 from benchmarks.machine import interleaved, keep_freed_memory
 from benchmarks.results import RESULTS, Row, result_of, table
 from mcibi_fast import models, recipes

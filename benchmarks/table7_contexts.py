@@ -10,25 +10,23 @@ ours      the modules of ``mcibi_fast.nn``
 
 from __future__ import annotations
 
-import argparse
-import copy
 import functools
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mcibi_fast
-from benchmarks.counting import Counts, count
-from benchmarks.harness import Candidate, Case, Disagreement, check, nbytes, write_all
+from benchmarks.cases import Candidate, Case, check, check_in_float64
+from benchmarks.harness import exit_status, nbytes, write_all
 from benchmarks.machine import interleaved, keep_freed_memory, peak_extra_memory
-from benchmarks.results import RESULTS, Result, result_of, table
+from benchmarks.options import parsed, parser_of
+from benchmarks.results import Result, result_of, table
+from mcibi_fast.models.counting import Counts, count
 from mcibi_fast.nn import (
     ANN,
     ASPP,
@@ -228,18 +226,9 @@ def measure_contexts(size: int, device: str, budget: float) -> list[dict[str, An
     return rows
 
 
-@torch.no_grad()
 def agreement(row: Row, module: nn.Module, device: str) -> None:
     """Compares the module, on a small map, with itself in float64 with the ops' references."""
-    inputs = row.inputs(9, device)
-    exact = copy.deepcopy(module).double()
-
-    def reference() -> Tensor:
-        with mcibi_fast.backend("reference"):
-            return exact(*(t.double() for t in inputs))
-
-    candidates = [Candidate("reference", reference), Candidate("ours", lambda: module(*inputs))]
-    check(Case(row.name, {"map": 9}, torch.float32, candidates, bytes=0, flops=0))
+    check_in_float64(row.name, {"map": 9}, module, row.inputs(9, device))
 
 
 # ---- updates -----------------------------------------------------------------
@@ -344,22 +333,14 @@ def run(device: str, size: int, update_size: int = 64, budget: float = 20) -> li
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    has_cuda = torch.cuda.is_available()
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_cuda else "cpu")
+    parser = parser_of(__doc__.splitlines()[0], threads=1)
     parser.add_argument("--size", type=int, help="size of the map (default: 32, on a GPU 128)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--budget", type=float, default=20, help="seconds per table (default: 20)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     size = options.size or (128 if options.device == "cuda" else 32)
-    try:
-        write_all(run(options.device, size, budget=options.budget), options.out)
-    except Disagreement as error:
-        print(f"nothing to report: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(
+        lambda: write_all(run(options.device, size, budget=options.budget), options.out)
+    )
 
 
 if __name__ == "__main__":

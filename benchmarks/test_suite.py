@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.cases import Case, check
 from benchmarks.conftest import DEVICE
-from benchmarks.harness import Case, check
 
 pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
 
