@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +14,42 @@ import numpy as np
 import pytest
 import torch
 
+from tests import thinning
+
 if TYPE_CHECKING:
     from mcibi_fast.recipes import TrainConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RECORDED = Path(__file__).parent / "data" / "recorded"
 LARGE = ("mcibipp_fcn.npz", "mcibipp_aspp.npz")  # recordings that are not in the repository
+
+
+def pytest_report_header() -> str:
+    which = "all" if thinning.ALL else "some stand for others; MCIBI_FAST_TESTS=all runs every one"
+    return f"cases: {which}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=thinning.thin(items))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test starts from the same random numbers, whichever ran before it."""
+    torch.default_generator.manual_seed(0)  # torch.manual_seed costs a traceback
+    random.seed(0)
+
+
+@pytest.fixture
+def heard_signals() -> Iterator[None]:
+    """Signals that stop a command are heard; under nohup they are ignored, by commands as well."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +66,15 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
     return load
 
 
+def recorded_shapes() -> dict[str, dict[str, list[int]]]:
+    with gzip.open(RECORDED / "released_state_dict_shapes.json.gz", "rt") as file:
+        return json.load(file)
+
+
 @pytest.fixture(scope="session")
 def published_shapes() -> dict[str, dict[str, list[int]]]:
     """Keys and shapes of the checkpoints of the 13 published configurations, by their names."""
-    with gzip.open(RECORDED / "released_state_dict_shapes.json.gz", "rt") as file:
-        configurations = json.load(file)
+    configurations = recorded_shapes()
     assert len(configurations) == 13 and all(configurations.values())
     return configurations
 

@@ -27,13 +27,14 @@ from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.weights import ModelSpec
 from mcibi_fast.recipes import InferenceConfig
 from mcibi_fast.training.train import train
+from tests.models.stub_backbone import FRAMEWORKS
 from tests.tiny_run import make_tiny_config
 
 SIZE = (40, 44)
 FAST = (("isnet", None), ("deeplabv3", "mcibipp"))
 CASES = [
     pytest.param(case, marks=() if case in FAST else pytest.mark.slow)
-    for case in ((name, memory) for name in models.frameworks() for memory in (None, "mcibipp"))
+    for case in ((name, memory) for name in FRAMEWORKS for memory in (None, "mcibipp"))
 ]
 
 

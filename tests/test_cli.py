@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "report",
+    "serve",
     "video",
     "convert",
     "export",
@@ -37,6 +39,7 @@ COMMANDS = (
     "demo",
     "ablate",
     "bench",
+    "models",
     "info",
 )
 TINY = (
@@ -94,6 +97,29 @@ def test_help_fits_a_screen(
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 30 and max(map(len, lines)) <= 80
+    examples = [line.strip() for line in lines[lines.index("examples:") + 1 :]]
+    if not command:
+        examples = examples[: examples.index("")]
+    assert len(examples) >= 2
+    for example in examples:  # each is a line that the program takes
+        words = shlex.split(example)
+        at = words.index("mcibi-fast") + 1
+        assert words[at : at + len(command.split())] == command.split()
+        cli.build_parser().parse_args(words[at:])
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    """As the function of argcomplete asks that `register-python-argcomplete` prints."""
+    pytest.importorskip("argcomplete")
+    found = tmp_path / "found"
+    for line, expected in (
+        ("mcibi-fast eva", "evaluate"),
+        ("mcibi-fast train --fra", "--framework"),
+    ):
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(found), "_ARGCOMPLETE_IFS": "\n"}
+        subprocess.run([sys.executable, "-m", "mcibi_fast.cli"], env=os.environ | asked)
+        assert found.read_text().split() == [expected]
 
 
 def test_help_imports_no_heavy_package() -> None:
@@ -159,6 +185,7 @@ def test_framework_backbone_and_memory(
         "options": {},
         "memory": None,
         "history": 0,
+        "method": None,
     }
     assert (shown["epochs"], shown["optimizer"]["lr"]) == (180, 0.003)
     line = fails("train", "demo", "--without-memory")
@@ -322,6 +349,7 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["info"])
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_stop_any_command(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

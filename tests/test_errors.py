@@ -151,15 +151,16 @@ def test_the_image_is_named(
 def test_training_names_its_settings(
     tiny_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mcibi_fast.training import train as module
+    from mcibi_fast.training import trainer
+    from mcibi_fast.training.train import train
 
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError(ALLOCATOR)
 
-    monkeypatch.setattr(module, "accumulate_gradients", fail)
+    monkeypatch.setattr(trainer, "accumulate_gradients", fail)
     message = r"smaller batch_size \(4\), a larger accumulate \(1\).*crop_size \(32x32\)"
     with pytest.raises(TooLittleMemoryError, match=message):
-        module.train(tiny_config(), tmp_path / "run", progress=False)
+        train(tiny_config(), tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import torch
 
 import mcibi_fast
 from mcibi_fast import _build
+from mcibi_fast.ops.compiled import cuda_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "buildtools").is_dir():
@@ -28,10 +31,11 @@ from buildtools import build as build_module  # noqa: E402
 from buildtools import plan, toolchain  # noqa: E402
 from buildtools.toolchain import Unavailable  # noqa: E402
 
+FOLDER = Path(_build.__file__).parent
 KNOWN = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}  # nvcc 13.0's, in part
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 needs_record = pytest.mark.skipif(
-    not (Path(_build.__file__).parent / "_build_record.json").is_file(),
+    not (FOLDER / "_build_record.json").is_file(),
     reason="needs a build: pip install . or python setup.py build_ext --inplace",
 )
 
@@ -40,7 +44,7 @@ needs_record = pytest.mark.skipif(
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("MCIBI_FAST_CUDA", "MCIBI_FAST_CUDA_ARCHS"):
+    for name in ("MCIBI_FAST_CPU", "MCIBI_FAST_CUDA", "MCIBI_FAST_CUDA_ARCHS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -54,13 +58,9 @@ def program(folder: Path, name: str, script: str) -> Path:
 
 
 def source_tree(root: Path, kernel: str = "") -> Path:
-    """A project with one CUDA source and the smallest Python module."""
+    """A project with one CUDA source and the smallest CPU part."""
     (root / "csrc" / "op").mkdir(parents=True)
-    (root / "csrc" / "module.cpp").write_text(
-        "#include <Python.h>\n"
-        'static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1};\n'
-        "PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }\n"
-    )
+    (root / "csrc" / "library.cpp").write_text("int loaded = 1;\n")
     (root / "csrc" / "op" / "cuda.cu").write_text(kernel)
     (root / "mcibi_fast").mkdir()
     (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.0"\n')
@@ -78,20 +78,24 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_gpu_and_no_list_builds_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpus(monkeypatch)
     archs, notes = toolchain.choose_cuda_archs(KNOWN)
-    assert archs == ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+    assert archs == ["8.0+PTX", "8.6", "8.9", "9.0+PTX", "10.0+PTX", "12.0+PTX"]
     assert notes == []
 
 
 def test_an_older_nvcc_leaves_out_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpus(monkeypatch)
     archs, notes = toolchain.choose_cuda_archs({(8, 0), (8, 6), (8, 9), (9, 0)})
-    assert archs == ["8.0", "8.6", "8.9", "9.0+PTX"]
-    assert [note.split()[0] for note in notes] == ["10.0", "12.0+PTX"]
+    assert archs == ["8.0+PTX", "8.6", "8.9", "9.0+PTX"]
+    assert [note.split()[0] for note in notes] == ["10.0", "12.0"]
 
 
 @pytest.mark.parametrize(
     ("reported", "expected"),
-    [("9.0\n9.0\n", ["9.0"]), ("8.6\n9.0\n", ["8.6", "9.0"]), ("13.0\n", ["12.0+PTX"])],
+    [
+        ("9.0\n9.0\n", ["9.0+PTX"]),
+        ("8.6\n8.9\n9.0\n", ["8.6+PTX", "8.9", "9.0+PTX"]),
+        ("13.0\n", ["12.0+PTX"]),
+    ],
 )
 def test_present_gpus_are_built_for(
     reported: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +136,7 @@ def test_no_compiler_is_a_python_install(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     out = tmp_path / "package"
     out.mkdir()
-    (out / "_C.so").write_text("left by an earlier build")
+    (out / "_cpu.so").write_text("left by an earlier build")
     record = build_module.build(source_tree(tmp_path / "src"), out, tmp_path / "temp")
     assert not record["cpu"]["built"]
     assert "no C++ compiler found (looked for no-such-compiler)" in record["cpu"]["reason"]
@@ -144,16 +148,26 @@ def test_no_compiler_is_a_python_install(tmp_path: Path, monkeypatch: pytest.Mon
     assert "works without them, in plain PyTorch" in text
 
 
-def test_missing_python_headers_are_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"Python\.h is missing.*python3-dev"):
-        toolchain.find_cxx([str(tmp_path)])
+@needs_record
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_what_was_built_knows_nothing_of_python() -> None:
+    """So that one wheel serves all Pythons: it uses no symbol of the interpreter."""
+    libraries = [p for p in (FOLDER / "_cpu.so", FOLDER / "_cuda.so") if p.is_file()]
+    if not libraries:
+        pytest.skip("needs a compiled part")
+    for library in libraries:
+        command = ["nm", "--dynamic", "--undefined-only", str(library)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        names = [line.split()[-1] for line in found.splitlines()]
+        assert "aoti_torch_get_size" in names or "aoti_torch_get_sizes" in names, names
+        assert [name for name in names if name.startswith(("Py", "_Py"))] == []
 
 
 def test_an_old_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = program(tmp_path, "old-c++", "echo 'x.h:1: error: no such standard' >&2; exit 1")
     monkeypatch.setenv("CXX", str(old))
     with pytest.raises(Unavailable, match=r"cannot compile torch's C\+\+17 headers: x\.h:1: error"):
-        toolchain.find_cxx([])
+        toolchain.find_cxx(tmp_path)
 
 
 def test_torch_is_found_without_importing_it() -> None:
@@ -167,14 +181,6 @@ def test_torch_is_found_without_importing_it() -> None:
     assert result.stdout.strip() == torch.__version__
 
 
-def test_pybind11_itself_is_found_before_the_copy_in_torch() -> None:
-    """The copy refuses code for the stable ABI before torch 2.13."""
-    torch_found = toolchain.find_torch()
-    folders = [Path(folder) for folder in toolchain.include_dirs(torch_found)]
-    first = next(folder for folder in folders if (folder / "pybind11" / "pybind11.h").is_file())
-    assert first != torch_found.include
-
-
 # --- nvcc ---------------------------------------------------------------------------------------
 
 
@@ -186,6 +192,44 @@ def cuda_build(
     monkeypatch.setenv("MCIBI_FAST_CUDA_ARCHS", "8.0")
     root = source_tree(tmp_path / "src", kernel)
     return build_module.build(root, tmp_path / "package", tmp_path / "temp")["cuda"]
+
+
+@needs_nvcc
+def test_no_part_needs_headers_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are often missing, above all where a GPU is."""
+    nvcc = Path(shutil.which("nvcc") or "").resolve()
+    record = cuda_build(tmp_path, monkeypatch, "__global__ void f() {}\n", nvcc)
+    assert record["built"] and record["archs"] == ["8.0"]
+    assert (tmp_path / "package" / "_cuda.so").is_file()
+    whole = json.loads((tmp_path / "package" / build_module.RECORD).read_text())
+    assert whole["cpu"]["built"] and (tmp_path / "package" / "_cpu.so").is_file()
+    headers = sysconfig.get_paths()["include"]
+    commands = [path.read_text() for path in (tmp_path / "temp").glob("*.ninja")]
+    assert len(commands) == 2 and not any(headers in text for text in commands)
+
+
+def test_the_cpu_part_may_stay_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCIBI_FAST_CUDA", "0")
+    monkeypatch.setenv("MCIBI_FAST_CPU", "0")
+    root, out = source_tree(tmp_path / "src"), tmp_path / "out"
+    record = build_module.build(root, out, tmp_path / "temp")
+    assert record["cpu"] == {"built": False, "reason": "MCIBI_FAST_CPU=0"}
+    built = {"built": True, "compiler": "an earlier one", "flavours": ["baseline"]}
+    (root / "mcibi_fast" / build_module.RECORD).write_text(json.dumps({**record, "cpu": built}))
+    (root / "mcibi_fast" / "_cpu.so").write_text("the library")
+    assert build_module.build(root, out, tmp_path / "temp")["cpu"] == built
+    assert (out / "_cpu.so").read_text() == "the library"
+    (root / "mcibi_fast" / "version.py").write_text('__version__ = "0.0.1"\n')
+    assert not build_module.build(root, out, tmp_path / "temp")["cpu"]["built"]
+
+
+def test_a_change_of_the_cuda_sources_shows(tmp_path: Path) -> None:
+    root = source_tree(tmp_path, "a")
+    first = plan.cuda_digest(root)
+    (root / "csrc" / "library.cpp").write_text("the CPU's")
+    assert plan.cuda_digest(root) == first
+    (root / "csrc" / "op" / "cuda.cu").write_text("b")
+    assert plan.cuda_digest(root) != first
 
 
 @pytest.mark.slow
@@ -220,7 +264,7 @@ def test_a_failing_cuda_part_is_dropped_with_its_reason(
     record = cuda_build(tmp_path, monkeypatch, "", nvcc)
     assert not record["built"]
     assert record["reason"] == "it did not compile: cuda.cu(1): error: expected a declaration"
-    assert list((tmp_path / "package").glob("_C*.so"))
+    assert (tmp_path / "package" / "_cpu.so").is_file()
 
 
 def test_a_forced_cuda_part_that_fails_is_an_error(
@@ -252,7 +296,7 @@ def test_without_ninja_the_build_is_the_same(
     monkeypatch.setattr(toolchain, "find_ninja", lambda: None)
     monkeypatch.setenv("MCIBI_FAST_CUDA", "0")
     build_module.build(source_tree(tmp_path / "src"), tmp_path / "out", tmp_path / "temp")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'out')!r}); import torch, _C"
+    code = f"import torch; torch.ops.load_library({str(tmp_path / 'out' / '_cpu.so')!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -267,7 +311,7 @@ def test_one_version_number() -> None:
 @needs_record
 def test_build_info_accounts_for_every_backend() -> None:
     info = mcibi_fast.build_info()
-    assert set(info["backends"]) == {"reference", "cpu", "cuda", "triton", "sdpa"}
+    assert set(info["backends"]) == {"reference", "cpu", "cuda", "triton", "sdpa", "pytorch"}
     assert info["backends"]["reference"] is True
     for state in info["backends"].values():
         assert state is True or (isinstance(state, str) and state)
@@ -302,10 +346,60 @@ def test_a_missing_build_is_a_reason(record: dict[str, object], reason: str) -> 
     assert reason in (_build._load_cpu(record) or "")
 
 
-def test_a_module_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mcibi_fast._C", None)  # makes the import fail
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        ("9.0", "9.0", "8.0 8.9 10.0 12.0"),
+        ("8.0", "8.0 8.6 8.9", "7.5 9.0"),
+        ("8.6", "8.6 8.9", "8.0 9.0"),
+        ("8.0+PTX 9.0", "8.0 8.9 9.0 10.0 12.0", "7.5"),
+        ("9.0a+PTX", "9.0", "8.0 10.0"),
+        ("10.0f", "10.0 10.3", "9.0 12.0"),
+        ("8.0+PTX 8.6 8.9 9.0+PTX 10.0+PTX 12.0+PTX", "8.0 8.7 9.0 10.3 11.0 12.1 13.0", "7.5"),
+    ],
+)
+def test_which_gpus_can_run_what_was_built(archs: str, runs: str, does_not: str) -> None:
+    def why_not(gpu: str) -> str | None:
+        major, minor = map(int, gpu.split("."))
+        return _build.no_code_for(archs.split(), (major, minor))
+
+    assert [gpu for gpu in runs.split() if why_not(gpu)] == []
+    for gpu in does_not.split():
+        reason = why_not(gpu) or ""
+        assert f"this GPU is {gpu}: build again with MCIBI_FAST_CUDA_ARCHS={gpu}" in reason
+
+
+def test_a_part_for_other_gpus_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads, and would fail at the first launch."""
+    loaded = dict.fromkeys(("reference", "cpu", "cuda", "triton", "sdpa"))
+    record = {"version": mcibi_fast.__version__, "cuda": {"built": True, "archs": ["9.0"]}}
+    monkeypatch.setattr(_build, "load_extensions", lambda: {**loaded, "cpu": "not built"})
+    monkeypatch.setattr(_build, "_record", lambda: record)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    gpus = [(8, 6), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i])
+    why_not = cuda_kernel("gaussian_aggregate").why_not
+    on = [SimpleNamespace(device=torch.device("cuda", i)) for i in range(2)]
+    monkeypatch.setattr("mcibi_fast.ops.compiled.Tensor", SimpleNamespace)
+    _build.why_not_on.cache_clear()
+    try:
+        assert "built for 9.0, and this GPU is 8.6" in (why_not(on[0]) or "")
+        assert why_not(on[1]) is None
+        assert _build.build_info()["backends"]["cuda"] is True  # of the second GPU
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert "this GPU is 8.6" in _build.build_info()["backends"]["cuda"]
+    finally:
+        _build.why_not_on.cache_clear()
+
+
+def test_a_library_that_does_not_load_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_cpu.so").write_text("of another processor")
+    monkeypatch.setattr(_build, "_FOLDER", tmp_path)
     record = {"version": mcibi_fast.__version__, "cpu": {"built": True}}
-    assert "mcibi_fast._C does not load" in (_build._load_cpu(record) or "")
+    assert re.match(r"_cpu\.so does not load: .*_cpu\.so", _build._load_cpu(record) or "")
 
 
 @needs_record
@@ -326,7 +420,7 @@ def test_libraries_of_older_sources_are_a_reason(
 @needs_record
 def test_an_unknown_cpu_flavour_is_named() -> None:
     if mcibi_fast.build_info()["backends"]["cpu"] is not True:
-        pytest.skip(f"needs _C: {mcibi_fast.build_info()['backends']['cpu']}")
+        pytest.skip(f"needs _cpu: {mcibi_fast.build_info()['backends']['cpu']}")
     result = subprocess.run(
         [sys.executable, "-c", "import mcibi_fast; mcibi_fast.build_info()"],
         env={**os.environ, "MCIBI_FAST_CPU": "v5"},
@@ -339,11 +433,11 @@ def test_an_unknown_cpu_flavour_is_named() -> None:
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
 def test_no_wide_instruction_outside_its_flavour() -> None:
     """A function shared by the flavours must be the plainest one's, or older CPUs crash."""
-    libraries = list(Path(_build.__file__).parent.glob("_C*.so"))
-    if not libraries or len(toolchain.cpu_flavours()) == 1:
-        pytest.skip("needs _C on x86-64")
+    library = FOLDER / "_cpu.so"
+    if not library.is_file() or len(toolchain.cpu_flavours()) == 1:
+        pytest.skip("needs _cpu on x86-64")
     listing = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", str(libraries[0])],
+        ["objdump", "-d", "--no-show-raw-insn", str(library)],
         capture_output=True,
         text=True,
         check=True,

@@ -57,6 +57,7 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     assert seen == [False]
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_are_the_same(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from mcibi_fast.recipes import (
     AugmentationConfig,
     ModelConfig,
@@ -10,6 +14,7 @@ from mcibi_fast.recipes import (
     TrainConfig,
     apply_settings,
 )
+from mcibi_fast.training.train import train
 
 
 def make_tiny_config(*settings: str) -> TrainConfig:
@@ -31,3 +36,18 @@ def make_tiny_config(*settings: str) -> TrainConfig:
     )
     apply_settings(config, settings)
     return config
+
+
+class Stopped(Exception):
+    """What `stopped_after_one_epoch` ends a training with."""
+
+
+def stopped_after_one_epoch(config: TrainConfig, out: Path) -> None:
+    """Begins a run that ends by an exception as it reports its first epoch."""
+
+    def report(line: str) -> None:
+        if line.startswith("epoch 1/"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(config, out, progress=False, report=report)

@@ -15,7 +15,7 @@ import torch
 
 from mcibi_fast import cli
 from mcibi_fast.ablations.paper import TABLES
-from mcibi_fast.training.train import Trainer
+from mcibi_fast.training.trainer import Trainer
 from tests.ablations.command import SCENES, arguments, results
 
 BALANCED = "loss.class_weights=balanced"
@@ -137,3 +137,22 @@ def test_bad_input_is_one_line_before_anything_is_trained(
     assert "wdth" in fails("ablate", "2", "--out", out, *tiny, "model.options.wdth=1")
     assert "vary" in fails("ablate", "2", "--out", out, *tiny, "model.options.fusion=add")
     assert trained == [] and not Path(out).exists()
+
+
+def test_runs_name_another_backbone(
+    tmp_path: Path, fails: Callable[..., str], trained: list[str]
+) -> None:
+    """A run of an earlier version, which did not name it, is found if it is the same."""
+    other = "model.backbone=test_efficientnet"
+    command = [*arguments("2", tmp_path, "--rows", "1"), other]
+    assert cli.main(command) == 0
+    assert trained == ["fcn-backbone=test_efficientnet-seed0"]
+    (tmp_path / trained[0]).rename(tmp_path / "fcn-seed0")  # as earlier versions called it
+    for _ in range(2):
+        assert cli.main(command) == 0
+        assert trained == ["fcn-backbone=test_efficientnet-seed0"]
+    assert list(results(tmp_path, "2")["runs"]) == ["fcn-seed0"]
+    assert cli.main([*command, "optimizer.lr=0.02"]) == 0  # not the same: it gets its own
+    assert trained == ["fcn-backbone=test_efficientnet-seed0"] * 2
+    message = fails(*arguments("2", tmp_path, "--rows", "1"))
+    assert "fcn-seed0 holds a run with model.backbone 'test_efficientnet', now it is" in message

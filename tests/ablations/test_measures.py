@@ -65,7 +65,8 @@ def test_table_8(tmp_path: Path, trained: list[str], fails: Callable[..., str]) 
     assert "no Validation/Images in it" in fails(*wrong)
     assert trained == []
     assert cli.main([*command, "--test-root", str(cihp), "--set", *settings]) == 0
-    assert trained == ["fcn-seed0", "fcn_mcibipp-seed0"]
+    backbone = "backbone=test_resnet"  # not the recipe's, so it is named
+    assert trained == [f"fcn-{backbone}-seed0", f"fcn_mcibipp-{backbone}-seed0"]
     rows = results(tmp_path / "out", "8")["rows"]
     assert [row["versus"] for row in rows] == 2 * ["FCN on LIP", "FCN on CIHP"]
     assert all("mIoU_without_10" in row["mean"] for row in rows)

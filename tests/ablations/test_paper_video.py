@@ -19,7 +19,9 @@ from tests.ablations.command import TINY, results, trained_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("table", "rows"), [("16", "1,4,5"), ("17", "1,2,4")])
+@pytest.mark.parametrize(
+    ("table", "rows"), [("16", "1,4,5"), ("17", "UperNet,UperNet+MCIBI,UperNet+Video-MCIBI")]
+)
 def test_tables_of_videos(
     table: str,
     rows: str,
@@ -63,6 +65,41 @@ def test_tables_of_videos(
     assert cli.main([*command, "--set", *settings]) == 0
     last = results(tmp_path, table)["rows"][-1]["row"]
     assert f"\n{last}: Flow: DIS." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_other_video_models_of_table_17(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is trained for 20 steps on the built-in videos, and evaluated as a stream."""
+    settings = [*TINY, "data.train_count=20", "data.val_count=2", "data.size=[32,40]"]
+    settings += ["data.length=12", "epochs=4", "evaluate_every=4"]
+    rows = ("ETC+PSPNet", "NetWarp+OCRNet", "TCB_st-ppm", "TCB_st-ocr", "TCB_st-ocr-mem")
+    command = ["ablate", "17", "--out", str(tmp_path), "--quiet", "--rows", ",".join(rows)]
+    assert cli.main([*command, "--set", *settings]) == 0
+    assert trained == [
+        f"{name}-seed0"
+        for name in (
+            *("pspnet_etc-history=1", "ocrnet_netwarp-history=1"),
+            *("pspnet_tcb-history=3-gap=3", "ocrnet_tcb-history=3-gap=3"),
+        )
+    ]
+    found = {row["row"]: row for row in results(tmp_path, "17")["rows"]}
+    assert list(found) == list(rows)
+    for row in found.values():
+        assert {"mIoU", "TC", "VC_8"} <= row["mean"].keys()
+    assert "| TCB_st-ocr-mem |" in capsys.readouterr().out
+    losses = [
+        [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
+        for run in trained
+    ]
+    for entries in losses:
+        values = [entry["loss"] for entry in entries if "loss" in entry]
+        assert len(values) == 20 and sum(values[-5:]) < sum(values[:5])
+    run = trained_run(tmp_path / trained[-1])
+    alone = evaluate_videos(run.model(memory_frames=8), run.validation(), flow="given").compute()
+    assert found["TCB_st-ocr-mem"]["mean"]["TC"] == 100 * alone.tc.score
+    assert found["TCB_st-ocr-mem"]["mean"]["TC"] != found["TCB_st-ocr"]["mean"]["TC"]
 
 
 def test_camvids_videos_have_estimated_flow(

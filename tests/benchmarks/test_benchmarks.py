@@ -14,15 +14,18 @@ from benchmarks import (
     bench_class_rank_attention,
     bench_confidence_attention,
     bench_context,
+    bench_dropin,
     bench_gaussian_aggregate,
     bench_head,
+    bench_inference,
+    bench_loader,
     bench_memory_update,
     bench_model,
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
     bench_video,
 )
-from benchmarks.harness import Case
+from benchmarks.cases import Case
 from benchmarks.results import read, write
 
 f32, BOTH = torch.float32, "forward+backward"
@@ -38,11 +41,24 @@ SMALL: dict[ModuleType, Callable[[], Case]] = {
     bench_upsample_cross_entropy: lambda: bench_upsample_cross_entropy.case(5, 8, BOTH, f32, "cpu"),
     bench_upsample_argmax: lambda: bench_upsample_argmax.case(5, 8, "smooth", "counts", f32, "cpu"),
     bench_context: lambda: bench_context.case(5, 8, "paper", BOTH, f32, "cpu"),
+    bench_dropin: lambda: bench_dropin.case(
+        "torchvision",
+        "lraspp_mobilenet_v3_large",
+        bench_dropin.torchvision_model,
+        5,
+        64,
+        "train",
+        "cpu",
+    ),
     bench_head: lambda: bench_head.case("fcn_mcibipp", 4, "paper", BOTH, f32, "cpu"),
     bench_model: lambda: bench_model.case(
         "inference", 2, "paper", f32, "cpu", size=64, backbone="resnet18"
     ),
-    bench_video: lambda: bench_video.frame_case("paper", "cpu", size=64, backbone="resnet18"),
+    bench_loader: lambda: bench_loader.case("camvid", 2, 60),
+    bench_inference: lambda: bench_inference.case(
+        "fcn_mcibipp", "resnet18", 5, (64, 72), packages=False
+    ),
+    bench_video: lambda: bench_video.frame_case("paper", "cpu", size=64, backbone="resnet18", Z=32),
 }
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import table7_contexts
-from benchmarks.counting import count
-from benchmarks.harness import Disagreement
+from benchmarks import harness, table7_contexts
+from benchmarks.cases import Disagreement
 from benchmarks.results import read, write
 from benchmarks.table7_contexts import ROWS
 from mcibi_fast import ops
+from mcibi_fast.models.counting import count
 
 # Parameters in M and multiply-adds in G as printed in Table 7, and the true multiply-adds in G.
 # The last row is no row of the paper: it is what the released checkpoints have.
@@ -113,7 +113,7 @@ def test_the_benchmark_measures_and_writes(tmp_path, capsys):
 def test_the_benchmark_refuses_results_that_disagree(monkeypatch):
     row = ROWS[0]
     wrong = row.make().eval()
-    monkeypatch.setattr(table7_contexts.copy, "deepcopy", lambda module: row.make().eval())
+    monkeypatch.setattr(harness.copy, "deepcopy", lambda module: row.make().eval())
     with pytest.raises(Disagreement, match="ASPP: map 9"):
         table7_contexts.agreement(row, wrong, "cpu")
     monkeypatch.setattr(

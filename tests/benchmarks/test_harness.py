@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness
-from benchmarks.harness import Candidate, Case, Disagreement, check, run_cases
+from benchmarks import harness, machine
+from benchmarks.cases import Candidate, Case, Disagreement, check
+from benchmarks.harness import Later, command_line, run_cases
 from benchmarks.machine import interleaved, peak_extra_memory
 
 
@@ -105,6 +108,25 @@ def test_a_failed_case_may_be_listed_instead(monkeypatch: pytest.MonkeyPatch) ->
     assert len(report["rows"]) == 2 and report["failures"][0].startswith("Disagreement: toy")
 
 
+@pytest.mark.slow
+def test_a_run_continues_with_the_cases_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"_resuming": True, "_folder": tmp_path, "_survive": True}.items():
+        monkeypatch.setattr(harness, name, value)
+    made = []
+
+    def later(K: int) -> Later:
+        whole = replace(case(torch.ones(2), torch.ones(2)), sizes={"K": K, "task": "train"})
+        return Later(whole.sizes, lambda: made.append(K) or whole)
+
+    run_cases("toy", [later(3)], "cpu", quick=True)
+    monkeypatch.setattr(harness, "_only", "4 train")
+    report = run_cases("toy", [later(3), later(4), later(5)], "cpu", quick=True)
+    assert made == [3, 4]
+    assert [row["K"] for row in report["rows"]] == [3, 3, 4, 4]
+
+
 def test_times_are_those_of_each_function() -> None:
     fast, slow = interleaved([lambda: time.sleep(0.001), lambda: time.sleep(0.02)], "cpu", 0.2)
     assert len(fast) >= 3 and len(slow) >= 3
@@ -119,3 +141,27 @@ def test_peak_memory_counts_results_and_temporaries() -> None:
     peak_extra_memory(two_at_once, "cpu")  # code is paged in
     assert peak_extra_memory(lambda: torch.ones(4 * 2**20), "cpu") == pytest.approx(16, abs=2)
     assert peak_extra_memory(two_at_once, "cpu") == pytest.approx(32, abs=2)
+
+
+def test_processor_time_leaves_out_waiting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "_clock", machine._clock)
+    assert machine._cpu_seconds(lambda: time.sleep(0.05)) >= 0.05
+    machine.count_processor_time()
+    assert machine._cpu_seconds(lambda: time.sleep(0.05)) < 0.04
+    threads = torch.get_num_threads()
+    arguments = ["bench", "--device", "cpu", "--threads", "2", "--processor-time"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        with pytest.raises(SystemExit):
+            command_line(lambda device, quick: [], "")
+    finally:
+        torch.set_num_threads(threads)
+    assert "--processor-time: only with --threads 1" in capsys.readouterr().err
+
+
+def test_a_later_case_can_be_a_key() -> None:
+    """`pytest benchmarks/` keeps the last case by the function that makes it."""
+    one, other = (Later({"K": 2}, lambda: pytest.fail("made")) for _ in range(2))
+    assert {one: 1, other: 2}[one] == 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import plots
-from benchmarks.harness import Candidate, Case, run_cases
+from benchmarks.cases import Candidate, Case
+from benchmarks.harness import run_cases
 from benchmarks.results import Result, write
 
 

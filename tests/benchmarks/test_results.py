@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import functools
 import json
@@ -62,10 +63,15 @@ def test_a_benchmark_as_a_stage_leaves_its_result(
 
     monkeypatch.setattr(harness, "_survive", False)  # restored afterwards
     monkeypatch.setattr(harness, "_folder", None)
-    monkeypatch.setattr(harness, "_deadline", float("inf"))
+    monkeypatch.setattr(harness, "time_briefly", lambda *_, **__: None)
+    monkeypatch.setattr(harness, "stop_after", lambda _: None)  # or one case is all on the CPU
     small = functools.partial(bench_context.case, 5, 8, "paper", "forward", torch.float32, "cpu")
     monkeypatch.setattr(bench_context, "cases", lambda *_: [small, lambda: 1 / 0])
-    report = gpu_stages.benchmark("bench_context", "cpu", 60.0, tmp_path)
+    options = argparse.Namespace(
+        benchmarks=["bench_context"], results=tmp_path, result=tmp_path / "report" / "speed.json"
+    )
+    options.result.parent.mkdir()
+    report = gpu_stages.speed("peers", "cpu", 60.0, options)
     (result,) = read(tmp_path)
     assert report["files"] == [path.name for path in tmp_path.glob("*.json")]
     assert report["failed"] == 1 and report["failures"] == result["failures"]

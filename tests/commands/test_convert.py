@@ -94,6 +94,53 @@ def test_equal_logits_and_prediction(
 
 
 @pytest.mark.slow
+def test_the_trainers_link(
+    released: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Fails,
+) -> None:
+    """It is relative to where the trainer ran, so that it leads nowhere from its own folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"model": released}, folder / "checkpoints-epoch-9.pth")
+    link = folder / "checkpoints-epoch-latest.pth"
+    link.symlink_to("run/checkpoints-epoch-9.pth")
+    assert not link.exists()
+    for directory, path in ((tmp_path, Path("run") / link.name), (folder, Path(link.name))):
+        monkeypatch.chdir(directory)
+        assert torch.equal(
+            sssegmentation.load(path).memory.memory, released["memory_module.memory"]
+        )
+    assert cli.main(["convert", str(link), str(tmp_path / "model.safetensors")]) == 0
+    link.unlink()
+    link.symlink_to("run/checkpoints-epoch-10.pth")
+    assert "there is no file" in fails(link, tmp_path / "other.safetensors")
+
+
+@pytest.mark.slow
+def test_averaged_weights(
+    released: dict[str, Tensor], tmp_path: Path, capfd: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    averaged = {key: value + 0.5 for key, value in released.items()}
+    both, path = {"model": released, "model_ema": averaged}, tmp_path / "both.pth"
+    torch.save(both, path)
+    for ema, expected in ((True, averaged), (False, released)):
+        model = sssegmentation.load(path, ema=ema)
+        assert torch.equal(model.memory.memory, expected["memory_module.memory"])
+    with pytest.warns(UserWarning, match=r"also has averaged weights \(model_ema\)"):
+        sssegmentation.load(both)
+    out = tmp_path / "model.safetensors"
+    assert cli.main(["convert", str(path), str(out), "--ema"]) == 0
+    assert "model_ema" not in capfd.readouterr().out
+    assert torch.equal(load_model(out)[0].memory.memory, averaged["memory_module.memory"])
+    assert cli.main(["convert", str(path), str(out)]) == 0
+    assert "it also has averaged weights (model_ema)" in capfd.readouterr().out
+    torch.save({"model": released}, path)
+    assert "it has no averaged weights" in fails(path, out, "--ema")
+
+
+@pytest.mark.slow
 def test_class_names(checkpoint: Path, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "model.safetensors"
     names = [f"thing {k}" for k in range(K)]
@@ -202,6 +249,7 @@ BACKBONES: dict[str, tuple[int, dict[str, object]]] = {
             "stage2": stage(2, "BASIC", [4, 8]),
             "stage3": stage(3, "BASIC", [4, 8, 16]),
             "stage4": stage(4, "BASIC", [4, 8, 16, 32]),
+            "stem_relu": True,  # assumed for all but 19 classes
         },
     ),
     "swin": (
@@ -249,6 +297,30 @@ def test_names_of_backbones() -> None:
         create("fcn_mcibipp", K, name, output_stride=32, pretrained=True)
 
 
+# How some were tested; the others took whole images at a single scale.
+_SERVER = {
+    "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
+    "flip": True,
+    "window": [1024, 512],
+    "stride": [341, 341],
+    "softmax": "stride",
+}
+TESTED: dict[str, dict[str, object]] = {
+    "mcibiplusplus_aspp_hrnetv2w48_cityscapes": _SERVER,
+    "mcibiplusplus_aspp_resnet101os8_cityscapes": _SERVER,
+    "mcibiplusplus_upernet_resnet50os8_vspw": {
+        "window": [512, 512],
+        "stride": [341, 341],
+        "softmax": "stride",
+    },
+    "mcibiplusplus_upernet_swinlarge_ade20k": {
+        "window": [640, 640],
+        "stride": [426, 426],
+        "softmax": "stride",
+    },
+}
+
+
 @pytest.mark.slow
 def test_published_shapes(
     monkeypatch: pytest.MonkeyPatch, published_shapes: dict[str, dict[str, list[int]]]
@@ -256,12 +328,13 @@ def test_published_shapes(
     """All published configurations; without values, so that no logits can be compared."""
     monkeypatch.setattr(convert, "_same_logits", lambda *_: True)
     backbones_found = []
-    for shapes in published_shapes.values():
+    for name, shapes in published_shapes.items():
         with torch.device("meta"):
             state = {key: torch.empty(shape) for key, shape in shapes.items()}
             loaded = sssegmentation.load({"model": state})
             count = loaded.memory.num_classes
             _, spec = convert.convert(loaded, ["x"] * count, [[0, 0, 0]] * count)
+        assert spec.inference == {"protocol": "released"} | TESTED.get(name, {})
         backbones_found.append(spec.backbone.split()[0])
     assert sorted(backbones_found) == [
         "released_hrnet",

@@ -18,6 +18,7 @@ from mcibi_fast.data import ADE20K, CIHP, LIP, Cityscapes
 from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.inference.labels import predict_labels
 from mcibi_fast.metrics import SegmentationMetrics
+from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import InferenceConfig, NamedData
@@ -89,7 +90,7 @@ def test_a_run_is_evaluated_by_its_own_settings(
     changed = scores(tmp_path, str(lip_run), *changes, "train")
     assert changed["inference"] == {
         "scales": [1.0], "flip": False, "window": [24, 32], "stride": None,
-        "softmax": "stride", "stages": 2,
+        "softmax": "stride", "stages": 2, "protocol": "own", "threshold": None,
     }  # fmt: skip
     model, _ = load_model(lip_run)
     dataset = NamedData("lip", str(lip_run.parent / "data"), size=SIZE).dataset("train")
@@ -131,11 +132,37 @@ def test_left_out_classes_leave_the_means() -> None:
 
 
 def test_a_folded_model_scores_the_same(lip_run: Path, tmp_path: Path, fails: Fails) -> None:
-    plain, folded = (scores(tmp_path, str(lip_run), *extra) for extra in ([], ["--fold"]))
+    usual, plain, folded = (
+        scores(tmp_path, str(lip_run), *extra) for extra in ([], ["--no-fold"], ["--fold"])
+    )
+    assert (usual["folded"], plain["folded"], folded["folded"]) == (True, False, True)
+    assert usual == folded
     assert folded["pixel_accuracy"] == pytest.approx(plain["pixel_accuracy"], abs=0.02)
     lone = lone_checkpoint(tmp_path / "fcn.safetensors", LIP.classes)
     data = ["--root", str(lip_run.parent / "data"), "--dataset", "lip", "--cpu"]
-    assert "--fold: fold: FCNHead has no memory" in fails("evaluate", str(lone), "--fold", *data)
+    assert "--fold: needs a model with a memory; fcn has none" in fails(
+        "evaluate", str(lone), "--fold", *data
+    )
+
+
+def test_predict_folds_unless_told_not_to(
+    lip_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_memory = []
+
+    def noted(model: Segmentor, *args: Any, **options: Any) -> torch.Tensor:
+        has_memory.append(hasattr(model, "memory"))
+        return predict_labels(model, *args, **options)
+
+    monkeypatch.setattr("mcibi_fast.inference.predict.predict_labels", noted)
+    command = ["predict", str(lip_run), str(lip_run.parent / "data" / "val_images"), "--cpu"]
+    pictures = []
+    for name, options in (("usual", []), ("plain", ["--no-fold"]), ("folded", ["--fold"])):
+        assert cli.main([*command, "--out", str(tmp_path / name), *options]) == 0
+        (label,) = (tmp_path / name / "labels").glob("*.png")
+        pictures.append(np.array(Image.open(label)))
+    assert has_memory == [False, True, False]
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
 
 
 def test_predict_takes_the_test_size_and_settings_of_the_run(lip_run: Path, tmp_path: Path) -> None:

@@ -438,6 +438,7 @@ def test_without_opencv(checkpoints, folder, video_file, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.thinned(only={"number": [signal.SIGTERM]})
 def test_ctrl_c_keeps_what_was_done(number, checkpoints, tmp_path, cv2):
     source, out = tmp_path / "long", tmp_path / "out"
     source.mkdir()

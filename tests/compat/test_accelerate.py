@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast.compat import accelerate as module_under_test
 from mcibi_fast.compat.accelerate import accelerate
+from mcibi_fast.training.processes import leave_group
 from tests.compat.released_package import (
     MOMENTUM,
     FeaturesMemoryV2,
@@ -203,7 +204,7 @@ def one_rank(rank, rendezvous):
     everywhere = [torch.empty_like(memories[0]) for _ in range(2)]
     dist.all_gather(everywhere, memories[0])
     assert torch.equal(*everywhere)
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.slow
@@ -229,13 +230,14 @@ class Sizes(TorchDispatchMode):
 
 
 def test_upsampled_features_and_scores_are_never_formed(generator):
+    """On maps that are large enough for the fused attention, of over 2^22 scores."""
     slow, fast = pair(MCIBIPlusPlus, generator)
-    data, sizes = sample(generator, (44, 60)), {}
+    data, sizes = sample(generator, (152, 156)), {}
     for name, model in (("slow", slow), ("fast", fast)):
         with Sizes() as mode:
             model.train()(data, learning_rate=0.01)
         sizes[name] = mode.seen
-    upsampled, scores = (2, Z, 44, 60), (2, 165, 165)
+    upsampled, scores = (2, Z, 152, 156), (2, 1482, 1482)
     assert {upsampled, scores} <= sizes["slow"]
     assert not {upsampled, scores} & sizes["fast"]
 
@@ -364,6 +366,48 @@ class Named(SelfAttentionBlock):
     """A subclass with nothing of its own."""
 
 
+Same = type(
+    "SelfAttentionBlock",
+    (SelfAttentionBlock,),
+    {
+        "__doc__": "Of the same name, with a forward of its own, as ISANet's.",
+        "forward": lambda self, x: SelfAttentionBlock.forward(self, x, x)[:, :3],
+    },
+)
+
+
+class OwnUpdate(FeaturesMemoryV2):
+    """A memory with an update of its own."""
+
+    def update(self, *inputs, **options):
+        self.updates = 1
+
+
+@torch.no_grad()
+def test_a_subclass_of_the_same_name_keeps_its_method(generator):
+    module = scramble(Same(), generator).double().eval()
+    feats, _ = inputs(generator)
+    before = module(feats)
+    with pytest.raises(ValueError, match=r"holds no FeaturesMemoryV2"):
+        accelerate(module)
+    assert type(module) is Same and torch.equal(module(feats), before)
+
+
+@torch.no_grad()
+def test_what_a_subclass_inherits_is_replaced(generator):
+    slow, fast = pair(OwnUpdate, generator)
+    feats, preds = inputs(generator)
+    before = torch.get_rng_state()
+    got = fast(feats, preds)
+    assert torch.equal(before, torch.get_rng_state())  # our forward, which seeds nothing
+    assert_close(got[1], slow(feats, preds)[1])
+    fast.update(feats, None, momentum_cfg=MOMENTUM)
+    assert fast.updates == 1
+    copied = pickle.loads(pickle.dumps(fast))
+    assert_close(copied(feats, preds)[1], got[1], 0)
+    copied.update(feats, None)
+
+
 @torch.no_grad()
 def test_subclasses(generator):
     narrow, named = Narrow(), Named()
@@ -388,3 +432,37 @@ def test_labels_of_no_class_are_named(generator):
     labels[1, 2, 3] = -1
     with pytest.raises(ValueError, match=r"labels: value -1 at \(b=1, y=2, x=3\)"):
         memory.update(torch.zeros(2, Z, 5, 7), labels, momentum_cfg=MOMENTUM)
+
+
+def test_restore_gives_the_released_methods_back(generator):
+    """Classes, hooks and outputs; nothing of ours runs any more."""
+    slow, fast = pair(MCIBIPlusPlus, generator)
+    kinds = [type(m) for m in slow.modules()]
+    assert module_under_test.restore(fast) is fast
+    assert [type(m) for m in fast.modules()] == kinds
+    assert not fast.bottleneck._forward_hooks
+    data = sample(generator, (44, 60))
+    with Sizes() as mode:
+        fast.train()(data, learning_rate=0.01)
+    assert {(2, Z, 44, 60), (2, 165, 165)} <= mode.seen
+    with pytest.raises(ValueError, match="nothing in MCIBIPlusPlus is accelerated"):
+        module_under_test.restore(fast)
+
+
+def test_explain(generator):
+    class Own(SelfAttentionBlock):
+        def forward(self, query_feats, key_feats):
+            return query_feats
+
+    slow, fast = pair(MCIBIPlusPlus, generator)
+    before, after = module_under_test.explain(slow), module_under_test.explain(fast)
+    names = ["memory_module", "memory_module.self_attention"]
+    assert [place.name for place in before.replaceable] == names == [p.name for p in after.replaced]
+    assert not before.replaced and not after.replaceable
+    assert "memory_module: FeaturesMemoryV2: forward reads a fixed table" in str(after)
+    fast.own = copy.copy(slow.memory_module.self_attention)
+    fast.own.__class__ = Own
+    (left,) = module_under_test.explain(fast).left_alone
+    assert (left.name, left.why) == ("own", "it has methods of its own")
+    with pytest.raises(ValueError, match="explain: Linear holds no model of sssegmentation"):
+        module_under_test.explain(nn.Linear(2, 2))

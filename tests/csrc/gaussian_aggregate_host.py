@@ -44,6 +44,7 @@ class GaussianAggregateInput(ctypes.Structure):
         ("height", c_int64),
         ("width", c_int64),
         ("channels_last", c_bool),
+        ("scratch", c_void_p),
     ]
 
 

@@ -136,10 +136,13 @@ def compiler() -> str:
     return command
 
 
-def load(cache: Path, op: str, *, races: bool = False) -> HostKernels:
-    """The kernels of one op; with `races`, every memory access is held against the others."""
+def load(cache: Path, op: str, *, races: bool = False, defines: str = "") -> HostKernels:
+    """The kernels of one op; with `races`, every memory access is held against the others.
+
+    ``defines``: flags of the compiler that change the kernels' constants.
+    """
     objects = [_compile(cache, source, ["-O2"]) for source in EXECUTOR]
-    extra = [*KERNEL_FLAGS, *(RACE_FLAGS if races else [])]
+    extra = [*KERNEL_FLAGS, *defines.split(), *(RACE_FLAGS if races else [])]
     objects.append(_compile(cache, CSRC / op / "cuda.cu", extra))
     objects.append(_compile(cache, TESTING / f"{op}_ctypes.cpp", KERNEL_FLAGS))
     return HostKernels(_link(cache, f"{op}{'_races' if races else ''}.so", objects, ["-shared"]))

@@ -110,6 +110,14 @@ class MemoryUpdateHost:
         )
         return result
 
+    def scratch_bytes(self, size: tuple[int, ...], labels: tuple[int, ...], classes: int) -> int:
+        """What an update allocates beside its result, for bfloat16 features of this size."""
+        run = self.kernels.cdll.host_memory_update_scratch
+        run.restype = ctypes.c_size_t
+        features = torch.zeros(1, dtype=torch.bfloat16).expand(size)
+        label_map = torch.zeros(1, dtype=torch.uint8).expand(labels)
+        return run(_features(features), _labels(label_map, classes, 255))
+
     def class_feature_sums_backward(
         self,
         grad_sums: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from mcibi_fast import _build
 
 if _build.load_extensions()["cpu"] is not None:
-    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+    pytest.skip(f"needs _cpu: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 kernels = torch.ops.mcibi_fast_cpu
 
@@ -97,6 +97,7 @@ def test_float64(size: tuple[int, ...], layout: str, poison: None) -> None:
 @pytest.mark.parametrize("scale", [SCALE, 40.0, -3.0])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.thinned(together=2)
 def test_low_precision(
     size: tuple[int, ...], dtype: torch.dtype, scale: float, poison: None
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mcibi_fast import _build
 
 if _build.load_extensions()["cpu"] is not None:
-    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+    pytest.skip(f"needs _cpu: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 kernels = torch.ops.mcibi_fast_cpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +109,7 @@ def test_float64(size: tuple[int, ...], layout: str, poison: None) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.thinned(together=2)
 def test_low_precision(
     size: tuple[int, ...], dtype: torch.dtype, layout: str, poison: None
 ) -> None:
@@ -131,6 +132,7 @@ def test_low_precision(
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float64, *LOW])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.thinned(together=2)
 def test_hard_copies_the_first_argmax(
     size: tuple[int, ...], dtype: torch.dtype, layout: str, poison: None
 ) -> None:

@@ -123,6 +123,7 @@ def _assert_close(found: Tensor, exact: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.thinned(together=2)
 def test_sizes(
     ops: GaussianAggregateHost,
     generator: Generator,
@@ -136,6 +137,7 @@ def test_sizes(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("classes", MANY_CLASSES)
+@pytest.mark.thinned
 def test_many_classes(
     ops: GaussianAggregateHost,
     generator: Generator,
@@ -151,6 +153,7 @@ def test_many_classes(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.thinned
 def test_plans(
     ops: GaussianAggregateHost,
     set_device: Callable[[int, int], None],
@@ -257,6 +260,7 @@ def test_philox(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("classes", [19, 210])
+@pytest.mark.thinned
 def test_hard(
     ops: GaussianAggregateHost,
     generator: Generator,
@@ -276,6 +280,7 @@ def test_hard(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("classes", [7, *MANY_CLASSES])
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.thinned
 def test_hard_takes_nan_as_the_largest(
     ops: GaussianAggregateHost,
     generator: Generator,
@@ -300,6 +305,7 @@ def test_hard_takes_nan_as_the_largest(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("classes", [19, 200])
+@pytest.mark.thinned
 def test_extreme_logits(
     ops: GaussianAggregateHost,
     generator: Generator,

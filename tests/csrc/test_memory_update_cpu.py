@@ -13,7 +13,7 @@ from mcibi_fast import _build
 from mcibi_fast.ops.compiled import cpu_kernel
 
 if _build.load_extensions()["cpu"] is not None:
-    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+    pytest.skip(f"needs _cpu: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 kernels = SimpleNamespace(
     class_feature_sums=cpu_kernel("class_feature_sums").run,

@@ -64,6 +64,7 @@ def _assert_as_good_as_pytorch(value: Tensor, pytorch: Tensor, exact: Tensor) ->
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.thinned(together=2)
 def test_sums(
     ops: MemoryUpdateHost,
     generator: Generator,
@@ -82,6 +83,83 @@ def test_sums(
         )
         assert torch.equal(found, counts)
         _assert_as_good_as_pytorch(sums, pytorch, exact)
+
+
+def _regions(labels: Tensor, K: int) -> Tensor:
+    """Labels of few regions, one of them ignored, so that most cells have one class."""
+    H, W = labels.shape[1:]
+    labels = labels.clone()
+    labels[:, : H // 2, : W // 3], labels[:, H // 2 :, : W // 3] = K - 1, 0
+    labels[:, : H // 2, W // 3 :], labels[:, H // 2 :, W // 3 :] = -1, K // 2
+    return labels
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.thinned(together=2)
+def test_cells_of_one_class(
+    ops: MemoryUpdateHost,
+    generator: Generator,
+    name: str,
+    dtype: torch.dtype,
+    align_corners: bool,
+) -> None:
+    """Their weights come from sums along the axes."""
+    features, labels = _draw(SHAPES[name], generator, torch.float64)
+    K = SHAPES[name][-1]
+    labels = _regions(labels, K)
+    exact, counts = reference.class_feature_sums(features, labels, K, align_corners)
+    if K < 255:
+        labels = labels.masked_fill(labels < 0, 255).to(dtype)
+    ignored = 255 if K < 255 else -1
+    sums, found = ops.class_feature_sums(features, labels, K, ignored, align_corners)
+    assert torch.equal(found, counts)
+    assert _error(sums, exact) <= 1e-13 * max(1.0, float(exact.abs().max()))
+
+
+def test_an_ignored_number_that_looks_like_a_class_in_32_bits(
+    ops: MemoryUpdateHost, generator: Generator
+) -> None:
+    features, labels = _draw(SHAPES["8x"], generator)
+    labels = labels.clamp(min=0)
+    expected = ops.class_feature_sums(features, labels, 7, 255)
+    found = ops.class_feature_sums(features, labels, 7, 2**32 + 3)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_groups_of_tiles_give_the_same(
+    ops: MemoryUpdateHost, compile_cache: Path, generator: Generator
+) -> None:
+    """Where the weights of all tiles would take too much memory, tiles are taken in groups."""
+    few = "-DMCIBI_MOST_WEIGHT_BYTES=16384"  # 9 tiles of 7 classes in float32, of 33
+    grouped = MemoryUpdateHost(host_kernels.load(compile_cache, "memory_update", defines=few))
+    Z, h, w, K = 70, 26, 25, 7
+    features, labels = _draw((3, Z, h, w, 60, 61, K), generator, torch.float64)
+    labels[1] = _regions(labels[1:2], K)[0]
+    labels[2] = 1  # the last groups have one class, which is not in the first image
+    labels[0][labels[0] == 1] = 2
+    for dtype in (torch.float32, torch.float64):
+        narrow = features.to(dtype)
+        exact, counts = reference.class_feature_sums(narrow.double(), labels, K, False)
+        pytorch, _ = reference.class_feature_sums(narrow, labels, K, False)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            laid_out = narrow.contiguous(memory_format=layout)
+            sums, found = grouped.class_feature_sums(laid_out, labels, K, -1)
+            assert torch.equal(found, counts)
+            _assert_as_good_as_pytorch(sums, pytorch, exact)
+    grad = torch.randn(K, Z, generator=generator)
+    expected = ops.class_feature_sums_backward(grad, labels, h, w, -1)
+    assert torch.equal(grouped.class_feature_sums_backward(grad, labels, h, w, -1), expected)
+
+
+def test_scratch_memory_does_not_grow_with_the_one_hot_labels(ops: MemoryUpdateHost) -> None:
+    size, labels = (8, 512, 128, 128), (8, 1024, 1024)
+    weights = 4 * 8 * 128 * 128 * 150  # 79 MB if all tiles had room for all classes
+    bytes_of = {b: ops.scratch_bytes((b, *size[1:]), (b, *labels[1:]), 150) for b in (8, 16, 32)}
+    partial_sums = 48 * 150 * (4 * 512 + 8)
+    assert bytes_of[8] < 36 * 2**20 + partial_sums < weights
+    assert max(bytes_of.values()) < 36 * 2**20 + partial_sums
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)

@@ -17,7 +17,7 @@ from mcibi_fast import _build, ops
 from tests.ops.table import label_map, laid_out
 
 if _build.load_extensions()["cpu"] is not None:
-    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+    pytest.skip(f"needs _cpu: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
 # (B, K, h, w) and (H, W): single pixels, tails of vectors, groups of rows, up, down and neither.
@@ -69,6 +69,7 @@ def on_the_cpu_kernels() -> Any:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "out"), SIZES, ids=str)
+@pytest.mark.thinned(together=2)
 def test_argmax(
     size: tuple[int, ...],
     out: tuple[int, int],
@@ -127,6 +128,7 @@ def test_classes_that_differ_by_rounding_are_not_lost() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize(("size", "out"), SIZES, ids=str)
+@pytest.mark.thinned
 def test_confusion_counts_the_argmax(
     size: tuple[int, ...], out: tuple[int, int], dtype: torch.dtype, poison: None
 ) -> None:

@@ -77,6 +77,7 @@ def _confusion(prediction: Tensor, labels: Tensor, K: int) -> Tensor:
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.thinned(together=2)
 def test_argmax_and_confusion(
     ops: UpsampleArgmaxHost,
     generator: Generator,

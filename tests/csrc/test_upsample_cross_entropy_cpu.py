@@ -18,7 +18,7 @@ from mcibi_fast.ops.compiled import cpu_kernel
 from tests.ops.table import label_map, laid_out
 
 if _build.load_extensions()["cpu"] is not None:
-    pytest.skip(f"needs _C: {_build.load_extensions()['cpu']}", allow_module_level=True)
+    pytest.skip(f"needs _cpu: {_build.load_extensions()['cpu']}", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
 # (B, K, h, w) and (H, W): single pixels, tails of vectors, rows and units, up, down and neither.
@@ -81,6 +81,7 @@ def on_the_cpu_kernels() -> Any:
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize(("size", "labels"), SIZES, ids=str)
+@pytest.mark.thinned(together=2)
 def test_float64(
     size: tuple[int, ...], labels: tuple[int, int], layout: str, align_corners: bool, poison: None
 ) -> None:
@@ -98,6 +99,7 @@ def test_float64(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("size", "labels"), SIZES, ids=str)
+@pytest.mark.thinned(together=2)
 def test_class_weights_and_label_smoothing(
     size: tuple[int, ...], labels: tuple[int, int], weighted: bool, smoothing: float, poison: None
 ) -> None:
@@ -119,6 +121,7 @@ def test_class_weights_and_label_smoothing(
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize(("size", "labels"), SIZES, ids=str)
+@pytest.mark.thinned(together=2)
 def test_low_precision(
     size: tuple[int, ...], labels: tuple[int, int], dtype: torch.dtype, scale: float, poison: None
 ) -> None:

@@ -138,6 +138,7 @@ def _check(
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.thinned(together=2)
 def test_losses_and_gradient(
     ops: UpsampleCrossEntropyHost,
     generator: Generator,
@@ -155,6 +156,7 @@ def test_losses_and_gradient(
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["odd", "smaller", "tall cells"])
+@pytest.mark.thinned(together=2)
 def test_weight_and_label_smoothing(
     ops: UpsampleCrossEntropyHost,
     generator: Generator,
@@ -166,6 +168,19 @@ def test_weight_and_label_smoothing(
     drawn = _draw(SHAPES[name], generator, dtype)
     weight = torch.rand(SHAPES[name][1], generator=generator, dtype=dtype) if weighted else None
     _check(ops, drawn, weight, smoothing)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 100.0])
+def test_labels_in_regions(
+    ops: UpsampleCrossEntropyHost, generator: Generator, factor: float
+) -> None:
+    """Whole columns of pixels that count and have one label, so that most classes have no label
+    nearby; some that are ignored; and classes that lead by far."""
+    logits, labels, cotangent = _draw((2, 150, 4, 9, 32, 72), generator)
+    labels = labels[:, ::16, ::24].clamp(min=0)
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(24, 2)
+    labels[1, 5, :30] = -1
+    _check(ops, (logits * factor, labels, cotangent))
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -284,6 +299,7 @@ def test_nothing_but_ignored_pixels(ops: UpsampleCrossEntropyHost, generator: Ge
 @pytest.mark.parametrize("factor", [1e-3, 25.0, 250.0, 2.5e8, 1e30])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["8x", "smaller", "same", "more classes than a patch"])
+@pytest.mark.thinned(together=2)
 def test_logits_of_any_scale(
     ops: UpsampleCrossEntropyHost, generator: Generator, name: str, smoothing: float, factor: float
 ) -> None:

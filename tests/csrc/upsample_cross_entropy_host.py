@@ -46,7 +46,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class UpsampleCrossEntropyHost:
     """The ops with the signatures of torch.ops.mcibi_fast_cuda; results start as NaN.
 
-    The statistic of the forward is the largest logit of each pixel and the sum of exponentials
+    The statistic of the forward is a bound of the logits of each pixel and the sum of exponentials
     relative to it.
     """
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,7 +77,8 @@ def test_nothing_usable(tree):
     assert "sizes    none" in report.text()
 
 
-def test_shows_progress(tree, capsys):
+def test_shows_progress(tree, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     check(tree)
     assert "data check: 100%" in capsys.readouterr().err
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import active_children
 from typing import Any
 
@@ -10,7 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from mcibi_fast.data.loading import evaluation_loader, training_loader, training_order
+from mcibi_fast.data.loading import (
+    copied_beside,
+    evaluation_loader,
+    training_loader,
+    training_order,
+)
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.errors import DataWarning
 
@@ -95,6 +102,43 @@ def test_a_bad_sample_is_one_clear_line(workers: int) -> None:
             list(loader)
         assert caught.traceback  # does not keep the processes
         assert set(active_children()) <= others
+
+
+def test_batches_are_copied_on_a_stream_beside_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of CUDA, and in which order; a GPU is not needed."""
+    asked: list[Any] = []
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name = "beside" if isinstance(name, torch.device) else name
+
+        def wait_stream(self, other: Stream) -> None:
+            asked.append((self.name, "waits for", other.name))
+
+    @contextmanager
+    def within(stream: Stream) -> Iterator[None]:
+        asked.append(("on", stream.name))
+        yield
+        asked.append(("end", stream.name))
+
+    class OnHost(torch.Tensor):
+        def to(self, device: torch.device, **options: Any) -> torch.Tensor:
+            asked.append(("copy", device.type, options))
+            return self
+
+        def record_stream(self, stream: Any) -> None:
+            asked.append(("kept for", stream.name))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("steps"))
+    batches = [{"image": torch.full((2,), i).as_subclass(OnHost), "name": ["a"]} for i in range(2)]
+    for number, batch in enumerate(copied_beside(iter(batches), torch.device("cuda"))):
+        assert int(batch["image"][0]) == number and batch["name"] == ["a"]
+        copy = ("copy", "cuda", {"non_blocking": True})
+        moved = [("on", "beside"), copy, ("end", "beside"), ("steps", "waits for", "beside")]
+        assert asked == [*moved, ("kept for", "steps")]
+        asked.clear()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

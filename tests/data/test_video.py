@@ -116,6 +116,18 @@ def test_the_past_is_the_latest_first_and_begins_with_frame_0(
         torch.testing.assert_close(got, pixels_of(dataset, 0, number))
 
 
+def test_frames_of_a_clip_may_have_gaps() -> None:
+    assert Noise().past(0, 3, 3, 2) == [1, 0, 0]
+    dataset = ClipDataset(
+        Noise(), history=3, gap=2, transform=EvalTransform(mean=Noise.mean, std=Noise.std)
+    )
+    index = next(i for i in range(len(dataset)) if dataset.locate(i) == (0, 3))
+    for got, number in zip(dataset[index]["past"], [1, 0, 0], strict=True):
+        torch.testing.assert_close(got, pixels_of(Noise(), 0, number))
+    with pytest.raises(ValueError, match="gap: expected at least 1, got 0"):
+        ClipDataset(Noise(), gap=0)
+
+
 def test_past_frames_may_lack_labels() -> None:
     clip = ClipDataset(Noise(), history=2)[6]
     assert clip["name"] == "c/2"

@@ -14,7 +14,7 @@ from mcibi_fast import models, ops
 from mcibi_fast.inference import export
 from mcibi_fast.inference.export import Agreement, EvaluationForm
 from mcibi_fast.models.weights import ModelSpec
-from tests.models.stub_backbone import Stub, stubbed
+from tests.models.stub_backbone import NAMES, Stub, stubbed
 
 K, Z = 5, 16
 SPEC = ModelSpec(
@@ -92,7 +92,7 @@ def batches(size, generator, dtype=torch.float32):
 def test_all_frameworks_are_in_the_table():
     # MCIBI's differ from MCIBI++'s in what the memory holds: one of them is enough. Of video models
     # a stream's state would have to be part of the program.
-    others = {n for n in models.names() if not n.endswith("_mcibi") and "_video_" not in n}
+    others = {n for n in NAMES if not n.endswith("_mcibi") and "_video_" not in n}
     assert others | {"fcn_mcibi"} == {name.split()[0] for name in CASES}
 
 

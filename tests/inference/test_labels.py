@@ -112,10 +112,13 @@ def test_taps_are_those_of_interpolate(n: int, m: int, align_corners: bool) -> N
         InferenceConfig((0.5, 1.3), window=(29, 18), flip=True, softmax="stride"),
         InferenceConfig((0.75, 1.5), softmax="stride"),
         InferenceConfig(softmax="stride"),
+        InferenceConfig((0.5, 0.75, 1.3), flip=True, softmax="none"),
+        InferenceConfig((0.5, 1.3), window=(29, 18), flip=True, softmax="none"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [(37, 53), (61, 47), (9, 10)], ids=str)
+@pytest.mark.thinned
 def test_equals_the_plain_way(
     config: InferenceConfig, size: tuple[int, int], align_corners: bool
 ) -> None:
@@ -262,13 +265,51 @@ def test_labels_for_a_model_that_gathers_by_the_ground_truth() -> None:
         (InferenceConfig(window=(8, 8), stride=(4, 9)), r"stride: \(4, 9\) is more than the win"),
         (InferenceConfig(stride=(4, 4)), "needs sliding windows; give inference.window"),
         (InferenceConfig(stages=0), "stages: expected at least 1"),
-        (InferenceConfig(softmax="none"), "softmax: expected labels or stride"),  # type: ignore[arg-type]
+        (InferenceConfig(softmax="sum"), "softmax: expected labels, stride or none"),  # type: ignore[arg-type]
+        (InferenceConfig(protocol="their"), "inference.protocol: 'their' is not one of own, rel"),  # type: ignore[arg-type]
     ],
     ids=repr,
 )
 def test_settings_that_make_no_sense(config: InferenceConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predict_labels(Network(), pictures(8, 8), (8, 8), config)
+
+
+def test_the_mean_of_logits_is_another_than_that_of_probabilities() -> None:
+    model, images = Network(), pictures(37, 53)
+    probabilities, logits = (
+        predict_labels(model, images, (37, 53), InferenceConfig(flip=True, softmax=softmax))
+        for softmax in ("labels", "none")
+    )
+    assert (probabilities != logits).double().mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (InferenceConfig(), "whole image, own protocol"),
+        (InferenceConfig(protocol="released"), "whole image, released protocol"),
+        (
+            InferenceConfig((0.5, 1.0), True, softmax="none", stages=2),
+            "scales 0.5, 1 with flip, mean of logits, 2 stages, own protocol",
+        ),
+        (
+            InferenceConfig(flip=True, softmax="none", protocol="released"),
+            "whole image with flip, released protocol",
+        ),
+        (
+            InferenceConfig(window=(6, 9), softmax="stride"),
+            "windows 6x9 by 4x6, softmax at the stride, own protocol",
+        ),
+        (
+            InferenceConfig(window=(6, 9), softmax="stride", protocol="released"),
+            "windows 6x9 by 4x6, softmax at the windows' size, released protocol",
+        ),
+    ],
+    ids=repr,
+)
+def test_words_name_the_protocol(config: InferenceConfig, words: str) -> None:
+    assert str(config) == words
 
 
 def test_the_default_stride_is_two_thirds() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.counting import count
 from mcibi_fast import models
 from mcibi_fast.inference.stream import VideoStream
+from mcibi_fast.models.counting import count
 
 K, SIZE = 5, (32, 48)
 FAMILIES = ["upernet_video_mcibipp", "upernet_video_mcibi", "fcn_video_mcibipp"]
@@ -103,7 +103,7 @@ def test_memory_does_not_grow(generator):
         del frame, output
         if i in (3, 29):
             gc.collect()
-            addresses.add(stream._ring.data_ptr())
+            addresses.add(stream._rings[0].data_ptr())
             held.add(sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor))
     assert stream.nbytes == 2 * 8 * 4 * 6 * 8  # h maps of Z channels at stride 8 in float64
     assert all(reference() is None for reference in references)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mcibi_fast.metrics import VideoMetrics
+from mcibi_fast.training.processes import leave_group
 
 
 def count(metrics: VideoMetrics, numbers: range) -> VideoMetrics:
@@ -37,4 +38,4 @@ if __name__ == "__main__":
         for protocol in ("vspw2021", "strict")
     }
     out.write_text(json.dumps(scores))
-    dist.destroy_process_group()
+    leave_group()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mcibi_fast.models import MCIBIHead, MCIBIPPHead, Segmentor
 from mcibi_fast.nn import DANet, PixelLoss, conv_bn_relu
+from mcibi_fast.training.processes import leave_group
 
 K = 5
 KINDS: dict[str, dict[str, Any]] = {
@@ -127,7 +128,7 @@ def main() -> None:
     found = {kind: sharded(kind, states[kind]) for kind in KINDS}
     found |= {f"{kind} fresh": sharded(kind, None) for kind in KINDS}
     torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

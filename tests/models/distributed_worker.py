@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mcibi_fast import ops
 from mcibi_fast.models import MCIBIHead, MCIBIPPHead, Segmentor
 from mcibi_fast.nn import GaussianMemory, RepresentationMemory, conv_bn_relu
+from mcibi_fast.training.processes import leave_group
 
 K = 5
 SHARES = {1: [slice(0, 4)], 2: [slice(0, 1), slice(1, 4)]}  # of a batch of four, unequal
@@ -147,7 +148,7 @@ def main() -> None:
         "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world
     )
     torch.save(run(rank, world), Path(sys.argv[4]) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

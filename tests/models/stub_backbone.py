@@ -9,9 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcibi_fast.models import registry
+from mcibi_fast import models
+from mcibi_fast.models import creation, registry
 
+# Every test of frameworks runs on these; `test_peers.py` runs on the peers, all others.
 FRAMEWORKS = ("fcn", "pspnet", "deeplabv3", "upernet", "isnet")
+PEERS = tuple(name for name in models.frameworks() if name not in FRAMEWORKS)
+# `test_video_methods.py` runs on the methods for videos.
+NAMES = tuple(
+    name
+    for name in models.names()
+    if name.split("_")[0] in FRAMEWORKS and registry.parse(name).method is None
+)
 
 
 class Stub(nn.Module):
@@ -38,7 +47,7 @@ class Stub(nn.Module):
 @contextmanager
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every framework gets this backbone, and the same weights in every run."""
-    monkeypatch.setattr(registry, "create_backbone", lambda *_, **__: Stub())
+    monkeypatch.setattr(creation, "create_backbone", lambda *_, **__: Stub())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

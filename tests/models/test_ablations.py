@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from mcibi_fast import models
 from mcibi_fast.models import MCIBIPPHead
-from mcibi_fast.models.iterative import label_weights
 from mcibi_fast.nn import GaussianMemory
+from mcibi_fast.nn.iterative import label_weights
 
 K, Z = 5, 16
 TINY = {"backbone": "test_resnet", "feats_channels": Z, "transform_channels": 8}

@@ -13,6 +13,13 @@ from tests.models.stub_backbone import FRAMEWORKS, stubbed
 
 K, Z = 5, 16
 FAST = ("fcn_mcibipp paper",)
+# FCN in every combination; each other framework with one form of MCIBI++, whose compiled context
+# within the image is that of the framework alone; ISNet has a classifier of its own.
+CHOSEN = [
+    *("fcn", "fcn_mcibipp released", "fcn_mcibipp paper", "fcn_mcibi released"),
+    *("pspnet_mcibipp paper", "deeplabv3_mcibipp released", "upernet_mcibipp paper"),
+    *("isnet", "isnet_mcibipp released"),
+]
 CASES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in (
@@ -77,6 +84,7 @@ def assert_same_step(model, twin, images, labels, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(only={"name": CHOSEN})
 def test_training(name, generator):
     model = build(name).train()
     twin = copy.deepcopy(model)
@@ -91,6 +99,7 @@ def test_training(name, generator):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thinned(only={"name": CHOSEN})
 def test_evaluation(name, generator):
     """As trained and, with a memory, folded; two stages."""
     model = build(name).eval()

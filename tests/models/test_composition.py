@@ -16,11 +16,11 @@ from mcibi_fast import models
 from mcibi_fast.models import registry
 from mcibi_fast.recipes import ModelConfig, TrainConfig, apply_settings
 from mcibi_fast.recipes.registry import configure
+from tests.models.stub_backbone import FRAMEWORKS
 
 K = 4
 TINY = {"backbone": "test_resnet", "feats_channels": 8}
 TINY_MEMORY = TINY | {"transform_channels": 8}
-FRAMEWORKS = models.frameworks()
 
 
 @pytest.fixture
@@ -46,9 +46,10 @@ def own_framework(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_framework_of_ones_own_has_everything(own_framework: str) -> None:
     images = torch.randn(2, 3, 33, 40, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(K, (2, 33, 40), generator=torch.Generator().manual_seed(0))
-    assert {"own", "own_mcibi", "own_mcibipp", "own_video_mcibi", "own_video_mcibipp"} == {
-        name for name in models.names() if name.startswith("own")
-    }
+    assert {
+        *("own", "own_mcibi", "own_mcibipp", "own_video_mcibi", "own_video_mcibipp"),
+        *("own_etc", "own_etc_mcibi", "own_etc_mcibipp"),
+    } == {name for name in models.names() if name.startswith("own")}
     for memory in (None, *models.memories()):
         options = TINY if memory is None else TINY_MEMORY
         model = models.create(own_framework, K, memory=memory, **options)
@@ -114,7 +115,10 @@ def test_heads_can_be_pickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"framework": "fnc"}, "no model 'fnc'; there are deeplabv3, fcn, .*fcn_video_mcibipp"),
+        (
+            {"framework": "fnc"},
+            "no model 'fnc'; there are annnet, .*fcn, .*fcn_video_mcibipp",
+        ),
         ({"framework": "fcn_mcibippp"}, "no model 'fcn_mcibippp'"),
         ({"framework": "fcn_mcibi_video"}, "no model"),
         ({"framework": "fcn_video"}, "only with a memory"),
@@ -126,6 +130,19 @@ def test_heads_can_be_pickled(tmp_path: Path) -> None:
         ({"framework": "fcn", "history": 2}, "history: .* only with a memory"),
         ({"framework": "fcn", "memory": "mcibi", "history": -1}, "history: expected at least 0"),
         ({"framework": "fcn_video_mcibi", "history": 0}, "history: expected at least 1"),
+        (
+            {"framework": "fcn_tcb"},
+            "method: tcb cannot be combined with fcn; it can be with ocrnet",
+        ),
+        ({"framework": "pspnet_tcb_mcibi"}, "memory: tcb cannot be combined with a memory"),
+        ({"framework": "maskformer_etc_mcibi"}, "memory: maskformer cannot be combined"),
+        ({"framework": "pspnet", "method": "dff"}, "no method 'dff' for videos; there are etc, "),
+        ({"framework": "pspnet_etc", "method": "tcb"}, "'pspnet_etc' has 'etc', not 'tcb'"),
+        ({"framework": "pspnet_etc", "history": 0}, "history: expected at least 1"),
+        ({"framework": "pspnet_etc", "history": 2}, "history: ETC is trained on pairs"),
+        ({"framework": "pspnet_netwarp", "history": 2}, "history: NetWarp takes the frame before"),
+        ({"framework": "pspnet_tcb", "gap": 0}, "gap: expected at least 1"),
+        ({"framework": "pspnet_tcb", "within_image": nn.Identity()}, "within_image: TCB blends"),
     ],
     ids=str,
 )
@@ -162,6 +179,9 @@ def test_recipes_and_settings(tmp_path: Path) -> None:
     assert name("demo", "model.history=2") == "fcn_video_mcibipp"
     assert name("demo", "model.name=pspnet") == "pspnet"  # a word says what memory there is
     assert name("demo", "model.name=upernet_video_mcibi") == "upernet_video_mcibi"
+    assert name("demo", "model.name=ocrnet_netwarp") == "ocrnet_netwarp"
+    by_field = ("model.framework=pspnet", "model.method=etc", "model.memory=null")
+    assert name("demo", *by_field) == "pspnet_etc"
     assert name("camvid", framework="isnet", memory="mcibi") == "isnet_mcibi"
     assert name("camvid", framework="isnet", memory=None) == "isnet"
     assert name("camvid", "model.memory=mcibipp", memory=None) == "fcn_mcibipp"

@@ -10,6 +10,7 @@ from torch import nn
 
 from mcibi_fast import models
 from mcibi_fast.models import SegmentationOutput
+from tests.learning import share_left
 
 TINY = {"backbone": "test_resnet", "feats_channels": 16}
 MCIBIPP = {**TINY, "transform_channels": 8}
@@ -75,14 +76,14 @@ def test_training_lowers_the_loss(form, generator):
         model.memory.initialize(model.pixel_representations(images).detach(), labels)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     history = []
-    for _ in range(8):
+    for _ in range(24):
         optimizer.zero_grad()
         loss = sum(model(images, labels).losses.values())
         loss.backward()
         optimizer.step()
         history.append(loss.item())
     assert all(p.grad is not None for p in model.parameters())
-    assert history[-1] < 0.8 * history[0]
+    assert share_left(history) < 0.6
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
@@ -101,6 +102,7 @@ def test_fusion_hard_and_downsample_train(form, generator):
 @pytest.mark.slow
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.thinned
 def test_compiles_in_one_graph(form, stages, generator):
     images, _ = batch(generator)
     model = models.create("fcn_mcibipp", 5, form=form, stages=stages, **MCIBIPP).eval()
@@ -154,7 +156,7 @@ def test_sync_batchnorm_needs_a_distributed_cuda_run():
 def test_wrong_arguments_are_named(generator):
     images, labels = batch(generator)
     with pytest.raises(
-        ValueError, match=r"no model 'fnc'; there are .*fcn, fcn_mcibi, fcn_mcibipp"
+        ValueError, match=r"no model 'fnc'; there are .*fcn, .*fcn_mcibi, fcn_mcibipp"
     ):
         models.create("fnc", 5)
     with pytest.raises(TypeError, match=r"colour"):

@@ -14,15 +14,18 @@ import mcibi_fast
 from mcibi_fast import models
 from mcibi_fast.compat import sssegmentation
 from mcibi_fast.models import MCIBIPPHead, Segmentor
+from mcibi_fast.nn.blocks import use_leaky_relu
 from mcibi_fast.nn.fold import fold_batch_norms
 from mcibi_fast.nn.within_image import ASPP
 from tests.models.disturbed import disturb
 
 
-def small_head(generator, *, classes=5, within=False, **options) -> MCIBIPPHead:
+def small_head(generator, *, classes=5, within=False, negative_slope=0.0, **options) -> MCIBIPPHead:
     options = {"feats_channels": 16, "transform_channels": 8, **options}
     within_image = ASPP(12, options["feats_channels"], dilations=(1, 2)) if within else None
     head = MCIBIPPHead(classes, [8, 12], within_image=within_image, **options)
+    if negative_slope:
+        use_leaky_relu(head, negative_slope)
     return disturb(head, generator).eval()
 
 
@@ -49,6 +52,7 @@ VARIANTS = {
     "more_classes_than_width": {"transform_channels": 3},
     "more_classes_than_channels": {"classes": 19, "hard": True},
     "one_class": {"classes": 1},
+    "leaky": {"negative_slope": 0.3},
 }
 
 
@@ -56,6 +60,7 @@ VARIANTS = {
 @pytest.mark.parametrize("projections", ["paper", "released"])
 @pytest.mark.parametrize("form", ["paper", "released"])
 @torch.no_grad()
+@pytest.mark.thinned(together=2)
 def test_equal_in_float64(form, projections, variant, generator):
     head = small_head(generator, form=form, projections=projections, **VARIANTS[variant]).double()
     folded, features = head.fold(), feature_maps(generator)
@@ -254,6 +259,7 @@ def test_copied_saved_and_loaded(form, generator):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.thinned(only={"form": ["paper"]})  # test_compile.py folds both
 @torch.no_grad()
 def test_traced(form, generator):
     images = torch.randn(1, 3, 32, 40, generator=generator)
@@ -263,3 +269,16 @@ def test_traced(form, generator):
     torch.testing.assert_close(compiled, expected)
     exported = torch.export.export(folded, (images,)).module()(images).logits
     torch.testing.assert_close(exported, expected)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "efficientnet_b0", "resnet18"]
+)
+def test_batch_norms_of_timms_blocks_are_folded(backbone, generator):
+    """Also those with an activation, and where the whole backbone cannot be traced."""
+    model = build(generator, backbone=backbone, output_stride=16).double()
+    images = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
+    folded = model.fold()
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.backbone.modules())
+    torch.testing.assert_close(folded(images).logits, model.eval()(images).logits)

@@ -104,6 +104,9 @@ def test_gradients_and_states_are_those_without_it(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_mcibipp", "fcn_mcibi"])
+@pytest.mark.thinned(
+    only={"name": ["fcn_mcibipp"]}
+)  # tests/nn/test_checkpointing.py has both memories
 def test_compiled(name: str) -> None:
     expected, model = trained(build(name)), build(name)
     model.gradient_checkpointing_enable()

@@ -47,7 +47,9 @@ def same(model, other) -> bool:
 
 @torch.no_grad()
 def test_round_trip(model, folder, generator):
-    assert {file.name for file in folder.iterdir()} == {hub.WEIGHTS, hub.CONFIG, hub.CARD}
+    assert {file.name for file in folder.iterdir()} == {
+        hub.WEIGHTS, hub.CONFIG, hub.PREPROCESSOR, hub.CARD,
+    }  # fmt: skip
     loaded, spec = hub.from_pretrained(folder)
     assert spec == SPEC and not loaded.training and same(model, loaded)
     images = torch.randn(1, 3, 40, 56, generator=generator)
@@ -219,11 +221,27 @@ def test_upload(model, tmp_path, monkeypatch, card):
         ("upload_folder", "owner/name", "First"),
     ]
     assert (api.files.pop(hub.CARD) == card) is (card is not None)
-    assert api.files.keys() == {hub.WEIGHTS, hub.CONFIG}
+    assert api.files.keys() == {hub.WEIGHTS, hub.CONFIG, hub.PREPROCESSOR}
     for name, content in api.files.items():
         (tmp_path / name).write_bytes(content)
     loaded, spec = hub.from_pretrained(tmp_path)
     assert spec == SPEC and same(model, loaded)
+
+
+def test_upload_by_the_method(model, tmp_path, monkeypatch):
+    """As its function; the specification is the model's own, with changed names."""
+    api = FakeApi({})
+    monkeypatch.setattr(hub, "HfApi", api)
+    url = model.push_to_hub("owner/name", classes=["a", "b", "c"], commit_message="First")
+    assert url == "https://hub.test/owner/name/commit/1"
+    assert api.calls[1:] == [
+        ("create_repo", "owner/name", None, True),
+        ("upload_folder", "owner/name", "First"),
+    ]
+    for name, content in api.files.items():
+        (tmp_path / name).write_bytes(content)
+    loaded, spec = hub.from_pretrained(tmp_path)
+    assert spec == replace(SPEC, classes=["a", "b", "c"]) and same(model, loaded)
 
 
 def test_failed_uploads_say_what_to_do(model, monkeypatch):

@@ -11,10 +11,12 @@ from torch import nn
 
 from mcibi_fast import models
 from mcibi_fast.models import MCIBIHead
-from mcibi_fast.models.iterative import mix_logits, mix_probabilities
 from mcibi_fast.nn import RepresentationMemory
 from mcibi_fast.nn.context import resize
+from mcibi_fast.nn.iterative import mix_logits, mix_probabilities
+from tests.learning import share_left
 from tests.models.disturbed import disturbed
+from tests.models.stub_backbone import NAMES
 
 K, Z = 5, 16
 TINY = {"backbone": "test_resnet", "feats_channels": Z, "transform_channels": 8}
@@ -55,7 +57,7 @@ def assert_equal(value, expected):
 
 def test_all_frameworks_are_in_the_table():
     tested = {name.split()[0] for name in MODELS}
-    images = {name for name in models.names() if "_video_" not in name}
+    images = {name for name in NAMES if "_video_" not in name}
     assert {name for name in images if name.endswith("_mcibi")} == tested
 
 
@@ -225,15 +227,15 @@ def test_training_lowers_the_losses(name, generator):
     model = build(name, dropout=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     history = []
-    for step in range(12):
-        model.schedule(epoch=step // 4, lr_factor=1 - step / 12)
+    for step in range(24):
+        model.schedule(epoch=step // 4, lr_factor=1 - step / 24)
         optimizer.zero_grad()
         losses = model(images, labels).losses
         sum(losses.values()).backward()
         optimizer.step()
         history.append({k: v.item() for k, v in losses.items()})
-    assert history[-1]["loss_cls"] < 0.8 * history[0]["loss_cls"]
-    assert history[-1]["loss_memory"] < 0.8 * history[4]["loss_memory"]
+    assert share_left([losses["loss_cls"] for losses in history]) < 0.5
+    assert share_left([losses["loss_memory"] for losses in history[4:]]) < 0.8
 
 
 def test_momentum_follows_the_learning_rate(generator):

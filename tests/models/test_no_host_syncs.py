@@ -108,6 +108,7 @@ BUILDERS = {
 
 @pytest.mark.parametrize("variant", BUILDERS)
 @pytest.mark.parametrize("form", ["paper", pytest.param("released", marks=pytest.mark.slow)])
+@pytest.mark.thinned(always={"variant": ["plain"]})
 def test_training_forward_losses_and_memory_update(form, variant):
     real = BUILDERS[variant](form).train()
     with FakeTensorMode():
@@ -120,6 +121,7 @@ def test_training_forward_losses_and_memory_update(form, variant):
 
 @pytest.mark.parametrize("variant", BUILDERS)
 @pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.thinned(always={"variant": ["plain"]})
 def test_backward(form, variant, generator):
     model = BUILDERS[variant](form).train()
     images = torch.randn(2, 3, 40, 48, generator=generator)
@@ -135,6 +137,7 @@ def test_backward(form, variant, generator):
     [(v, folded) for v in BUILDERS for folded in (False, True) if not (folded and "three" in v)],
 )
 @pytest.mark.parametrize("form", ["paper", pytest.param("released", marks=pytest.mark.slow)])
+@pytest.mark.thinned(together=2)
 def test_evaluation(form, variant, folded):
     real = BUILDERS[variant](form).eval()
     real = real.fold() if folded else real

@@ -100,6 +100,7 @@ def updated_after(name: str, projections: str, run: Run, order: str) -> list[Ten
 @pytest.mark.parametrize("projections", ["paper", "released"])
 @pytest.mark.parametrize("run", MODES)
 @pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.thinned(together=2)
 def test_update_after_a_checkpointed_forward(name: str, run: Run, projections: str) -> None:
     expected = updated_after(name, projections, Plain(), "one by one")
     found = updated_after(name, projections, run, "one by one")
@@ -139,6 +140,7 @@ def updated_inside(name: str, run: Run) -> list[Tensor]:
 
 @pytest.mark.parametrize("run", MODES)
 @pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.thinned(always={"run": [saved_hooks]})
 def test_update_inside_a_checkpointed_function(name: str, run: Run) -> None:
     for value, right in zip(updated_inside(name, run), updated_inside(name, Plain()), strict=True):
         torch.testing.assert_close(value, right, rtol=1e-10, atol=1e-12)
@@ -227,6 +229,7 @@ def compiled_step(name: str, run: Run, compiled: bool) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [reentrant, saved_hooks])
 @pytest.mark.parametrize("name", ["paper", "representations"])
+@pytest.mark.thinned
 def test_compiled_steps(name: str, run: Run) -> None:
     expected = compiled_step(name, Plain(), compiled=False)
     for value, right in zip(compiled_step(name, run, compiled=True), expected, strict=True):
@@ -236,6 +239,7 @@ def test_compiled_steps(name: str, run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [reentrant, saved_hooks])
 @pytest.mark.parametrize("name", ["paper", "representations"])
+@pytest.mark.thinned
 def test_a_compiled_context_in_a_checkpointed_call(name: str, run: Run) -> None:
     torch._dynamo.reset()
     results = []

@@ -43,3 +43,20 @@ def gradient(name: str, compiled: bool) -> Tensor:
 def test_gradient_of_a_compiled_step(name: str) -> None:
     torch._dynamo.reset()
     torch.testing.assert_close(gradient(name, True), gradient(name, False), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_momentum_may_change_in_compiled_code() -> None:
+    """At every step, without compiling each value anew."""
+    torch._dynamo.reset()
+    compiled, plain = (nn.GaussianMemory(5, 8).double() for _ in "ab")
+    update = torch.compile(compiled.update, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for step in range(6):
+            g = torch.Generator().manual_seed(step)
+            features = torch.randn(1, 8, 4, 4, generator=g, dtype=torch.float64)
+            labels = torch.randint(0, 5, (1, 8, 8), generator=g)
+            compiled.momentum = plain.momentum = 0.9 / (step + 1)
+            update(features, labels)
+            plain.update(features, labels)
+            torch.testing.assert_close(compiled.memory, plain.memory, rtol=1e-12, atol=1e-14)

@@ -14,7 +14,7 @@ from mcibi_fast.nn import (
     DatasetLevelContext,
     RepresentationMemory,
     SeveralAttentions,
-    representation_memory,
+    class_memory,
 )
 
 VARIANTS = [("mean", 1), ("cosine_similarity", 1), ("cosine_similarity", 3)]
@@ -222,14 +222,10 @@ def test_ranks_pool_their_batches(strategy, n, monkeypatch, generator):
         whole, second = copy.deepcopy(memory), copy.deepcopy(memory)
         whole.update(features, labels)
         with monkeypatch.context() as patch:
-            patch.setattr(representation_memory, "_process_group", lambda: "both")
-            patch.setattr(
-                representation_memory.dist, "all_reduce", lambda t, group: left.append(t.clone())
-            )
+            patch.setattr(class_memory, "_process_group", lambda: "both")
+            patch.setattr(class_memory.dist, "all_reduce", lambda t, group: left.append(t.clone()))
             copy.deepcopy(memory).update(features[:1], labels[:1])
-            patch.setattr(
-                representation_memory.dist, "all_reduce", lambda t, group: t.add_(left.pop(0))
-            )
+            patch.setattr(class_memory.dist, "all_reduce", lambda t, group: t.add_(left.pop(0)))
             second.update(features[1:], labels[1:])
         assert left == []
         assert relative_error(second.memory, whole.memory) < 1e-12

@@ -79,6 +79,14 @@ class Case:
             k.backend for k in op.kernels if k.backend != "reference" and k.why_not(*args) is None
         ]
 
+    def chosen(self) -> str:
+        """The backend that runs it: the first that can and is not slower than a later one."""
+        op = _ops[self.name]
+        args = op.prepare(*self.args(), **self.options)
+        able = [k for k in op.kernels if k.why_not(*args) is None]
+        fast = [k for k in able if k.slower is None or k.slower(*args) is None]
+        return (fast or able)[0].backend
+
 
 def laid_out(t: Tensor, layout: str) -> Tensor:
     """The same values as a contiguous, channels_last or strided tensor."""

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import mcibi_fast
 from mcibi_fast import ops
+from mcibi_fast.ops import finite
 from mcibi_fast.ops import labels as label_checks
 
 F = torch.zeros
@@ -129,6 +130,7 @@ def test_wrong_argument_is_named(
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("bad", [4, 100, -1])
 @pytest.mark.parametrize("call", [sums, update, upsampled_loss, confusion])
+@pytest.mark.thinned(together=2)
 def test_bad_label_raises_on_the_cpu(
     backend: str, dtype: torch.dtype, bad: int, call: Callable[..., None]
 ) -> None:
@@ -184,6 +186,24 @@ def test_check_labels_raises_for_a_flag_and_clears_it(monkeypatch: pytest.Monkey
         ops.check_labels()
     assert not flag.any()
     ops.check_labels()
+
+
+@pytest.mark.parametrize(
+    ("made", "counters"),
+    [(label_checks.flag, (label_checks, "_flags")), (finite.counter, (finite, "_counters"))],
+)
+def test_a_counter_is_not_made_inside_a_cuda_graph(
+    made: Callable[..., Any], counters: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replay of the graph would set it to zero again."""
+    monkeypatch.setattr(*counters, {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device = torch.device("cuda", 0)
+    with pytest.raises(RuntimeError, match="on cuda:0 is inside the capture of a CUDA graph"):
+        made(device)
+    before = F(3, dtype=torch.int64)  # as a call before the capture has made it
+    monkeypatch.setattr(*counters, {device: before})
+    assert made(device) is before
 
 
 @pytest.mark.parametrize(

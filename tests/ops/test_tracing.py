@@ -74,6 +74,7 @@ def layouts(op: Op, args: tuple[Any, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "turned"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.thinned(together=2)
 def test_results_have_the_layout_that_a_compiler_was_promised(
     case: Case, backend: str, layout: str
 ) -> None:

@@ -205,7 +205,7 @@ def test_train_resume_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_training_flips_left_and_right(tmp_path: Path) -> None:
     from mcibi_fast.training.run import Run
-    from mcibi_fast.training.train import Trainer
+    from mcibi_fast.training.trainer import Trainer
 
     config = configure("lip", str(trees.lip(tmp_path)), ["batch_size=1", "device=cpu"])
     config.model.backbone = "test_resnet"

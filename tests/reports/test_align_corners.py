@@ -17,9 +17,10 @@ from mcibi_fast.reports import predictions, weight_maps
 from mcibi_fast.reports.gathering import collect
 from mcibi_fast.reports.page import Report
 from mcibi_fast.reports.samples import Samples, Trained
+from tests.models.stub_backbone import NAMES
 
 K = 12
-NAMES = [name for name in models.names() if "_mcibi" not in name or name.endswith("_mcibipp")]
+NAMES = [name for name in NAMES if "_mcibi" not in name or name.endswith("_mcibipp")]
 NAMES = [name for name in NAMES if "_video" not in name]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mcibi_fast import models
 from mcibi_fast.data import Scenes
 from mcibi_fast.models import Segmentor
-from mcibi_fast.models.iterative import mix_logits, mix_probabilities
+from mcibi_fast.nn.iterative import mix_logits, mix_probabilities
 from mcibi_fast.reports.gathering import (
     class_vectors,
     collect,

@@ -13,17 +13,27 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from mcibi_fast.data import ADE20K, LIP, VOC, VSPW, COCOStuff, DataError, ShardedDataset
+from mcibi_fast.data import (
+    ADE20K,
+    LIP,
+    VOC,
+    VSPW,
+    CocoDataset,
+    COCOStuff,
+    DataError,
+    ShardedDataset,
+)
 from mcibi_fast.data.archives import Files
 from mcibi_fast.data.folder import class_list, read_label
 from mcibi_fast.data.images import FORMATS, read_pixels
 from mcibi_fast.data.listed import ListedDataset
 from mcibi_fast.data.pascal_context import convert
+from mcibi_fast.recipes.registry import configure
 from tests.data import trees
 from tests.security import places
 from tests.security.fuzz import Kind
 from tests.security.mutations import repair_png
-from tests.security.run_kinds import RUN_KINDS
+from tests.security.run_kinds import REFUSED, RUN_KINDS
 
 Read = Callable[[bytes, Path], object]
 
@@ -226,6 +236,39 @@ def read_annotations(content: bytes, folder: Path) -> None:
     convert(folder)
 
 
+def coco() -> Sequence[bytes]:
+    image = {"id": 1, "file_name": "a.png", "height": 5, "width": 9}
+    outlines = (
+        [[1, 1, 8, 1, 8.5, 4]],
+        {"size": [5, 9], "counts": [3, 7, 35]},
+        {"size": [5, 9], "counts": "37S1"},
+    )
+    things = [
+        {"id": i, "image_id": 1, "category_id": 2, "iscrowd": i % 2, "segmentation": outline}
+        for i, outline in enumerate(outlines)
+    ]
+    categories = [{"id": 2, "name": "cat"}]
+    content = {"images": [image], "annotations": things, "categories": categories}
+    return [json.dumps(content).encode(), json.dumps(content, indent=1).encode()]
+
+
+def read_coco(content: bytes, folder: Path) -> None:
+    (folder / "train").mkdir()
+    (folder / "train.json").write_bytes(content)
+    Image.new("RGB", (9, 5)).save(folder / "train/a.png")
+    _, label = CocoDataset(folder, "train").read(0)
+    assert np.isin(label, [0, 1, 255]).all()
+
+
+def toml() -> Sequence[bytes]:
+    return [b'epochs = 3\nmodel.options.form = "paper"\n[optimizer]\nlr = 0.1\nname = "sgd"\n']
+
+
+def read_settings(content: bytes, folder: Path) -> None:
+    (folder / "run.toml").write_bytes(content)
+    configure("scenes", None, [], file=str(folder / "run.toml"))
+
+
 def of_pictures(form: str) -> Kind:
     seeds = functools.cache(lambda: pictures(form))
     return Kind(seeds, read_image, *([repair_png] if form == "PNG" else []))
@@ -244,5 +287,7 @@ KINDS: dict[str, Kind] = {
     "list": Kind(lists, read_list),
     "class_numbers": Kind(class_numbers, read_class_numbers),
     "annotations": Kind(annotations, read_annotations),
+    "coco": Kind(coco, read_coco),
+    "toml": Kind(toml, read_settings, errors=REFUSED),
     **RUN_KINDS,
 }

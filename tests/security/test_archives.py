@@ -247,6 +247,7 @@ MATS = {
 
 @pytest.mark.parametrize("attack", MATS)
 @pytest.mark.parametrize("order", ["as it is", "compressed"])
+@pytest.mark.thinned
 def test_mat_files_of_coco_stuff(tmp_path: Path, attack: str, order: str) -> None:
     content, message = MATS[attack]
     if order == "compressed" and content and "compress" not in attack:

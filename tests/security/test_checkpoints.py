@@ -141,6 +141,7 @@ SPECIFICATIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("attack", [*GIGANTIC, *ABSURD])
+@pytest.mark.thinned(always={"entry": ["evaluate"]})
 def test_options(attack: str, entry: str, run: Path) -> None:
     change, expected = (GIGANTIC | ABSURD)[attack]
     change_spec(run, change)
@@ -149,6 +150,7 @@ def test_options(attack: str, entry: str, run: Path) -> None:
 
 @pytest.mark.parametrize("entry", entries("train --resume"))
 @pytest.mark.parametrize("attack", SPECIFICATIONS)
+@pytest.mark.thinned(always={"entry": ["evaluate"]})
 def test_specifications(attack: str, entry: str, run: Path) -> None:
     change, expected = SPECIFICATIONS[attack]
     change_spec(run, change)
@@ -183,6 +185,7 @@ FILES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.thinned(always={"entry": ["evaluate"]})
 def test_files_of_weights(file: str, entry: str, run: Path) -> None:
     for path in weights_files(run):
         path.write_bytes(FILES[file])
@@ -191,6 +194,7 @@ def test_files_of_weights(file: str, entry: str, run: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", entries())
+@pytest.mark.thinned(only={"entry": ["evaluate", "train --resume", "models.hub"]})
 def test_too_many_tensors(entry: str, run: Path) -> None:
     with safetensors.safe_open(str(weights_files(run)[0]), framework="pt") as stored:
         spec = stored.metadata()["mcibi_fast"]
@@ -202,6 +206,7 @@ def test_too_many_tensors(entry: str, run: Path) -> None:
 
 @pytest.mark.parametrize("attack", attacks(Path("x")))
 @pytest.mark.parametrize("place", ["optimizer", "random", "weights"])
+@pytest.mark.thinned(always={"place": ["weights"]})
 def test_training_states(attack: str, place: str, run: Path, tmp_path: Path) -> None:
     marker = tmp_path / "owned"
     make, expected = attacks(marker)[attack]
@@ -259,6 +264,7 @@ def test_an_optimizer_of_another_model(run: Path) -> None:
 
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("file", ["config.json", "history.jsonl", WEIGHTS, STATE])
+@pytest.mark.thinned
 def test_pipes_without_end(file: str, entry: str, run: Path) -> None:
     """Nobody writes to these FIFOs: opening one without care would wait for ever."""
     for path in [*run.rglob(file)]:
@@ -287,6 +293,7 @@ def enter(entry: str, folder: Path, content: Any, *, zipped: bool = True) -> Out
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("entry", RELEASED_ENTRIES)
 @pytest.mark.parametrize("attack", attacks(Path("x")))
+@pytest.mark.thinned
 def test_released_checkpoints(
     attack: str,
     entry: str,
@@ -337,6 +344,7 @@ RELEASED: dict[str, tuple[dict[Any, Any], str]] = {
 
 @pytest.mark.parametrize("entry", RELEASED_ENTRIES)
 @pytest.mark.parametrize("attack", RELEASED)
+@pytest.mark.thinned
 def test_released_shapes(
     attack: str, entry: str, released: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def touching(marker: Path) -> list[str]:
 
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("number", range(len(touching(Path("x")))))
+@pytest.mark.thinned(always={"entry": ["evaluate"]})
 def test_no_command_of_a_file_is_run(number: int, entry: str, run: Path, tmp_path: Path) -> None:
     marker = tmp_path / "owned"
     root = touching(marker)[number]
@@ -86,6 +87,7 @@ def test_no_command_of_a_file_is_run(number: int, entry: str, run: Path, tmp_pat
 
 @pytest.mark.parametrize("entry", entries())
 @pytest.mark.parametrize("kind", ["FolderData", "NamedData", "VideoData"])
+@pytest.mark.thinned
 def test_other_kinds_of_data_know_no_commands(
     kind: str, entry: str, run: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +241,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("entry", READ_CONFIG)
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.thinned
 def test_what_is_no_configuration(text: str, entry: str, run: Path) -> None:
     (run / "config.json").write_text(TEXTS[text], errors="surrogateescape")
     refused(RUN_ENTRIES[entry](run), "config.json")
@@ -274,6 +277,7 @@ VALUES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("entry", READ_CONFIG)
 @pytest.mark.parametrize("value", VALUES)
+@pytest.mark.thinned
 def test_values_of_another_type_or_size(value: str, entry: str, run: Path) -> None:
     change(run, **VALUES[value])
     line = refused(RUN_ENTRIES[entry](run), "config.json: not a training configuration")
@@ -319,6 +323,7 @@ LINES: dict[str, Any] = {
 
 @pytest.mark.parametrize("entry", ["report", "train --resume"])
 @pytest.mark.parametrize("line", [*LINES, "no JSON", "deep nesting"])
+@pytest.mark.thinned
 def test_lines_of_the_history(line: str, entry: str, run: Path) -> None:
     texts = {"no JSON": "{", "deep nesting": "[" * 10**5}
     text = texts.get(line) or json.dumps(LINES[line])

@@ -138,6 +138,7 @@ PLACES = (
     [(p, a) for p in PLACES for a in attacks.NO_IMAGES if (p, a) != (predict_one, "folder")],
     ids=lambda each: each if isinstance(each, str) else each.__name__,
 )
+@pytest.mark.thinned(always={"place": [predict]})
 def test_what_is_no_image_is_named(checkpoint: Path, data: Path, place, attack: str) -> None:
     """One line in bounded time and memory: the file, and what is wrong with it."""
     make, reason = attacks.NO_IMAGES[attack]
@@ -215,11 +216,10 @@ def test_colours_that_cannot_be_converted_are_one_line(
     def convert(self: Image.Image, mode: str) -> Image.Image:
         raise ValueError(f"conversion from {self.mode} to {mode} not supported")
 
-    make = attacks.write(attacks.encoded("TIFF"))
+    put(lambda path: Image.new("L", (24, 16)).save(path, "TIFF"), data / "b.png")
     monkeypatch.setattr(Image.Image, "convert", convert)
-    put(make, data / "b.png")
     error = refused("predict", checkpoint, data / "b.png", "--out", data / "out", *QUIET)
-    assert "b.png: cannot be decoded (conversion from RGB to RGB not supported)" in error
+    assert "b.png: cannot be decoded (conversion from L to RGB not supported)" in error
 
 
 def test_labels_below_zero_are_no_classes(data: Path) -> None:

@@ -100,8 +100,8 @@ def test_nothing_else_prints() -> None:
 def test_the_table_of_scores() -> None:
     matrix = ConfusionMatrix(2)
     matrix.matrix += 1
-    table = matrix.compute().table([HOSTILE, "sky"])
-    assert_harmless(table, 6)
+    for names in ([HOSTILE, "sky"], ["sky", HOSTILE]):  # the second is named in four lines more
+        assert_harmless(matrix.compute().table(names), 10)
 
 
 def write_folder(root: Path, name: str = "a") -> Path:
@@ -195,11 +195,14 @@ def test_evaluate(
 
 
 def test_warnings_about_videos() -> None:
-    """What the package warns of by Python's means is printable before it is given."""
+    """What the package warns of by Python's means is printable before it is given, or its own."""
     calls = [
-        ast.unparse(node)
+        node
         for file in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
     ]
-    assert calls and all("printable(" in call for call in calls)
+    assert calls and all(
+        isinstance(call.args[0], ast.Constant) or "printable(" in ast.unparse(call)
+        for call in calls
+    )

@@ -15,7 +15,8 @@ from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.class_weights import balanced_weights, class_pixels
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 
 
 def test_the_formula() -> None:

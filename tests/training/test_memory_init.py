@@ -13,7 +13,7 @@ from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training import memory_init
 from mcibi_fast.training.memory_init import initialize_memory
 from mcibi_fast.training.run import Run
-from mcibi_fast.training.train import Trainer
+from mcibi_fast.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -17,7 +17,8 @@ from mcibi_fast.nn import PixelLoss
 from mcibi_fast.training.micro_batches import accumulate_gradients, micro_batches
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

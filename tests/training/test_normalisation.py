@@ -25,7 +25,8 @@ from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.reports.gathering import model_input
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 from tests.tiny_run import make_tiny_config
 
 HALF = (0.5, 0.5, 0.5)

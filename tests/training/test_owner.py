@@ -114,7 +114,8 @@ DRIVER = """
 import json, sys
 from accelerate.utils import gather_object
 from mcibi_fast.recipes import TrainConfig
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 
 close = Trainer.close
 

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, TrainResult, train
+from mcibi_fast.training.train import TrainResult, train
+from mcibi_fast.training.trainer import Trainer
 
 # Everything that has a state, or draws, or changes what a step is.
 EVERYTHING = (
@@ -43,7 +44,8 @@ import json, os, signal, sys
 import torch
 from accelerate import Accelerator
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 from mcibi_fast.recipes import TrainConfig
 
 torch.set_num_threads(1)
@@ -168,6 +170,7 @@ def test_stopped_in_the_middle_of_a_step_with_everything_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.thinned(only={"number": [signal.SIGINT]})
 def test_ctrl_c_finishes_the_step_and_keeps_it(
     number: signal.Signals,
     tiny_config: Callable[..., TrainConfig],

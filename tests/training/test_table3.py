@@ -12,7 +12,8 @@ from mcibi_fast.inference.evaluate import evaluate
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.recipes import TrainConfig
 from mcibi_fast.training.run import Run
-from mcibi_fast.training.train import Trainer, train
+from mcibi_fast.training.train import train
+from mcibi_fast.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -19,7 +19,7 @@ from mcibi_fast.models import Segmentor
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import TrainConfig
-from mcibi_fast.training import train as train_module
+from mcibi_fast.training import trainer as trainer_module
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import (
     random_state,
@@ -28,7 +28,9 @@ from mcibi_fast.training.state import (
     seed_global_generators,
     transient_buffers,
 )
-from mcibi_fast.training.train import Trainer, TrainResult, train
+from mcibi_fast.training.train import TrainResult, train
+from mcibi_fast.training.trainer import Trainer
+from tests.learning import share_left
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -108,24 +110,22 @@ def test_synchronised_batch_norms_are_a_choice(
         converted.append(model)
         return model
 
-    monkeypatch.setattr(train_module.models, "convert_sync_batchnorm", convert)
+    monkeypatch.setattr(trainer_module.models, "convert_sync_batchnorm", convert)
     for choice, expected in (("false", 0), ("true", 1)):
         Trainer(tiny_config(f"sync_batchnorm={choice}"), Run("unused")).close()
         assert len(converted) == expected
 
 
 def test_it_learns(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    """Of one batch, which each epoch is, in 40 steps; a third of the loss is left."""
     config = tiny_config(
-        "epochs=12",
-        "evaluate_every=12",
-        "checkpoint_every=0",
-        "log_every=1",
-        "optimizer.lr=0.05",
-        "model.options.dropout=0",
+        *("data.train_count=4", "augmentation.scale=[1,1]", "augmentation.crop_size=[40,40]"),
+        *("epochs=40", "evaluate_every=40", "checkpoint_every=0", "log_every=1"),
+        *("optimizer.lr=0.05", "model.options.dropout=0"),
     )
     quiet(config, tmp_path)
     losses = [e["loss"] for e in Run(tmp_path).history() if "loss" in e]
-    assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:3])
+    assert share_left(losses, first=3, last=6) < 0.75
 
 
 def test_bf16(tiny_config: MakeConfig, tmp_path: Path) -> None:
@@ -299,6 +299,6 @@ def test_training_leaves_its_seeding_to_the_caller(
         constructed["state"] = torch.get_rng_state()
         start(self)
 
-    monkeypatch.setattr(train_module.Trainer, "start", noting_start)
+    monkeypatch.setattr(Trainer, "start", noting_start)
     train(config, tmp_path, progress=False, report=lambda line: None)
     assert torch.equal(constructed["state"], torch.get_rng_state())

@@ -18,7 +18,8 @@ from mcibi_fast.recipes import FolderData, NamedData, ScenesData, ShardsData, Tr
 from mcibi_fast.recipes.registry import configure
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
-from mcibi_fast.training.train import Trainer, TrainResult, train
+from mcibi_fast.training.train import TrainResult, train
+from mcibi_fast.training.trainer import Trainer
 
 pytest.importorskip("webdataset", reason="needs webdataset to write shards")
 

@@ -22,9 +22,10 @@ PACKAGE = str(
 # with half of it each, up to the order of sums.  Labels have no ignored pixels, so the mean over
 # a rank's valid pixels is an equal part of the mean over all.
 DRIVER = '''
-import dataclasses, json, sys
+import atexit, dataclasses, json, os, sys
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from mcibi_fast.data import SegmentationDataset
 from mcibi_fast.models import SegmentationHead
@@ -38,6 +39,8 @@ from mcibi_fast.recipes import (
 )
 from accelerate import Accelerator
 
+# Called last: by then the group is left, or gloo's threads may abort the process.
+atexit.register(lambda: dist.is_initialized() and os._exit(3))
 torch.set_num_threads(1)
 nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
 

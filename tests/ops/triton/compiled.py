@@ -111,6 +111,25 @@ def usage(kernel: Any) -> dict[str, int]:
     }
 
 
+def instructions(kernel: Any) -> list[str]:
+    """The names of the kernel's matrix instructions and of those that order them.
+
+    Those of a whole group of warps, WGMMA, have their size in the name: HGMMA.64x128x16.F32.BF16.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"\b(HGMMA[\w.]+|HMMA|WARPGROUP\.\w+)", text)
+
+
+def columns_of_products(kernel: Any) -> int:
+    """Columns that the kernel's WGMMAs multiply 16 channels by, together."""
+    sizes = (re.match(r"HGMMA\.64x(\d+)x16", name) for name in instructions(kernel))
+    return sum(int(size[1]) for size in sizes if size)
+
+
 def hold_to_budget(op: str, case: Case, measured: Usage) -> None:
     """Fails where a kernel does not fit the device, or uses more than the committed figures."""
     limit = SHARED_KIB[case.architecture] * 1024

@@ -70,7 +70,7 @@ class Interpreter:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._log), daemon=True)
-        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        with mock.patch.dict(os.environ, TRITON_INTERPRET="1", MCIBI_FAST_TESTS="all"):
             os.environ.pop("PYTEST_ADDOPTS", None)
             self._process.start()
         theirs.close()

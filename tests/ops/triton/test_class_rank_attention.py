@@ -10,7 +10,7 @@ from mcibi_fast import ops
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from mcibi_fast.ops.class_rank_attention.tiles import tiles
+from mcibi_fast.ops.class_rank_attention.tiles import blocks, tiles
 
 
 @pytest.mark.parametrize("shared_kib", [99, 163, 227])
@@ -20,6 +20,13 @@ def test_every_size_has_tiles(dtype: torch.dtype, classes: int, shared_kib: int)
     for choices in tiles(dtype, classes, shared_kib * 1024):
         assert [t.rows for t in choices] == sorted((t.rows for t in choices), reverse=True)
         assert all(t.rows <= 128 and t.columns <= 128 for t in choices)  # wide_offsets
+
+
+def test_second_part_of_a_tile() -> None:
+    sizes = {128: (128, 0), 129: (128, 16), 150: (128, 32), 192: (128, 64), 193: (256, 0)}
+    for dtype, kib in ((torch.bfloat16, 227), (torch.float32, 99)):
+        assert {k: blocks(dtype, k, kib * 1024) for k in sizes} == sizes
+    assert blocks(torch.bfloat16, 150, 163 * 1024) == (256, 0)
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -9,7 +9,15 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from mcibi_fast.ops.class_rank_attention import triton as kernels
 from mcibi_fast.ops.class_rank_attention.triton_hard import class_rank_attention_hard
-from tests.ops.triton.compiled import MANY, Case, Usage, compiling_for, hold_to_budget, usage
+from tests.ops.triton.compiled import (
+    MANY,
+    Case,
+    Usage,
+    columns_of_products,
+    compiling_for,
+    hold_to_budget,
+    usage,
+)
 
 OP = "class_rank_attention"
 CASES = [
@@ -49,6 +57,18 @@ def measure(case: Case) -> Usage:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_budget(case: Case) -> None:
     hold_to_budget(OP, case, measure(case))
+
+
+@pytest.mark.slow
+def test_150_classes_are_not_padded_to_256() -> None:
+    """A step over 64 rows multiplies 160 classes in each of its 2, 3 and 4 products."""
+    case = Case(90, torch.bfloat16, 150)
+    query, weights, grad = [case.tensor()] * 3
+    with compiling_for(case, kernels) as compiled:
+        out, lse = kernels.class_rank_attention_forward(query, weights, 0.1)
+        kernels.class_rank_attention_backward(grad, query, weights, out, lse, 0.1)
+    forward, _, query_gradient, weights_gradient = map(columns_of_products, compiled)
+    assert [forward, query_gradient, weights_gradient] == [n * 160 * 64 // 16 for n in (2, 3, 4)]
 
 
 @pytest.mark.slow

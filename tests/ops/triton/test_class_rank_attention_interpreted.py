@@ -103,6 +103,7 @@ def check(inputs: tuple[Tensor, ...], scale: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "shape"), list(product(DTYPES, SHAPES)), ids=str)
+@pytest.mark.thinned
 def test_against_float64(
     dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator
 ) -> None:
@@ -112,6 +113,7 @@ def test_against_float64(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [-3.0, 0.0, 2.0**-13, 0.044, 40.0, 300.0])
+@pytest.mark.thinned
 def test_scales(dtype: torch.dtype, scale: float, generator: torch.Generator) -> None:
     """From an even softmax to a peaked one; in float16, gradients that a small scale shrinks."""
     check(tensors((1, 35, 19), dtype, generator), scale)
@@ -190,6 +192,7 @@ def test_backends_share_the_statistic(
 
 @pytest.mark.parametrize("layout", ["rows", *SLOW_LAYOUTS])
 @pytest.mark.parametrize(("dtype", "shape"), list(product(DTYPES, SHAPES)), ids=str)
+@pytest.mark.thinned(together=2)
 def test_hard(
     dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator
 ) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+import mcibi_fast
 from mcibi_fast.ops.triton_support import triton_missing
 
 pytest.importorskip("triton", reason="needs Triton")
 
 from mcibi_fast.ops import triton_attention as attention_common
-from mcibi_fast.ops.confidence_attention.tiles import tiles
+from mcibi_fast.ops.confidence_attention.tiles import takes_rows, tiles
 
 FLOAT16 = torch.float16
+op = importlib.import_module("mcibi_fast.ops.confidence_attention")  # its function has its name
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +65,36 @@ def test_only_unreadable_tensors_are_copied() -> None:
     for tensor in (odd_columns, unaligned, rows[:, :1].expand(-1, 5, -1)[:, :, ::2]):
         copy = readable(tensor)
         assert copy.is_contiguous() and copy.data_ptr() % 16 == 0 and torch.equal(copy, tensor)
+
+
+def test_maps_become_rows_where_their_products_would_wait_for_each_other() -> None:
+    large, small = tiles(FLOAT16, 256, 227 * 1024).scores
+    assert takes_rows(large, 227 * 1024) and not takes_rows(small, 227 * 1024)
+    assert not any(takes_rows(t, 163 * 1024) for t in tiles(FLOAT16, 256, 163 * 1024).scores)
+    assert not any(takes_rows(t, 227 * 1024) for t in tiles(torch.float32, 256, 1 << 20).scores)
+    as_rows = attention_common.as_rows
+    rows = torch.randn(2, 33, 64).half()
+    assert as_rows(rows) is rows
+    map_ = rows.mT.contiguous().mT
+    assert as_rows(map_).is_contiguous() and torch.equal(as_rows(map_), rows)
+
+
+def test_wide_float32_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def why_not(width: int, value_width: int, dtype: torch.dtype, is_cuda: bool = True) -> str:
+        query, value = (
+            SimpleNamespace(shape=(1, 9, n), dtype=dtype, is_cuda=is_cuda)
+            for n in (width, value_width)
+        )
+        return op._triton_why_not(query, query, value) or ""
+
+    monkeypatch.setattr(op, "triton_missing", lambda *_: None)
+    assert "sdpa should be faster" in why_not(256, 256, torch.float32)
+    assert "sdpa should be faster" in why_not(16, 128, torch.float32)
+    for runs in ((64, 64, torch.float32), (256, 256, FLOAT16), (256, 130, torch.float32)):
+        assert why_not(*runs) == ""  # sdpa would form the scores of the last one
+    assert why_not(256, 256, torch.float32, is_cuda=False) == ""  # the interpreter
+    with mcibi_fast.backend("triton"):
+        assert why_not(256, 256, torch.float32) == ""
 
 
 def test_offsets_are_wide_only_where_needed() -> None:

@@ -14,6 +14,7 @@ from tests.ops.triton.compiled import (
     Usage,
     compiling_for,
     hold_to_budget,
+    instructions,
     usage,
 )
 
@@ -45,6 +46,23 @@ def measure(case: Case) -> Usage:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_budget(case: Case) -> None:
     hold_to_budget(OP, case, measure(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [256, 512])
+def test_products_are_wgmmas_that_overlap(channels: int) -> None:
+    """Also where operands are maps: not each WGMMA waits for the one before it (C7515)."""
+    case = Case(90, torch.bfloat16, channels)
+    tensors = [case.tensor()] * 3
+    with compiling_for(case, kernels) as compiled:
+        out, lse = kernels.confidence_attention_forward(*tensors, 0.1)
+        kernels.confidence_attention_backward(case.tensor(), *tensors, out, lse, 0.1)
+    for kernel in compiled:
+        names = instructions(kernel)
+        products = sum(name.startswith("HGMMA") for name in names)
+        waits = names.count("WARPGROUP.DEPBAR")
+        assert products >= 8 * waits
+        assert (products > 0) == ("HMMA" not in names) == (kernel.name != "_delta_kernel")
 
 
 def test_unusual_sizes_compile(monkeypatch: pytest.MonkeyPatch) -> None:

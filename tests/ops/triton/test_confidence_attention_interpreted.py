@@ -32,7 +32,8 @@ SHAPES = [
     (2, 31, 53, 64, 48),
     (1, 32, 64, 64, 64),
     (1, 41, 33, 256, 256),
-    (1, 19, 17, 48, 272),
+    (1, 37, 17, 272, 48),
+    (1, 19, 37, 48, 272),
     (1, 1, 29, 16, 16),
     (1, 29, 1, 16, 16),
 ]
@@ -45,6 +46,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     table = confidence_attention_tiles.SIXTEEN_BITS
     monkeypatch.setitem(table, 128, {99: _both(Tile(32, 16, 4, 1))})
     monkeypatch.setitem(table, 256, {99: _both(Tile(16, 32, 4, 1))})
+    monkeypatch.setitem(table, 512, {99: _both(Tile(32, 16, 4, 1, part=128))})
 
 
 def _both(tile: Tile) -> Tiles:

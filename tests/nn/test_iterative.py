@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcibi_fast.models import MCIBIPPHead
-from mcibi_fast.models.iterative import mix_logits, mix_probabilities
+from mcibi_fast.nn.iterative import mix_logits, mix_probabilities
 from mcibi_fast.nn.within_image import ASPP
 
 
@@ -136,6 +136,7 @@ VARIANTS = [
 @pytest.mark.parametrize("projections", ["paper", "released"])
 @pytest.mark.parametrize("form", ["paper", "released"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)) or "plain")
+@pytest.mark.thinned(together=2)
 def test_stages_that_reuse_equal_stages_from_scratch(form, projections, variant, within, generator):
     head, features = small_head(generator, within, form=form, projections=projections, **variant)
     with torch.no_grad():

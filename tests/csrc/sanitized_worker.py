@@ -1,0 +1,52 @@
+"""Runs the table of all ops on a build of the CPU kernels with sanitizers, which end the process at
+the first wrong access: ``python -m tests.csrc.sanitized_worker LIBRARY`` with libasan preloaded.
+"""
+
+from __future__ import annotations
+
+import sys
+import unittest.mock
+from pathlib import Path
+
+import torch
+
+
+def load(library: str) -> None:
+    """Loads the library in the place of the installed ``_cpu.so``."""
+    from mcibi_fast import _build
+
+    original = torch.ops.load_library
+
+    def replacing(path: Path) -> None:
+        original(library if path.name == "_cpu.so" else path)
+
+    with unittest.mock.patch.object(torch.ops, "load_library", replacing):
+        assert _build.load_extensions()["cpu"] is None
+
+
+def run() -> int:
+    """Every case of the table with a CPU kernel, in all dtypes and layouts; returns the number."""
+    import mcibi_fast
+    from mcibi_fast.ops.dispatch import _ops
+    from tests.ops.table import CASES, HARD
+
+    count = 0
+    for case in (*CASES, HARD):
+        if all(kernel.backend != "cpu" for kernel in _ops[case.name].kernels):
+            continue
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for layout in ("contiguous", "channels_last", "strided"):
+                args = case.args(dtype, layout)
+                leaves = [args[i].requires_grad_() for i in case.differentiable]
+                with mcibi_fast.backend("cpu"):
+                    result = case.call(*args)
+                    if leaves:
+                        torch.autograd.grad(result, leaves, torch.ones_like(result))
+                count += 1
+    return count
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    load(sys.argv[1])
+    print(f"{run()} cases")
