@@ -1,11 +1,12 @@
 # make demo: from a clean checkout to trained models and a report. make test: the tests.
 # Both first create a virtual environment in .venv and install what they need; PYTHON chooses the
-# interpreter.
+# interpreter, TORCH the version of torch, such as TORCH=torch==2.10.*
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
+TORCH ?= torch
 
 # Without a GPU the CUDA part could not run and takes minutes to compile, so it is left out unless
 # MCIBI_FAST_CUDA asks for it.
@@ -38,24 +39,41 @@ check: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 
+# The site, from docs/ and the docstrings, into site/; it needs no network, and a warning is an error.
+.PHONY: docs
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What only a GPU can show: every kernel's results and times.
+.PHONY: gpu
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu_check
+
+# Wheels for every Python and every torch from 2.10 on, into wheelhouse/cpu/ and, where nvcc is,
+# wheelhouse/cuda/; buildtools/wheels.py says more.
+.PHONY: wheels
+wheels: $(VENV)/.installed-dev
+	$(BIN)/python -m buildtools.wheels
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 clean:
-	rm -rf build $(VENV)/.installed $(VENV)/.installed-dev mcibi_fast/*.so mcibi_fast/_build_record.json
+	rm -rf build site wheelhouse $(VENV)/.installed $(VENV)/.installed-dev mcibi_fast/*.so mcibi_fast/_build_record.json
 
 # The sources are compiled against the torch of the environment, so it comes first.
 SOURCES := setup.py pyproject.toml mcibi_fast/_schemas.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch torchvision setuptools ninja pybind11
+	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision setuptools ninja
 	$(BIN)/python -m pip install --no-build-isolation -e '.[all]'
 	$(BIN)/mcibi-fast info  # pip hides the build's report on its backends
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed tests/compat/mmseg_requirements.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/compat/mmseg_requirements.txt
 	touch $@
