@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import harness, table7_contexts
+from benchmarks import cases, table7_contexts
 from benchmarks.cases import Disagreement
 from benchmarks.results import read, write
 from benchmarks.table7_contexts import ROWS
@@ -113,7 +113,7 @@ def test_the_benchmark_measures_and_writes(tmp_path, capsys):
 def test_the_benchmark_refuses_results_that_disagree(monkeypatch):
     row = ROWS[0]
     wrong = row.make().eval()
-    monkeypatch.setattr(harness.copy, "deepcopy", lambda module: row.make().eval())
+    monkeypatch.setattr(cases.copy, "deepcopy", lambda module: row.make().eval())
     with pytest.raises(Disagreement, match="ASPP: map 9"):
         table7_contexts.agreement(row, wrong, "cpu")
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import harness, table15_methods
+from benchmarks import cases, table15_methods
 from benchmarks.cases import Disagreement
 from benchmarks.results import read, result_of, write
 from mcibi_fast import cli, models
@@ -55,7 +55,7 @@ def test_every_loss_is_fused(made: dict[str, Any]) -> None:
 def test_wrong_logits_are_refused(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     table15_methods.agreement("FCN", made["FCN"], "cpu", size=32)
     other = models.create("fcn", 21, "test_resnet", feats_channels=16)
-    monkeypatch.setattr(harness.copy, "deepcopy", lambda model: other)
+    monkeypatch.setattr(cases.copy, "deepcopy", lambda model: other)
     with pytest.raises(Disagreement, match="FCN: image 32"):
         table15_methods.agreement("FCN", made["FCN"], "cpu", size=32)
 

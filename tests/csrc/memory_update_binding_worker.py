@@ -7,6 +7,7 @@ import sys
 
 import torch
 from counted_labels import assert_counted_for_python  # this script's folder is on the path
+from in_place import load_in_place
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
 from mcibi_fast.ops import kept_rows
@@ -17,7 +18,7 @@ LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
-    torch.ops.load_library(library)
+    load_in_place(library, "_cuda.so")
     ops = torch.ops.mcibi_fast_cuda
     generator = torch.Generator().manual_seed(0)
     K, Z, ignore, align_corners = 5, 12, 255, True

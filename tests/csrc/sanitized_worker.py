@@ -5,23 +5,10 @@ the first wrong access: ``python -m tests.csrc.sanitized_worker LIBRARY`` with l
 from __future__ import annotations
 
 import sys
-import unittest.mock
-from pathlib import Path
 
 import torch
 
-
-def load(library: str) -> None:
-    """Loads the library in the place of the installed ``_cpu.so``."""
-    from mcibi_fast import _build
-
-    original = torch.ops.load_library
-
-    def replacing(path: Path) -> None:
-        original(library if path.name == "_cpu.so" else path)
-
-    with unittest.mock.patch.object(torch.ops, "load_library", replacing):
-        assert _build.load_extensions()["cpu"] is None
+from tests.csrc.in_place import load_in_place
 
 
 def run() -> int:
@@ -48,5 +35,5 @@ def run() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    load(sys.argv[1])
+    load_in_place(sys.argv[1], "_cpu.so")
     print(f"{run()} cases")

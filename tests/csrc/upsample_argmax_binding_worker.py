@@ -8,6 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from counted_labels import assert_counted_for_python  # this script's folder is on the path
+from in_place import load_in_place
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
 
@@ -15,7 +16,7 @@ LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
 def main(library: str) -> None:
-    torch.ops.load_library(library)
+    load_in_place(library, "_cuda.so")
     ops = torch.ops.mcibi_fast_cuda
     generator = torch.Generator().manual_seed(0)
     K, ignore, align_corners = 5, 255, True
