@@ -159,7 +159,7 @@ def _largest(result: Tensor, expected: Tensor) -> float:
     if not expected.is_floating_point():
         return float((result != expected).double().mean())
     expected = expected.double()
-    return float((result.double() - expected).abs().max() / expected.abs().max())
+    return _ratio((result.double() - expected).abs().max(), expected.abs().max())
 
 
 def _relative(result: Tensor, truth: Tensor) -> float:
@@ -167,7 +167,12 @@ def _relative(result: Tensor, truth: Tensor) -> float:
     if not truth.is_floating_point():
         return float((result != truth).double().mean())
     truth = truth.double()
-    return float((result.double() - truth).norm() / truth.norm())
+    return _ratio((result.double() - truth).norm(), truth.norm())
+
+
+def _ratio(error: Tensor, size: Tensor) -> float:
+    """Zeros, such as the gradients of a softmax over one value, are met exactly or not at all."""
+    return 0.0 if error == 0 else float(error / size)
 
 
 def _join(shapes: list[tuple[int, ...]]) -> str:

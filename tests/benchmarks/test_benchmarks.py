@@ -24,6 +24,7 @@ from benchmarks import (
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
     bench_video,
+    dropin_models,
 )
 from benchmarks.cases import Case
 from benchmarks.results import read, write
@@ -44,7 +45,7 @@ SMALL: dict[ModuleType, Callable[[], Case]] = {
     bench_dropin: lambda: bench_dropin.case(
         "torchvision",
         "lraspp_mobilenet_v3_large",
-        bench_dropin.torchvision_model,
+        dropin_models.torchvision_model,
         5,
         64,
         "train",

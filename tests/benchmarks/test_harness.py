@@ -57,6 +57,16 @@ def test_the_euclidean_norm_forgives_single_entries() -> None:
         check(gradients)
 
 
+@pytest.mark.parametrize("euclidean", [False, True])
+def test_zeros_are_met_exactly(euclidean: bool) -> None:
+    """A gradient that is zero, such as that of a softmax over one value, has no relative error."""
+    zeros = torch.zeros(3)
+    exact, wrong = case(zeros, zeros.clone()), case(zeros, zeros + 1e-6)
+    check(replace(exact, euclidean=euclidean))
+    with pytest.raises(Disagreement, match="c1 is inf away"):
+        check(replace(wrong, euclidean=euclidean))
+
+
 def test_classes_may_differ_at_near_ties_alone() -> None:
     labels = torch.zeros(10_000, dtype=torch.int64)
     few, many = labels.clone(), labels.clone()
