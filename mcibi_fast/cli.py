@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 2, with one line on stderr, after invalid input or if an optional package is
-        missing; 130 after Ctrl-C or SIGTERM.
+        missing; 130 after Ctrl-C or SIGTERM; 141 if nobody reads the output any more.
     """
     with warnings.catch_warnings():
         # PIL warns of large images before our limit on them is an error, which says how to raise it
@@ -110,11 +112,25 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(str(stop) or "interrupted")
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            return int(
+                128 + signal.SIGPIPE
+            )  # as of `mcibi-fast models | head`; no news to its user
         text = _text(error)
         if text is None or os.environ.get("MCIBI_FAST_DEBUG") == "1":
             raise
         complain(f"error: {text}")
         return 2
+
+
+def _is_output_closed() -> bool:
+    """Whether stdout is a pipe that nobody reads; then writing to it once more fails, too."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except ValueError:  # it is no file, as in a notebook
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _text(error: Exception) -> str | None:

@@ -434,3 +434,19 @@ def test_ctrl_c(number: signal.Signals, dataset: Path, tmp_path: Path) -> None:
     from mcibi_fast.training.run import Run
 
     assert f"step-{Run(out).load_state()[1]['step']:08d} is kept" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["models", "train ade20k --show"])
+def test_a_reader_that_has_enough_is_no_error(command: str) -> None:
+    """As with `mcibi-fast models | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "mcibi_fast.cli", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if compile_time is not None:
         compile_time.tell()
-    say(f"{len(result.written)} label maps in {args.out}, {precision}")
+    maps = "label map" if len(result.written) == 1 else "label maps"
+    say(f"{len(result.written)} {maps} in {args.out}, {precision}")
     if window and result.in_windows:
         say(
             f"{result.in_windows} of them in windows of {window[0]}x{window[1]}, as the images are "

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", metavar="DIR", help="the dataset's folder, zip file or shards")
     parser.add_argument(
-        "--framework", metavar="NAME", help="fcn, pspnet, upernet, deeplabv3, isnet"
+        "--framework", metavar="NAME", help="fcn, pspnet, ... (`mcibi-fast models` lists all)"
     )
     parser.add_argument("--backbone", metavar="NAME", help="a model of timm, such as resnet101")
     parser.add_argument("--memory", metavar="NAME", help="mcibipp (the default), mcibi, or none")
@@ -71,7 +71,12 @@ def run(args: argparse.Namespace) -> None:
         out = Path(args.resume)
     else:
         config = configure(
-            args.recipe, args.root, args.set, file=args.config, **_model_choices(args)
+            args.recipe,
+            args.root,
+            args.set,
+            file=args.config,
+            needs_root=not args.show,
+            **_model_choices(args),
         )
         if args.augmentation:
             config.augmentation.function = args.augmentation

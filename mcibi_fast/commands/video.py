@@ -88,9 +88,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if compile_time is not None:
         compile_time.tell()
+    maps = "label map" if result.frames == 1 else "label maps"
     also = f" and {result.video.name}" if result.video else ""
     say(
-        f"{result.frames} label maps{also} in {args.out}, {precision}, "
+        f"{result.frames} {maps}{also} in {args.out}, {precision}, "
         f"{result.rate:.1f} frames per second"
     )
     if result.window:

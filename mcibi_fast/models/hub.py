@@ -240,8 +240,8 @@ def _download(repo: str, **options: Any) -> Path:
     except Exception as error:  # the hub and the network raise errors of many kinds
         if isinstance(error, RepositoryNotFoundError):
             advice = (
-                "There is no such folder, and the repository does not exist or is private or "
-                "gated: log in with `hf auth login` or pass token="
+                "The repository does not exist or is private or gated: check the name, log in "
+                "with `hf auth login` or pass token="
             )
         elif isinstance(error, (RevisionNotFoundError, HFValidationError)):
             advice = "Check the repository's name and the revision"
@@ -251,7 +251,8 @@ def _download(repo: str, **options: Any) -> Path:
                 f"(`hf download {repo} --local-dir FOLDER`) and pass the folder"
             )
         raise RuntimeError(
-            f"from_pretrained: could not fetch {repo} ({_reason(error)}). {advice}"
+            f"from_pretrained: {repo} is not a folder here, and could not be fetched from the Hub "
+            f"({_reason(error)}). {advice}"
         ) from error
 
 

@@ -179,8 +179,12 @@ class TrainConfig:
     evaluate_every: int = 1
     eval_batch_size: int = 1
 
-    def validate(self) -> None:
-        """Raises ValueError, naming the field, for a number that makes no sense."""
+    def validate(self, *, needs_root: bool = True) -> None:
+        """Raises ValueError, naming the field, for a number that makes no sense.
+
+        Args:
+            needs_root: whether a missing folder of the data is an error, too.
+        """
         counts = ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every")
         for name in (*counts, "eval_batch_size"):
             check_range(name, getattr(self, name), "at least 1", least=1)
@@ -195,7 +199,7 @@ class TrainConfig:
         for part in (self.model, self.optimizer, self.loss, self.adversarial, self.stopping):
             part.validate()
         self._check_gap()
-        if not isinstance(self.data, ScenesData) and not self.data.root:
+        if needs_root and not isinstance(self.data, ScenesData) and not self.data.root:
             raise ValueError("data.root: this recipe reads a folder; give it with --root DIR")
         for number in self.data.mean or ():
             check_range("data.mean", number, "three numbers for colours in 0..1")

@@ -48,6 +48,7 @@ def configure(
     settings: list[str],
     *,
     file: str | None = None,
+    needs_root: bool = True,
     **model: Any,
 ) -> TrainConfig:
     """A recipe's configuration with the changes from a file and from the command line.
@@ -60,6 +61,7 @@ def configure(
         root: the dataset's folder or zip file.
         settings: see `recipes.apply_settings`.
         file: a TOML file, see `recipes.toml`.
+        needs_root: whether a missing root is an error for a recipe that reads a folder.
         model: ``framework``, ``backbone`` and ``memory``, for a recipe that takes them; the memory
             None means no memory.
 
@@ -101,5 +103,5 @@ def configure(
     if file is not None:
         recipes.apply_table(config, table, file, also=CHOICES)
     recipes.apply_settings(config, settings)
-    config.validate()
+    config.validate(needs_root=needs_root)
     return config

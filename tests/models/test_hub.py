@@ -171,14 +171,15 @@ def test_failed_downloads_say_what_to_do(monkeypatch, error, message):
         raise error
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(RuntimeError, match=f"could not fetch owner/name.*{message}") as raised:
+    expected = f"owner/name is not a folder here, and could not be fetched.*{message}"
+    with pytest.raises(RuntimeError, match=expected) as raised:
         hub.from_pretrained("owner/name")
     assert "\n" not in str(raised.value)
 
 
 def test_really_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"could not fetch owner/name.*Without a network"):
+    with pytest.raises(RuntimeError, match=r"owner/name is not a folder here.*Without a network"):
         hub.from_pretrained("owner/name", cache_dir=tmp_path)
 
 

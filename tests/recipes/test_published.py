@@ -160,6 +160,7 @@ def test_the_root(tmp_path: Path) -> None:
     assert len(config.data.dataset("val")) == 1
     with pytest.raises(ValueError, match=r"data\.root: this recipe reads a folder"):
         configure("ade20k", None, [])
+    assert not configure("ade20k", None, [], needs_root=False).data.root  # to look at it
     with pytest.raises(FileNotFoundError, match="nothing is not a folder"):
         configure("ade20k", str(tmp_path / "nothing"), [])
 
