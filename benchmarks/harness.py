@@ -75,26 +75,26 @@ def run_cases(
     """
     if device == "cpu" and keep_memory:
         keep_freed_memory()
-    result = result_of(f"{benchmark}_alone" if _alone else benchmark, device)
+    result = result_of(f"{benchmark}_alone" if plan.alone else benchmark, device)
     where = result["environment"]
     print(f"{benchmark} on {where['device']}, {where['threads']} threads")
-    if _resuming and _folder is not None:
-        resume(result, _folder)
+    if plan.resuming and plan.folder is not None:
+        resume(result, plan.folder)
     for make in cases:
         if isinstance(make, Later) and not _wanted(make.sizes, result["rows"]):
             continue
-        if time.monotonic() > _deadline:
+        if time.monotonic() > plan.deadline:
             result["cases_left_out"] += 1
             continue
         try:
             _add_case(result, make(), device, quick)
         except Exception as error:
-            if not _survive:
+            if not plan.survive:
                 raise
             result["failures"].append(f"{type(error).__name__}: {error}"[:1000])
             print(f"\nFAILED {result['failures'][-1]}", flush=True)
-        if _folder is not None:
-            write(result, _folder)
+        if plan.folder is not None:
+            write(result, plan.folder)
         if device == "cuda":
             torch.cuda.synchronize()  # after a wrong access nothing else can run: ends the process
     return result
@@ -102,9 +102,9 @@ def run_cases(
 
 def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
     """Checks, measures and prints one case."""
-    if _alone:
+    if plan.alone:
         case = replace(case, candidates=case.candidates[-1:], parts=[])
-    elif _survive:
+    elif plan.survive:
         case = _without_failures(case, result["failures"])
     else:
         check(case)
@@ -128,25 +128,43 @@ def _without_failures(case: Case, failures: list[str]) -> Case:
 
 
 DROPPED = "left out: "  # begins a line in a result's failures that concerns a candidate, not ours
-_deadline = float("inf")
-_survive = False
-_folder: Path | None = None
-_budget: float | None = None
-_alone = False
-_resuming = False
-_only = ""
+
+
+@dataclass
+class Plan:
+    """What the command line, or a script such as `benchmarks.gpu_check`, asks of `run_cases`.
+
+    Attributes:
+        deadline: no case begins after it, in seconds of ``time.monotonic``.
+        budget: seconds for timing each candidate; None leaves the choice to `measure`.
+        alone: only ours is timed, and compared with nothing.
+        survive: a case that fails is listed, and the next one follows.
+        folder: where the result is written after each case; None writes it at the end alone.
+        resuming: cases that the result in ``folder`` has are left out.
+        only: cases whose sizes do not contain this text are left out.
+    """
+
+    deadline: float = float("inf")
+    budget: float | None = None
+    alone: bool = False
+    survive: bool = False
+    folder: Path | None = None
+    resuming: bool = False
+    only: str = ""
+
+
+plan = Plan()
 
 
 def _wanted(sizes: dict[str, Any], rows: Sequence[Row]) -> bool:
     """Whether ``--only`` selects a case of these sizes that has no rows yet."""
     there = any(all(row.get(key) == value for key, value in sizes.items()) for row in rows)
-    return not there and _only in " ".join(map(str, sizes.values()))
+    return not there and plan.only in " ".join(map(str, sizes.values()))
 
 
 def stop_after(seconds: float) -> None:
     """Makes ``run_cases`` begin no further case once this many seconds from now have passed."""
-    global _deadline
-    _deadline = time.monotonic() + seconds
+    plan.deadline = time.monotonic() + seconds
 
 
 def time_briefly(seconds: float, *, alone: bool = False) -> None:
@@ -156,8 +174,7 @@ def time_briefly(seconds: float, *, alone: bool = False) -> None:
         seconds: for each candidate.
         alone: time only ours, and compare it with nothing; the result's name ends in "_alone".
     """
-    global _budget, _alone
-    _budget, _alone = seconds, alone
+    plan.budget, plan.alone = seconds, alone
 
 
 def survive_failures(folder: Path | None = None) -> None:
@@ -168,8 +185,7 @@ def survive_failures(folder: Path | None = None) -> None:
     Args:
         folder: folder for the result, written after each case in case the process is stopped.
     """
-    global _survive, _folder
-    _survive, _folder = True, folder
+    plan.survive, plan.folder = True, folder
 
 
 # ---- time and memory ---------------------------------------------------------
@@ -179,8 +195,8 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
     """Times and peak memory of every part and candidate of a case, as rows of the result."""
     timed = [*case.parts, *case.candidates]
     budget = 3.0 if quick or device == "cuda" else 20.0
-    if _budget is not None:
-        budget = _budget * len(timed)
+    if plan.budget is not None:
+        budget = plan.budget * len(timed)
     seconds = interleaved([c.run for c in timed], device, budget)
     ours = statistics.median(seconds[-1])
     copy, matmul = case.bytes / rates["copy_GB_s"] / 1e9, case.flops / rates["matmul_GFLOP_s"] / 1e9
@@ -241,8 +257,7 @@ def command_line(run: Callable[[str, bool], list[Result]], description: str) -> 
         time_briefly(options.each_seconds)
     if options.resume:
         survive_failures(options.out)
-    global _resuming, _only
-    _resuming, _only = options.resume, options.only
+    plan.resuming, plan.only = options.resume, options.only
     return exit_status(lambda: write_all(run(options.device, options.quick), options.out))
 
 

@@ -115,7 +115,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
             return int(
                 128 + signal.SIGPIPE
-            )  # as of `mcibi-fast models | head`; no news to its user
+            )  # after `mcibi-fast models | head`, say
         text = _text(error)
         if text is None or os.environ.get("MCIBI_FAST_DEBUG") == "1":
             raise

@@ -103,7 +103,7 @@ def test_parts_are_timed_but_not_compared() -> None:
 
 
 def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_deadline", float("inf"))  # restored afterwards
+    monkeypatch.setattr(harness, "plan", harness.Plan())
     harness.stop_after(-1)
     report = run_cases("toy", [lambda: case(torch.ones(2), torch.ones(2))] * 2, "cpu", quick=True)
     assert report["rows"] == [] and report["cases_left_out"] == 2
@@ -111,7 +111,7 @@ def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_a_failed_case_may_be_listed_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_survive", False)  # restored afterwards
+    monkeypatch.setattr(harness, "plan", harness.Plan())
     harness.survive_failures()
     wrong, right = case(torch.ones(2), torch.zeros(2)), case(torch.ones(2), torch.ones(2))
     report = run_cases("toy", [lambda: wrong, lambda: right], "cpu", quick=True)
@@ -122,8 +122,8 @@ def test_a_failed_case_may_be_listed_instead(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_continues_with_the_cases_that_it_lacks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in {"_resuming": True, "_folder": tmp_path, "_survive": True}.items():
-        monkeypatch.setattr(harness, name, value)
+    plan = harness.Plan(resuming=True, folder=tmp_path, survive=True)
+    monkeypatch.setattr(harness, "plan", plan)
     made = []
 
     def later(K: int) -> Later:
@@ -131,7 +131,7 @@ def test_a_run_continues_with_the_cases_that_it_lacks(
         return Later(whole.sizes, lambda: made.append(K) or whole)
 
     run_cases("toy", [later(3)], "cpu", quick=True)
-    monkeypatch.setattr(harness, "_only", "4 train")
+    plan.only = "4 train"
     report = run_cases("toy", [later(3), later(4), later(5)], "cpu", quick=True)
     assert made == [3, 4]
     assert [row["K"] for row in report["rows"]] == [3, 3, 4, 4]

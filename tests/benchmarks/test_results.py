@@ -61,8 +61,7 @@ def test_a_benchmark_as_a_stage_leaves_its_result(
 ) -> None:
     from benchmarks import bench_context, harness
 
-    monkeypatch.setattr(harness, "_survive", False)  # restored afterwards
-    monkeypatch.setattr(harness, "_folder", None)
+    monkeypatch.setattr(harness, "plan", harness.Plan())
     monkeypatch.setattr(harness, "time_briefly", lambda *_, **__: None)
     monkeypatch.setattr(harness, "stop_after", lambda _: None)  # or one case is all on the CPU
     small = functools.partial(bench_context.case, 5, 8, "paper", "forward", torch.float32, "cpu")
