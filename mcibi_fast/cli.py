@@ -113,9 +113,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
-            return int(
-                128 + signal.SIGPIPE
-            )  # after `mcibi-fast models | head`, say
+            return int(128 + signal.SIGPIPE)  # after `mcibi-fast models | head`, say
         text = _text(error)
         if text is None or os.environ.get("MCIBI_FAST_DEBUG") == "1":
             raise

@@ -41,11 +41,11 @@ def tensor(name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...])
 def same_device(**tensors: Tensor) -> None:
     """Raises unless all the named tensors are on one device."""
     (first, reference), *rest = tensors.items()
+    device = reference.device
     for name, value in rest:
-        if value.device != reference.device:
+        if value.device != device:
             raise ValueError(
-                f"{name}: is on {value.device}, but {first} is on {reference.device}; "
-                "move them to one device"
+                f"{name}: is on {value.device}, but {first} is on {device}; move them to one device"
             )
 
 
@@ -118,7 +118,8 @@ def memory(value: Tensor) -> None:
         )
 
 
-def _not_empty(name: str, value: Tensor) -> None:
+def not_empty(name: str, value: Tensor) -> None:
+    """Raises if a dimension of ``value`` is empty."""
     if 0 in value.shape:
         raise ValueError(f"{name}: no dimension may be empty, got {tuple(value.shape)}")
 
@@ -127,13 +128,13 @@ def features_and_labels(features: Tensor, labels: Tensor) -> None:
     """Raises unless features are (B, Z, h, w) floats and labels (B, H, W) integers."""
     tensor("features", features, "B, Z, h, w", FLOATS)
     _labels(labels, "features", features)
-    _not_empty("features", features)
+    not_empty("features", features)
 
 
 def logits(value: Tensor) -> None:
     """Raises unless ``value`` are (B, K, h, w) floats."""
     tensor("logits", value, "B, K, h, w", FLOATS)
-    _not_empty("logits", value)
+    not_empty("logits", value)
 
 
 def logits_and_labels(value: Tensor, labels: Tensor) -> None:
@@ -150,7 +151,7 @@ def _labels(labels: Tensor, name: str, maps: Tensor) -> None:
         raise ValueError(
             f"labels: batch of {labels.shape[0]}, but {name} have a batch of {maps.shape[0]}"
         )
-    _not_empty("labels", labels)
+    not_empty("labels", labels)
 
 
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -111,7 +111,7 @@ class Op:
         if kernel.composite:
             run = kernel.first if only_first and kernel.first is not None else kernel.run
             only_first = only_first and run is kernel.run
-            torch._C._set_grad_enabled(follow)
+            torch._C._set_grad_enabled(follow)  # torch.no_grad() takes 2 us more
             try:
                 results = run(*args)
             finally:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Attention: our kernel packs its operands for many queries.
 FEW_SCORES = 1024
+_FEW_SCORES = f"scaled_dot_product_attention is faster up to {FEW_SCORES} scores"
 
 # Attention by products in bfloat16, which form the scores. From FORMED_FROM scores on they are
 # faster than PyTorch's fused attention, by up to 2, and from WIDE classes on than our class-rank
@@ -36,10 +37,10 @@ def multiplies_bfloat16() -> bool:
 
 def few_scores(query: Tensor, hard: bool) -> str | None:
     """Soft class-rank attention: whether ``scaled_dot_product_attention`` is faster."""
-    scores = query.shape[0] * query.shape[1] ** 2
-    if hard or scores > FEW_SCORES:
+    B, N, _ = query.shape
+    if hard or B * N * N > FEW_SCORES:
         return None
-    return f"{scores} scores: scaled_dot_product_attention is faster up to {FEW_SCORES}"
+    return _FEW_SCORES
 
 
 def wide_rows(query: Tensor, hard: bool) -> str | None:

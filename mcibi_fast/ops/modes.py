@@ -11,6 +11,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NO_TENSOR = (float, bool, int, type(None))  # isinstance(x, Tensor) takes as long as all the rest
+_include = torch._C._dispatch_tls_local_include_set
+_exclude = torch._C._dispatch_tls_local_exclude_set
 
 
 def follows(*args: Any) -> bool:
@@ -36,11 +39,7 @@ def _plain_threads() -> frozenset[tuple[int, int]]:
 
 
 def _thread_keys() -> tuple[int, int]:
-    include, exclude = (
-        torch._C._dispatch_tls_local_include_set,
-        torch._C._dispatch_tls_local_exclude_set,
-    )
-    return include().raw_repr(), exclude().raw_repr()
+    return _include().raw_repr(), _exclude().raw_repr()
 
 
 with ThreadPoolExecutor(1) as _new_thread:  # whatever modes this module is imported in
@@ -55,7 +54,11 @@ def direct(args: Sequence[Any]) -> bool:
     if forward_ad._current_level >= 0 or _thread_keys() not in _PLAIN_THREADS:
         return False
     for arg in args:
-        if isinstance(arg, Tensor) and not (type(arg) in _PLAIN and _dense(arg)):
+        kind = type(arg)
+        if kind in _PLAIN:
+            if not _dense(arg):
+                return False
+        elif kind not in _NO_TENSOR and isinstance(arg, Tensor):
             return False
     return True
 

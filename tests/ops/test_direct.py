@@ -170,7 +170,7 @@ def test_explain_says_what_is_faster() -> None:
     rows = torch.randn(1, 4, 3, generator=G)
     text = mcibi_fast.explain("class_rank_attention", rows, rows, scale=1.0)
     assert text.startswith("class_rank_attention: sdpa")
-    assert "could run, but 16 scores: scaled_dot_product_attention is faster up to 1024" in text
+    assert "could run, but scaled_dot_product_attention is faster up to 1024 scores" in text
     with mcibi_fast.backend("cpu"):  # forced, it runs all the same
         assert mcibi_fast.explain("class_rank_attention", rows, rows, scale=1.0).startswith(
             "class_rank_attention: cpu"
