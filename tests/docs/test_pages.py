@@ -26,8 +26,18 @@ if not (ROOT / "docs").is_dir():
 README = ROOT / "README.md"
 FIRST_STEPS = ROOT / "docs" / "first-steps.md"
 START = [README, ROOT / "docs" / "install.md", FIRST_STEPS]
-RUN_ALONE = ["README.md", "docs/operators.md", "docs/own-decoder.md", "docs/testing.md"]
-RUN_ALONE += ["docs/models.md", "docs/video.md"]
+# Pages whose Python blocks run one after the other, and the packages that they need.
+RUN_ALONE = {
+    "README.md": ["transformers"],
+    "docs/drop-in.md": ["torchvision", "transformers", "segmentation_models_pytorch"],
+    "docs/hugging-face.md": ["transformers", "accelerate", "timm"],
+    "docs/memory-in-your-model.md": ["transformers", "segmentation_models_pytorch"],
+    "docs/models.md": ["timm"],
+    "docs/operators.md": [],
+    "docs/own-decoder.md": [],
+    "docs/testing.md": ["timm"],
+    "docs/video.md": ["timm"],
+}
 pytestmark = pytest.mark.usefixtures("one_process")
 
 # What makes a training of the pages small; what a command says itself comes after it.
@@ -114,7 +124,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", RUN_ALONE)
 def test_python_blocks_run(page: str, folder: Path) -> None:
     """One after the other, as one program."""
-    pytest.importorskip("transformers")
+    for package in RUN_ALONE[page]:
+        pytest.importorskip(package)
     values: dict[str, object] = {}
     found = [block.text for block in blocks(ROOT / page) if block.language == "python"]
     assert found
