@@ -72,7 +72,7 @@ void attend_hard(const ClassRankInput& in, void* out, void* lse) {
       C* row = scores + k * kTile;
       for (int64_t t = 0; t < kTile; ++t) row[t] = scale * row[t] + logs[k];
     }
-    softmax_tile(scores, in.classes, statistic);
+    softmax_tile(scores, in.classes, kTile, statistic);
     store_pixels<S>(in, scores, tile, out);
     memcpy(static_cast<C*>(lse) + tile.image * in.pixels + tile.first, statistic,
            static_cast<size_t>(tile.count) * sizeof(C));

@@ -147,40 +147,48 @@ void store_tile(const Compute<S>* tile, int64_t channels, int64_t first, int64_t
 
 constexpr int64_t kGroup = 4;  // vectors of pixels at a time: independent work for the processor
 
-// Replaces the logits in tile [K][kTile] by their softmax; lse: log-sum-exp per pixel.
-template <typename C>
-void softmax_tile(C* tile, int64_t classes, C* lse) {
+// The softmax of kVectors vectors of pixels, which begin at `tile` and `lse`.
+template <int64_t kVectors, typename C>
+void softmax_vectors(C* tile, int64_t classes, C* lse) {
   using V = Vector<C>;
+  V largest[kVectors], sum[kVectors], inverse[kVectors];
+  for (int j = 0; j < kVectors; ++j) largest[j] = load(tile + j * kLanes<C>);
+  for (int64_t k = 1; k < classes; ++k) {
+    for (int j = 0; j < kVectors; ++j) {
+      largest[j] = maximum(load(tile + k * kTile + j * kLanes<C>), largest[j]);
+    }
+  }
+  for (int j = 0; j < kVectors; ++j) sum[j] = V{};
+  for (int64_t k = 0; k < classes; ++k) {
+    C* row = tile + k * kTile;
+    for (int j = 0; j < kVectors; ++j) {
+      const V e = exponential(load(row + j * kLanes<C>) - largest[j]);
+      sum[j] += e;
+      store(row + j * kLanes<C>, e);
+    }
+  }
+  for (int j = 0; j < kVectors; ++j) inverse[j] = C(1) / sum[j];
+  for (int64_t k = 0; k < classes; ++k) {
+    C* row = tile + k * kTile;
+    for (int j = 0; j < kVectors; ++j) {
+      store(row + j * kLanes<C>, load(row + j * kLanes<C>) * inverse[j]);
+    }
+  }
+  for (int j = 0; j < kVectors; ++j) {
+    for (int64_t i = 0; i < kLanes<C>; ++i) {
+      const C m = largest[j][i];
+      lse[j * kLanes<C> + i] = std::isinf(m) ? m : m + std::log(sum[j][i]);
+    }
+  }
+}
+
+// Replaces the logits of the first `count` pixels in tile [K][kTile], and maybe of others, by their
+// softmax; lse: log-sum-exp per pixel.
+template <typename C>
+void softmax_tile(C* tile, int64_t classes, int64_t count, C* lse) {
+  if (count <= kLanes<C>) return softmax_vectors<1>(tile, classes, lse);
   for (int64_t first = 0; first < kTile; first += kGroup * kLanes<C>) {
-    V largest[kGroup], sum[kGroup], inverse[kGroup];
-    for (int j = 0; j < kGroup; ++j) largest[j] = load(tile + first + j * kLanes<C>);
-    for (int64_t k = 1; k < classes; ++k) {
-      for (int j = 0; j < kGroup; ++j) {
-        largest[j] = maximum(load(tile + k * kTile + first + j * kLanes<C>), largest[j]);
-      }
-    }
-    for (int j = 0; j < kGroup; ++j) sum[j] = V{};
-    for (int64_t k = 0; k < classes; ++k) {
-      C* row = tile + k * kTile + first;
-      for (int j = 0; j < kGroup; ++j) {
-        const V e = exponential(load(row + j * kLanes<C>) - largest[j]);
-        sum[j] += e;
-        store(row + j * kLanes<C>, e);
-      }
-    }
-    for (int j = 0; j < kGroup; ++j) inverse[j] = C(1) / sum[j];
-    for (int64_t k = 0; k < classes; ++k) {
-      C* row = tile + k * kTile + first;
-      for (int j = 0; j < kGroup; ++j) {
-        store(row + j * kLanes<C>, load(row + j * kLanes<C>) * inverse[j]);
-      }
-    }
-    for (int j = 0; j < kGroup; ++j) {
-      for (int64_t i = 0; i < kLanes<C>; ++i) {
-        const C m = largest[j][i];
-        lse[first + j * kLanes<C> + i] = std::isinf(m) ? m : m + std::log(sum[j][i]);
-      }
-    }
+    softmax_vectors<kGroup>(tile + first, classes, lse + first);
   }
 }
 
@@ -201,13 +209,13 @@ void argmax_tile(const C* tile, int64_t classes, int64_t* best, C* largest) {
   }
 }
 
-// Replaces the logits in tile by their gradient p * (dot - sum_k p dot), with p the softmax and dot
-// its gradient. p = exp(logit - lse) is normalised again, because lse is rounded, and coarsely so
-// where logits are large.
+// Replaces the logits of the first `count` pixels in tile, and maybe of others, by their gradient
+// p * (dot - sum_k p dot), with p the softmax and dot its gradient. p = exp(logit - lse) is
+// normalised again, because lse is rounded, and coarsely so where logits are large.
 template <typename C>
-void softmax_adjoint_tile(C* tile, const C* dot, int64_t classes, const C* lse) {
+void softmax_adjoint_tile(C* tile, const C* dot, int64_t classes, int64_t count, const C* lse) {
   using V = Vector<C>;
-  for (int64_t first = 0; first < kTile; first += kLanes<C>) {
+  for (int64_t first = 0; first < count; first += kLanes<C>) {
     const V shift = load(lse + first);
     V sum{}, weighted{};
     for (int64_t k = 0; k < classes; ++k) {

@@ -4,12 +4,15 @@
 // first-level cache. A register-blocked product with the table then writes the output, so that the
 // softmax never reaches memory. One operand of the product is broadcast; the other one is read as
 // vectors along what is contiguous in the output: pixels, or channels for channels_last.
+#include <type_traits>
+
 #include "common/block_product.h"
 #include "common/parallel.h"
 #include "common/pixel_tiles.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "gaussian_aggregate/api.h"
+#include "gaussian_aggregate/cpu_few.h"
 #include "gaussian_aggregate/math.h"
 
 namespace mcibi_fast {
@@ -75,16 +78,20 @@ void make_table(const GaussianTableInput& in, T* table) {
 template <typename T, typename C>
 void pack_panels(const T* source, int64_t outer, int64_t outer_stride, int64_t depth,
                  int64_t depth_stride, int64_t width, C* panels) {
+  constexpr int64_t kRows = 16;  // at a time, so that cache lines that panels share are read once
   parallel_for(ceil_div(outer, width), 8, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const T* from = source + panel * width * outer_stride;
-      const int64_t valid = outer - panel * width < width ? outer - panel * width : width;
-      C* to = panels + panel * depth * width;
-      for (int64_t d = 0; d < depth; ++d, to += width) {
-        for (int64_t i = 0; i < valid; ++i) {
-          to[i] = static_cast<C>(from[i * outer_stride + d * depth_stride]);
+    for (int64_t first = 0; first < depth; first += kRows) {
+      const int64_t last = depth - first < kRows ? depth : first + kRows;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const T* from = source + panel * width * outer_stride;
+        const int64_t valid = outer - panel * width < width ? outer - panel * width : width;
+        C* to = panels + (panel * depth + first) * width;
+        for (int64_t d = first; d < last; ++d, to += width) {
+          for (int64_t i = 0; i < valid; ++i) {
+            to[i] = static_cast<C>(from[i * outer_stride + d * depth_stride]);
+          }
+          for (int64_t i = valid; i < width; ++i) to[i] = C(0);
         }
-        for (int64_t i = valid; i < width; ++i) to[i] = C(0);
       }
     }
   });
@@ -95,6 +102,9 @@ enum class Panels { kByChannel, kByClass };
 
 template <typename T, typename C>
 void pack_table(const GaussianTableInput& in, Panels by, int64_t width, C* panels) {
+  if constexpr (std::is_same_v<T, C>) {
+    if (by == Panels::kByChannel && width == in.channels) return make_table(in, panels);
+  }
   Scratch scratch(in.classes * in.channels * static_cast<int64_t>(sizeof(T)));
   T* table = scratch.as<T>();
   make_table(in, table);
@@ -173,10 +183,66 @@ void product_of_channels(const C* panels, const C* grad, int64_t classes, int64_
   }
 }
 
+// ---- few pixels ---------------------------------------------------------------------------------
+
+template <typename S>
+void aggregate_few(const GaussianAggregateInput& in, S* out, Compute<S>* lse) {
+  using C = Compute<S>;
+  const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
+  Scratch scratch((K * Z + K * kTile + Z * kTile + pixels * Z) * static_cast<int64_t>(sizeof(C)));
+  C *table = scratch.as<C>(), *softmax = table + K * Z, *maps = softmax + K * kTile;
+  C* rows = maps + Z * kTile;
+  C statistic[kTile];
+  pack_table(in.table, Panels::kByChannel, Z, table);
+  for (int64_t b = 0; b < in.batch; ++b, out += Z * pixels, lse += pixels) {
+    const S* image = static_cast<const S*>(in.logits) + b * in.logits_strides.batch;
+    load_tile(image, in.logits_strides, in.width, K, 0, pixels, softmax);
+    softmax_tile(softmax, K, pixels, statistic);
+    memcpy(lse, statistic, static_cast<size_t>(pixels) * sizeof(C));
+    product_of_few(softmax, table, K, Z, pixels, rows);
+    if (in.channels_last || pixels == 1) {
+      store_row(rows, pixels * Z, out);
+      continue;
+    }
+    for (int64_t z = 0; z < Z; ++z) {
+      for (int64_t n = 0; n < pixels; ++n) maps[z * kTile + n] = rows[n * Z + z];
+    }
+    store_tile(maps, Z, 0, pixels, pixels, false, out);
+  }
+}
+
+template <typename S>
+void backward_of_few(const GaussianAggregateInput& in, const Compute<S>* lse, const S* grad,
+                     const MapStrides& grad_strides, S* grad_logits) {
+  using C = Compute<S>;
+  const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
+  Scratch scratch((K * Z + 2 * K * kTile + Z * kTile + pixels * Z) *
+                  static_cast<int64_t>(sizeof(C)));
+  C *table = scratch.as<C>(), *softmax = table + K * Z, *dot = softmax + K * kTile;
+  C *maps = dot + K * kTile, *rows = maps + Z * kTile;
+  C statistic[kTile];
+  pack_table(in.table, Panels::kByChannel, Z, table);
+  for (int64_t b = 0; b < in.batch; ++b, lse += pixels, grad_logits += K * pixels) {
+    load_tile(grad + b * grad_strides.batch, grad_strides, in.width, Z, 0, pixels, maps);
+    for (int64_t n = 0; n < pixels; ++n) {
+      for (int64_t z = 0; z < Z; ++z) rows[n * Z + z] = maps[z * kTile + n];
+    }
+    product_of_few_channels(table, rows, K, Z, pixels, dot);
+    const S* image = static_cast<const S*>(in.logits) + b * in.logits_strides.batch;
+    load_tile(image, in.logits_strides, in.width, K, 0, pixels, softmax);
+    load_row(lse, pixels, statistic);
+    softmax_adjoint_tile(softmax, dot, K, pixels, statistic);
+    store_tile(softmax, K, 0, pixels, pixels, in.channels_last, grad_logits);
+  }
+}
+
+// ---- the three ops ------------------------------------------------------------------------------
+
 template <typename S>
 void aggregate_soft(const GaussianAggregateInput& in, S* out, Compute<S>* lse) {
   using C = Compute<S>;
   const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
+  if (in.batch * pixels <= kFew) return aggregate_few(in, out, lse);
   const int64_t panel = in.channels_last ? kBlockColumns<C> : kBlockRows;
   const int64_t size = in.channels_last ? kTileOfRows : kTile;
   Scratch packed(ceil_div(Z, panel) * panel * K * static_cast<int64_t>(sizeof(C)));
@@ -190,7 +256,7 @@ void aggregate_soft(const GaussianAggregateInput& in, S* out, Compute<S>* lse) {
       const Tile tile = tile_at(index, pixels, size);
       const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
       load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
-      softmax_tile(softmax, K, statistic);
+      softmax_tile(softmax, K, tile.count, statistic);
       memcpy(lse + tile.image * pixels + tile.first, statistic,
              static_cast<size_t>(tile.count) * sizeof(C));
       S* to = out + tile.image * Z * pixels;
@@ -242,6 +308,7 @@ void aggregate_backward(const GaussianAggregateInput& in, const Compute<S>* lse,
                         const MapStrides& grad_strides, S* grad_logits) {
   using C = Compute<S>;
   const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
+  if (in.batch * pixels <= kFew) return backward_of_few(in, lse, grad, grad_strides, grad_logits);
   const int64_t padded = ceil_div(K, kBlockRows) * kBlockRows;
   Scratch packed(padded * Z * static_cast<int64_t>(sizeof(C)));
   C* panels = packed.as<C>();
@@ -260,7 +327,7 @@ void aggregate_backward(const GaussianAggregateInput& in, const Compute<S>* lse,
       load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
       C statistic[kTile];
       load_row(lse + tile.image * pixels + tile.first, tile.count, statistic);
-      softmax_adjoint_tile(softmax, dot, K, statistic);
+      softmax_adjoint_tile(softmax, dot, K, tile.count, statistic);
       store_tile(softmax, K, tile.first, tile.count, pixels, in.channels_last,
                  grad_logits + tile.image * K * pixels);
     }

@@ -21,7 +21,8 @@ if _build.load_extensions()["cpu"] is not None:
 kernels = torch.ops.mcibi_fast_cpu
 ROOT = Path(__file__).resolve().parents[2]
 
-# (B, K, h, w, Z): single pixels, classes and channels, tails of every block, several tiles.
+# (B, K, h, w, Z): single pixels, classes and channels, few pixels, tails of every block, several
+# tiles.
 SIZES = [
     (1, 1, 1, 1, 1),
     (1, 7, 1, 1, 33),
@@ -30,6 +31,9 @@ SIZES = [
     (1, 150, 5, 13, 129),
     (2, 1, 3, 5, 14),
     (1, 31, 1, 127, 29),
+    (2, 19, 1, 4, 37),  # 8 pixels: the most that use the table unpacked
+    (1, 17, 2, 3, 16),
+    (3, 150, 1, 3, 5),
 ]
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "strided", "transposed", "expanded"]
