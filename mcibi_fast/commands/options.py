@@ -189,6 +189,15 @@ def add_binary(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reduce_labels(parser: argparse.ArgumentParser) -> None:
+    """Masks of 1..K of a folder or of Hugging Face's data."""
+    parser.add_argument(
+        "--reduce-labels",
+        action="store_true",
+        help="masks hold 1..K: ignore 0 and make the others one class lower",
+    )
+
+
 def add_set(parser: argparse.ArgumentParser, text: str) -> None:
     """Changes to a recipe's fields."""
     parser.add_argument(
