@@ -50,8 +50,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "--out", metavar="DIR", help="folder for four overlays (default: data_check)"
     )
     options.add_classes(parser)
-    options.add_binary(parser)
-    options.add_reduce_labels(parser)
+    options.add_masks(parser)
     options.add_set(parser, _FORMAT)
     options.add_quiet(parser)
 
@@ -96,8 +95,7 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
     options.add_classes(parser)
-    options.add_binary(parser)
-    options.add_reduce_labels(parser)
+    options.add_masks(parser)
     options.add_set(parser, _FORMAT)
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
     options.add_quiet(parser)

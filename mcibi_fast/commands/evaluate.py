@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
     )
     options.add_root(parser)
-    options.add_binary(parser)
-    options.add_reduce_labels(parser)
+    options.add_masks(parser, short=True)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser, scores=True)
     options.add_precision(parser)
