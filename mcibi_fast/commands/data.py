@@ -50,7 +50,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "--out", metavar="DIR", help="folder for four overlays (default: data_check)"
     )
     options.add_classes(parser)
-    options.add_binary(parser)
+    options.add_masks(parser)
     options.add_set(parser, _FORMAT)
     options.add_quiet(parser)
 
@@ -95,7 +95,7 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--shard-size", type=int, default=256, metavar="MB", help="default: 256")
     options.add_classes(parser)
-    options.add_binary(parser)
+    options.add_masks(parser)
     options.add_set(parser, _FORMAT)
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
     options.add_quiet(parser)
@@ -158,7 +158,7 @@ def _of_format(name: str, root: str, args: argparse.Namespace) -> CocoData | Hug
             raise ValueError(f"--set: for {' and '.join(FORMATS)}, whose data have fields")
         return None
     data = FORMATS[name](root=root)
-    apply_settings(data, args.set)
+    apply_settings(data, [*args.set, *(["reduce_labels=true"] if args.reduce_labels else [])])
     return data
 
 
@@ -169,7 +169,13 @@ def _open(source: list[str], split: str, args: argparse.Namespace) -> Segmentati
     name = _dataset_name(source[:-1], args)
     if name in ("folder", "camvid"):
         classes = _class_names("camvid" if name == "camvid" else args.classes)
-        return FolderDataset(source[-1], split, classes=classes, binary=args.binary)
+        return FolderDataset(
+            source[-1],
+            split,
+            classes=classes,
+            binary=args.binary,
+            reduce_labels=args.reduce_labels,
+        )
     data = _of_format(name, source[-1], args)
     return named(name)(source[-1], split) if data is None else data.dataset(split)
 
@@ -178,7 +184,12 @@ def _dataset_name(name: list[str], args: argparse.Namespace) -> str:
     """The dataset's name, "folder" if it has none; refuses options that are not for it."""
     if name in ([], ["folder"]):
         return "folder"
-    for option, given in (("classes", args.classes), ("binary", args.binary)):
+    own = args.reduce_labels and name != ["huggingface"]  # whose data have that field
+    for option, given in (
+        ("classes", args.classes),
+        ("binary", args.binary),
+        ("reduce-labels", own),
+    ):
         if given:
             raise ValueError(f"--{option}: a published dataset has its own; give ROOT alone")
     return name[0]
@@ -236,5 +247,11 @@ def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
         return check_named(name, root, out, progress=progress)
     if packed_folders(root):
         return check_shards(root, out, progress=progress)
-    classes = _class_names(args.classes)
-    return check(root, out, classes=classes, binary=args.binary, progress=progress)
+    return check(
+        root,
+        out,
+        classes=_class_names(args.classes),
+        binary=args.binary,
+        reduce_labels=args.reduce_labels,
+        progress=progress,
+    )

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
     )
     options.add_root(parser)
-    options.add_binary(parser)
+    options.add_masks(parser, short=True)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser, scores=True)
     options.add_precision(parser)
@@ -96,7 +96,14 @@ def run(args: argparse.Namespace) -> None:
     trained = trained_config(file)
     inference = inference_config(args, trained, file)
     scored_by = chosen_protocol(args, PROTOCOLS)
-    data = evaluation_data(file, trained, args.dataset, args.root, binary=args.binary)
+    data = evaluation_data(
+        file,
+        trained,
+        args.dataset,
+        args.root,
+        binary=args.binary,
+        reduce_labels=args.reduce_labels,
+    )
     if isinstance(data, VideoData | MovingScenesData):
         data = replace(data, train_frames="all")  # training's split, too, is scored as videos
     split = args.split or data.val_split

@@ -182,11 +182,15 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
 
 
-def add_binary(parser: argparse.ArgumentParser) -> None:
-    """Masks of 0 and 255 of a folder."""
-    parser.add_argument(
-        "--binary", action="store_true", help="masks hold 0 and 255: make 255 class 1, not ignored"
-    )
+def add_masks(parser: argparse.ArgumentParser, *, short: bool = False) -> None:
+    """Masks of 0 and 255, or of 1..K, of a folder; ``short`` is one line in help with many."""
+    binary = "masks hold 0 and 255: make 255 class 1, not ignored"
+    reduced = "masks hold 1..K: ignore 0, lower the others by one"
+    if short:
+        binary = "make 255 class 1; --reduce-labels: ignore 0, 1 is first"
+        reduced = argparse.SUPPRESS
+    parser.add_argument("--binary", action="store_true", help=binary)
+    parser.add_argument("--reduce-labels", action="store_true", help=reduced)
 
 
 def add_set(parser: argparse.ArgumentParser, text: str) -> None:

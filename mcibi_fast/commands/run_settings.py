@@ -72,23 +72,32 @@ def evaluation_data(
     root: str | None,
     *,
     binary: bool = False,
+    reduce_labels: bool = False,
 ) -> Data:
     """The dataset named, or the folder or shards given, or the data that the run was trained on.
 
     The folder of a run on a published dataset holds that dataset, too. A folder's masks are
-    ``binary`` if that is said here or by the run.
+    ``binary`` or have ``reduce_labels`` if that is said here or by the run.
 
     Raises:
-        ValueError: no such dataset, or it is not said where it is; or it has no binary masks.
+        ValueError: no such dataset, or it is not said where it is; or its masks are not read in
+            such a way.
     """
     data = _evaluation_data(file, trained, dataset, root)
     if isinstance(data, FolderData):
         own = trained.data if trained and dataset is None else None
-        binary = binary or (isinstance(own, FolderData) and own.binary)
-        return replace(data, binary=binary)
+        if isinstance(own, FolderData):
+            binary, reduce_labels = binary or own.binary, reduce_labels or own.reduce_labels
+        return replace(data, binary=binary, reduce_labels=reduce_labels)
     if binary:
         raise ValueError("--binary: for the masks of a folder, which the data are not")
-    return data
+    if not reduce_labels:
+        return data
+    if isinstance(data, HuggingFaceData):
+        return replace(data, reduce_labels=True)
+    raise ValueError(
+        "--reduce-labels: for the masks of a folder or of huggingface data, which the data are not"
+    )
 
 
 def _evaluation_data(

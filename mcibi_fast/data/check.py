@@ -17,6 +17,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import (
     BINARY_HINT,
     ClassList,
+    check_mapping,
     class_list,
     read_pair,
     split_files,
@@ -35,6 +36,7 @@ def check(
     *,
     classes: Sequence[str] | None = None,
     binary: bool = False,
+    reduce_labels: bool = False,
     sizes: Mapping[str, int] | None = None,
     videos: bool = False,
     progress: bool = True,
@@ -45,11 +47,12 @@ def check(
     in ``report.problems``, and the check continues. Four overlays of images spread over the usable
     ones are written to the folder ``out``, which is created if needed; None writes none. Without
     ``classes`` and a class list in the folder, the range of the labels cannot be checked. Masks of
-    0 and 255 are ``binary`` as in `FolderDataset`. ``sizes`` gives the number of images that each
-    split should have; another number is a warning. With ``videos`` the images are frames, named
-    <video>_<number>, and the report counts them by video. Raises DataError when ``root`` is not a
-    dataset of this layout.
+    0 and 255 are ``binary`` as in `FolderDataset`, those of 1..K have ``reduce_labels`` as there.
+    ``sizes`` gives the number of images that each split should have; another number is a warning.
+    With ``videos`` the images are frames, named <video>_<number>, and the report counts them by
+    video. Raises DataError when ``root`` is not a dataset of this layout.
     """
+    check_mapping(binary, reduce_labels)
     root = Path(root)
     found = class_list(root, classes, binary=binary)
     report = Report(root, listed=found is not None)
@@ -62,6 +65,7 @@ def check(
             label,
             num_classes=_range(found),
             binary=binary,
+            reduce_labels=reduce_labels,
             notes=report.notes,
         )
 
@@ -75,7 +79,7 @@ def check(
         names = [f"class_{i}" for i in range(seen[-1] + 1 if seen.size else 0)]
         found = ClassList(names, distinct_palette(len(names)))
     finish(report, found, good, read, out)
-    find_doubts(report, BINARY_HINT)
+    find_doubts(report, BINARY_HINT, reduce_labels=reduce_labels)
     return report
 
 

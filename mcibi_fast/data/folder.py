@@ -24,13 +24,12 @@ from mcibi_fast.data.base import IGNORE_INDEX, SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import (
     IMAGE_SUFFIXES,
-    binary_classes,
-    check_labels,
     decode,
     fit,
     mask_indices,
     read_colours,
 )
+from mcibi_fast.data.labels import REDUCE_HINT, binary_classes, check_labels, reduced_labels
 from mcibi_fast.data.listing import is_hidden, list_images
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import check_class_names, palette_rows, read_regular
@@ -68,13 +67,15 @@ class FolderDataset(SegmentationDataset):
             calls them class_0, class_1, ...
         binary: masks hold 0 and 255 (or 1), and 255 is class 1 instead of ignored; the classes are
             called background and foreground if they are not listed.
+        reduce_labels: label 0 is ignored and the others are one class lower: masks hold 1..K.
 
     ``mean`` and ``std`` are ImageNet's. Samples are dictionaries: ``image`` (3, H, W) float32,
     ``label`` (H, W) uint8, ``name`` the image's path in the split without its ending. A
     `DataWarning` says which files there are left out. Raises DataError, naming the file, for a
     missing folder or mask and for two images of one name at once, and when a sample is read for an
     image or mask that cannot be decoded, a mask in colour, sizes that differ, and a label outside
-    0..K-1 that is not 255.
+    0..K-1 (1..K with ``reduce_labels``) that is not ignored. Raises ValueError for ``binary`` and
+    ``reduce_labels`` at once.
     """
 
     mean = IMAGENET_MEAN
@@ -88,9 +89,12 @@ class FolderDataset(SegmentationDataset):
         *,
         classes: Sequence[str] | None = None,
         binary: bool = False,
+        reduce_labels: bool = False,
     ) -> None:
         super().__init__(transform)
-        self.root, self.split, self.binary = Path(root), split, binary
+        self.root, self.split = Path(root), split
+        self.binary, self.reduce_labels = binary, reduce_labels
+        check_mapping(binary, reduce_labels)
         files = split_files(self.root, split)
         if files.problems:
             more = and_more(len(files.problems))
@@ -101,7 +105,7 @@ class FolderDataset(SegmentationDataset):
         self.pairs = files.pairs
         found = class_list(self.root, classes, binary=binary)
         if found is None:
-            names = [f"class_{i}" for i in range(_count_classes(self.root))]
+            names = [f"class_{i}" for i in range(_count_classes(self.root, reduce_labels))]
             found = ClassList(names, distinct_palette(len(names)))
         self.classes, self.palette = found
 
@@ -122,6 +126,7 @@ class FolderDataset(SegmentationDataset):
             *pair,
             num_classes=self.num_classes,
             binary=self.binary,
+            reduce_labels=self.reduce_labels,
             notes=self.notes,
         )
         return image, label.astype(np.uint8)
@@ -228,6 +233,7 @@ def read_pair(
     *,
     num_classes: int | None,
     binary: bool = False,
+    reduce_labels: bool = False,
     notes: Notes | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     """Decode a pair: image (H, W, 3) uint8, label (H, W); None leaves the range unchecked.
@@ -235,20 +241,38 @@ def read_pair(
     Raises DataError, one line that begins with the file's path relative to ``root``.
     """
     decoded = read_colours(root / image, image, notes)
-    indices = read_label(root, label, num_classes=num_classes, binary=binary)
+    indices = read_label(
+        root, label, num_classes=num_classes, binary=binary, reduce_labels=reduce_labels
+    )
     return fit(decoded, indices, image, label, notes), indices
 
 
 def read_label(
-    root: Path, path: str, *, num_classes: int | None, binary: bool = False
+    root: Path,
+    path: str,
+    *,
+    num_classes: int | None,
+    binary: bool = False,
+    reduce_labels: bool = False,
 ) -> NDArray[np.integer]:
     """Decode a mask into class indices (H, W). Raises DataError as `read_pair` does."""
     indices = mask_indices(decode(root / path, path), path)
     if binary:
         return binary_classes(indices, path)
+    if reduce_labels:  # of which a mask has at most those of 8 bits
+        return reduced_labels(indices, IGNORE_INDEX if num_classes is None else num_classes, path)
     if num_classes is not None:
-        check_labels(indices, num_classes, path)
+        check_labels(indices, num_classes, path, hint=REDUCE_HINT)
     return indices
+
+
+def check_mapping(binary: bool, reduce_labels: bool) -> None:
+    """Raises ValueError for both at once."""
+    if binary and reduce_labels:
+        raise ValueError(
+            "binary and reduce_labels: give one of them; label 0 is the background with binary, "
+            "and is ignored with reduce_labels"
+        )
 
 
 def class_list(
@@ -309,20 +333,37 @@ def _parse_json(text: str, source: str) -> tuple[list[str], NDArray[np.uint8] | 
     return names, palette_rows(colours, len(names), source)
 
 
-def _count_classes(root: Path) -> int:
+def _count_classes(root: Path, reduce_labels: bool) -> int:
     """Classes in the masks of all splits; all of them, so that every split has the same K."""
     highest, ignored = -1, False
     for split in splits(root):
         for _, label in split_files(root, split).pairs:
-            indices = read_label(root, label, num_classes=IGNORE_INDEX)
+            indices = read_label(root, label, num_classes=IGNORE_INDEX, reduce_labels=reduce_labels)
             used = indices[indices != IGNORE_INDEX]
             ignored |= used.size < indices.size
             highest = max(highest, int(used.max()) if used.size else -1)
     if highest < 0:
-        raise DataError(f"{root}: every pixel of every mask is {IGNORE_INDEX}; no classes found")
+        values = f"0 or {IGNORE_INDEX}" if reduce_labels else f"{IGNORE_INDEX}"
+        raise DataError(f"{root}: every pixel of every mask is {values}; no classes found")
     if highest == 0 and ignored:
-        raise DataError(
-            f"{root}: its masks hold 0 and {IGNORE_INDEX} only, and {IGNORE_INDEX} is ignored, "
-            f"which leaves one class; {BINARY_HINT}"
-        )
+        raise DataError(f"{root}: {one_class('its', reduce_labels, BINARY_HINT)}")
     return highest + 1
+
+
+def one_class(whose: str, reduce_labels: bool, hint: str) -> str:
+    """That masks have one class and ignored pixels.
+
+    Args:
+        whose: "its" or "the".
+        reduce_labels: see `FolderDataset`.
+        hint: what to do if masks of 0 and 255 are binary ones.
+    """
+    if reduce_labels:
+        return (
+            f"{whose} masks hold 1 only, besides 0 and {IGNORE_INDEX}, which reduce_labels "
+            "ignores; that leaves one class; if 0 is a class, too, leave out reduce_labels"
+        )
+    return (
+        f"{whose} masks hold 0 and {IGNORE_INDEX} only, and {IGNORE_INDEX} is ignored, which "
+        f"leaves one class; {hint}"
+    )

@@ -14,12 +14,12 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import IMAGENET_MEAN, IMAGENET_STD, ClassList, class_list
 from mcibi_fast.data.images import (
     Decoded,
-    check_labels,
     decode_bytes,
     decode_colours,
     fit,
     mask_indices,
 )
+from mcibi_fast.data.labels import REDUCE_HINT, check_labels, reduced_labels
 from mcibi_fast.extras import load
 from mcibi_fast.untrusted import shorten
 from mcibi_fast.viz.palette import distinct_palette
@@ -104,12 +104,10 @@ class HuggingFaceDataset(SegmentationDataset):
         row, name = self.rows[index], self.name(index)
         content = _content(row[self.columns[0]], f"{name} ({self.columns[0]})")
         decoded: Decoded = decode_colours(content, name, self.notes)
-        label = self._label(row[self.columns[1]], name)
-        check_labels(label, len(self.classes), f"{name} ({self.columns[1]})")
-        label = label.astype(np.uint8)
+        label = self._label(row[self.columns[1]], name, len(self.classes)).astype(np.uint8)
         return fit(decoded, label, name, f"{name} ({self.columns[1]})", self.notes), label
 
-    def _label(self, value: Any, name: str) -> NDArray[np.integer]:
+    def _label(self, value: Any, name: str, num_classes: int) -> NDArray[np.integer]:
         name = f"{name} ({self.columns[1]})"
         if value is None or isinstance(value, dict):
             label = mask_indices(decode_bytes(_content(value, name), name), name)
@@ -121,9 +119,8 @@ class HuggingFaceDataset(SegmentationDataset):
             if label.ndim != 2 or label.dtype.kind not in "iu":
                 raise DataError(f"{name}: not an image, and no array of whole numbers (H, W)")
         if self.reduce_labels:
-            label = label.astype(np.int64)
-            ignored = (label == 0) | (label == IGNORE_INDEX)
-            label = np.where(ignored, IGNORE_INDEX, label - 1)
+            return reduced_labels(label, num_classes, name)
+        check_labels(label, num_classes, name, hint=REDUCE_HINT)
         return label
 
     def _count_classes(self, splits: dict[str, Any]) -> int:
@@ -133,8 +130,7 @@ class HuggingFaceDataset(SegmentationDataset):
                 continue
             for index, row in enumerate(self._chosen(dataset)):
                 name = f"{split}/{index:06}"
-                label = self._label(row[self.columns[1]], name)
-                check_labels(label, IGNORE_INDEX, f"{name} ({self.columns[1]})")
+                label = self._label(row[self.columns[1]], name, IGNORE_INDEX)
                 used = label[label != IGNORE_INDEX]
                 highest = max(highest, int(used.max()) if used.size else -1)
         if highest < 0:

@@ -39,7 +39,6 @@ from mcibi_fast.data.metadata import (
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.data.reading import read_regular
 from mcibi_fast.data.strips import colours
-from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.limits import check_limit, limit
 from mcibi_fast.untrusted import shorten
 
@@ -310,28 +309,6 @@ def mask_indices(picture: Image.Image, name: str) -> NDArray[np.integer]:
     if stretch := _STRETCH.get(picture.info["rawmode"][:3]):
         indices //= stretch
     return indices if picture.format == "TIFF" else turned(indices, picture.info["orientation"])
-
-
-def binary_classes(indices: NDArray[np.integer], name: str) -> NDArray[np.uint8]:
-    """A mask of 0 and one other value, 1 or 255, which becomes 1. Raises DataError for others."""
-    top = indices.max()
-    if top not in (0, 1, 255) or not ((indices == 0) | (indices == top)).all():
-        values = np.unique(indices)
-        shown = ", ".join(map(str, values[:5])) + (", ..." if values.size > 5 else "")
-        raise DataError(f"{name}: not a binary mask of 0 and 255, or of 0 and 1: holds {shown}")
-    return (indices > 0).astype(np.uint8)
-
-
-def check_labels(
-    indices: NDArray[np.integer], num_classes: int, name: str, ignore_index: int = IGNORE_INDEX
-) -> None:
-    """Raises DataError when the mask ``name`` holds an index that is no class and not ignored."""
-    bad = ((indices < 0) | (indices >= num_classes)) & (indices != ignore_index)
-    if bad.any():
-        raise DataError(
-            f"{name}: label {indices[bad][0]} with {num_classes} classes; "
-            f"use 0..{num_classes - 1}, or {ignore_index} for pixels to ignore"
-        )
 
 
 def fit(

@@ -29,12 +29,12 @@ from mcibi_fast import extras
 from mcibi_fast.data.base import SegmentationDataset, Transform
 from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.images import (
-    check_labels,
     decode_bytes,
     decode_colours,
     fit,
     mask_indices,
 )
+from mcibi_fast.data.labels import check_labels
 from mcibi_fast.data.reading import read_regular
 from mcibi_fast.data.shard_index import FORMAT, INDEX, parse_index
 from mcibi_fast.files import new_file

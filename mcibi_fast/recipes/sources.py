@@ -60,6 +60,7 @@ class FolderData(Normalisation):
         train_split, val_split: names of the two splits.
         classes: class names, if the folder itself lists none.
         binary: masks hold 0 and 255, and 255 is class 1 instead of ignored.
+        reduce_labels: label 0 is ignored, and the others are one class lower.
     """
 
     root: str = ""
@@ -67,11 +68,18 @@ class FolderData(Normalisation):
     val_split: str = "val"
     classes: list[str] | None = None
     binary: bool = False
+    reduce_labels: bool = False
 
     def dataset(self, split: str) -> SegmentationDataset:
         from mcibi_fast.data import FolderDataset
 
-        return FolderDataset(self.root, split, classes=self.classes, binary=self.binary)
+        return FolderDataset(
+            self.root,
+            split,
+            classes=self.classes,
+            binary=self.binary,
+            reduce_labels=self.reduce_labels,
+        )
 
 
 @dataclass

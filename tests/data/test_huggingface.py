@@ -79,6 +79,22 @@ def test_labels_as_arrays_and_reduced(tmp_path: Path) -> None:
     assert np.array_equal(reduced.read(1)[1], expected)
 
 
+@pytest.mark.parametrize("value", [3, 256])  # 256 is not 255, which is ignored
+def test_a_label_too_large_to_be_reduced_is_named_as_it_is_stored(value: int) -> None:
+    label = mask(0).astype(int)
+    label[5, 6] = value
+    rows = made(1).remove_columns("label").add_column("label", [label.tolist()])
+    data = HuggingFaceDataset(rows, classes=["a", "b"], reduce_labels=True)
+    with pytest.raises(DataError, match=rf"train/000000 \(label\): label {value} with 2 classes"):
+        data.read(0)
+
+
+def test_the_hint_at_reduced_labels() -> None:
+    data = HuggingFaceDataset(made(1), classes=["a", "b"])
+    with pytest.raises(DataError, match=r"label 2 with 2 classes; .*data\.reduce_labels=true"):
+        data.read(0)
+
+
 def jpeg(array: np.ndarray) -> dict[str, bytes]:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "JPEG")
@@ -142,6 +158,12 @@ def test_data_check(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "splits   train 4, validation 2" in printed and "no problems" in printed
     assert cli.main([*command, "--set", "label=number"]) == 2
     assert "train/000000 (number): not an image" in capsys.readouterr().err
+    (root / "classes.txt").write_text("a\nb\n")
+    assert cli.main(command) == 2
+    assert "--reduce-labels with data check" in capsys.readouterr().err
+    for more in (["--reduce-labels"], ["--set", "reduce_labels=true"]):
+        assert cli.main([*command, *more]) == 0
+        assert "classes  2\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
