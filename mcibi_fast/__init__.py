@@ -50,8 +50,11 @@ _HOMES = {
 }
 
 
+_PACKAGES = ("compat", "data", "inference", "metrics", "models", "nn", "ops", "recipes", "training")
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("nn", "ops"):
+    if name in _PACKAGES:
         return importlib.import_module(f"mcibi_fast.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,8 +2,8 @@
 
 ``with_mcibi`` gives its other segmentors the dataset-level context of MCIBI++.
 
-model = compat.sssegmentation.load("mcibiplusplus_resnet50os8_ade20k.pth")
-compat.sssegmentation.accelerate(model_of_the_released_package)
+    model = compat.sssegmentation.load("mcibiplusplus_resnet50os8_ade20k.pth")
+    compat.sssegmentation.accelerate(model_of_the_released_package)
 """
 
 from mcibi_fast.compat.accelerate import accelerate, explain, restore
