@@ -39,8 +39,18 @@ class FolderVideos(VideoDataset, FolderDataset):
         transform: Transform | None = None,
         *,
         classes: Sequence[str] | None = None,
+        binary: bool = False,
+        reduce_labels: bool = False,
     ) -> None:
-        FolderDataset.__init__(self, root, split, transform, classes=classes)
+        FolderDataset.__init__(
+            self,
+            root,
+            split,
+            transform,
+            classes=classes,
+            binary=binary,
+            reduce_labels=reduce_labels,
+        )
         numbered = sorted(
             (*split_stem(sample_name(image)), image, label) for image, label in self.pairs
         )

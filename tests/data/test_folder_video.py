@@ -37,6 +37,17 @@ def test_frames_are_sorted_by_number_and_cut_at_jumps(tmp_path: Path) -> None:
     assert dataset.past(1, 1, 2) == [0, 0]
 
 
+def test_masks_are_read_as_in_a_folder(tmp_path: Path) -> None:
+    root = folder(tmp_path, ["b_1", "b_2", "b_3"])
+    reduced = FolderVideos(root, "train", reduce_labels=True)
+    assert [int(reduced.frame(0, i)["label"][0, 0]) for i in range(3)] == [255, 0, 1]
+    (root / "classes.txt").unlink()
+    Image.new("L", (12, 8), 255).save(root / "labels/train/b_3.png")
+    binary = FolderVideos(root, "train", binary=True)
+    assert binary.classes == ["background", "foreground"]
+    assert [int(binary.frame(0, i)["label"][0, 0]) for i in range(3)] == [0, 1, 1]
+
+
 def test_numbers() -> None:
     assert split_stem("0016E5_07959") == ("0016E5", 7959)
     assert split_stem("seq_1_f0004") == ("seq_1", 4)
