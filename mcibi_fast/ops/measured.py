@@ -1,9 +1,10 @@
-"""Where PyTorch's own operators are faster on a CPU than the kernels here, as measured.
+"""Which way to compute is faster on a CPU, as measured.
 
 All such rules are in this file. Each was read off ``mcibi-fast bench sweep`` (docs/speed-cpu.md) on
-one thread of an AMD EPYC with AVX-512 and bfloat16 products (Zen 4), and says what the plain
-operators allocate beyond the result, which is bounded. They hold where no backend is forced. Each
-function returns the reason as ``explain`` prints it, or None where the op's own kernel is faster.
+one thread of an AMD EPYC with AVX-512 and bfloat16 products (Zen 4) or, of the reduced maps, of an
+Intel Xeon, and says what plain operators of PyTorch allocate beyond the result, which is bounded.
+They hold where no backend is forced. Those that choose such operators return the reason as
+``explain`` prints it, or None where the op's own kernel is faster.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ FORMED_FROM = 2**14
 FORMED_MOST = 2**22  # 8 MiB of scores in bfloat16, 16 MiB in float32; twice that with the softmax
 WIDE, WIDE_MOST = 64, 2**24  # 32 MiB of scores, and as much of the softmax
 
-# Not here: aggregation by softmax and product, which is 2 to 6 times faster for a single pixel of
+# The cross entropy's gradient, computed with the loss, is multiplied by the cotangent later: one
+# pass more over the map. For a map that is larger than the labels, from this many logits on, that
+# costs up to twice as much as a backward that forms the few exponentials again.
+REDUCED_FROM = 2**18
+
+# Not here: aggregation by softmax and product, which is 1.0 to 1.9 times faster for a few pixels of
 # many classes, and 1.2 to 1.9 times for wide rows in bfloat16. Its bits depend on the number of
 # threads.
 
@@ -51,3 +57,9 @@ def wide_rows(query: Tensor, hard: bool) -> str | None:
     if not FORMED_FROM <= B * N * N <= WIDE_MOST or not multiplies_bfloat16():
         return None
     return f"{K} classes in bfloat16: plain products are faster from {WIDE} on"
+
+
+def is_reduced(logits: Tensor, labels: Tensor) -> bool:
+    """Mean and sum of the cross entropy: whether a backward of its own is faster than a gradient
+    that is computed with the loss."""
+    return logits[0, 0].numel() > labels[0].numel() and logits.numel() >= REDUCED_FROM

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast import _build, ops
-from mcibi_fast.ops import modes
+from mcibi_fast.ops import measured, modes
 from mcibi_fast.ops.measured import multiplies_bfloat16
 from mcibi_fast.ops.modes import direct
 
@@ -108,6 +108,26 @@ def test_reduced_losses_are_the_references(
         ours, theirs = (losses(logits, labels, name, **options) for name in ("cpu", "reference"))
         for found, right in zip(ours, theirs, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+@needs_kernels
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_maps_that_are_reduced_have_a_backward_of_their_own(
+    reduction: str, dtype: torch.dtype
+) -> None:
+    labels = torch.randint(0, 40, (1, 9, 7), generator=G)
+    labels[0, 3] = 255
+    for height, own in ((81, True), (80, False)):  # 40 classes and 81 columns: 2^18 logits
+        logits = torch.randn(1, 40, height, 81, generator=G, dtype=dtype)
+        assert measured.is_reduced(logits, labels) == own
+        assert not measured.is_reduced(logits, labels.new_zeros(1, 162, 162))
+        options = {"reduction": reduction}
+        ours, theirs = (losses(logits, labels, name, **options) for name in ("cpu", "reference"))
+        for found, right in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(found, right)
+        loss = ops.upsample_cross_entropy(logits.requires_grad_(), labels, **options)
+        assert ("ReducedUpsampleCrossEntropy" in loss.grad_fn.name()) != own
 
 
 @needs_kernels

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.defaults import IGNORE_INDEX
-from mcibi_fast.ops import checks
+from mcibi_fast.ops import checks, measured
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients, refuse
 from mcibi_fast.ops.labels import without_bad_labels
@@ -71,7 +71,8 @@ def upsample_cross_entropy(
     mean = reduction == "mean"
     if logits.is_cpu and direct(args):
         with_grad = logits.requires_grad and torch.is_grad_enabled()
-        return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
+        if not (with_grad and measured.is_reduced(logits, labels)):
+            return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
     return _reduce(CROSS_ENTROPY(*args)[0], logits, labels, args[2], ignore_index, mean)
 
 
