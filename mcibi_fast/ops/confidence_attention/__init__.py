@@ -51,30 +51,31 @@ def confidence_attention(
 
 
 def _prepare(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Any, ...]:
-    named = {"query": query, "key": key, "value": value}
-    for name, t in named.items():
-        checks.tensor(name, t, "B, N, D", checks.FLOATS)
-        if 0 in t.shape:
-            raise ValueError(f"{name}: no dimension may be empty, got {tuple(t.shape)}")
-    checks.same_device(**named)
+    checks.tensor("query", query, "B, N, D", checks.FLOATS)
+    checks.tensor("key", key, "B, N, D", checks.FLOATS)
+    checks.tensor("value", value, "B, N, D", checks.FLOATS)
+    if not (query.numel() and key.numel() and value.numel()):
+        for name, t in (("query", query), ("key", key), ("value", value)):
+            checks.not_empty(name, t)
+    checks.same_device(query=query, key=key, value=value)
     query, key, value = checks.under_autocast(query, key, value)
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
             f"query, key, value: one dtype for all three, got {query.dtype}, {key.dtype}, "
             f"{value.dtype}"
         )
-    if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
+    if query.size(0) != key.size(0) or query.size(2) != key.size(2):
         raise ValueError(
             f"key: expected ({query.shape[0]}, Nk, {query.shape[2]}) to go with the query, "
             f"got {tuple(key.shape)}"
         )
-    if key.shape[:2] != value.shape[:2]:
+    if key.size(0) != value.size(0) or key.size(1) != value.size(1):
         raise ValueError(
             f"value: expected ({key.shape[0]}, {key.shape[1]}, Dv) to go with the key, "
             f"got {tuple(value.shape)}"
         )
     if scale is None:
-        scale = query.shape[2] ** -0.5
+        scale = query.size(2) ** -0.5
     return query, key, value, checks.finite("scale", scale)
 
 

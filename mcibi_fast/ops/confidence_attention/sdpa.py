@@ -50,7 +50,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
 
 def sdpa_result(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The same without the log-sum-exp, with less overhead."""
-    if not query.shape[2] == key.shape[2] == value.shape[2]:
+    if query.size(2) != value.size(2):
         return sdpa(query, key, value, scale)[0].contiguous()
     if not query.stride(2) == key.stride(2) == value.stride(2) == 1:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
