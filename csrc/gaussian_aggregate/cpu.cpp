@@ -134,15 +134,23 @@ void for_tiles(const GaussianAggregateInput& in, int64_t size, const F& f) {
   parallel_for(tiles, 1 + (1 << 20) / work, f);
 }
 
-// out[z][n] = sum_k table[k][z] * softmax[k][n]
+// Tiles whose softmax is formed before their products: several where there are few classes, so that
+// each channel is written in long runs, which the processor fetches ahead.
+template <typename C>
+int64_t tiles_at_once(int64_t classes) {
+  const int64_t most = 8, fit = (24 << 10) / (classes * kTile * static_cast<int64_t>(sizeof(C)));
+  return fit < 1 ? 1 : fit < most ? fit : most;
+}
+
+// out[z][n] = sum_k table[k][z] * softmax[n / kTile][k][n % kTile]
 template <typename S>
 void product_contiguous(const Compute<S>* softmax, const Compute<S>* panels, int64_t classes,
                         int64_t channels, int64_t pixels, int64_t count, S* out) {
   using C = Compute<S>;
   for (int64_t z = 0; z < channels; z += kBlockRows) {
     for (int64_t n = 0; n < count; n += kBlockColumns<C>) {
-      const Block<C> block =
-          multiply(classes, panels + z * classes, kBlockRows, softmax + n, kTile);
+      const C* columns = softmax + n / kTile * classes * kTile + n % kTile;
+      const Block<C> block = multiply(classes, panels + z * classes, kBlockRows, columns, kTile);
       store_block(block, channels - z, count - n, pixels, out + z * pixels + n);
     }
   }
@@ -248,22 +256,30 @@ void aggregate_soft(const GaussianAggregateInput& in, S* out, Compute<S>* lse) {
   Scratch packed(ceil_div(Z, panel) * panel * K * static_cast<int64_t>(sizeof(C)));
   C* panels = packed.as<C>();
   pack_table(in.table, Panels::kByChannel, panel, panels);
+  const int64_t most = in.channels_last ? 1 : tiles_at_once<C>(K);
   for_tiles(in, size, [&](int64_t begin, int64_t end) {
-    Scratch scratch(K * kTile * static_cast<int64_t>(sizeof(C)));
+    Scratch scratch(most * K * kTile * static_cast<int64_t>(sizeof(C)));
     C* softmax = scratch.as<C>();
     C statistic[kTile];
-    for (int64_t index = begin; index < end; ++index) {
-      const Tile tile = tile_at(index, pixels, size);
-      const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
-      load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
-      softmax_tile(softmax, K, tile.count, statistic);
-      memcpy(lse + tile.image * pixels + tile.first, statistic,
-             static_cast<size_t>(tile.count) * sizeof(C));
-      S* to = out + tile.image * Z * pixels;
+    for (int64_t index = begin; index < end;) {
+      const Tile first = tile_at(index, pixels, size);
+      int64_t count = 0;  // pixels of neighbouring tiles of one image
+      for (int64_t i = 0; i < most && index < end; ++i, ++index) {
+        const Tile tile = tile_at(index, pixels, size);
+        if (tile.image != first.image) break;
+        C* to = softmax + i * K * kTile;
+        const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
+        load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, to);
+        softmax_tile(to, K, tile.count, statistic);
+        memcpy(lse + tile.image * pixels + tile.first, statistic,
+               static_cast<size_t>(tile.count) * sizeof(C));
+        count += tile.count;
+      }
+      S* to = out + first.image * Z * pixels;
       if (in.channels_last) {
-        product_channels_last(softmax, panels, K, Z, tile.count, to + tile.first * Z);
+        product_channels_last(softmax, panels, K, Z, count, to + first.first * Z);
       } else {
-        product_contiguous(softmax, panels, K, Z, pixels, tile.count, to + tile.first);
+        product_contiguous(softmax, panels, K, Z, pixels, count, to + first.first);
       }
     }
   });
