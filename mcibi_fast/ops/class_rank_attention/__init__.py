@@ -19,7 +19,7 @@ from mcibi_fast.ops import checks, measured
 from mcibi_fast.ops.class_rank_attention import reference
 from mcibi_fast.ops.compiled import cpu_kernel
 from mcibi_fast.ops.confidence_attention import plain
-from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa
+from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa, sdpa_result
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.triton_support import triton_missing
 
@@ -85,10 +85,7 @@ def _sdpa_shared(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tu
 def _sdpa_result(query: Tensor, weights: Tensor, scale: float, hard: bool) -> Tensor:
     if query.is_cuda:
         return _sdpa_shared(query, weights, scale, hard)[0]
-    if query.stride(2) != 1 or weights.stride(2) != 1:
-        query, weights = query.contiguous(), weights.contiguous()
-    rows = weights.unsqueeze(1)
-    return F.scaled_dot_product_attention(query.unsqueeze(1), rows, rows, scale=scale).squeeze(1)
+    return sdpa_result(query, weights, weights, scale)
 
 
 def _sdpa_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
