@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mcibi_fast import cli
 from mcibi_fast.commands.run_settings import evaluation_data
@@ -15,6 +14,7 @@ from mcibi_fast.models.checkpoint import create_model
 from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import FolderData
 from mcibi_fast.recipes.registry import configure
+from tests.commands.folders import write_folder
 
 pytestmark = pytest.mark.usefixtures("one_process")
 SIZE = (32, 40)
@@ -23,16 +23,9 @@ SIZE = (32, 40)
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two images of each split, half of whose masks is 255."""
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-        for name in "ab":
-            mask = np.zeros(SIZE, np.uint8)
-            mask[:, 20:] = 255
-            Image.fromarray(mask).save(tmp_path / f"data/labels/{split}/{name}.png")
-            picture = Image.fromarray(mask).convert("RGB")
-            picture.save(tmp_path / f"data/images/{split}/{name}.jpg")
-    return tmp_path / "data"
+    mask = np.zeros(SIZE, np.uint8)
+    mask[:, 20:] = 255
+    return write_folder(tmp_path / "data", mask, mask)
 
 
 @pytest.mark.slow

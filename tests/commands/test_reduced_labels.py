@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mcibi_fast import cli
 from mcibi_fast.commands.run_settings import evaluation_data
@@ -17,6 +16,7 @@ from mcibi_fast.models.weights import ModelSpec, pack_weights
 from mcibi_fast.recipes import FolderData, HuggingFaceData, TrainConfig
 from mcibi_fast.recipes.registry import configure
 from mcibi_fast.recipes.sources import relocated
+from tests.commands.folders import write_folder
 
 SIZE = (32, 40)
 
@@ -24,17 +24,11 @@ SIZE = (32, 40)
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two images of each split; half of a mask is 0, a quarter each 1 and 2."""
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-        for name in "ab":
-            mask = np.zeros(SIZE, np.uint8)
-            mask[:, 20:30], mask[:, 30:] = 1, 2
-            Image.fromarray(mask).save(tmp_path / f"data/labels/{split}/{name}.png")
-            picture = Image.fromarray(mask * 100).convert("RGB")
-            picture.save(tmp_path / f"data/images/{split}/{name}.jpg")
-    (tmp_path / "data/classes.txt").write_text("roof\nroad\n")
-    return tmp_path / "data"
+    mask = np.zeros(SIZE, np.uint8)
+    mask[:, 20:30], mask[:, 30:] = 1, 2
+    root = write_folder(tmp_path / "data", mask, mask * 100)
+    (root / "classes.txt").write_text("roof\nroad\n")
+    return root
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Arguments of a process: rank, number of processes, rendezvous file, folder for t
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -141,7 +142,8 @@ def trained_model(form: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     return {f"{form}.{name}": value.detach() for name, value in trained.items()}
 
 
-def main() -> None:
+def main(run: Callable[[int, int], object]) -> None:
+    """Runs it as one process of a group, by this script's arguments, and saves what it returns."""
     rank, world = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -152,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

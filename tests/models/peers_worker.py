@@ -5,19 +5,16 @@ Arguments of a process: rank, number of processes, rendezvous file, folder for t
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mcibi_fast import models
 from mcibi_fast.models import Segmentor
-from mcibi_fast.training.processes import leave_group
 from tests import thinning
+from tests.models.distributed_worker import main
 from tests.models.stub_backbone import PEERS, Stub
 
 K, Z = 5, 16
@@ -110,15 +107,5 @@ def trained(name: str, memory: str | None, rank: int, world: int) -> dict[str, T
     return {own: value.detach().clone() for own, value in model.state_dict().items()}
 
 
-def main() -> None:
-    rank, world = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world
-    )
-    torch.save(run(rank, world), Path(sys.argv[4]) / f"rank{rank}.pt")
-    leave_group()
-
-
 if __name__ == "__main__":
-    main()
+    main(run)
