@@ -56,6 +56,10 @@ SCHEMAS = {
         "(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, float label_smoothing, "
         "bool align_corners, bool mean, bool with_grad) -> (Tensor loss, Tensor grad)"
     ),
+    "upsample_cross_entropy_reduced_backward": (
+        "(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? weight, int ignore_index, "
+        "float label_smoothing, bool align_corners, bool mean) -> Tensor"
+    ),
     "upsample_argmax": (
         "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor"
     ),

@@ -125,12 +125,25 @@ class PlaneTaps {
   std::vector<Block> blocks_;
 };
 
+// Whether every input belongs to one output at most, as on an axis twice as long as the labels'.
+template <typename C>
+bool are_disjoint(const std::vector<BilinearTap<C>>& taps) {
+  for (size_t i = 1; i < taps.size(); ++i) {
+    if (taps[i].index0 <= taps[i - 1].index1) return false;
+  }
+  return true;
+}
+
 // The adjoint of the interpolation along a row, for one vector of input pixels at a time.
 template <typename C>
 class PlaneAdjoint {
  public:
   PlaneAdjoint(const std::vector<BilinearTap<C>>& taps, int64_t in_width)
       : first_(class_stride<C>(in_width)), copies_(static_cast<int64_t>(taps.size()) == in_width) {
+    if (!copies_ && are_disjoint(taps)) {
+      pick_pixels(taps);
+      return;
+    }
     const int64_t width = static_cast<int64_t>(taps.size());
     std::vector<int64_t> end(first_.size());
     for (int64_t p = 0; p < width; ++p) {
@@ -154,6 +167,11 @@ class PlaneAdjoint {
   // The input pixels from x on, which is a multiple of the number of lanes.
   Vector<C> at(const C* plane, int64_t x) const {
     if (copies_) return load(plane + x);
+    if (!picked_.empty()) {
+      const Picked& picked = picked_[x / kLanes<C>];
+      const Vector<C> values = pick(load(plane + picked.base), picked.pixel);
+      return picked.weight != C(0) ? picked.weight * values : Vector<C>{};
+    }
     Vector<C> rows[kLanes<C>];
     const C* weights = weights_.data() + x * vectors_ * kLanes<C>;
     for (int64_t i = 0; i < kLanes<C>; ++i) {
@@ -168,8 +186,31 @@ class PlaneAdjoint {
   }
 
  private:
+  // The only output pixel that reads an input pixel, from base on, and its weight, which is 0 where
+  // there is none.
+  struct Picked {
+    typename PlaneTaps<C>::Index pixel;
+    Vector<C> weight;
+    int64_t base;
+  };
+
+  void pick_pixels(const std::vector<BilinearTap<C>>& taps) {
+    picked_.resize(first_.size() / kLanes<C>, Picked{{}, {}, -1});
+    for (int64_t p = 0; p < static_cast<int64_t>(taps.size()); ++p) {
+      const BilinearTap<C>& tap = taps[p];
+      for (int64_t x = tap.index0; x <= tap.index1; ++x) {
+        Picked& picked = picked_[x / kLanes<C>];
+        if (picked.base < 0) picked.base = p;
+        picked.pixel[x % kLanes<C>] = p - picked.base;
+        picked.weight[x % kLanes<C>] = bilinear_weight(tap, x);
+      }
+    }
+    for (Picked& picked : picked_) picked.base = std::max<int64_t>(picked.base, 0);
+  }
+
   C& weight(int64_t x, int64_t p) { return weights_[x * vectors_ * kLanes<C> + p - first_[x]]; }
 
+  std::vector<Picked> picked_;  // for vectors of input pixels, if each has one output pixel at most
   std::vector<int64_t> first_;  // the first output pixel that reads an input pixel
   bool copies_;                 // the row is not resized
   int64_t vectors_ = 1;         // how many vectors from it on have all that do

@@ -44,6 +44,13 @@ MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_reduced_cpu,
                           const CrossEntropyOptions& options, bool mean, void* loss,
                           const LogitMap* grad_logits, BadLabel* bad))
 
+// The gradient of that loss times its cotangent, one float: a map like the logits, contiguous or
+// channels_last.
+MCIBI_DECLARE_CPU_KERNEL(upsample_cross_entropy_reduced_backward_cpu,
+                         (const void* grad_loss, const LogitMap& logits, const LabelMap& labels,
+                          const CrossEntropyOptions& options, bool mean,
+                          const LogitMap& grad_logits, BadLabel* bad))
+
 // The cotangent of the losses, (B, H, W) float with any strides, and the statistic that the forward
 // returned beside them, which the CPU does not need. Pixels that are ignored or whose cotangent is
 // zero are skipped, whatever their logits.

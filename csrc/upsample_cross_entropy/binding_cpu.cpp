@@ -69,6 +69,27 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy_reduced(
   return {loss, grad};
 }
 
+Tensor upsample_cross_entropy_reduced_backward(const Tensor& grad_loss, const Tensor& logits,
+                                               const Tensor& labels,
+                                               const std::optional<Tensor>& weight,
+                                               int64_t ignore_index, double label_smoothing,
+                                               bool align_corners, bool mean,
+                                               const Tensor& report) {
+  const LogitMap map = logit_map(logits, "logits");
+  const LabelMap label = label_map_of(labels, map, ignore_index);
+  const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
+  STD_TORCH_CHECK(
+      grad_loss.scalar_type() == wide_type(logits.scalar_type()) && grad_loss.dim() == 0,
+      "grad_loss: expected a scalar like the loss");
+  Tensor grad = empty_cpu({map.batch, map.classes, map.height, map.width}, logits.scalar_type(),
+                          is_channels_last(logits));
+  BadLabel bad = {};
+  MCIBI_CPU_KERNEL(upsample_cross_entropy_reduced_backward_cpu)
+  (grad_loss.const_data_ptr(), map, label, options, mean, logit_map(grad, "grad_logits"), &bad);
+  report_bad_label(report, bad, label);
+  return grad;
+}
+
 Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& logits,
                                        const Tensor& labels, const Tensor& lse,
                                        const std::optional<Tensor>& weight, int64_t ignore_index,
@@ -101,12 +122,15 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cpu, m) {
   m.def(cpu_schemas::upsample_cross_entropy);
   m.def(cpu_schemas::upsample_cross_entropy_reduced);
+  m.def(cpu_schemas::upsample_cross_entropy_reduced_backward);
   m.def(cpu_schemas::upsample_cross_entropy_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cpu, CPU, m) {
   m.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
   m.impl("upsample_cross_entropy_reduced", TORCH_BOX(&upsample_cross_entropy_reduced));
+  m.impl("upsample_cross_entropy_reduced_backward",
+         TORCH_BOX(&upsample_cross_entropy_reduced_backward));
   m.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
 }
 

@@ -128,7 +128,17 @@ void forward_reduced(const LogitMap& logits, const LabelMap& labels,
 
 // ---- gradient -----------------------------------------------------------------------------------
 
-// gradients_in_units with the rows that are faster for these logits; T: the type of the gradient.
+// The losses and gradients of all images, by rows of type Row.
+template <typename T, typename Row, typename Read, typename Done>
+void gradients_by(const LogitMap& logits, const ClassWeights<typename Row::C>& weights,
+                  const Taps<typename Row::C>& taps, const LogitMap& grad, const Read& read,
+                  const Done& done) {
+  auto* run = are_disjoint(taps.y) ? &gradients_in_rows<T, Row, Read, Done>
+                                   : &gradients_in_units<T, Row, Read, Done>;
+  run(logits, weights, taps, grad, read, done);
+}
+
+// The same by the rows that are faster for these logits; T: the type of the gradient.
 template <typename S, typename T, typename Read, typename Done>
 void gradients(const LogitMap& logits, const LabelMap& labels, const CrossEntropyOptions& options,
                const LogitMap& grad, const Read& read, const Done& done) {
@@ -136,17 +146,18 @@ void gradients(const LogitMap& logits, const LabelMap& labels, const CrossEntrop
   const Taps<C> taps(logits, labels, options.align_corners);
   const ClassWeights<C> weights(options, logits.classes);
   if (prefers_planes(logits, labels.width)) {
-    gradients_in_units<T, PlanarGradientRow<S>>(logits, weights, taps, grad, read, done);
+    gradients_by<T, PlanarGradientRow<S>>(logits, weights, taps, grad, read, done);
   } else {
-    gradients_in_units<T, GradientRow<S>>(logits, weights, taps, grad, read, done);
+    gradients_by<T, GradientRow<S>>(logits, weights, taps, grad, read, done);
   }
 }
 
+// The gradient of the reduced loss times `factor`, a map of type T, and the loss unless it is null.
 // The labels are read once more, first: the divisor is a factor of the gradient.
-template <typename S>
-void forward_with_gradient(const LogitMap& logits, const LabelMap& labels,
-                           const CrossEntropyOptions& options, bool mean, void* loss,
-                           const LogitMap& grad, BadLabel* bad) {
+template <typename S, typename T>
+void gradient_of_reduced(const LogitMap& logits, const LabelMap& labels,
+                         const CrossEntropyOptions& options, bool mean, Compute<S> factor,
+                         void* loss, const LogitMap& grad, BadLabel* bad) {
   using C = Compute<S>;
   const C* weight = static_cast<const C*>(options.weight);
   CheckedLabelRows rows(labels);
@@ -162,14 +173,16 @@ void forward_with_gradient(const LogitMap& logits, const LabelMap& labels,
   *bad = rows.first_bad();
   if (bad->found) return;
   const double divisor = divisor_of(totals, weight != nullptr, mean);
-  gradients<S, C>(
+  const C each = static_cast<C>(factor / divisor);
+  gradients<S, T>(
       logits, labels, options, grad,
       [&](int64_t b, int64_t y, int32_t* classes, C* cotangent) {
         rows.read(b, y, classes);
-        std::fill(cotangent, cotangent + labels.width, static_cast<C>(1 / divisor));
+        std::fill(cotangent, cotangent + labels.width, each);
+        if (factor == C(0)) std::fill(classes, classes + labels.width, kIgnored);
       },
       [&](int64_t i, const C* losses) { totals[i].add(losses, labels.width); });
-  write_loss(totals, divisor, loss);
+  if (loss != nullptr) write_loss(totals, divisor, loss);
 }
 
 template <typename S>
@@ -210,8 +223,20 @@ void upsample_cross_entropy_reduced_cpu(const LogitMap& logits, const LabelMap& 
     if (grad_logits == nullptr) {
       forward_reduced<decltype(s)>(logits, labels, options, mean, loss, bad);
     } else {
-      forward_with_gradient<decltype(s)>(logits, labels, options, mean, loss, *grad_logits, bad);
+      using S = decltype(s);
+      gradient_of_reduced<S, Compute<S>>(logits, labels, options, mean, 1, loss, *grad_logits, bad);
     }
+  });
+}
+
+void upsample_cross_entropy_reduced_backward_cpu(const void* grad_loss, const LogitMap& logits,
+                                                 const LabelMap& labels,
+                                                 const CrossEntropyOptions& options, bool mean,
+                                                 const LogitMap& grad_logits, BadLabel* bad) {
+  with_storage_type(logits.kind, [&](auto s) {
+    using S = decltype(s);
+    const auto factor = *static_cast<const Compute<S>*>(grad_loss);
+    gradient_of_reduced<S, S>(logits, labels, options, mean, factor, nullptr, grad_logits, bad);
   });
 }
 

@@ -207,6 +207,54 @@ void gradients_in_units(const LogitMap& logits, const ClassWeights<typename Row:
   });
 }
 
+// Writes zeros to the rows from `begin` to `end` of an image, contiguous or channels_last.
+template <typename T>
+void clear_rows(const LogitMap& grad, int64_t begin, int64_t end, T* image) {
+  const bool rows_of_classes = grad.strides.channel == 1;
+  const int64_t blocks = rows_of_classes ? 1 : grad.classes;
+  const int64_t row = rows_of_classes ? grad.width * grad.classes : grad.width;
+  for (int64_t k = 0; k < blocks && begin < end; ++k) {
+    T* first = image + k * grad.strides.channel + begin * row;
+    memset(first, 0, static_cast<size_t>((end - begin) * row) * sizeof(T));
+  }
+}
+
+// What gradients_in_units does, for output rows whose source rows are disjoint: nothing is added up
+// across rows, and source rows that no output row reads are only cleared.
+template <typename T, typename Row, typename Read, typename Done>
+void gradients_in_rows(const LogitMap& logits, const ClassWeights<typename Row::C>& weights,
+                       const Taps<typename Row::C>& taps, const LogitMap& grad, const Read& read,
+                       const Done& done) {
+  using C = typename Row::C;
+  const int64_t size = Row::size(logits), width = static_cast<int64_t>(taps.x.size());
+  const int64_t height = static_cast<int64_t>(taps.y.size());
+  const int64_t grain = rows_per_thread(logits.height / height * logits.width * logits.classes);
+  parallel_for(logits.batch * height, grain, [&](int64_t begin, int64_t end) {
+    Row row(weights, logits, taps.x);
+    Scratch scratch(2 * size * static_cast<int64_t>(sizeof(C)));
+    C* sums = scratch.as<C>();
+    std::vector<int32_t> labels(width);
+    std::vector<C> numbers(3 * width);
+    C *cotangent = numbers.data(), *losses = cotangent + width, *lse = losses + width;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / height, y = i % height;
+      const BilinearTap<C>& tap = taps.y[y];
+      const int64_t rows = tap.index1 - tap.index0 + 1;  // 1 at the border, else 2
+      std::fill(sums, sums + rows * size, C(0));
+      read(b, y, labels.data(), cotangent);
+      row.run(b, tap, labels.data(), cotangent, losses, lse, sums, sums + (rows - 1) * size);
+      done(i, losses);
+      T* image = static_cast<T*>(const_cast<void*>(grad.data)) + b * grad.strides.batch;
+      for (int64_t r = 0; r < rows; ++r) {
+        Row::write(sums + r * size, grad, image + (tap.index0 + r) * grad.strides.row);
+      }
+      if (y == 0) clear_rows(grad, 0, tap.index0, image);
+      const bool last = y == height - 1;
+      clear_rows(grad, tap.index1 + 1, last ? logits.height : taps.y[y + 1].index0, image);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace MCIBI_CPU_ARCH
 }  // namespace mcibi_fast

@@ -25,11 +25,6 @@ FORMED_FROM = 2**14
 FORMED_MOST = 2**22  # 8 MiB of scores in bfloat16, 16 MiB in float32; twice that with the softmax
 WIDE, WIDE_MOST = 64, 2**24  # 32 MiB of scores, and as much of the softmax
 
-# The cross entropy's gradient, computed with the loss, is multiplied by the cotangent later: one
-# pass more over the map. For a map that is larger than the labels, from this many logits on, that
-# costs up to twice as much as a backward that forms the few exponentials again.
-REDUCED_FROM = 2**18
-
 # Not here: aggregation by softmax and product, which is 1.0 to 1.9 times faster for a few pixels of
 # many classes, and 1.2 to 1.9 times for wide rows in bfloat16. Its bits depend on the number of
 # threads.
@@ -60,6 +55,7 @@ def wide_rows(query: Tensor, hard: bool) -> str | None:
 
 
 def is_reduced(logits: Tensor, labels: Tensor) -> bool:
-    """Mean and sum of the cross entropy: whether a backward of its own is faster than a gradient
-    that is computed with the loss."""
-    return logits[0, 0].numel() > labels[0].numel() and logits.numel() >= REDUCED_FROM
+    """Mean and sum of the cross entropy, for maps larger than the labels: whether a backward that
+    forms the few exponentials again is faster than a gradient that is computed with the loss and
+    multiplied by the cotangent later, one pass more over the map."""
+    return logits.size(2) * logits.size(3) > labels.size(1) * labels.size(2)

@@ -111,23 +111,28 @@ def test_reduced_losses_are_the_references(
 
 
 @needs_kernels
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_maps_that_are_reduced_have_a_backward_of_their_own(
-    reduction: str, dtype: torch.dtype
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [1, 2, 19, 150])  # on planes, and on rows of classes
+@pytest.mark.parametrize("size", [(18, 14), (19, 29), (10, 7), (33, 64), (9, 28)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_maps_larger_than_the_labels_have_a_backward_of_their_own(
+    align_corners: bool, size: tuple[int, int], classes: int, layout: torch.memory_format
 ) -> None:
-    labels = torch.randint(0, 40, (1, 9, 7), generator=G)
-    labels[0, 3] = 255
-    for height, own in ((81, True), (80, False)):  # 40 classes and 81 columns: 2^18 logits
-        logits = torch.randn(1, 40, height, 81, generator=G, dtype=dtype)
-        assert measured.is_reduced(logits, labels) == own
-        assert not measured.is_reduced(logits, labels.new_zeros(1, 162, 162))
-        options = {"reduction": reduction}
+    labels = torch.randint(0, classes, (2, 9, 7), generator=G)
+    labels[0, 3], labels[1, :, :5] = 255, 255
+    logits = torch.randn(2, classes, *size, generator=G, dtype=torch.float64)
+    logits = logits.contiguous(memory_format=layout)
+    weight = torch.rand(classes, generator=G, dtype=torch.float64)
+    assert measured.is_reduced(logits, labels)
+    assert not measured.is_reduced(logits, labels.new_zeros(2, *size))
+    for reduction, smoothing in (("mean", 0.0), ("sum", 0.1)):
+        options = {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
+        options["align_corners"] = align_corners
         ours, theirs = (losses(logits, labels, name, **options) for name in ("cpu", "reference"))
         for found, right in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(found, right)
-        loss = ops.upsample_cross_entropy(logits.requires_grad_(), labels, **options)
-        assert ("ReducedUpsampleCrossEntropy" in loss.grad_fn.name()) != own
+            torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-12)
+        loss = ops.upsample_cross_entropy(logits.clone().requires_grad_(), labels, **options)
+        assert "DeferredUpsampleCrossEntropy" in loss.grad_fn.name()
 
 
 @needs_kernels
@@ -143,22 +148,28 @@ def test_nothing_to_average() -> None:
         ops.upsample_cross_entropy(logits, bad)
 
 
+SIZES = pytest.mark.parametrize("size", [(8, 9), (16, 19)])  # the labels', and larger
+
+
 @needs_kernels
-def test_without_values_of_ignored_pixels_whatever_they_are() -> None:
+@SIZES
+def test_without_values_of_ignored_pixels_whatever_they_are(size: tuple[int, int]) -> None:
     for classes in (3, 19):
-        logits = torch.randn(2, classes, 8, 9, generator=G)
-        logits[0, :, 0] = torch.nan  # the ignored row
+        logits = torch.randn(2, classes, *size, generator=G)
+        logits[0, :, : size[0] // 8] = torch.nan  # what the ignored row reads
         loss, grad = losses(logits, LABELS, "cpu")
-        right = F.cross_entropy(logits.nan_to_num(), LABELS, ignore_index=255)
+        known = F.interpolate(logits.nan_to_num(), LABELS.shape[1:], mode="bilinear")
+        right = F.cross_entropy(known, LABELS, ignore_index=255)
         torch.testing.assert_close(loss, right)
         assert grad.isfinite().all()
 
 
 @needs_kernels
+@SIZES
 @pytest.mark.parametrize("classes", [3, 19])
-def test_the_saved_gradient_takes_any_cotangent(classes: int) -> None:
-    """It was computed before the cotangent was known."""
-    logits = torch.randn(1, classes, 8, 9, generator=G).half()
+def test_the_gradient_takes_any_cotangent(classes: int, size: tuple[int, int]) -> None:
+    """It may have been computed before the cotangent was known."""
+    logits = torch.randn(1, classes, *size, generator=G).half()
     leaf = logits.clone().requires_grad_()
     loss = ops.upsample_cross_entropy(leaf, LABELS[1:], ignore_index=255)
     exact = losses(logits.double(), LABELS[1:], "reference")[1]
@@ -174,8 +185,9 @@ def test_the_saved_gradient_takes_any_cotangent(classes: int) -> None:
 
 
 @needs_kernels
-def test_the_saved_gradient_is_not_differentiated_again() -> None:
-    leaf = torch.randn(1, 3, 8, 9, generator=G, requires_grad=True)
+@SIZES
+def test_the_gradient_is_not_differentiated_again(size: tuple[int, int]) -> None:
+    leaf = torch.randn(1, 3, *size, generator=G, requires_grad=True)
     loss = ops.upsample_cross_entropy(leaf, LABELS[1:], ignore_index=255)
     (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
@@ -221,9 +233,10 @@ def test_class_rank_attention_of_many_classes_in_bfloat16_forms_the_scores() -> 
 
 
 @needs_kernels
-def test_gradients_of_a_reduced_loss_that_are_batched_or_not_finite() -> None:
+@pytest.mark.parametrize("size", [(7, 6), (29, 24)])  # smaller than the labels, and larger
+def test_gradients_of_a_reduced_loss_that_are_batched_or_not_finite(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 5, 7, 6, generator=generator).requires_grad_()
+    logits = torch.randn(2, 5, *size, generator=generator).requires_grad_()
     labels = torch.randint(0, 5, (2, 14, 12), generator=generator)
     loss = ops.upsample_cross_entropy(logits, labels)
     (one,) = torch.autograd.grad(loss, logits, retain_graph=True)

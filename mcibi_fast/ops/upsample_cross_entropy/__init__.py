@@ -70,9 +70,9 @@ def upsample_cross_entropy(
         return CROSS_ENTROPY.first(*args)
     mean = reduction == "mean"
     if logits.is_cpu and direct(args):
-        with_grad = logits.requires_grad and torch.is_grad_enabled()
-        if not (with_grad and measured.is_reduced(logits, labels)):
-            return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
+        follows = logits.requires_grad and torch.is_grad_enabled()
+        with_grad = follows and not measured.is_reduced(logits, labels)
+        return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
     return _reduce(CROSS_ENTROPY(*args)[0], logits, labels, args[2], ignore_index, mean)
 
 
@@ -271,6 +271,42 @@ class ReducedUpsampleCrossEntropy(torch.autograd.Function):
         return _scaled(grad_logits, grad, logits.dtype), *[None] * 7
 
 
+class DeferredUpsampleCrossEntropy(torch.autograd.Function):
+    """Saves the logits and the labels; the softmax is formed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        loss, no_grad = REDUCED.run_below_autograd((logits, labels, weight, *options))
+        ctx.save_for_backward(logits, labels, weight)
+        ctx.options = options[:-1]
+        ctx.mark_non_differentiable(no_grad)
+        return loss, no_grad
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _no_grad: Tensor) -> tuple[Any, ...]:
+        return REDUCED_BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 7
+
+
+def _reduced_backward_reference(
+    grad_loss: Tensor, logits: Tensor, labels: Tensor, *options: Any
+) -> Tensor:
+    def loss(l: Tensor) -> Tensor:
+        return _reduced_reference(l, labels, *options, False)[0]
+
+    (grad,) = recompute_gradients(loss, [logits], grad_loss)
+    return grad.contiguous(memory_format=_layout(logits))
+
+
+REDUCED_BACKWARD = Op(
+    "upsample_cross_entropy_reduced_backward",
+    [cpu_kernel, Kernel("reference", _reduced_backward_reference, always)],
+    lambda grad_loss, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
+)
+REDUCED_BACKWARD.refuse_gradient()
+
+
 def _scaled(grad_logits: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     """A loss that does not count has no gradient, whatever its logits, nor have ignored pixels."""
     if direct((grad,)) and (factor := grad.item()) and math.isfinite(factor):
@@ -292,6 +328,12 @@ class _Scaled(torch.autograd.Function):
         refuse("upsample_cross_entropy_backward")
 
 
+def _reduced_with_gradient(*args: Any) -> tuple[Tensor, Tensor]:
+    with_grad = args[-1]
+    chosen = ReducedUpsampleCrossEntropy if with_grad else DeferredUpsampleCrossEntropy
+    return chosen.apply(*args)
+
+
 REDUCED.differentiable(
-    ReducedUpsampleCrossEntropy.apply, lambda logits, *_: logits.requires_grad, _reduced_reference
+    _reduced_with_gradient, lambda logits, *_: logits.requires_grad, _reduced_reference
 )
