@@ -1,8 +1,9 @@
 """Which way to compute is faster on a CPU, as measured.
 
 All such rules are in this file. Each was read off ``mcibi-fast bench sweep`` (docs/speed-cpu.md) on
-one thread of an AMD EPYC with AVX-512 and bfloat16 products (Zen 4) or, of the reduced maps, of an
-Intel Xeon, and says what plain operators of PyTorch allocate beyond the result, which is bounded.
+one thread of an AMD EPYC with AVX-512 and bfloat16 products (Zen 4) or, of the reduced maps and of
+attention in float32 and with gradients, of an Intel Xeon without such products, and says what plain
+operators of PyTorch allocate beyond the result, which is bounded.
 They hold where no backend is forced. Those that choose such operators return the reason as
 ``explain`` prints it, or None where the op's own kernel is faster.
 """
@@ -18,11 +19,15 @@ from torch import Tensor
 FEW_SCORES = 1024
 _FEW_SCORES = f"scaled_dot_product_attention is faster up to {FEW_SCORES} scores"
 
-# Attention by products in bfloat16, which form the scores. From FORMED_FROM scores on they are
-# faster than PyTorch's fused attention, by up to 2, and from WIDE classes on than our class-rank
-# attention, by 1.2 to 2.2 at 150 (at 19 ours is faster by 1.3 to 1.7).
+# Attention by products that form the scores. From FORMED_FROM scores on they are faster than
+# PyTorch's fused attention: in bfloat16, on CPUs that multiply it, by up to 2; for views of maps by
+# 1.1 to 1.4; with gradients, which the fused one computes on one thread for each image, by 1.1 to
+# 1.2 from FORMED_CHANNELS channels on (at 64 it is faster by 1.1 to 1.3). In bfloat16 they are also
+# faster than our class-rank attention from WIDE classes on, by 1.2 to 2.2 at 150 (at 19 ours is
+# faster by 1.3 to 1.7).
 FORMED_FROM = 2**14
 FORMED_MOST = 2**22  # 8 MiB of scores in bfloat16, 16 MiB in float32; twice that with the softmax
+FORMED_CHANNELS = 192
 WIDE, WIDE_MOST = 64, 2**24  # 32 MiB of scores, and as much of the softmax
 
 # Not here: aggregation by softmax and product, which is 1.0 to 1.9 times faster for a few pixels of
@@ -31,9 +36,29 @@ WIDE, WIDE_MOST = 64, 2**24  # 32 MiB of scores, and as much of the softmax
 
 
 @functools.cache
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products of this dtype."""
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd follows one of the tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def widens(*tensors: Tensor) -> bool:
+    """Attention by PyTorch's operators: whether float32 is faster than the tensors' dtype, of which
+    the CPU has no products: with gradients by 2.5 in bfloat16 and by 10 to 20 in float16, and for
+    views of maps, which the fused attention does not take. It copies the tensors. For rows without
+    gradients the fused attention is as fast in their dtype."""
+    first = tensors[0]
+    if not first.is_cpu or multiplies(first.dtype):
+        return False
+    return any(t.stride(-1) != 1 for t in tensors) or wants_gradient(*tensors)
 
 
 def few_scores(query: Tensor, hard: bool) -> str | None:
@@ -49,7 +74,7 @@ def wide_rows(query: Tensor, hard: bool) -> str | None:
     B, N, K = query.shape
     if hard or query.dtype != torch.bfloat16 or K < WIDE or not query.is_cpu:
         return None
-    if not FORMED_FROM <= B * N * N <= WIDE_MOST or not multiplies_bfloat16():
+    if not FORMED_FROM <= B * N * N <= WIDE_MOST or not multiplies(torch.bfloat16):
         return None
     return f"{K} classes in bfloat16: plain products are faster from {WIDE} on"
 

@@ -30,6 +30,21 @@ def run() -> int:
                     if leaves:
                         torch.autograd.grad(result, leaves, torch.ones_like(result))
                 count += 1
+    return count + _maps_larger_than_the_labels()
+
+
+def _maps_larger_than_the_labels() -> int:
+    from mcibi_fast import ops
+
+    g, count = torch.Generator().manual_seed(0), 0
+    for classes, dtype in ((2, torch.float32), (19, torch.bfloat16), (40, torch.float64)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for size in ((10, 6), (23, 35)):
+                logits = torch.randn(2, classes, *size, generator=g).to(dtype)
+                logits = logits.contiguous(memory_format=layout).requires_grad_()
+                labels = torch.randint(0, classes, (2, 5, 3), generator=g)
+                ops.upsample_cross_entropy(logits, labels).backward()
+                count += 1
     return count
 
 

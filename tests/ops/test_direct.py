@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mcibi_fast
 from mcibi_fast import _build, ops
 from mcibi_fast.ops import measured, modes
-from mcibi_fast.ops.measured import multiplies_bfloat16
 from mcibi_fast.ops.modes import direct
 
 needs_kernels = pytest.mark.skipif(
@@ -221,13 +220,40 @@ def test_attention_forms_few_scores_only() -> None:
     assert "forms at most 4194304" in text
 
 
+def test_attention_with_gradients_forms_the_scores_of_wide_rows() -> None:
+    def explained(D: int, gradient: bool) -> str:
+        rows = torch.zeros(1, 128, D, requires_grad=gradient)
+        return mcibi_fast.explain("confidence_attention", rows, rows, rows).splitlines()[0]
+
+    assert explained(192, True) == "confidence_attention: pytorch"
+    assert explained(191, True) == explained(192, False) == "confidence_attention: sdpa"
+
+
+@pytest.mark.parametrize("N", [3, 40, 130])  # few scores, fused attention, scores that are formed
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_16_bits_are_computed_in_float32_without_products_of_them(
+    dtype: torch.dtype, N: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "multiplies", lambda dtype: dtype == torch.float32)
+    operands = [torch.randn(1, N, 200, generator=G).to(dtype).requires_grad_() for _ in range(3)]
+    cotangent = torch.randn(1, N, 200, generator=G).to(dtype)
+    out = ops.confidence_attention(*operands)
+    grads = torch.autograd.grad(out, operands, cotangent)
+    wide = [t.detach().float().requires_grad_() for t in operands]
+    right = ops.confidence_attention(*wide)
+    rights = torch.autograd.grad(right, wide, cotangent.float())
+    for found, exact in zip((out, *grads), (right, *rights), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
 @needs_kernels
 def test_class_rank_attention_of_many_classes_in_bfloat16_forms_the_scores() -> None:
     def explained(N: int, K: int) -> str:
         rows = torch.zeros(1, N, K, dtype=torch.bfloat16)
         return mcibi_fast.explain("class_rank_attention", rows, rows, scale=1.0).splitlines()[0]
 
-    wide = "pytorch" if multiplies_bfloat16() else "cpu"
+    wide = "pytorch" if measured.multiplies(torch.bfloat16) else "cpu"
     assert explained(128, 64) == f"class_rank_attention: {wide}"
     assert explained(128, 63) == explained(4097, 64) == "class_rank_attention: cpu"
 

@@ -59,7 +59,8 @@ def _prepare(query: Tensor, weights: Tensor, scale: float, hard: bool) -> tuple[
     checks.tensor("query", query, "B, N, K", checks.FLOATS)
     checks.tensor("weights", weights, "B, N, K", checks.FLOATS)
     checks.not_empty("query", query)  # weights have the same shape, or are refused for that
-    checks.same_device(query=query, weights=weights)
+    if query.device != weights.device:
+        checks.same_device(query=query, weights=weights)
     query, weights = checks.under_autocast(query, weights)
     if query.dtype != weights.dtype:
         raise TypeError(f"query, weights: one dtype for both, got {query.dtype}, {weights.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from mcibi_fast.ops import measured
 from mcibi_fast.ops.confidence_attention.reference import confidence_attention
 
 
+def in_float32(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same attention, computed in float32 where that is faster (``measured.widens``)."""
+
+    @functools.wraps(run)
+    def widened(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Any:
+        if not measured.widens(query, key, value):
+            return run(query, key, value, scale)
+        k = key.float()
+        results = run(query.float(), k, k if value is key else value.float(), scale)
+        if isinstance(results, tuple):
+            return results[0].to(query.dtype), *results[1:]
+        return results.to(query.dtype)
+
+    return widened
+
+
+@in_float32
 def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """What ``scaled_dot_product_attention`` runs, and the log-sum-exp that it throws away.
 
@@ -48,8 +67,11 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
     return out.squeeze(1)[..., : value.shape[2]], statistic
 
 
+@in_float32
 def sdpa_result(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The same without the log-sum-exp, with less overhead."""
+    if query.size(0) * query.size(1) * key.size(1) <= measured.FEW_SCORES and query.is_cpu:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)  # without heads
     if query.size(2) != value.size(2):
         return sdpa(query, key, value, scale)[0].contiguous()
     if not query.stride(2) == key.stride(2) == value.stride(2) == 1:

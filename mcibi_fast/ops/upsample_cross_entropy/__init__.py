@@ -293,7 +293,7 @@ def _reduced_backward_reference(
     grad_loss: Tensor, logits: Tensor, labels: Tensor, *options: Any
 ) -> Tensor:
     def loss(l: Tensor) -> Tensor:
-        return _reduced_reference(l, labels, *options, False)[0]
+        return _reduced_reference(*(l, labels, *options, False))[0]
 
     (grad,) = recompute_gradients(loss, [logits], grad_loss)
     return grad.contiguous(memory_format=_layout(logits))
