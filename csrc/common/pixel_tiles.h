@@ -91,6 +91,14 @@ void store_channels(const Compute<S>* tile, int64_t channels, int64_t count, S* 
   });
 }
 
+// Where `count` pixels from `first` are in an image.
+inline void pixel_offsets(const MapStrides& s, int64_t width, int64_t first, int64_t count,
+                          int64_t* offsets) {
+  for (int64_t t = 0; t < count; ++t) {
+    offsets[t] = (first + t) / width * s.row + (first + t) % width * s.column;
+  }
+}
+
 // Reads `count` pixels from `first` of one image into tile [channels][kTile].
 template <typename S>
 void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t channels, int64_t first,
@@ -102,9 +110,7 @@ void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t chann
     return;
   }
   int64_t offsets[kTile];
-  for (int64_t t = 0; t < count; ++t) {
-    offsets[t] = (first + t) / width * s.row + (first + t) % width * s.column;
-  }
+  pixel_offsets(s, width, first, count, offsets);
   if (s.channel == 1 && channels >= kLanes<Compute<S>>) {
     return load_channels(image, offsets, channels, count, tile);
   }

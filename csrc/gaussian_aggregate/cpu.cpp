@@ -13,6 +13,7 @@
 #include "common/simd.h"
 #include "gaussian_aggregate/api.h"
 #include "gaussian_aggregate/cpu_few.h"
+#include "gaussian_aggregate/cpu_few_classes.h"
 #include "gaussian_aggregate/math.h"
 
 namespace mcibi_fast {
@@ -20,7 +21,7 @@ namespace MCIBI_CPU_ARCH {
 namespace {
 
 // Pixels of a tile when they are the broadcast operand (channels_last).
-constexpr int64_t kTileOfRows = kTile / kBlockRows * kBlockRows;
+constexpr int64_t kTileOfRows = kTile / kWideRows * kWideRows;
 
 // ---- table --------------------------------------------------------------------------------------
 
@@ -147,10 +148,10 @@ template <typename S>
 void product_contiguous(const Compute<S>* softmax, const Compute<S>* panels, int64_t classes,
                         int64_t channels, int64_t pixels, int64_t count, S* out) {
   using C = Compute<S>;
-  for (int64_t z = 0; z < channels; z += kBlockRows) {
-    for (int64_t n = 0; n < count; n += kBlockColumns<C>) {
+  for (int64_t z = 0; z < channels; z += kWideRows) {
+    for (int64_t n = 0; n < count; n += kWideColumns<C>) {
       const C* columns = softmax + n / kTile * classes * kTile + n % kTile;
-      const Block<C> block = multiply(classes, panels + z * classes, kBlockRows, columns, kTile);
+      const auto block = multiply_wide(classes, panels + z * classes, kWideRows, columns, kTile);
       store_block(block, channels - z, count - n, pixels, out + z * pixels + n);
     }
   }
@@ -161,10 +162,10 @@ template <typename S>
 void product_channels_last(const Compute<S>* softmax, const Compute<S>* panels, int64_t classes,
                            int64_t channels, int64_t count, S* out) {
   using C = Compute<S>;
-  for (int64_t z = 0; z < channels; z += kBlockColumns<C>) {
-    for (int64_t n = 0; n < count; n += kBlockRows) {
-      const Block<C> block =
-          multiply(classes, softmax + n, kTile, panels + z * classes, kBlockColumns<C>);
+  for (int64_t n = 0; n < count; n += kWideRows) {
+    for (int64_t z = 0; z < channels; z += kWideColumns<C>) {
+      const auto block =
+          multiply_wide(classes, softmax + n, kTile, panels + z * classes, kWideColumns<C>);
       store_block(block, count - n, channels - z, channels, out + n * channels + z);
     }
   }
@@ -244,6 +245,58 @@ void backward_of_few(const GaussianAggregateInput& in, const Compute<S>* lse, co
   }
 }
 
+// ---- few classes --------------------------------------------------------------------------------
+
+// The last step of the backward for a tile whose product with the gradient is known.
+template <typename S>
+void write_gradient(const GaussianAggregateInput& in, const Tile& tile, const Compute<S>* lse,
+                    const Compute<S>* dot, Compute<S>* softmax, S* grad_logits) {
+  const int64_t K = in.table.classes, pixels = in.height * in.width;
+  const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
+  load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
+  Compute<S> statistic[kTile];
+  load_row(lse + tile.image * pixels + tile.first, tile.count, statistic);
+  softmax_adjoint_tile(softmax, dot, K, tile.count, statistic);
+  store_tile(softmax, K, tile.first, tile.count, pixels, in.channels_last,
+             grad_logits + tile.image * K * pixels);
+}
+
+bool reads_in_place(const GaussianAggregateInput& in, const MapStrides& grad) {
+  return grad.channel == 1 || (grad.column == 1 && grad.row == in.width);
+}
+
+// Runs of tiles of one image, whose channels are read together where pixels are neighbours.
+template <typename S>
+void backward_of_few_classes(const GaussianAggregateInput& in, const Compute<S>* lse, const S* grad,
+                             const MapStrides& strides, S* grad_logits) {
+  using C = Compute<S>;
+  const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
+  Scratch packed(K * Z * static_cast<int64_t>(sizeof(C)));
+  C* table = packed.as<C>();
+  pack_table(in.table, Panels::kByChannel, Z, table);
+  const bool rows = strides.channel == 1;
+  const int64_t size = rows ? kTile : kTilesInRun * kTile;
+  for_tiles(in, size, [&](int64_t begin, int64_t end) {
+    Scratch scratch((kTilesInRun + 1) * K * kTile * static_cast<int64_t>(sizeof(C)));
+    C *softmax = scratch.as<C>(), *dot = softmax + K * kTile;
+    for (int64_t index = begin; index < end; ++index) {
+      const Tile run = tile_at(index, pixels, size);
+      const S* image = grad + run.image * strides.batch;
+      if (rows) {
+        int64_t offsets[kTile];
+        pixel_offsets(strides, in.width, run.first, run.count, offsets);
+        product_of_rows(table, K, Z, image, offsets, run.count, dot);
+      } else {
+        product_of_planes(table, K, Z, image + run.first, strides.channel, run.count, dot);
+      }
+      for (int64_t n = 0; n < run.count; n += kTile) {
+        const Tile tile = {run.image, run.first + n, std::min(run.count - n, kTile)};
+        write_gradient(in, tile, lse, dot + n * K, softmax, grad_logits);
+      }
+    }
+  });
+}
+
 // ---- the three ops ------------------------------------------------------------------------------
 
 template <typename S>
@@ -251,7 +304,7 @@ void aggregate_soft(const GaussianAggregateInput& in, S* out, Compute<S>* lse) {
   using C = Compute<S>;
   const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
   if (in.batch * pixels <= kFew) return aggregate_few(in, out, lse);
-  const int64_t panel = in.channels_last ? kBlockColumns<C> : kBlockRows;
+  const int64_t panel = in.channels_last ? kWideColumns<C> : kWideRows;
   const int64_t size = in.channels_last ? kTileOfRows : kTile;
   Scratch packed(ceil_div(Z, panel) * panel * K * static_cast<int64_t>(sizeof(C)));
   C* panels = packed.as<C>();
@@ -325,6 +378,9 @@ void aggregate_backward(const GaussianAggregateInput& in, const Compute<S>* lse,
   using C = Compute<S>;
   const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
   if (in.batch * pixels <= kFew) return backward_of_few(in, lse, grad, grad_strides, grad_logits);
+  if (K <= kFewClasses && reads_in_place(in, grad_strides)) {
+    return backward_of_few_classes(in, lse, grad, grad_strides, grad_logits);
+  }
   const int64_t padded = ceil_div(K, kBlockRows) * kBlockRows;
   Scratch packed(padded * Z * static_cast<int64_t>(sizeof(C)));
   C* panels = packed.as<C>();
@@ -339,13 +395,7 @@ void aggregate_backward(const GaussianAggregateInput& in, const Compute<S>* lse,
       load_tile(grad + tile.image * grad_strides.batch, grad_strides, in.width, Z, tile.first,
                 tile.count, cotangent);
       product_of_channels(panels, cotangent, K, Z, tile.count, dot);
-      const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
-      load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
-      C statistic[kTile];
-      load_row(lse + tile.image * pixels + tile.first, tile.count, statistic);
-      softmax_adjoint_tile(softmax, dot, K, tile.count, statistic);
-      store_tile(softmax, K, tile.first, tile.count, pixels, in.channels_last,
-                 grad_logits + tile.image * K * pixels);
+      write_gradient(in, tile, lse, dot, softmax, grad_logits);
     }
   });
 }

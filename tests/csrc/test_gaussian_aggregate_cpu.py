@@ -22,7 +22,7 @@ kernels = torch.ops.mcibi_fast_cpu
 ROOT = Path(__file__).resolve().parents[2]
 
 # (B, K, h, w, Z): single pixels, classes and channels, few pixels, tails of every block, several
-# tiles.
+# tiles, and several runs of tiles.
 SIZES = [
     (1, 1, 1, 1, 1),
     (1, 7, 1, 1, 33),
@@ -34,6 +34,9 @@ SIZES = [
     (2, 19, 1, 4, 37),  # 8 pixels: the most that use the table unpacked
     (1, 17, 2, 3, 16),
     (3, 150, 1, 3, 5),
+    (2, 24, 19, 23, 30),  # the most classes whose gradient is read where it is
+    (1, 25, 19, 23, 30),
+    (1, 3, 37, 31, 67),
 ]
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "strided", "transposed", "expanded"]
