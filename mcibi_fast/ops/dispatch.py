@@ -221,7 +221,7 @@ class Op:
 
     def _select_directly(self, args: tuple[Any, ...]) -> Kernel:
         """What ``select`` returns for arguments that are ``direct``, in less time."""
-        if forced() == "auto":
+        if args[0].is_cpu and forced() == "auto":  # every op's first argument is a tensor
             missing = _build.load_extensions()
             for kernel in self._on_cpu:
                 if missing[kernel.backend] is not None:
