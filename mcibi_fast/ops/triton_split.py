@@ -143,10 +143,10 @@ def cut(
     channels: int = 0,
     split: bool = False,
 ) -> Cut:
-    """What is predicted to take least time, on the whole the larger tile and the fewer parts.
+    """What is predicted to take least time; of equals the larger tile with fewer parts.
 
-    The columns are divided only as far as each multiprocessor still has at most one program, so
-    that the parts have at most as many elements as a tile of the result for each multiprocessor.
+    The columns are divided only while each multiprocessor has at most one program. So the parts
+    have at most as many elements as one tile of the result for each multiprocessor.
 
     Args:
         choices: tiles, from large to small.
