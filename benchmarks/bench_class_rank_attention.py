@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                         yield functools.partial(
                             case, K, size, hard, direction, dtype, device, batch
                         )
+    # Inference of one image: fewer tiles of rows than a GPU has multiprocessors.
+    for K, size in product((19, 150), (64, 32)) if device == "cuda" and not quick else ():
+        yield functools.partial(case, K, size, False, "forward", torch.bfloat16, device)
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

@@ -16,6 +16,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +135,9 @@ def cases(device: str, quick: bool) -> Iterator[Callable[[], Case]]:
                     yield functools.partial(
                         case, size, width, direction, dtype, device, layout, batch
                     )
+    # Inference of one image: fewer tiles of rows than a GPU has multiprocessors.
+    for width, size in product((256, 512), (64, 32)) if device == "cuda" else ():
+        yield functools.partial(case, size, width, "forward", torch.bfloat16, device)
 
 
 def run(device: str = "cpu", quick: bool = False) -> list[Result]:

@@ -104,28 +104,39 @@ def check(case: Case, failed: dict[str, Exception] | None = None) -> None:
         Disagreement: one differs by more than the rounding of the dtype explains.
     """
     first: tuple[str, list[Tensor]] | None = None
-    truth = None if case.truth is None else _results(case.truth)
+    truth = None if case.truth is None else results_of(case.truth)
     for candidate in case.candidates:
         try:
-            results = _results(candidate.run)
+            results = results_of(candidate.run)
             if first is None:
                 first = candidate.name, results
             else:
-                _compare(case, candidate.name, results, first, truth)
+                compare(case, candidate.name, results, first, truth)
         except Exception as error:
             if failed is None:
                 raise
             failed[candidate.name] = error
 
 
-def _compare(
+def compare(
     case: Case,
     name: str,
     results: list[Tensor],
     first: tuple[str, list[Tensor]],
     truth: list[Tensor] | None,
 ) -> None:
-    """Compares one candidate's results with the first one's."""
+    """Compares one candidate's results with those of another one, or with the truth.
+
+    Args:
+        case: of the candidates.
+        name: of the candidate.
+        results: its results.
+        first: the name and the results of the other one.
+        truth: the results in higher precision, or None.
+
+    Raises:
+        Disagreement: they differ by more than the rounding of the dtype explains.
+    """
     first_name, expected = first
     shapes, right = ([tuple(t.shape) for t in ts] for ts in (results, expected))
     if shapes != right:
@@ -148,7 +159,8 @@ def _compare(
             )
 
 
-def _results(run: Callable[[], Output]) -> list[Tensor]:
+def results_of(run: Callable[[], Output]) -> list[Tensor]:
+    """One result or several, as a list."""
     with torch.enable_grad():
         result = run()
     return [result] if isinstance(result, Tensor) else list(result)

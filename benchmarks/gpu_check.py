@@ -3,7 +3,8 @@
 In this order: (a) the machine, the CUDA part (used as it was carried here, or compiled here), calls
 that must not wait for the device, CUDA graphs, wrong labels; (b) every op, dtype and layout at the
 paper's sizes compared with float64; (c) the times of our kernels alone; (d) the same cases beside
-PyTorch's; (e) whole heads and models; (f) a short training, the tests, compute-sanitizer.
+PyTorch's; (e) whole heads and models; (f) a short training, the tests, compute-sanitizer. Short
+calls are also timed as CUDA graphs.
 
 Each stage (`benchmarks.gpu_stages`) is a process with a time limit, so that a kernel that crashes
 or hangs affects only its own figures: a stage that fails is reported and the next one runs, and the
@@ -199,13 +200,23 @@ def summary(results: Iterable[Result]) -> Iterator[str]:
             cases.setdefault(sizes, []).append(row)
         for case, rows in cases.items():
             ours = rows[-1]
-            others = ", ".join(f"{r['candidate']} {r['times_ours']:.2f}x" for r in rows[:-1])
+            others = ", ".join(f"{r['candidate']} {_times_ours(r, ours)}" for r in rows[:-1])
             host = f", host {ours['host_us']:.0f} us" if "host_us" in ours else ""
+            if "graph_ms" in ours:
+                host += f", as a graph {ours['graph_ms']:.4g} ms"
             yield (
                 f"{result['benchmark']} {case}: {ours['median_ms']:.4g} ms{host}, "
                 f"{ours['share_of_limit']:.0%} of {ours['limited_by']}; {others or 'alone'}"
             )
         yield from (f"{result['benchmark']} FAILED {line[:300]}" for line in result["failures"])
+
+
+def _times_ours(row: Row, ours: Row) -> str:
+    """A candidate's time as a multiple of ours, and the same of both as CUDA graphs."""
+    graph = ""
+    if "graph_ms" in row and "graph_ms" in ours:
+        graph = f" (graphs {row['graph_ms'] / ours['graph_ms']:.2f}x)"
+    return f"{row['times_ours']:.2f}x{graph}"
 
 
 def main() -> int:

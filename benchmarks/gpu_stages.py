@@ -23,12 +23,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import gpu_accuracy, harness, results
 from benchmarks.gpu_accuracy import DTYPES, Report
+from benchmarks.gpu_hot_path import hot_path, split_keys
 from benchmarks.machine import ROOT
 
 
@@ -165,40 +165,6 @@ def tests(device: str, seconds: float) -> Report:
     return {"summary": output.strip().splitlines()[-1]}
 
 
-def hot_path(device: str, seconds: float) -> Report:
-    """Checks that no op waits for the device and that each can be captured in a CUDA graph."""
-    from tests.ops.table import SMALL
-
-    if device == "cpu":
-        return {"skipped": "needs a GPU"}
-    verdicts, failed = {}, 0
-    for case in (c for c in SMALL if c.note.endswith("-cuda")):
-        try:
-            verdicts[str(case)] = _captured(case)
-        except Exception as error:
-            verdicts[str(case)] = f"{type(error).__name__}: {error}"[:1000]
-            failed += 1
-    return {"failed": failed, **verdicts}
-
-
-def _captured(case: Any) -> str:
-    args = case.args(torch.bfloat16)
-    expected = case.call(*args)  # this also warms up: modules are loaded, flags allocated
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        case.call(*args)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = case.call(*args)
-    captured.fill_(0)
-    graph.replay()
-    torch.testing.assert_close(captured, expected, rtol=0, atol=0)
-    return "no sync, captured, equal bits"
-
-
 def bad_labels(device: str, seconds: float) -> Report:
     """Checks that a bad label on the GPU is reported, is not counted, and stops nothing."""
     from mcibi_fast import ops
@@ -226,6 +192,7 @@ def small_run(device: str, seconds: float) -> Report:
 
     small = [c for c in CASES if c.note.startswith(("small", "prime"))]
     cases = [c for c in small if c.args()[0].device.type == device]
+    cases += [split_keys()] if device == "cuda" else []
     for case in cases:
         print(case, flush=True)
         cotangent = cotangent_for(case, case.args()) if case.differentiable else None
@@ -242,7 +209,10 @@ def small_run(device: str, seconds: float) -> Report:
 
 
 # Parts of the names of our kernels, which alone are watched: those of nvcc are in a namespace.
-KERNELS = ("mcibi_fast", "_gradient_kernel", "_forward_kernel", "_softmax_kernel", "_count_kernel")
+KERNELS = (
+    *("mcibi_fast", "_gradient_kernel", "_forward_kernel", "_join_kernel"),
+    *("_delta_kernel", "_softmax_kernel", "_count_kernel"),
+)
 
 
 def sanitizer(device: str, seconds: float) -> Report:

@@ -7,6 +7,9 @@ copying the inputs and outputs, or the multiplications, would take at the rates 
 copy and matrix product, measured in the same run. A candidate whose data stay in a cache, or
 which multiplies faster than PyTorch does, can exceed 100 %.
 
+On a GPU, calls that take less time there than on the host are also timed as CUDA graphs, see
+`benchmarks.graphs`.
+
 Clocks, memory and limits are in `benchmarks.machine`, the format of the results in
 `benchmarks.results`.
 """
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor
 
 import mcibi_fast
+from benchmarks import graphs
 from benchmarks.cases import Case, Disagreement, check, dtype_name
 from benchmarks.machine import (
     count_processor_time,
@@ -225,6 +229,9 @@ def measure(case: Case, device: str, rates: dict[str, float], quick: bool) -> li
                 **(candidate.counts() if candidate.counts else {}),
             }
         )
+    if device == "cuda" and ours <= graphs.SHORT:
+        further = [{} for _ in case.parts] + graphs.columns(case, device)
+        rows = [row | more for row, more in zip(rows, further, strict=True)]
     return rows
 
 

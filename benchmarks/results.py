@@ -25,6 +25,8 @@ COLUMNS = {  # columns of the printed table of a case: key, heading, format
     "spread": ("10-90 %", "{}"),
     "times_ours": ("/ ours", "{:.2f}"),
     "host_us": ("host us", "{:.0f}"),
+    "graph_ms": ("graph ms", "{:.3g}"),
+    "graph_host_us": ("graph host us", "{:.0f}"),
     "extra_MiB": ("extra MiB", "{:.1f}"),
     "share_of_limit": ("of limit", "{:.0%}"),
     "host_syncs": ("host syncs", "{}"),

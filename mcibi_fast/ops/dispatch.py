@@ -28,6 +28,7 @@ from mcibi_fast.ops.modes import direct, eager, follows
 BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa", "pytorch")
 # The backends that a plain CPU tensor cannot use; Triton's interpreter can, slowly, for tests.
 _FOR_GPUS = ("cuda",) if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda", "triton")
+_FOR_CPUS = ("cpu", "pytorch")  # and those that a CUDA tensor cannot use
 
 library = torch.library.Library("mcibi_fast", "DEF")
 _ops: dict[str, Op] = {}
@@ -85,6 +86,7 @@ class Op:
         self.name = name
         self.kernels = tuple(k if isinstance(k, Kernel) else k(name) for k in kernels)
         self._on_cpu = tuple(k for k in self.kernels if k.backend not in _FOR_GPUS)
+        self._on_cuda = tuple(k for k in self.kernels if k.backend not in _FOR_CPUS)
         self.public, self._prepare = public, prepare
         library.define(name + SCHEMAS[name])
         for key in ("CPU", "CUDA"):
@@ -223,7 +225,7 @@ class Op:
         """What ``select`` returns for arguments that are ``direct``, in less time."""
         if forced() == "auto":
             missing = _build.load_extensions()
-            for kernel in self._on_cpu:
+            for kernel in self._on_cpu if args[0].is_cpu else self._on_cuda:
                 if missing[kernel.backend] is not None:
                     continue
                 runs = kernel.backend == "cpu" or kernel.why_not(*args) is None

@@ -9,16 +9,12 @@ first, and P is normalised by the sum of the terms that the backward pass itself
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 # The kernels' arguments are set out by hand: related ones share a line.
@@ -119,6 +115,25 @@ def products_by_chunks(
     return products
 
 
+# The blocks of channels are whole rows, but PART is those of the result: the second axis of the
+# grid takes the others.
+@triton.jit
+def channels_of_result(BLOCK: tl.constexpr, PART: tl.constexpr):
+    """Those that this program computes."""
+    channels = tl.arange(0, PART)
+    if PART < BLOCK:
+        channels += tl.program_id(1) * PART
+    return channels
+
+
+@triton.jit
+def of_first_part(inside, BLOCK: tl.constexpr, PART: tl.constexpr):
+    """Which rows this program writes of what the programs of all parts compute."""
+    if PART < BLOCK:
+        inside &= tl.program_id(1) == 0
+    return inside
+
+
 @triton.jit
 def scaled(products, scale):
     """The scores: products times the scale, rounded by itself in every kernel.
@@ -132,7 +147,26 @@ def scaled(products, scale):
 @triton.jit
 def exponential(x):
     """exp(x)."""
+    # A constant of the module would be compared at each launch with what it was when the kernel was
+    # compiled, which takes the host microseconds.
+    LOG2E: tl.constexpr = 1.4426950408889634
     return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def log_sum_exp(maximum, total):
+    """maximum + ln(total)."""
+    LN2: tl.constexpr = 0.6931471805599453
+    return maximum + tl.log2(total) * LN2
+
+
+@triton.jit
+def lowest(ROWS: tl.constexpr):
+    """The running maximum of an online softmax before its first score.
+
+    With -inf, scores that are all -inf would be less than it by NaN.
+    """
+    return tl.full([ROWS], -3.4028234663852886e38, tl.float32)
 
 
 @triton.jit
@@ -170,6 +204,11 @@ def _delta_kernel(
 # fmt: on
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's functions of this kind take the host microseconds."""
+    return -(-a // b)
+
+
 class Tile(NamedTuple):
     """What one program computes: ``rows`` rows of its result, ``columns`` rows of the other side at
     a time.
@@ -188,8 +227,8 @@ class Tile(NamedTuple):
 
     def grid(self, batch: int, rows: int, channels: int) -> tuple[int, int]:
         """Programs for a result of (batch, rows, channels)."""
-        parts = triton.cdiv(channels, self.part) if self.part else 1
-        return batch * triton.cdiv(rows, self.rows), parts
+        parts = cdiv(channels, self.part) if self.part else 1
+        return batch * cdiv(rows, self.rows), parts
 
 
 @functools.cache
@@ -199,20 +238,6 @@ def limits(device: torch.device) -> tuple[int, int]:
         return 227 * 1024, 1
     properties: Any = torch.cuda.get_device_properties(device)
     return properties.shared_memory_per_block_optin, properties.multi_processor_count
-
-
-def fitting_tile(
-    choices: tuple[Tile, ...], batch: int, rows: int, processors: int, channels: int = 0
-) -> Tile:
-    """The largest tile that gives every multiprocessor a program, else the smallest there is.
-
-    Args:
-        choices: from large to small.
-        batch, rows, channels: the shape of the result; the channels count for tiles of a part.
-        processors: multiprocessors of the device.
-    """
-    filling = (t for t in choices if math.prod(t.grid(batch, rows, channels)) >= processors)
-    return next(filling, choices[-1])
 
 
 def in_place(tensor: Tensor) -> bool:
@@ -246,16 +271,20 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 def wide_offsets(*tensors: Tensor) -> bool:
     """Whether an offset inside a tile may not fit 32 bits."""
-    return any(128 * t.stride(1) + t.shape[2] * t.stride(2) >= 2**31 for t in tensors)
+    for tensor in tensors:
+        _, row, column = tensor.stride()
+        if 128 * row + tensor.shape[2] * column >= 2**31:
+            return True
+    return False
 
 
 def width(channels: int) -> int:
     """The columns of a tile that holds so many channels: a power of two, as its products need."""
-    return int(max(16, triton.next_power_of_2(channels)))
+    return max(16, 1 << (channels - 1).bit_length())
 
 
 def constants(tile: Tile, columns: int, wide: bool) -> dict[str, Any]:
-    """Compile-time arguments and launch options of a kernel that takes a tile."""
+    """Compile-time arguments and launch options of a kernel that goes through so many columns."""
     return {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
@@ -281,7 +310,7 @@ def row_products(grad: Tensor, out: Tensor, chunk: int) -> Tensor:
     """
     batch, num_queries, value_dim = out.shape
     delta = out.new_empty(batch, num_queries, dtype=torch.float32)
-    _delta_kernel[(batch * triton.cdiv(num_queries, DELTA_ROWS),)](
+    _delta_kernel[(batch * cdiv(num_queries, DELTA_ROWS),)](
         grad, out, delta, num_queries, *grad.stride(),
         DV=value_dim, BLOCK_DV=width(value_dim), ROWS=DELTA_ROWS, CHUNK=chunk,
         WIDE=wide_offsets(grad), enable_fp_fusion=True,

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast import _build, ops
-from mcibi_fast.ops import measured, modes
+from mcibi_fast.ops import dispatch, measured, modes, triton_support
 from mcibi_fast.ops.modes import direct
+from tests.ops.table import SMALL, Case
 
 needs_kernels = pytest.mark.skipif(
     _build.load_extensions()["cpu"] is not None, reason="needs the CPU's kernels"
@@ -48,6 +49,26 @@ def test_plain_tensors_on_cuda_are_direct() -> None:
             pytest.skip(f"needs PyTorch with CUDA: {error}")
     assert fake.is_cuda and modes._dense(fake)
     assert not direct((fake,))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_direct_calls_on_cuda_run_what_the_dispatcher_would(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of the CPU's kernels: shown by fake tensors of a GPU that is said to be new enough."""
+    monkeypatch.setattr(triton_support, "_gpu_too_old", lambda device: None)
+    op = dispatch._ops[case.name]
+    args = op.prepare(*case.args(torch.float32), **case.options)
+    with FakeTensorMode() as mode:
+        try:
+            torch.empty(2, device="cuda")
+        except Exception as error:
+            pytest.skip(f"needs PyTorch with CUDA: {error}")
+        args = [mode.from_tensor(a).cuda() if isinstance(a, Tensor) else a for a in args]
+        chosen = op._select_directly(tuple(args))
+        assert chosen is op.select(*args) and chosen.backend != "cpu"
+        if case.name.endswith("attention") and triton_support._installed():
+            assert chosen.backend == "triton"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

@@ -32,11 +32,13 @@ def class_rank_attention(
     """P W with P = softmax(scale Q W^T) over the N keys (Eq. 13 on class weights).
 
     Differentiable once in both; with ``hard`` in the query alone. Allocates the result, one number
-    per pixel and, while it runs, at most copies of its inputs; the scores only in bfloat16 from 64
-    classes on, on CPUs where that is faster, and there at most 2^24 (32 MiB, as much for their
-    softmax). Under autocast the inputs are cast to its dtype. The same inputs give the same bits in
-    every run and with any number of threads, except where the scores are formed, and for gradients
-    where PyTorch's ``scaled_dot_product_attention`` runs (``mcibi_fast.explain`` says where).
+    per pixel and, while it runs, at most copies of its inputs, and on a GPU that so few pixels
+    would not fill, sums over parts of the keys, at most 129 KiB for each multiprocessor (17 MB on
+    an H200); the scores only in bfloat16 from 64 classes on, on CPUs where that is faster, and
+    there at most 2^24 (32 MiB, as much for their softmax). Under autocast the inputs are cast to
+    its dtype. The same inputs give the same bits in every run and with any number of threads,
+    except where the scores are formed, and for gradients where PyTorch's
+    ``scaled_dot_product_attention`` runs (``mcibi_fast.explain`` says where).
 
     Args:
         query: Q, (B, N, K), float32, float64, bfloat16 or float16, any strides: the projected

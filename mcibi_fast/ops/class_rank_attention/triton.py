@@ -11,13 +11,14 @@ dW is the sum of what W gets as values and as keys, in one accumulator. Exactly,
 to zero; delta = rowsum(dO * O) is rounded, so they do not. The excess of a row is known once dQ has
 been summed up, and excess * O is subtracted from dQ.
 
-Every program owns a block of rows of its result and goes through the other side in order: the same
-bits in every run. Nothing of size N x N is written. Sums, P and dS are float32; P and dS are
-rounded to the inputs' dtype for their products.
+Every program owns a block of rows of its result and goes through the other side, or forward a part
+of it (``triton_split``), in order: the same bits in every run. Nothing of size N x N is written.
+Sums, P and dS are float32; P and dS are rounded to the inputs' dtype for their products.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -27,13 +28,13 @@ import triton.language as tl
 from torch import Tensor
 
 from mcibi_fast.ops.class_rank_attention.tiles import blocks, tiles
+from mcibi_fast.ops.class_rank_attention.triton_forward import class_rank_forward_kernel
 from mcibi_fast.ops.triton_attention import (
-    LN2,
     Tile,
     block,
+    cdiv,
     constants,
     exponential,
-    fitting_tile,
     in_place,
     limits,
     load_parts,
@@ -44,83 +45,12 @@ from mcibi_fast.ops.triton_attention import (
     store_parts,
     wide_offsets,
 )
+from mcibi_fast.ops.triton_split import cut, join, parts
 
 
 # The kernels' arguments are set out by hand: related ones share a line. K is the number of
 # classes, PADDED that in the inputs' memory, BLOCK + REST that of a tile, in two parts.
 # fmt: off
-@triton.jit
-def _forward_kernel(
-    query_ptr,  # (B, N, PADDED)
-    weights_ptr,  # (B, N, PADDED)
-    out_ptr,  # (B, N, K), contiguous
-    lse_ptr,  # (B, N) float32, contiguous
-    scale, num_pixels,
-    stride_qb, stride_qn, stride_qk,
-    stride_wb, stride_wn, stride_wk,
-    K: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
-    EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-):
-    """O = softmax(scale Q W^T) W for ROWS queries, the softmax online over blocks of keys.
-
-    lse is the natural logarithm.
-    """
-    batch, first = block(num_pixels, ROWS)
-    queries = tl.arange(0, ROWS)
-    keys = tl.arange(0, COLUMNS)
-    left = num_pixels - first
-    query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
-    weights_ptr += batch * stride_wb
-    step = tl.full([], COLUMNS, tl.int64)
-
-    if CHUNK == 0:
-        q, q_rest = load_parts(
-            query_ptr, queries, stride_qn, stride_qk, left, PADDED, BLOCK, REST, False, WIDE
-        )
-    maximum = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, BLOCK], tl.float32)
-    if REST > 0:
-        out_rest = tl.zeros([ROWS, REST], tl.float32)
-    for start in range(0, num_pixels, COLUMNS):
-        keys_left = num_pixels - start
-        w, w_rest = load_parts(
-            weights_ptr, keys, stride_wn, stride_wk, keys_left, PADDED, BLOCK, REST,
-            EVEN_COLUMNS, WIDE,
-        )
-        if CHUNK == 0:
-            scores = products_of_parts(q, q_rest, w, w_rest, REST)  # (ROWS, COLUMNS)
-        else:
-            scores = products_by_chunks(
-                query_ptr, weights_ptr, queries, keys, stride_qn, stride_qk, stride_wn, stride_wk,
-                left, keys_left, PADDED, CHUNK, EVEN_COLUMNS, WIDE,
-            )
-        scores = scaled(scores, scale)
-        if not EVEN_COLUMNS:
-            scores = tl.where(keys[None, :] < keys_left, scores, -float("inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        p = exponential(scores - new_maximum[:, None])
-        correction = exponential(maximum - new_maximum)
-        total = total * correction + tl.sum(p, 1)
-        out *= correction[:, None]
-        out = tl.dot(p.to(w.dtype), w, out, input_precision="ieee")
-        if REST > 0:
-            out_rest *= correction[:, None]
-            out_rest = tl.dot(p.to(w.dtype), w_rest, out_rest, input_precision="ieee")
-        maximum = new_maximum
-        weights_ptr += step * stride_wn
-
-    out /= total[:, None]
-    rest = out
-    if REST > 0:
-        rest = out_rest / total[:, None]
-    lse = maximum + tl.log2(total) * LN2
-    out_ptr += (batch * num_pixels + first) * K
-    store_parts(out_ptr, out, rest, queries, left, K, BLOCK, REST)
-    tl.store(lse_ptr + batch * num_pixels + first + queries, lse, mask=queries < left)
-
-
 @triton.jit
 def _query_gradient_kernel(
     query_ptr,  # (B, N, PADDED)
@@ -310,18 +240,33 @@ def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
     if all(in_place(t) for t in tensors):
         return tensors
     batch, num_pixels, classes = tensors[0].shape
-    copies = [t.new_zeros(batch, num_pixels, triton.cdiv(classes, 16) * 16) for t in tensors]
+    copies = [t.new_zeros(batch, num_pixels, cdiv(classes, 16) * 16) for t in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy[..., :classes] = tensor
     return tuple(copies)
 
 
 def _constants(tile: Tile, classes: int, readable: tuple[Tensor, ...]) -> dict[str, Any]:
-    _, num_pixels, padded = readable[0].shape
+    shape, dtype = readable[0].shape, readable[0].dtype
     shared_memory, _ = limits(readable[0].device)
-    part, rest = blocks(readable[0].dtype, padded, shared_memory)
+    return _constants_of(
+        tile, classes, shape[2], shape[1], dtype, shared_memory, wide_offsets(*readable)
+    )
+
+
+@functools.cache
+def _constants_of(
+    tile: Tile,
+    classes: int,
+    padded: int,
+    num_pixels: int,
+    dtype: torch.dtype,
+    shared_memory: int,
+    wide: bool,
+) -> dict[str, Any]:
+    part, rest = blocks(dtype, padded, shared_memory)
     sizes = {"K": classes, "PADDED": padded, "BLOCK": part, "REST": rest}
-    return {**sizes, **constants(tile, num_pixels, wide_offsets(*readable))}
+    return {**sizes, **constants(tile, num_pixels, wide)}
 
 
 def class_rank_attention_forward(
@@ -330,7 +275,9 @@ def class_rank_attention_forward(
     """softmax(scale Q W^T) W (Eq. 13) and the log-sum-exp of each query's scores.
 
     Allocates the two results and, where their memory is not readable 16 elements at a time (maps of
-    a multiple of 16 pixels and rows of a multiple of 16 classes are), a copy of both inputs.
+    a multiple of 16 pixels and rows of a multiple of 16 classes are), a copy of both inputs. Where
+    the queries alone leave multiprocessors idle, the keys are split, and there are partial results
+    in float32, up to 129 KiB for each multiprocessor (``triton_split``).
 
     Args:
         query: Q, (B, N, K), any strides; float32, bfloat16 or float16; K at most 256.
@@ -346,13 +293,18 @@ def class_rank_attention_forward(
     inputs = query, weights = _readable(query, weights)
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, classes, shared_memory).forward
-    tile = fitting_tile(choices, batch, num_pixels, processors)
+    chosen = cut(choices, batch, num_pixels, num_pixels, processors, split=True)
+    split = chosen.splits > 1
+    written = parts(out, chosen.splits) if split else (out, lse)
     # fmt: off
     with torch.cuda.device_of(query):
-        _forward_kernel[(batch * triton.cdiv(num_pixels, tile.rows),)](
-            query, weights, out, lse, scale, num_pixels,
-            *query.stride(), *weights.stride(), **_constants(tile, classes, inputs),
+        class_rank_forward_kernel[chosen.grid(batch, num_pixels)](
+            query, weights, *written, scale, num_pixels, chosen.span,
+            *query.stride(), *weights.stride(), **_constants(chosen.tile, classes, inputs),
+            SPLIT=split,
         )
+        if split:
+            join(*written, out, lse)
     # fmt: on
     return out, lse
 
@@ -379,19 +331,19 @@ def class_rank_attention_backward(
     inputs = query, weights, grad = _readable(query, weights, grad)
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, classes, shared_memory)
-    query_tile = fitting_tile(choices.query, batch, num_pixels, processors)
-    weights_tile = fitting_tile(choices.weights, batch, num_pixels, processors)
+    query_tile = cut(choices.query, batch, num_pixels, num_pixels, processors).tile
+    weights_tile = cut(choices.weights, batch, num_pixels, num_pixels, processors).tile
     unit = 2.0 ** min(0, max(-10, math.frexp(scale)[1]))
     strides = *query.stride(), *weights.stride(), *grad.stride()
     # fmt: off
     with torch.cuda.device_of(query):
         delta = row_products(grad[..., :classes], out, query_tile.chunk)
         # dQ first: it writes inverse, which dW reads.
-        _query_gradient_kernel[(batch * triton.cdiv(num_pixels, query_tile.rows),)](
+        _query_gradient_kernel[(batch * cdiv(num_pixels, query_tile.rows),)](
             query, weights, grad, out, lse, inverse, delta, query_grad, scale, num_pixels,
             *strides, **_constants(query_tile, classes, inputs),
         )
-        _weights_gradient_kernel[(batch * triton.cdiv(num_pixels, weights_tile.rows),)](
+        _weights_gradient_kernel[(batch * cdiv(num_pixels, weights_tile.rows),)](
             query, weights, grad, lse, inverse, delta, weights_grad, scale, unit, num_pixels,
             *strides, **_constants(weights_tile, classes, inputs),
         )

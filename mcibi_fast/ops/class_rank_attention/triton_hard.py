@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mcibi_fast.ops.triton_attention import LOG2E, block, load, store, wide_offsets, width
+from mcibi_fast.ops.triton_attention import (
+    block,
+    cdiv,
+    exponential,
+    load,
+    store,
+    wide_offsets,
+    width,
+)
 
 TILE = 2048  # elements, of at most 128 rows
 
@@ -66,7 +74,7 @@ def _softmax_kernel(
     counts = tl.load(counts_ptr + batch * K + k, mask=k < K, other=0).to(tl.float32)[None, :]
     scores = tl.where(counts > 0, scale * q, -float("inf"))
     maximum = tl.max(scores, 1)
-    terms = counts * tl.exp2((scores - maximum[:, None]) * LOG2E)
+    terms = counts * exponential(scores - maximum[:, None])
     total = tl.sum(terms, 1)
     row = batch * num_pixels + first
     store(out_ptr + row * K, terms / total[:, None], rows, k, left, K)
@@ -101,7 +109,7 @@ def class_rank_attention_hard(
         "ROWS": rows,
         "enable_fp_fusion": True,
     }
-    grid = (batch * triton.cdiv(num_pixels, rows),)
+    grid = (batch * cdiv(num_pixels, rows),)
     # fmt: off
     with torch.cuda.device_of(query):
         _count_kernel[grid](

@@ -29,11 +29,13 @@ def confidence_attention(
 ) -> Tensor:
     """P V with P = softmax(scale Q K^T) over the keys (Eq. 13).
 
-    Differentiable once. Allocates the result and one number per query, and the scores only on the
-    CPU where that is faster and there are at most 2^22 (``mcibi_fast.explain`` says where); there,
-    16-bit inputs with gradients are copied to float32 if the CPU has no products of them. Under
-    autocast the inputs are cast to its dtype. On the CPU the bits of the gradients, and where the
-    scores are formed those of the result, may depend on the number of threads, as PyTorch's do.
+    Differentiable once. Allocates the result and one number per query; on a GPU that so few queries
+    would not fill, also sums over parts of the keys, at most 129 KiB for each multiprocessor (17 MB
+    on an H200); and the scores only on the CPU where that is faster and there are at most 2^22
+    (``mcibi_fast.explain`` says where). On a CPU without products of 16-bit floats such inputs are
+    copied to float32 where gradients are wanted. Under autocast the inputs are cast to its dtype.
+    On the CPU the bits of the gradients, and where the scores are formed those of the result, may
+    depend on the number of threads, as PyTorch's do.
 
     Args:
         query: (B, Nq, D), float32, float64, bfloat16 or float16, any strides (the transposed view
@@ -131,13 +133,15 @@ def _triton_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _triton_why_not(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
-    widths = query.shape[2], value.shape[2]
-    missing = triton_missing(query, max(widths), MAX_CHANNELS)
-    wide = query.dtype == torch.float32 and max(widths) >= SDPA_FLOAT32_CHANNELS
-    fused = query.is_cuda and all(width % 4 == 0 for width in widths)  # PyTorch has a kernel
-    if missing is None and wide and fused and forced() != "triton":
-        return f"float32 rows of {max(widths)} channels, for which sdpa should be faster"
-    return missing
+    dim, value_dim = query.shape[2], value.shape[2]
+    widest = max(dim, value_dim)
+    missing = triton_missing(query, widest, MAX_CHANNELS)
+    if missing is not None or query.dtype != torch.float32 or widest < SDPA_FLOAT32_CHANNELS:
+        return missing
+    fused = query.is_cuda and dim % 4 == value_dim % 4 == 0  # PyTorch has a kernel
+    if fused and forced() != "triton":
+        return f"float32 rows of {widest} channels, for which sdpa should be faster"
+    return None
 
 
 def _triton_backward_why_not(grad: Tensor, *args: Any) -> str | None:

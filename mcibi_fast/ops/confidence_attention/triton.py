@@ -17,12 +17,15 @@ Hopper GPU would compute twice; in separate kernels each takes 128. That costs 8
 matrices instead of 7, and spills no registers.
 
 Every program owns a block of rows of its result, at 512 channels half of their width, and goes
-through the other side in order: no atomics, the same bits in every run. Nothing of size Nq x Nk is
-written. Sums, P and dS are float32; P and dS are rounded to the inputs' dtype for their products.
+through the other side in order: no atomics, the same bits in every run. Forward it may be a part of
+the other side, see ``triton_split``. Nothing of size Nq x Nk is written.
+
+Sums, P and dS are float32; P and dS are rounded to the inputs' dtype for their products.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -31,16 +34,17 @@ import triton.language as tl
 from torch import Tensor
 
 from mcibi_fast.ops.confidence_attention.tiles import takes_rows, tiles
+from mcibi_fast.ops.confidence_attention.triton_forward import attention_forward_kernel
 from mcibi_fast.ops.triton_attention import (
-    LN2,
     Tile,
     as_rows,
     block,
+    channels_of_result,
     constants,
     exponential,
-    fitting_tile,
     limits,
     load,
+    of_first_part,
     products_by_chunks,
     readable,
     row_products,
@@ -49,95 +53,12 @@ from mcibi_fast.ops.triton_attention import (
     wide_offsets,
     width,
 )
+from mcibi_fast.ops.triton_split import cut, join, parts
 
 
 # The kernels' arguments are set out by hand: related ones share a line. The blocks of channels are
 # whole rows, but PART is those of the result: the second axis of the grid takes the others.
 # fmt: off
-@triton.jit
-def _channels_of_result(BLOCK: tl.constexpr, PART: tl.constexpr):
-    """Those that this program computes."""
-    channels = tl.arange(0, PART)
-    if PART < BLOCK:
-        channels += tl.program_id(1) * PART
-    return channels
-
-
-@triton.jit
-def _of_first_part(inside, BLOCK: tl.constexpr, PART: tl.constexpr):
-    """Which rows this program writes of what the programs of all parts compute."""
-    if PART < BLOCK:
-        inside &= tl.program_id(1) == 0
-    return inside
-
-
-@triton.jit
-def _forward_kernel(
-    query_ptr,  # (B, Nq, D)
-    key_ptr,  # (B, Nk, D)
-    value_ptr,  # (B, Nk, Dv)
-    out_ptr,  # (B, Nq, Dv), contiguous
-    lse_ptr,  # (B, Nq) float32, contiguous
-    scale, num_queries, num_keys,
-    stride_qb, stride_qn, stride_qd,
-    stride_kb, stride_kn, stride_kd,
-    stride_vb, stride_vn, stride_vd,
-    D: tl.constexpr, DV: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PART: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
-    EVEN_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-):
-    """O = softmax(scale Q K^T) V for ROWS queries, the softmax online over blocks of keys.
-
-    lse is the natural logarithm.
-    """
-    batch, first = block(num_queries, ROWS)
-    queries = tl.arange(0, ROWS)
-    keys = tl.arange(0, COLUMNS)
-    d = tl.arange(0, BLOCK_D)
-    dv = _channels_of_result(BLOCK_DV, PART)
-    left = num_queries - first
-    query_ptr += batch * stride_qb + first.to(tl.int64) * stride_qn
-    key_ptr += batch * stride_kb
-    value_ptr += batch * stride_vb
-    step = tl.full([], COLUMNS, tl.int64)
-
-    if CHUNK == 0:
-        q = load(query_ptr, queries, d, stride_qn, stride_qd, left, D, False, WIDE)  # (ROWS, D)
-    maximum = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, PART], tl.float32)
-    for start in range(0, num_keys, COLUMNS):
-        keys_left = num_keys - start
-        if CHUNK == 0:
-            k = load(key_ptr, keys, d, stride_kn, stride_kd, keys_left, D, EVEN_COLUMNS, WIDE)
-            scores = tl.dot(q, tl.trans(k))  # (ROWS, COLUMNS)
-        else:
-            scores = products_by_chunks(
-                query_ptr, key_ptr, queries, keys, stride_qn, stride_qd, stride_kn, stride_kd,
-                left, keys_left, D, CHUNK, EVEN_COLUMNS, WIDE,
-            )
-        scores = scaled(scores, scale)
-        if not EVEN_COLUMNS:
-            scores = tl.where(keys[None, :] < keys_left, scores, -float("inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        p = exponential(scores - new_maximum[:, None])
-        correction = exponential(maximum - new_maximum)
-        total = total * correction + tl.sum(p, 1)
-        out *= correction[:, None]
-        v = load(value_ptr, keys, dv, stride_vn, stride_vd, keys_left, DV, EVEN_COLUMNS, WIDE)
-        out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
-        maximum = new_maximum
-        key_ptr += step * stride_kn
-        value_ptr += step * stride_vn
-
-    out /= total[:, None]
-    lse = maximum + tl.log2(total) * LN2
-    store(out_ptr + (batch * num_queries + first) * DV, out, queries, dv, left, DV)
-    inside = _of_first_part(queries < left, BLOCK_DV, PART)
-    tl.store(lse_ptr + batch * num_queries + first + queries, lse, mask=inside)
-
-
 @triton.jit
 def _value_gradient_kernel(
     query_ptr,  # (B, Nq, D)
@@ -160,7 +81,7 @@ def _value_gradient_kernel(
     keys = tl.arange(0, ROWS)
     queries = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
-    dv = _channels_of_result(BLOCK_DV, PART)
+    dv = channels_of_result(BLOCK_DV, PART)
     left = num_keys - first
     key_ptr += batch * stride_kb + first.to(tl.int64) * stride_kn
     query_ptr += batch * stride_qb
@@ -228,7 +149,7 @@ def _side_gradient_kernel(
     columns = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    part = _channels_of_result(BLOCK_D, PART)
+    part = channels_of_result(BLOCK_D, PART)
     left = num_side - first
     side_ptr += batch * stride_sb + first.to(tl.int64) * stride_sn
     side_outer_ptr += batch * stride_ub + first.to(tl.int64) * stride_un
@@ -297,7 +218,7 @@ def _side_gradient_kernel(
 
     if SIDE_IS_QUERY:
         inverse = 1.0 / total
-        tl.store(inverse_ptr + rows, inverse, mask=_of_first_part(rows < left, BLOCK_D, PART))
+        tl.store(inverse_ptr + rows, inverse, mask=of_first_part(rows < left, BLOCK_D, PART))
         side_grad *= (scale * inverse)[:, None]
     else:
         side_grad *= scale
@@ -305,6 +226,7 @@ def _side_gradient_kernel(
 # fmt: on
 
 
+@functools.cache
 def _constants(
     tile: Tile, dim: int, value_dim: int, result_dim: int, columns: int, wide: bool
 ) -> dict[str, Any]:
@@ -320,6 +242,8 @@ def confidence_attention_forward(
 
     Allocates the two results, and a copy of each input whose memory is not readable 16 elements
     at a time (channels a multiple of 16, but neither rows nor columns contiguous and aligned).
+    Where the queries alone leave multiprocessors idle, the keys are split, and there are partial
+    results in float32, up to 129 KiB for each multiprocessor (``triton_split``).
 
     Args:
         query: (B, Nq, D), any strides; float32, bfloat16 or float16; D at most 512.
@@ -337,16 +261,19 @@ def confidence_attention_forward(
     query, key, value = map(readable, (query, key, value))
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, max(dim, value_dim), shared_memory).scores
-    tile = fitting_tile(choices, batch, num_queries, processors, value_dim)
+    chosen = cut(choices, batch, num_queries, num_keys, processors, value_dim, split=True)
+    split = chosen.splits > 1
+    written = parts(out, chosen.splits) if split else (out, lse)
+    wide = wide_offsets(query, key, value)
     # fmt: off
     with torch.cuda.device_of(query):
-        _forward_kernel[tile.grid(batch, num_queries, value_dim)](
-            query, key, value, out, lse, scale, num_queries, num_keys,
+        attention_forward_kernel[chosen.grid(batch, num_queries, value_dim)](
+            query, key, value, *written, scale, num_queries, num_keys, chosen.span,
             *query.stride(), *key.stride(), *value.stride(),
-            **_constants(
-                tile, dim, value_dim, value_dim, num_keys, wide_offsets(query, key, value)
-            ),
+            **_constants(chosen.tile, dim, value_dim, value_dim, num_keys, wide), SPLIT=split,
         )
+        if split:
+            join(*written, out, lse)
     # fmt: on
     return out, lse
 
@@ -379,12 +306,12 @@ def confidence_attention_backward(
     inverse = torch.empty_like(lse)  # 1 / Z
     shared_memory, processors = limits(query.device)
     choices = tiles(query.dtype, max(dim, value_dim), shared_memory)
-    key_tile = fitting_tile(choices.scores, batch, num_keys, processors, value_dim)
+    key_tile = cut(choices.scores, batch, num_keys, num_queries, processors, value_dim).tile
     rows = as_rows if takes_rows(key_tile, shared_memory) else readable
     grad, query, key, value = map(rows, (grad, query, key, value))
     wide = wide_offsets(grad, query, key, value)
-    key_both_tile = fitting_tile(choices.both, batch, num_keys, processors, dim)
-    query_tile = fitting_tile(choices.both, batch, num_queries, processors, dim)
+    key_both_tile = cut(choices.both, batch, num_keys, num_queries, processors, dim).tile
+    query_tile = cut(choices.both, batch, num_queries, num_keys, processors, dim).tile
     # fmt: off
     with torch.cuda.device_of(query):
         delta = row_products(grad, out, query_tile.chunk)

@@ -44,15 +44,22 @@ class Case(NamedTuple):
     channels: int
     layout: str = "columns"
     processors: int = 1
+    rows: int = 256
+
+    @property
+    def split(self) -> bool:
+        """Whether it is the forward pass of so many rows that its keys are split."""
+        return self.rows > 256
 
     def __str__(self) -> str:
         tiles = "small" if self.processors == MANY else "large"
+        if self.split:
+            tiles = f"split {self.rows}"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"sm_{self.architecture} {dtype} {self.channels} {self.layout} {tiles}"
 
     def tensor(self) -> torch.Tensor:
-        """An input of 256 rows."""
-        tensor = torch.zeros(1, self.channels, 256, dtype=self.dtype).transpose(1, 2)
+        tensor = torch.zeros(1, self.channels, self.rows, dtype=self.dtype).transpose(1, 2)
         return tensor.contiguous() if self.layout == "rows" else tensor
 
 

@@ -28,6 +28,7 @@ CASES = [
     Case(90, torch.bfloat16, 150, processors=MANY),
     Case(80, torch.float32, 150),
     Case(90, torch.float32, 19),
+    *(Case(90, torch.bfloat16, k, processors=132, rows=n) for k in (19, 150) for n in (4096, 1024)),
 ]
 
 
@@ -50,7 +51,12 @@ def compile_all(case: Case, *tensors: torch.Tensor) -> Usage:
 
 
 def measure(case: Case) -> Usage:
-    return compile_all(case, *[case.tensor()] * 3)
+    if not case.split:
+        return compile_all(case, *[case.tensor()] * 3)
+    with compiling_for(case, kernels) as compiled:
+        kernels.class_rank_attention_forward(*[case.tensor()] * 2, 0.1)
+    names = ("split forward", "join")
+    return {name: usage(kernel) for name, kernel in zip(names, compiled, strict=True)}
 
 
 @pytest.mark.slow

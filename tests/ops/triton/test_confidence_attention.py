@@ -44,15 +44,6 @@ def test_every_size_has_tiles(dtype: torch.dtype, channels: int, shared_kib: int
         assert all((t.chunk > 0) == (dtype == torch.float32) for t in choices)
 
 
-def test_tile_fills_the_gpu() -> None:
-    large, small = tiles(FLOAT16, 256, 227 * 1024).scores
-    choose = attention_common.fitting_tile
-    assert choose((large, small), batch=1, rows=4096, processors=132) == small
-    assert choose((large, small), batch=8, rows=4096, processors=132) == large
-    assert choose((large, small), batch=1, rows=128 * 131 + 1, processors=132) == large
-    assert choose((large,), batch=1, rows=1, processors=132) == large
-
-
 def test_only_unreadable_tensors_are_copied() -> None:
     readable = attention_common.readable
     rows = torch.zeros(2, 33, 64, dtype=FLOAT16)

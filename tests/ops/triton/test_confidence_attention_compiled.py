@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ CASES = [
     Case(90, torch.bfloat16, 256, processors=MANY),
     Case(80, torch.float32, 512),
     Case(90, torch.float32, 256),
+    # One image of 64x64 and of 32x32 pixels on an H200: large and small tiles.
+    *(
+        Case(90, torch.bfloat16, d, layout, processors=132, rows=n)
+        for d in (256, 512)
+        for layout in ("rows", "columns")
+        for n in (4096, 1024)
+    ),
 ]
 
 
@@ -38,7 +47,16 @@ def compile_all(case: Case, *tensors: torch.Tensor) -> Usage:
     return {name: usage(kernel) for name, kernel in zip(names, compiled, strict=True)}
 
 
+def compile_split(case: Case) -> dict[str, Any]:
+    """The kernels of a forward pass whose keys are split."""
+    with compiling_for(case, kernels) as compiled:
+        kernels.confidence_attention_forward(*[case.tensor()] * 3, 0.1)
+    return dict(zip(("split forward", "join"), compiled, strict=True))
+
+
 def measure(case: Case) -> Usage:
+    if case.split:
+        return {name: usage(kernel) for name, kernel in compile_split(case).items()}
     return compile_all(case, *[case.tensor()] * 4)
 
 
@@ -63,6 +81,15 @@ def test_products_are_wgmmas_that_overlap(channels: int) -> None:
         waits = names.count("WARPGROUP.DEPBAR")
         assert products >= 8 * waits
         assert (products > 0) == ("HMMA" not in names) == (kernel.name != "_delta_kernel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in CASES if c.split], ids=str)
+def test_split_keys_are_multiplied_as_all_keys_are(case: Case) -> None:
+    """By WGMMAs none of which waits for the one before it."""
+    names = instructions(compile_split(case)["split forward"])
+    products = sum(name.startswith("HGMMA") for name in names)
+    assert products >= 8 * names.count("WARPGROUP.DEPBAR") > 0 and "HMMA" not in names
 
 
 def test_unusual_sizes_compile(monkeypatch: pytest.MonkeyPatch) -> None:
