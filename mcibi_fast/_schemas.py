@@ -56,6 +56,9 @@ SCHEMAS = {
         "(Tensor logits, Tensor labels, Tensor? weight, int ignore_index, float label_smoothing, "
         "bool align_corners, bool mean, bool with_grad) -> (Tensor loss, Tensor grad)"
     ),
+    "upsample_cross_entropy_reduced_backward": (
+        "(Tensor grad_loss, Tensor grad, Tensor logits, SymInt height, SymInt width) -> Tensor"
+    ),
     "upsample_argmax": (
         "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor"
     ),
@@ -79,6 +82,7 @@ OPS_WITH_LABELS = {
         "memory_update",
         "upsample_cross_entropy",
         "upsample_confusion",
+        "upsample_cross_entropy_reduced",
     ),
 }
 

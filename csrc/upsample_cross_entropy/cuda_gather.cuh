@@ -1,7 +1,7 @@
-// The second launch of the backward adds up the tiles' sums, in the dtype and layout of the logits.
+// The last launch of a backward adds up the tiles' sums, in the dtype and layout of the logits.
 #pragma once
 
-#include "upsample_cross_entropy/cuda_backward.cuh"
+#include "upsample_cross_entropy/cuda_walk.cuh"
 
 namespace mcibi_fast {
 
@@ -12,7 +12,8 @@ template <typename Element>
 struct GatherInput {
   using T = Compute<Element>;
   const T* sums;
-  BackwardPlan plan;
+  const T* factor;  // of the sums, or null; a factor of 0 makes 0 even of infinite sums
+  TilePlan plan;
   Element* grad;
   MapStrides strides;
   int classes, height, width;
@@ -34,7 +35,8 @@ struct GatherInput {
     if (left) total += at[-next_column];
     if (above) total += at[-next_row];
     if (above && left) total += at[-next_row - next_column];
-    return total;
+    if (factor == nullptr) return total;
+    return *factor == T(0) || total == T(0) ? T(0) : total * *factor;
   }
 };
 

@@ -346,7 +346,7 @@ def test_scratch_is_a_few_gradients(ops: UpsampleCrossEntropyHost) -> None:
     for K, size, scale, most in [(19, 64, 8, 1.3), (150, 64, 8, 1.45), (150, 32, 16, 2.0)]:
         logits = torch.empty(1, K, size, size).expand(8, -1, -1, -1)
         labels = torch.empty(1, 1, 1).expand(8, scale * size, scale * size).to(torch.uint8)
-        assert ops.backward_scratch(logits, labels) <= most * 4 * logits.numel()
+        assert ops.bytes_of("backward_scratch", logits, labels) <= most * 4 * logits.numel()
 
 
 def _all_kernels(ops: UpsampleCrossEntropyHost, generator: Generator) -> Callable[[], list[Tensor]]:
@@ -364,6 +364,10 @@ def _all_kernels(ops: UpsampleCrossEntropyHost, generator: Generator) -> Callabl
             results += [losses, statistic]
             options = (logits, labels, statistic.nan_to_num(), None, -1, 0.1)
             results.append(ops.upsample_cross_entropy_backward(cotangent, *options))
+            loss, sums = ops.upsample_cross_entropy_reduced(logits, labels, None, -1, 0.1)
+            results.append(loss)
+            grad = ops.upsample_cross_entropy_reduced_backward(cotangent, sums, logits, labels)
+            results.append(grad)
         return results
 
     return run
