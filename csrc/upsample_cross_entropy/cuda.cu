@@ -168,11 +168,12 @@ struct OnePassWorkspace {
 
 struct OnePassPlan {
   TilePlan tiles;
-  int lane_classes = 0;  // 0: more classes than one pass takes
+  int lane_classes = 0;  // 0: one pass cannot run
   int target_blocks;
   int64_t blocks, pixels;
 
   OnePassPlan(const LogitMap& logits, const LabelMap& labels) {
+    if (labels.height <= logits.height || labels.width <= logits.width) return;
     for (const OnePassShape& shape : kOnePassShapes) {
       if (shape.classes * shape.lanes < logits.classes) continue;
       lane_classes = shape.classes;

@@ -205,10 +205,14 @@ class Walk : public CellWalk<Walk<Element, kSmooth>, Compute<Element>, kThreadCl
     int k;
   };
 
-  __device__ __forceinline__ typename Base::Row row_at(int j, int y) const {
-    const int k = opaque(min(classes_[j].k, input_.classes - 1));
-    const Element* at = column_ + k * input_.strides.channel + y * input_.strides.row;
-    return {widen(at[0]), widen(at[right_])};
+  __device__ __forceinline__ void read_row(int y,
+                                           typename Base::Row (&rows)[kThreadClasses]) const {
+#pragma unroll
+    for (int j = 0; j < kThreadClasses; ++j) {
+      const int k = opaque(min(classes_[j].k, input_.classes - 1));
+      const Element* at = column_ + k * input_.strides.channel + y * input_.strides.row;
+      rows[j] = {widen(at[0]), widen(at[right_])};
+    }
   }
 
   // Whether a label of the column may be of a class that a lane of this walk and warp has; they all

@@ -39,23 +39,26 @@ struct OnePassInput {
   __device__ float class_weight(int k) const { return weight == nullptr ? 1.0f : weight[k]; }
 };
 
+// d l_k = scale (e_k - share [k = y] - spread w_k) of the pixels of one column.
+struct ColumnScales {
+  float scale[kSide], far_scale[kSide], share[kSide], spread[kSide];
+};
+
 // What the lanes of a walk share of kSide x kSide pixels, [column][row], or of one column of them.
 struct alignas(16) WalkPixels {
   int label[kSide * kSide];     // -1: the pixel does not count
   float hard[kSide * kSide];    // (1 - s) w_y
   float sum[kSide * kSide];     // of exponentials
-  float chosen[kSide * kSide];  // the label's logit less the pixel's bound
+  float chosen[kSide * kSide];  // the label's logit less the pixel's bound, times log2(e)
   float below[kSide * kSide];   // sum_k w_k (bound - l_k), with smoothing
   float far[kSide];             // weights of the lower row
   float right[kSide];           // weights of the right column
-  // d l_k = scale (e_k - share [k = y] - spread w_k), of the pixels of one column
-  float scale[kSide], far_scale[kSide], share[kSide], spread[kSide];
+  // Of the pixels of one column, and of the one before it, which some lanes may still be reading.
+  ColumnScales columns[2];
 };
 
-// Folds the values of a column's rows over the lanes of a walk; returns that of row lane % kSide.
-template <typename Fold>
-__device__ __forceinline__ float over_lanes(float (&values)[kSide], int lane, int lanes,
-                                            const Fold& fold) {
+// The sums of a column's rows over the lanes of a walk; returns that of row lane % kSide.
+__device__ __forceinline__ float sum_over_lanes(float (&values)[kSide], int lane, int lanes) {
 #pragma unroll
   for (int half = kHalf; half > 0; half /= 2) {
     const bool upper = (lane & half) != 0;
@@ -63,24 +66,24 @@ __device__ __forceinline__ float over_lanes(float (&values)[kSide], int lane, in
     for (int r = 0; r < half; ++r) {
       const float sent = upper ? values[r] : values[r + half];
       const float kept = upper ? values[r + half] : values[r];
-      values[r] = fold(kept, __shfl_xor_sync(kFullWarp, sent, half));
+      values[r] = kept + __shfl_xor_sync(kFullWarp, sent, half);
     }
   }
   float value = values[0];
 #pragma unroll
   for (int mask = kSide; mask < 32; mask *= 2)
-    if (mask < lanes) value = fold(value, __shfl_xor_sync(kFullWarp, value, mask));
+    if (mask < lanes) value += __shfl_xor_sync(kFullWarp, value, mask);
   return value;
 }
 
-// Calls f(r) for the rows 0 .. rows - 1, and possibly for some more.
-template <typename F>
-__device__ __forceinline__ void for_rows(int rows, const F& f) {
-#pragma unroll
-  for (int r = 0; r < kHalf; ++r) f(r);
-  if (rows <= kHalf) return;
-#pragma unroll
-  for (int r = kHalf; r < kSide; ++r) f(r);
+// The same of one value, with the same bits.
+template <typename Fold>
+__device__ __forceinline__ float over_lanes(float value, int lanes, const Fold& fold) {
+  for (int mask = kHalf; mask > 0; mask /= 2)
+    value = fold(value, __shfl_xor_sync(kFullWarp, value, mask));
+  for (int mask = kSide; mask < lanes; mask *= 2)
+    value = fold(value, __shfl_xor_sync(kFullWarp, value, mask));
+  return value;
 }
 
 template <int kClasses, bool kSmooth>
@@ -90,18 +93,14 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
   __device__ OnePassWalk(const OnePassInput& input, const TilePlace& place, int walk, int lane,
                          WalkPixels& pixels)
-      : Base(input.plan.lanes, lane, place.cell_y, input.y_axis.in_size,
-             input.y_axis.in_size == input.y_axis.out_size),
+      : Base(input.plan.lanes, lane, place.cell_y, input.y_axis.in_size, false),
         input_(input),
         pixels_(pixels),
         lanes_log2_(31 - __clz(input.plan.lanes)),
+        b_(place.b),
+        x_(min(place.cell_x + walk, input.x_axis.in_size - 1)),
         unit_(static_cast<float>(input.divisor->inverse)) {
-    const int x = place.cell_x + walk, last = input.x_axis.in_size - 1;
-    one_column_ = x >= last || input.x_axis.in_size == input.x_axis.out_size;
-    offset_ = place.b * input.strides.batch + min(x, last) * input.strides.column;
-    right_ = one_column_ ? 0 : input.strides.column;
-    targets_ = input.targets + static_cast<int64_t>(place.b) * input.y_axis.out_size *
-                                   input.x_axis.out_size;
+    one_column_ = x_ == input.x_axis.in_size - 1;
     if constexpr (kSmooth) {
       spread_ = input.smoothing / static_cast<float>(input.classes);
       for (int k = 0; k < input.classes; ++k) weight_sum_ += input.class_weight(k);
@@ -137,15 +136,17 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   using Base::lanes_;
   using Base::next_cell;
   using Base::one_column_;
-  using Base::one_row_;
   using Base::start;
   using Base::store_upper;
 
   // The exponentials of one column's pixels, [class][row].
   using Column = float[kClasses][kSide];
-  // What is done again of a pixel whose exponentials do not serve: nothing, all, or they become 0,
-  // as the pixel does not count.
-  enum Again { kNot, kOwnLargest, kNothingOfIt };
+  // What is done about the exponentials of a pixel: nothing; they are taken again; or they become
+  // 0, because the pixel does not count.
+  static constexpr int kServe = 0, kAgain = 1, kZero = 2;
+  struct Scales {
+    float scale, share, spread;  // see ColumnScales
+  };
   // A class's logits, scaled and relative to the bound: where the weight of the lower row is 0, and
   // how they change with it.
   struct Slope {
@@ -155,18 +156,25 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   __device__ __forceinline__ int class_at(int j) const { return lane_ + j * lanes_; }
   __device__ __forceinline__ bool is_class(int j) const { return class_at(j) < input_.classes; }
 
-  __device__ __forceinline__ typename Base::Row row_at(int j, int y) const {
-    if (!is_class(j)) return {kNoLogit, kNoLogit};
-    const int64_t at =
-        offset_ + class_at(j) * input_.strides.channel + y * input_.strides.row;
-    if (input_.kind == FloatKind::kFloat32) return pair_at<float>(at);
-    if (input_.kind == FloatKind::kFloat16) return pair_at<__half>(at);
-    return pair_at<__nv_bfloat16>(at);
+  __device__ __forceinline__ void read_row(int y, typename Base::Row (&rows)[kClasses]) const {
+    if (input_.kind == FloatKind::kFloat32)
+      read_row_of<float>(y, rows);
+    else if (input_.kind == FloatKind::kFloat16)
+      read_row_of<__half>(y, rows);
+    else
+      read_row_of<__nv_bfloat16>(y, rows);
   }
   template <typename Element>
-  __device__ __forceinline__ typename Base::Row pair_at(int64_t at) const {
-    const auto* logits = static_cast<const Element*>(input_.logits);
-    return {widen(logits[at]), widen(logits[at + right_])};
+  __device__ __forceinline__ void read_row_of(int y, typename Base::Row (&rows)[kClasses]) const {
+    const MapStrides& strides = input_.strides;
+    const Element* at = static_cast<const Element*>(input_.logits) + opaque(b_) * strides.batch +
+                        y * strides.row + opaque(x_) * strides.column + lane_ * strides.channel;
+    const int64_t right = one_column_ ? 0 : strides.column, step = lanes_ * strides.channel;
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) {
+      rows[j] = {kNoLogit, kNoLogit};
+      if (is_class(j)) rows[j] = {widen(at[j * step]), widen(at[j * step + right])};
+    }
   }
 
   // The largest logit of the cell's corners.
@@ -176,11 +184,10 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
     for (int j = 0; j < kClasses; ++j) {
       const auto& c = corners_[j];
       if (!is_class(j)) continue;
-      bound_ = maximum(bound_, maximum(c.upper.left, c.upper.right));
-      if (!one_row_) bound_ = maximum(bound_, maximum(c.lower.left, c.lower.right));
+      bound_ = maximum(bound_, maximum(maximum(c.upper.left, c.upper.right),
+                                       maximum(c.lower.left, c.lower.right)));
     }
-    for (int mask = 1; mask < lanes_; mask *= 2)
-      bound_ = maximum(bound_, __shfl_xor_sync(kFullWarp, bound_, mask));
+    bound_ = over_lanes(bound_, lanes_, Maximum());
   }
 
   // Of the pixels in rows y .. y + rows - 1 and `columns` columns from x on, of which this walk has
@@ -197,12 +204,15 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   }
 
   __device__ __forceinline__ void fill(int y, int rows, int x, int own) {
+    const int width = input_.x_axis.out_size;
+    const int16_t* targets =
+        input_.targets + (static_cast<int64_t>(b_) * input_.y_axis.out_size + y) * width + x;
     for (int i = lane_; i < kSide * kSide; i += lanes_) {
       const int row = i / kSide, column = i % kSide;
       int label = -1;
       float hard = 0.0f;
       if (row < rows && column < own) {
-        label = targets_[static_cast<int64_t>(y + row) * input_.x_axis.out_size + x + column];
+        label = targets[static_cast<int64_t>(row) * width + column];
         if (label >= 0) hard = (1.0f - input_.smoothing) * input_.class_weight(label);
       }
       pixels_.label[column * kSide + row] = label;
@@ -211,14 +221,14 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
     if (lane_ >= kSide) return;
     // Rows and columns that are not there repeat the last one.
     pixels_.far[lane_] = far_weight(input_.y_axis, y + min(lane_, rows - 1));
-    const int last = min(x + own, input_.x_axis.out_size) - 1;
+    const int last = min(x + own, width) - 1;
     pixels_.right[lane_] = far_weight(input_.x_axis, max(min(x + lane_, last), 0));
   }
 
   __device__ __forceinline__ float loss_of(int i) const {
     if (pixels_.label[i] < 0) return 0.0f;
     const float log_sum = logf(pixels_.sum[i]);
-    float loss = pixels_.hard[i] * (log_sum - pixels_.chosen[i]);
+    float loss = pixels_.hard[i] * (log_sum - pixels_.chosen[i] * kLn2<float>);
     if constexpr (kSmooth) loss += spread_ * (weight_sum_ * log_sum + pixels_.below[i]);
     return loss;
   }
@@ -226,187 +236,215 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   // ---- one column of pixels ---------------------------------------------------------------------
 
   __device__ __forceinline__ void add_column(int column, int rows) {
-    const int row = lane_ % kSide, pixel = column * kSide + row;
-    const int label = pixels_.label[pixel];
+    const int pixel = column * kSide + lane_ % kSide, label = pixels_.label[pixel];
     // Which of the lanes' classes, as bits, the labels of the warp's columns are.
-    const unsigned slots =
-        __reduce_or_sync(kFullWarp, label < 0 ? 0u : 1u << (label >> lanes_log2_));
+    const unsigned slots = __reduce_or_sync(kFullWarp, label < 0 ? 0u : 1u << (label >> lanes_log2_));
     if (slots == 0) return;
-    const float right = pixels_.right[column], scaled_bound = bound_ * kLog2E<float>;
+    Slope slopes[kClasses];
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) slopes[j] = slope_of(j, pixels_.right[column]);
     Column powers;
     float below = 0.0f;
-    float sum = take_exponentials(right, scaled_bound, rows, powers, below);
-    // A sum this small may lack terms that were too small for float32, and the only class has the
-    // loss 0 without any rounding.
-    const bool finite = sum - sum == 0.0f;
-    const bool serves = finite && sum > 1e-12f && scales_rows(bound_) && input_.classes > 1;
-    const Again again = label < 0 ? (finite ? kNot : kNothingOfIt) : serves ? kNot : kOwnLargest;
-    float largest = 0.0f;
-    const bool any = __any_sync(kFullWarp, again != kNot);
-    if (any) sum = take_again(right, again, powers, largest, below);
-    share_scales(pixel, sum, below);
-#pragma unroll
-    for (int j = 0; j < kClasses; ++j) {
-      if ((slots >> j & 1) == 0) continue;
-      take_labels(j, column, right, scaled_bound, powers);
-      if (any) choose_again(j, column, right, again, largest);
+    const float sum = take_exponentials(slopes, rows, powers, below);
+    const int again = done_again(label, sum);
+    if (__any_sync(kFullWarp, again != kServe)) {
+      add_column_again(column, rows, again);
+      return;
     }
-    add_to_sums(rows, right, powers);
+    turn_ ^= 1;
+    ColumnScales& scales = pixels_.columns[turn_];
+    share_scales(pixel, sum, below, scales);
+    __syncwarp();  // the scales of this column are known
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j)
+      if ((slots >> j & 1) != 0) take_labels(j, column, slopes[j], scales, powers);
+    add_to_sums(rows, pixels_.right[column], scales, powers);
   }
 
-  __device__ __forceinline__ Slope slope_of(int j, float right, float scaled_bound) const {
+  __device__ __forceinline__ Slope slope_of(int j, float right) const {
+    const float scaled_bound = bound_ * kLog2E<float>;
     const auto& c = corners_[j];
     const float row0 = between(c.upper.left, c.upper.right, right);
-    const float row1 = one_row_ ? row0 : between(c.lower.left, c.lower.right, right);
+    const float row1 = between(c.lower.left, c.lower.right, right);
     const float at = fused_multiply_add(row0, kLog2E<float>, -scaled_bound);
     return {at, fused_multiply_add(row1, kLog2E<float>, -scaled_bound) - at};
   }
+  // The logarithm to base 2 of the exponential.
+  __device__ __forceinline__ float exponent(const Slope& slope, int r) const {
+    return fused_multiply_add(pixels_.far[r], slope.by, slope.at);
+  }
 
-  // Returns the sum of the row that this lane serves.
-  __device__ __forceinline__ float take_exponentials(float right, float scaled_bound, int rows,
-                                                     Column& powers, float& below) {
+  // Returns the sum of the row that this lane serves, and likewise `below`.
+  __device__ __forceinline__ float take_exponentials(const Slope (&slopes)[kClasses], int rows,
+                                                     Column& powers, float& below) const {
     float sums[kSide] = {}, belows[kSide] = {};
 #pragma unroll
-    for (int j = 0; j < kClasses; ++j) {
-      const Slope slope = slope_of(j, right, scaled_bound);
-#pragma unroll
-      for (int r = kHalf; r < kSide; ++r) powers[j][r] = 0.0f;
-      for_rows(rows, [&](int r) {
-        const float exponent = fused_multiply_add(pixels_.far[r], slope.by, slope.at);
-        powers[j][r] = exp2_fast(exponent);
-        sums[r] += powers[j][r];
-        if constexpr (kSmooth)
-          belows[r] = fused_multiply_add(-weights_[j], exponent, belows[r]);
-      });
-    }
-    if constexpr (kSmooth) below = over_lanes(belows, lane_, lanes_, Add()) * kLn2<float>;
-    return over_lanes(sums, lane_, lanes_, Add());
-  }
-
-  // The same relative to the pixels' own largest logits, where they are taken again.
-  __device__ __forceinline__ float take_again(float right, Again again, Column& powers,
-                                              float& largest, float& below) {
-    float folded[kSide], belows[kSide] = {};
-#pragma unroll
-    for (int r = 0; r < kSide; ++r) {
-      folded[r] = kNothing<float>;
+    for (int half = 0; half < kSide; half += kHalf) {
+      if (half > 0 && rows <= half) break;
 #pragma unroll
       for (int j = 0; j < kClasses; ++j)
-        if (is_class(j)) folded[r] = maximum(folded[r], logit_at(j, r, right));
-    }
-    largest = over_lanes(folded, lane_, lanes_, Maximum());
-    // Where no logit is above -inf the sum is 0, or NaN.
-    if (largest == kNothing<float>) largest = 0.0f;
 #pragma unroll
-    for (int r = 0; r < kSide; ++r) {
-      const float bound = of_row(largest, r);
-      const Again of_pixel = of_row(again, r);
-      folded[r] = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kClasses; ++j) {
-        const float relative = logit_at(j, r, right) - bound;
-        if (of_pixel == kNothingOfIt) powers[j][r] = 0.0f;
-        if (of_pixel == kOwnLargest) powers[j][r] = is_class(j) ? exponential(relative) : 0.0f;
-        folded[r] += powers[j][r];
-        if constexpr (kSmooth)
-          if (is_class(j)) belows[r] = fused_multiply_add(-weights_[j], relative, belows[r]);
-      }
+        for (int r = half; r < half + kHalf; ++r) {
+          const float x = exponent(slopes[j], r);
+          powers[j][r] = exp2_fast(x);
+          sums[r] += powers[j][r];
+          if constexpr (kSmooth) belows[r] = fused_multiply_add(-weights_[j], x, belows[r]);
+        }
     }
-    if constexpr (kSmooth) {
-      const float own = over_lanes(belows, lane_, lanes_, Add());
-      if (again == kOwnLargest) below = own;
-    }
-    return over_lanes(folded, lane_, lanes_, Add());
+    if constexpr (kSmooth) below = sum_over_lanes(belows, lane_, lanes_) * kLn2<float>;
+    return sum_over_lanes(sums, lane_, lanes_);
   }
 
-  __device__ __forceinline__ float logit_at(int j, int r, float right) const {
-    const auto& c = corners_[j];
-    const float row0 = between(c.upper.left, c.upper.right, right);
-    const float row1 = one_row_ ? row0 : between(c.lower.left, c.lower.right, right);
-    return between(row0, row1, pixels_.far[r]);
+  // Whether the exponentials of a pixel serve; if not, why.
+  __device__ __forceinline__ int done_again(int label, float sum) const {
+    const bool finite = sum - sum == 0.0f;
+    if (label < 0) return finite ? kServe : kZero;
+    // A sum this small may lack terms that were too small for float32, and the only class has the
+    // loss 0 without any rounding.
+    const bool serves = finite && sum > 1e-12f && scales_rows(bound_) && input_.classes > 1;
+    return serves ? kServe : kAgain;
   }
 
-  // What the lane that serves row r has.
-  template <typename Value>
-  __device__ __forceinline__ Value of_row(Value value, int r) const {
-    return __shfl_sync(kFullWarp, value, r, kSide);
+  __device__ __forceinline__ Scales scales_of(int pixel, float sum) const {
+    const float hard = pixels_.hard[pixel], whole = hard + spread_ * weight_sum_;
+    const float scale = pixels_.label[pixel] < 0 ? 0.0f : __fdividef(unit_ * whole, sum);
+    if constexpr (!kSmooth) return {scale, sum, 0.0f};
+    const float ratio = whole != 0.0f ? __fdividef(sum, whole) : 0.0f;
+    return {scale, hard * ratio, spread_ * ratio};
   }
 
   // Stores what the gradient of this lane's pixel needs, if the lane is the first for its row.
-  __device__ __forceinline__ void share_scales(int pixel, float sum, float below) {
-    __syncwarp();  // the column before has been added
-    if (lane_ < kSide) {
-      const bool counts = pixels_.label[pixel] >= 0;
-      const float hard = pixels_.hard[pixel], whole = hard + spread_ * weight_sum_;
-      const float scale = counts ? __fdividef(unit_ * whole, sum) : 0.0f;
-      pixels_.sum[pixel] = sum;
-      pixels_.scale[lane_] = scale;
-      pixels_.far_scale[lane_] = pixels_.far[lane_] * scale;
-      if constexpr (kSmooth) {
-        const float ratio = counts && whole != 0.0f ? __fdividef(sum, whole) : 0.0f;
-        pixels_.below[pixel] = below;
-        pixels_.spread[lane_] = spread_ * ratio;
-        pixels_.share[lane_] = hard * ratio;
-      } else {
-        pixels_.share[lane_] = sum;
-      }
+  __device__ __forceinline__ void share_scales(int pixel, float sum, float below,
+                                               ColumnScales& scales) {
+    const Scales own = scales_of(pixel, sum);
+    if (lane_ >= kSide) return;
+    pixels_.sum[pixel] = sum;
+    scales.scale[lane_] = own.scale;
+    scales.far_scale[lane_] = pixels_.far[lane_] * own.scale;
+    scales.share[lane_] = own.share;
+    if constexpr (kSmooth) {
+      pixels_.below[pixel] = below;
+      scales.spread[lane_] = own.spread;
     }
-    __syncwarp();  // the scales of this column are known
   }
 
   // Takes the pixels' share from the exponentials of class j where it is their label, and stores
   // its logit for the loss.
-  __device__ __forceinline__ void take_labels(int j, int column, float right, float scaled_bound,
-                                              Column& powers) {
-    const Slope slope = slope_of(j, right, scaled_bound);
+  __device__ __forceinline__ void take_labels(int j, int column, const Slope& slope,
+                                              const ColumnScales& scales, Column& powers) {
+    int labels[kSide];  // read before chosen is written, together
+    float shares[kSide];
 #pragma unroll
     for (int r = 0; r < kSide; ++r) {
-      if (pixels_.label[column * kSide + r] != class_at(j)) continue;
-      const float exponent = fused_multiply_add(pixels_.far[r], slope.by, slope.at);
-      pixels_.chosen[column * kSide + r] = exponent * kLn2<float>;
-      powers[j][r] -= pixels_.share[r];
+      labels[r] = pixels_.label[column * kSide + r];
+      shares[r] = scales.share[r];
+    }
+#pragma unroll
+    for (int r = 0; r < kSide; ++r) {
+      const float x = exponent(slope, r);
+      if (labels[r] != class_at(j)) continue;
+      pixels_.chosen[column * kSide + r] = x;
+      powers[j][r] -= shares[r];
     }
   }
 
-  // Replaces the logits that are relative to another bound.
-  __device__ __forceinline__ void choose_again(int j, int column, float right, Again again,
-                                               float largest) {
+  __device__ __forceinline__ void add_to_sums(int rows, float right, const ColumnScales& scales,
+                                              const Column& powers) {
+    float both[kClasses] = {}, far[kClasses] = {};
 #pragma unroll
-    for (int r = 0; r < kSide; ++r) {
-      const float bound = of_row(largest, r);
-      const bool own = of_row(again, r) == kOwnLargest;
-      if (own && pixels_.label[column * kSide + r] == class_at(j))
-        pixels_.chosen[column * kSide + r] = logit_at(j, r, right) - bound;
+    for (int half = 0; half < kSide; half += kHalf) {
+      if (half > 0 && rows <= half) break;
+#pragma unroll
+      for (int j = 0; j < kClasses; ++j)
+#pragma unroll
+        for (int r = half; r < half + kHalf; ++r) {
+          float power = powers[j][r];
+          if constexpr (kSmooth)
+            power = fused_multiply_add(-scales.spread[r], weights_[j], power);
+          both[j] = fused_multiply_add(scales.scale[r], power, both[j]);
+          far[j] = fused_multiply_add(scales.far_scale[r], power, far[j]);
+        }
     }
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) add_column_sums(j, both[j], far[j], right);
   }
 
-  __device__ __forceinline__ void add_to_sums(int rows, float right, const Column& powers) {
+  // The whole column, row by row: a pixel that is done again relative to its own largest logit, and
+  // nothing of one that does not count, whatever its logits. The others have the same bits as
+  // above, so that they do not depend on their neighbours.
+  __device__ __forceinline__ void add_column_again(int column, int rows, int again) {
+    const float right = pixels_.right[column];
+    float both[kClasses] = {}, far[kClasses] = {};
+#pragma unroll 1
+    for (int r = 0; r < rows; ++r) {
+      const int pixel = column * kSide + r, state = __shfl_sync(kFullWarp, again, r, kSide);
+      float exponents[kClasses], powers[kClasses], below;
+      const float sum = take_again(state, r, right, exponents, powers, below);
+      const Scales scales = scales_of(pixel, sum);
+      if (lane_ == 0) {
+        pixels_.sum[pixel] = sum;
+        pixels_.below[pixel] = below;
+      }
+#pragma unroll
+      for (int j = 0; j < kClasses; ++j) {
+        if (pixels_.label[pixel] == class_at(j)) {
+          pixels_.chosen[pixel] = exponents[j];
+          powers[j] -= scales.share;
+        }
+        if constexpr (kSmooth)
+          powers[j] = fused_multiply_add(-scales.spread, weights_[j], powers[j]);
+        both[j] = fused_multiply_add(scales.scale, powers[j], both[j]);
+        far[j] = fused_multiply_add(pixels_.far[r] * scales.scale, powers[j], far[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) add_column_sums(j, both[j], far[j], right);
+  }
+
+  // Sets the exponentials of one pixel and their logarithms to base 2; returns their sum.
+  __device__ __forceinline__ float take_again(int state, int r, float right,
+                                              float (&exponents)[kClasses],
+                                              float (&powers)[kClasses], float& below) const {
+    float largest = kNothing<float>;
 #pragma unroll
     for (int j = 0; j < kClasses; ++j) {
-      float both = 0.0f, far = 0.0f;
-      for_rows(rows, [&](int r) {
-        float power = powers[j][r];
-        if constexpr (kSmooth) power = fused_multiply_add(-pixels_.spread[r], weights_[j], power);
-        both = fused_multiply_add(pixels_.scale[r], power, both);
-        far = fused_multiply_add(pixels_.far_scale[r], power, far);
-      });
-      add_column_sums(j, both, far, right);
+      const auto& c = corners_[j];
+      const float row0 = between(c.upper.left, c.upper.right, right);
+      const float row1 = between(c.lower.left, c.lower.right, right);
+      exponents[j] = between(row0, row1, pixels_.far[r]);
+      if (is_class(j)) largest = maximum(largest, exponents[j]);
     }
+    largest = over_lanes(largest, lanes_, Maximum());
+    // Where no logit is above -inf the sum is 0, or NaN.
+    if (largest == kNothing<float>) largest = 0.0f;
+    float sum = 0.0f;
+    below = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) {
+      exponents[j] = state == kServe ? exponent(slope_of(j, right), r)
+                                     : (exponents[j] - largest) * kLog2E<float>;
+      powers[j] = exp2_fast(exponents[j]);
+      if (state != kServe && (state == kZero || !is_class(j))) powers[j] = 0.0f;
+      sum += powers[j];
+      if constexpr (kSmooth)
+        if (is_class(j)) below = fused_multiply_add(-weights_[j], exponents[j], below);
+    }
+    if constexpr (kSmooth) below = over_lanes(below, lanes_, Add()) * kLn2<float>;
+    return over_lanes(sum, lanes_, Add());
   }
 
   struct Add {
-    __device__ float operator()(float a, float b) const { return a + b; }
+    __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
   };
   struct Maximum {
-    __device__ float operator()(float a, float b) const { return maximum(a, b); }
+    __device__ __forceinline__ float operator()(float a, float b) const { return maximum(a, b); }
   };
 
   const OnePassInput& input_;
   WalkPixels& pixels_;
-  int lanes_log2_;
+  int lanes_log2_, b_, x_;
+  int turn_ = 0;  // which of the two columns of scales was written last
   float unit_;  // the gradient of each loss
-  int64_t offset_, right_;
-  const int16_t* targets_;
   float bound_ = 0.0f;
   // With smoothing: s/K, sum_k w_k and w_k.
   float spread_ = 0.0f, weight_sum_ = 0.0f, weights_[kSmooth ? kClasses : 1] = {};
@@ -414,7 +452,7 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
 // Grid: one block for each tile.
 template <int kClasses, bool kSmooth>
-__global__ void __launch_bounds__(kOnePassThreads, kClasses < kMostClassesOfLane ? 4 : 3)
+__global__ void __launch_bounds__(kOnePassThreads, kClasses + 2 * kSmooth < kMostClassesOfLane ? 4 : 3)
     cross_entropy_one_pass_kernel(OnePassInput input) {
   const TilePlan& plan = input.plan;
   MCIBI_SHARED(begins, CellBegins);

@@ -70,7 +70,7 @@ struct WalkSums {
 };
 
 // What a thread has of the cell where it is on its walk, for `kClasses` classes. `Walk`, which
-// derives from it, reads a row of the logits: row_at(j, y) for its j-th class.
+// derives from it, reads a row of the logits for all of them: read_row(y, rows).
 template <typename Walk, typename T, int kClasses>
 class CellWalk {
  protected:
@@ -93,14 +93,14 @@ class CellWalk {
   // Goes to the first cell.
   __device__ __forceinline__ void start() {
     cell_ = 0;
+    Row upper[kClasses];
+    read(first_y_, upper);
 #pragma unroll
     for (int j = 0; j < kClasses; ++j) {
-      Corners& c = corners_[j];
-      c.upper = row_at(j, first_y_);
-      c.lower = row_at(j, first_y_ + 1);
-      c.upper_sums = c.lower_sums = {T(0), T(0)};
+      corners_[j].lower = upper[j];
+      corners_[j].lower_sums = {T(0), T(0)};
     }
-    set_one_row();
+    go_down();
   }
 
   // Goes to the next cell and stores the sums of the row that it leaves; with `add`, it adds them
@@ -108,15 +108,7 @@ class CellWalk {
   __device__ __forceinline__ void next_cell(bool add, const WalkSums<T>& sums) {
     store_upper(add, sums);
     ++cell_;
-#pragma unroll
-    for (int j = 0; j < kClasses; ++j) {
-      Corners& c = corners_[j];
-      c.upper = c.lower;
-      c.lower = row_at(j, first_y_ + cell_ + 1);
-      c.upper_sums = c.lower_sums;
-      c.lower_sums = {T(0), T(0)};
-    }
-    set_one_row();
+    go_down();
   }
 
   __device__ __forceinline__ void store_upper(bool add, const WalkSums<T>& sums) {
@@ -140,17 +132,28 @@ class CellWalk {
   }
 
   int lanes_, lane_, first_y_, height_, cell_ = 0;
-  bool one_row_alone_;     // every cell has one row
-  bool one_row_ = false;   // the cell has no lower row
+  bool one_row_alone_;       // every cell has one row
+  bool one_row_ = false;     // the cell has no lower row
   bool one_column_ = false;  // the walk has no right column
   Corners corners_[kClasses];
 
  private:
-  __device__ __forceinline__ Row row_at(int j, int y) const {
-    return static_cast<const Walk*>(this)->row_at(j, min(y, height_ - 1));
+  __device__ __forceinline__ void read(int y, Row (&rows)[kClasses]) const {
+    static_cast<const Walk*>(this)->read_row(min(y, height_ - 1), rows);
   }
 
-  __device__ __forceinline__ void set_one_row() {
+  // The lower row of the cell above becomes the upper row.
+  __device__ __forceinline__ void go_down() {
+    Row lower[kClasses];
+    read(first_y_ + cell_ + 1, lower);
+#pragma unroll
+    for (int j = 0; j < kClasses; ++j) {
+      Corners& c = corners_[j];
+      c.upper = c.lower;
+      c.lower = lower[j];
+      c.upper_sums = c.lower_sums;
+      c.lower_sums = {T(0), T(0)};
+    }
     one_row_ = one_row_alone_ || first_y_ + cell_ >= height_ - 1;
   }
 

@@ -364,10 +364,13 @@ def _all_kernels(ops: UpsampleCrossEntropyHost, generator: Generator) -> Callabl
             results += [losses, statistic]
             options = (logits, labels, statistic.nan_to_num(), None, -1, 0.1)
             results.append(ops.upsample_cross_entropy_backward(cotangent, *options))
-            loss, sums = ops.upsample_cross_entropy_reduced(logits, labels, None, -1, 0.1)
-            results.append(loss)
-            grad = ops.upsample_cross_entropy_reduced_backward(cotangent, sums, logits, labels)
-            results.append(grad)
+            if not ops.bytes_of("reduced_sums", logits, labels):
+                continue
+            for smoothing in (0.0, 0.1):
+                options = (None, -1, smoothing)
+                loss, sums = ops.upsample_cross_entropy_reduced(logits, labels, *options)
+                grad = ops.upsample_cross_entropy_reduced_backward(loss, sums, logits, labels)
+                results += [loss, grad]
         return results
 
     return run
