@@ -287,7 +287,7 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
         for (int r = half; r < half + kHalf; ++r) {
           const float x = exponent(slopes[j], r);
           powers[j][r] = exp2_fast(x);
-          sums[r] += powers[j][r];
+          sums[r] = j == 0 ? powers[j][r] : sums[r] + powers[j][r];
           if constexpr (kSmooth) belows[r] = fused_multiply_add(-weights_[j], x, belows[r]);
         }
     }
