@@ -221,7 +221,7 @@ class Op:
 
     def _select_directly(self, args: tuple[Any, ...]) -> Kernel:
         """What ``select`` returns for arguments that are ``direct``, in less time."""
-        if forced() == "auto":
+        if forced() == "auto" and args[0].is_cpu:
             missing = _build.load_extensions()
             for kernel in self._on_cpu:
                 if missing[kernel.backend] is not None:

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mcibi_fast
 from mcibi_fast import _build, ops
 from mcibi_fast.ops import measured, modes
+from mcibi_fast.ops.dispatch import BACKENDS
 from mcibi_fast.ops.measured import multiplies_bfloat16
 from mcibi_fast.ops.modes import direct
+from mcibi_fast.ops.upsample_cross_entropy import CROSS_ENTROPY, REDUCED, why_not_one_pass
 
 needs_kernels = pytest.mark.skipif(
     _build.load_extensions()["cpu"] is not None, reason="needs the CPU's kernels"
@@ -49,6 +51,33 @@ def test_plain_tensors_on_cuda_are_direct() -> None:
             pytest.skip(f"needs PyTorch with CUDA: {error}")
     assert fake.is_cuda and modes._dense(fake)
     assert not direct((fake,))
+
+
+def test_calls_on_cuda_take_kernels_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those for the CPU, nor the reference, whichever parts are there."""
+    monkeypatch.setattr(_build, "load_extensions", lambda: dict.fromkeys(BACKENDS))
+    monkeypatch.setattr(_build, "why_not_on", lambda _device: None)
+    with FakeTensorMode():
+        try:
+            logits = torch.empty(1, 3, 2, 2, device="cuda")
+        except Exception as error:
+            pytest.skip(f"needs PyTorch with CUDA: {error}")
+        labels = torch.zeros(1, 4, 4, dtype=torch.int64, device="cuda")
+    for op in (CROSS_ENTROPY, REDUCED):
+        assert op._select_directly((logits, labels)).backend == "cuda"
+
+
+def test_why_cuda_takes_two_passes_for_a_loss_and_its_gradient() -> None:
+    """By what the kernels' own limits are; see tests/csrc for those."""
+
+    def reason(K: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> str:
+        return str(why_not_one_pass(torch.empty(1, K, h, w, dtype=dtype), torch.empty(1, 64, 64)))
+
+    assert reason(192, 32, 8) == reason(1, 1, 1, torch.bfloat16) == "None"
+    assert "more than 192 classes" in reason(193, 8, 8)
+    assert "float64" in reason(19, 8, 8, torch.float64)
+    assert "fewer than 2 x 2 labels" in reason(19, 33, 8)
+    assert "fewer than 2 x 2 labels" in reason(19, 8, 128)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
