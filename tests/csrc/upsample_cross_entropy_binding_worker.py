@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 import torch.nn.functional as F
 from counted_labels import assert_counted_for_python  # this script's folder is on the path
 from in_place import load_in_place
 
 from mcibi_fast._schemas import OPS_WITH_LABELS
+from mcibi_fast.ops.compiled import cuda_kernel
+from mcibi_fast.ops.labels import check_labels
 
 LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
@@ -18,7 +21,7 @@ LABEL_OPS = OPS_WITH_LABELS["cuda"]
 def reduced(
     logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bad: int
 ) -> None:
-    """The reduced loss with its gradient, and as the package calls it."""
+    """The reduced loss with its gradient."""
     ops = torch.ops.mcibi_fast_cuda
     K, options = logits.shape[1], (255, 0.1, True)
     known = labels.where(labels < K, -1)
@@ -47,6 +50,15 @@ def reduced(
                 assert grad.stride() == given.stride() and grad.dtype == dtype
                 torch.testing.assert_close(grad, (2 * right_grad).to(dtype), rtol=1e-2, atol=1e-5)
             assert flag.tolist() == [bad, K, LABEL_OPS.index("upsample_cross_entropy")]
+
+
+    args = (logits, labels, weight, *options, True, True)  # as the package calls it
+    loss, sums = cuda_kernel("upsample_cross_entropy_reduced").run(*args)
+    backward = cuda_kernel("upsample_cross_entropy_reduced_backward").run
+    grad = backward(torch.ones(()), sums, logits, 20, 23)
+    torch.testing.assert_close(grad.double(), right_grad, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=rf"^labels: upsample_cross_entropy on cpu met {bad} "):
+        check_labels()
 
 
 def main(library: str) -> None:
