@@ -89,10 +89,7 @@ def case(
             "direction": direction,
         },
         dtype,
-        [
-            Candidate(n, r, backend if n in ("two_passes", "ours") else "")
-            for n, r in runs.items()
-        ],
+        [Candidate(n, r, backend if n in ("two_passes", "ours") else "") for n, r in runs.items()],
         bytes=(3 if both else 1) * nbytes(logits) + (2 if both else 1) * nbytes(labels),
         # Interpolation along the rows, exp and sum; the backward does the same, and the adjoint.
         flops=(14 if both else 5) * upsampled,

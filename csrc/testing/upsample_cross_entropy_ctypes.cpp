@@ -32,9 +32,11 @@ MCIBI_EXPORT int64_t host_upsample_cross_entropy_reduced_sums(const LogitMap* lo
 }
 
 // sums: as many bytes as host_upsample_cross_entropy_reduced_sums says.
-MCIBI_EXPORT const char* host_upsample_cross_entropy_reduced(
-    const LogitMap* logits, const LabelMap* labels, const CrossEntropyOptions* options, int mean,
-    void* loss, void* sums, const LabelFlag* flag) {
+MCIBI_EXPORT const char* host_upsample_cross_entropy_reduced(const LogitMap* logits,
+                                                             const LabelMap* labels,
+                                                             const CrossEntropyOptions* options,
+                                                             int mean, void* loss, void* sums,
+                                                             const LabelFlag* flag) {
   const auto workspace =
       poisoned(upsample_cross_entropy_reduced_cuda_bytes(*logits, *labels).workspace);
   return upsample_cross_entropy_reduced_cuda(*logits, *labels, *options, mean != 0, loss, sums,

@@ -99,8 +99,7 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy_reduced(
   Tensor loss = device.empty({}, ScalarType::Float);
   const auto values = static_cast<int64_t>(bytes.sums / sizeof(float));
   Tensor sums = device.empty({values}, ScalarType::Float);
-  const Tensor workspace =
-      device.empty({static_cast<int64_t>(bytes.workspace)}, ScalarType::Byte);
+  const Tensor workspace = device.empty({static_cast<int64_t>(bytes.workspace)}, ScalarType::Byte);
   check_launch("upsample_cross_entropy",
                upsample_cross_entropy_reduced_cuda(
                    map, label, options, mean, loss.data_ptr(), sums.data_ptr(),

@@ -257,9 +257,9 @@ cudaError_t reduced(const LogitMap& logits, const LabelMap& labels,
   cudaError_t status = launch_blocks(cross_entropy_targets_kernel, plan.target_blocks,
                                      kTotalThreads, 0, stream, targets);
   if (status != cudaSuccess) return status;
-  status = launch_blocks(cross_entropy_divisor_kernel, 1, kTotalThreads, 0, stream,
-                         workspace.totals, plan.target_blocks, weight != nullptr, mean,
-                         workspace.divisor);
+  status =
+      launch_blocks(cross_entropy_divisor_kernel, 1, kTotalThreads, 0, stream, workspace.totals,
+                    plan.target_blocks, weight != nullptr, mean, workspace.divisor);
   if (status != cudaSuccess) return status;
   status = one_pass(logits, labels, options, plan, sums, workspace, stream);
   if (status != cudaSuccess) return status;
@@ -308,8 +308,7 @@ const char* upsample_cross_entropy_reduced_cuda(const LogitMap& logits, const La
   if (plan.lane_classes == 0 || logits.kind == FloatKind::kFloat64)
     return launch_message(cudaErrorInvalidValue);
   return launch_message(reduced(logits, labels, options, mean, plan, static_cast<float*>(loss),
-                                static_cast<float*>(sums), plan.parts_of(workspace), flag,
-                                stream));
+                                static_cast<float*>(sums), plan.parts_of(workspace), flag, stream));
 }
 
 const char* upsample_cross_entropy_reduced_backward_cuda(const void* grad_loss, const void* sums,

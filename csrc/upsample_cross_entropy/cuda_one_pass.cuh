@@ -11,80 +11,13 @@
 // pixel's own largest logit.
 #pragma once
 
-#include "upsample_cross_entropy/cuda_totals.cuh"
-#include "upsample_cross_entropy/cuda_walk.cuh"
+#include "upsample_cross_entropy/cuda_one_pass_pixels.cuh"
 
 namespace mcibi_fast {
 
 inline constexpr int kOnePassThreads = 128;  // at most, in a block
 inline constexpr int kMostClassesOfLane = 6;
-inline constexpr int kSide = 8;  // pixels of a walk at a time, in both directions
-inline constexpr int kHalf = kSide / 2;
 inline constexpr float kNoLogit = -1e30f;  // of classes after the last
-
-struct OnePassInput {
-  const void* logits;
-  FloatKind kind;
-  MapStrides strides;
-  int classes;
-  BilinearAxis<float> y_axis, x_axis;
-  const int16_t* targets;  // (B, H, W): the class, or -1
-  const Divisor* divisor;
-  const float* weight;  // (K,) or null
-  float smoothing;
-  TilePlan plan;   // with one group and at least kSide lanes
-  float* sums;     // see write_tile_sums
-  double* losses;  // of the blocks
-
-  __device__ float class_weight(int k) const { return weight == nullptr ? 1.0f : weight[k]; }
-};
-
-// d l_k = scale (e_k - share [k = y] - spread w_k) of the pixels of one column.
-struct ColumnScales {
-  float scale[kSide], far_scale[kSide], share[kSide], spread[kSide];
-};
-
-// What the lanes of a walk share of kSide x kSide pixels, [column][row], or of one column of them.
-struct alignas(16) WalkPixels {
-  int label[kSide * kSide];     // -1: the pixel does not count
-  float hard[kSide * kSide];    // (1 - s) w_y
-  float sum[kSide * kSide];     // of exponentials
-  float chosen[kSide * kSide];  // the label's logit less the pixel's bound, times log2(e)
-  float below[kSide * kSide];   // sum_k w_k (bound - l_k), with smoothing
-  float far[kSide];             // weights of the lower row
-  float right[kSide];           // weights of the right column
-  // Of the pixels of one column, and of the one before it, which some lanes may still be reading.
-  ColumnScales columns[2];
-};
-
-// The sums of a column's rows over the lanes of a walk; returns that of row lane % kSide.
-__device__ __forceinline__ float sum_over_lanes(float (&values)[kSide], int lane, int lanes) {
-#pragma unroll
-  for (int half = kHalf; half > 0; half /= 2) {
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int r = 0; r < half; ++r) {
-      const float sent = upper ? values[r] : values[r + half];
-      const float kept = upper ? values[r + half] : values[r];
-      values[r] = kept + __shfl_xor_sync(kFullWarp, sent, half);
-    }
-  }
-  float value = values[0];
-#pragma unroll
-  for (int mask = kSide; mask < 32; mask *= 2)
-    if (mask < lanes) value += __shfl_xor_sync(kFullWarp, value, mask);
-  return value;
-}
-
-// The same of one value, with the same bits.
-template <typename Fold>
-__device__ __forceinline__ float over_lanes(float value, int lanes, const Fold& fold) {
-  for (int mask = kHalf; mask > 0; mask /= 2)
-    value = fold(value, __shfl_xor_sync(kFullWarp, value, mask));
-  for (int mask = kSide; mask < lanes; mask *= 2)
-    value = fold(value, __shfl_xor_sync(kFullWarp, value, mask));
-  return value;
-}
 
 template <int kClasses, bool kSmooth>
 class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClasses> {
@@ -112,8 +45,8 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
   // Goes down the walk; returns the losses of the pixels whose turn was this lane's. Called by all
   // lanes of a warp, for the most columns of pixels, `widest`, that a walk of the warp has.
-  __device__ __forceinline__ float run(const CellBegins& begins, int widest, int x_begin,
-                                       int x_end, const WalkSums<float>& sums) {
+  __device__ __forceinline__ float run(const CellBegins& begins, int widest, int x_begin, int x_end,
+                                       const WalkSums<float>& sums) {
     float losses = 0.0f;
     start();
     for (int cell = 0; cell < input_.plan.cells; ++cell) {
@@ -194,43 +127,14 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   // `own`, possibly fewer than another of the warp, or none.
   __device__ __forceinline__ float add_pixels(int y, int rows, int x, int own, int columns) {
     __syncwarp();  // the pixels before have been used
-    fill(y, rows, x, own);
+    pixels_.fill(input_, lane_, b_, {y, x, rows, own});
     __syncwarp();  // these pixels are loaded
     for (int column = 0; column < columns; ++column) add_column(column, rows);
     __syncwarp();  // sums and chosen logits are known
     float losses = 0.0f;
-    for (int i = lane_; i < kSide * kSide; i += lanes_) losses += loss_of(i);
+    for (int i = lane_; i < kSide * kSide; i += lanes_)
+      losses += pixels_.loss<kSmooth>(i, spread_, weight_sum_);
     return losses;
-  }
-
-  __device__ __forceinline__ void fill(int y, int rows, int x, int own) {
-    const int width = input_.x_axis.out_size;
-    const int16_t* targets =
-        input_.targets + (static_cast<int64_t>(b_) * input_.y_axis.out_size + y) * width + x;
-    for (int i = lane_; i < kSide * kSide; i += lanes_) {
-      const int row = i / kSide, column = i % kSide;
-      int label = -1;
-      float hard = 0.0f;
-      if (row < rows && column < own) {
-        label = targets[static_cast<int64_t>(row) * width + column];
-        if (label >= 0) hard = (1.0f - input_.smoothing) * input_.class_weight(label);
-      }
-      pixels_.label[column * kSide + row] = label;
-      pixels_.hard[column * kSide + row] = hard;
-    }
-    if (lane_ >= kSide) return;
-    // Rows and columns that are not there repeat the last one.
-    pixels_.far[lane_] = far_weight(input_.y_axis, y + min(lane_, rows - 1));
-    const int last = min(x + own, width) - 1;
-    pixels_.right[lane_] = far_weight(input_.x_axis, max(min(x + lane_, last), 0));
-  }
-
-  __device__ __forceinline__ float loss_of(int i) const {
-    if (pixels_.label[i] < 0) return 0.0f;
-    const float log_sum = logf(pixels_.sum[i]);
-    float loss = pixels_.hard[i] * (log_sum - pixels_.chosen[i] * kLn2<float>);
-    if constexpr (kSmooth) loss += spread_ * (weight_sum_ * log_sum + pixels_.below[i]);
-    return loss;
   }
 
   // ---- one column of pixels ---------------------------------------------------------------------
@@ -238,7 +142,8 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   __device__ __forceinline__ void add_column(int column, int rows) {
     const int pixel = column * kSide + lane_ % kSide, label = pixels_.label[pixel];
     // Which of the lanes' classes, as bits, the labels of the warp's columns are.
-    const unsigned slots = __reduce_or_sync(kFullWarp, label < 0 ? 0u : 1u << (label >> lanes_log2_));
+    const unsigned slots =
+        __reduce_or_sync(kFullWarp, label < 0 ? 0u : 1u << (label >> lanes_log2_));
     if (slots == 0) return;
     Slope slopes[kClasses];
 #pragma unroll
@@ -359,8 +264,7 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 #pragma unroll
         for (int r = half; r < half + kHalf; ++r) {
           float power = powers[j][r];
-          if constexpr (kSmooth)
-            power = fused_multiply_add(-scales.spread[r], weights_[j], power);
+          if constexpr (kSmooth) power = fused_multiply_add(-scales.spread[r], weights_[j], power);
           both[j] = fused_multiply_add(scales.scale[r], power, both[j]);
           far[j] = fused_multiply_add(scales.far_scale[r], power, far[j]);
         }
@@ -433,18 +337,11 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
     return over_lanes(sum, lanes_, Add());
   }
 
-  struct Add {
-    __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
-  };
-  struct Maximum {
-    __device__ __forceinline__ float operator()(float a, float b) const { return maximum(a, b); }
-  };
-
   const OnePassInput& input_;
   WalkPixels& pixels_;
   int lanes_log2_, b_, x_;
   int turn_ = 0;  // which of the two columns of scales was written last
-  float unit_;  // the gradient of each loss
+  float unit_;    // the gradient of each loss
   float bound_ = 0.0f;
   // With smoothing: s/K, sum_k w_k and w_k.
   float spread_ = 0.0f, weight_sum_ = 0.0f, weights_[kSmooth ? kClasses : 1] = {};
@@ -452,7 +349,8 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
 // Grid: one block for each tile.
 template <int kClasses, bool kSmooth>
-__global__ void __launch_bounds__(kOnePassThreads, kClasses + 2 * kSmooth < kMostClassesOfLane ? 4 : 3)
+__global__ void __launch_bounds__(kOnePassThreads,
+                                  kClasses + 2 * kSmooth < kMostClassesOfLane ? 4 : 3)
     cross_entropy_one_pass_kernel(OnePassInput input) {
   const TilePlan& plan = input.plan;
   MCIBI_SHARED(begins, CellBegins);

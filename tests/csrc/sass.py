@@ -33,9 +33,7 @@ def functions(cuobjdump: Path, cubin: Path) -> dict[str, list[Instruction]]:
     command = [str(cuobjdump), "-sass", str(cubin)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     _, *parts = re.split(r"Function : (\w+)", text)
-    return {
-        name: instructions(code) for name, code in zip(parts[::2], parts[1::2], strict=True)
-    }
+    return {name: instructions(code) for name, code in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def loops(code: list[Instruction]) -> list[tuple[int, int]]:

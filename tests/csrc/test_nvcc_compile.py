@@ -133,7 +133,7 @@ def test_budgets(compile_cache: Path, nvcc: tuple[str, str], source: Path, arch:
         # adds, 46 instructions for the column.
         *[
             ("upsample_cross_entropy", f"cross_entropy_one_pass_kernelILi{n}ELb0E", way, most)
-            for n, way, most in [(5, "MUFU.EX2 past STS", 10.0), (3, "MUFU.EX2 past STS", 11.6)]
+            for n, way, most in [(5, "MUFU.EX2 past STS", 10.0), (3, "MUFU.EX2 past STS", 11.8)]
         ],
     ],
 )

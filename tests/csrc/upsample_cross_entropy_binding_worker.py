@@ -18,9 +18,7 @@ from mcibi_fast.ops.labels import check_labels
 LABEL_OPS = OPS_WITH_LABELS["cuda"]
 
 
-def reduced(
-    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bad: int
-) -> None:
+def reduced(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bad: int) -> None:
     """The reduced loss with its gradient."""
     ops = torch.ops.mcibi_fast_cuda
     K, options = logits.shape[1], (255, 0.1, True)
@@ -50,7 +48,6 @@ def reduced(
                 assert grad.stride() == given.stride() and grad.dtype == dtype
                 torch.testing.assert_close(grad, (2 * right_grad).to(dtype), rtol=1e-2, atol=1e-5)
             assert flag.tolist() == [bad, K, LABEL_OPS.index("upsample_cross_entropy")]
-
 
     args = (logits, labels, weight, *options, True, True)  # as the package calls it
     loss, sums = cuda_kernel("upsample_cross_entropy_reduced").run(*args)

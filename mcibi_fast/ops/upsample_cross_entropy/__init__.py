@@ -83,7 +83,7 @@ def upsample_cross_entropy(
 
 
 def why_not_one_pass(logits: Tensor, labels: Tensor) -> str | None:
-    """Why CUDA does not compute the reduced loss and its gradient in one pass, or None where it does.
+    """Why CUDA does not compute the reduced loss with its gradient in one pass; None where it does.
 
     Otherwise the losses of all pixels are computed first, and the backward forms their softmax
     again. That is also what happens where no gradient is wanted, and where PyTorch's dispatcher is
@@ -269,8 +269,8 @@ REDUCED = Op(
     [cuda_kernel, cpu_kernel, Kernel("reference", _reduced_reference, always, composite=True)],
     _reduced_fake,
 )
-# For CUDA alone, where the second result of REDUCED is sums over tiles instead of the gradient: adds
-# them up and multiplies them by the cotangent.
+# For CUDA alone, where the second result of REDUCED is sums over tiles instead of the gradient: it
+# adds them up and multiplies them by the cotangent.
 REDUCED_BACKWARD = Op(
     "upsample_cross_entropy_reduced_backward",
     [cuda_kernel],
