@@ -126,13 +126,12 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   // Of the pixels in rows y .. y + rows - 1 and `columns` columns from x on, of which this walk has
   // `own`, possibly fewer than another of the warp, or none.
   __device__ __forceinline__ float add_pixels(int y, int rows, int x, int own, int columns) {
-    __syncwarp();  // the pixels before have been used
-    pixels_.fill(input_, lane_, b_, {y, x, rows, own});
+    pixels_.fill(input_, lane_, b_, {y, x, rows, own}, columns);
     __syncwarp();  // these pixels are loaded
     for (int column = 0; column < columns; ++column) add_column(column, rows);
-    __syncwarp();  // sums and chosen logits are known
+    __syncwarp();  // sums and chosen logits are known, and the pixels have been used
     float losses = 0.0f;
-    for (int i = lane_; i < kSide * kSide; i += lanes_)
+    for (int i = lane_; i < kSide * columns; i += lanes_)
       losses += pixels_.loss<kSmooth>(i, spread_, weight_sum_);
     return losses;
   }
@@ -141,19 +140,20 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
   __device__ __forceinline__ void add_column(int column, int rows) {
     const int pixel = column * kSide + lane_ % kSide, label = pixels_.label[pixel];
+    const float right = pixels_.right[column];
     // Which of the lanes' classes, as bits, the labels of the warp's columns are.
     const unsigned slots =
         __reduce_or_sync(kFullWarp, label < 0 ? 0u : 1u << (label >> lanes_log2_));
     if (slots == 0) return;
     Slope slopes[kClasses];
 #pragma unroll
-    for (int j = 0; j < kClasses; ++j) slopes[j] = slope_of(j, pixels_.right[column]);
+    for (int j = 0; j < kClasses; ++j) slopes[j] = slope_of(j, right);
     Column powers;
     float below = 0.0f;
     const float sum = take_exponentials(slopes, rows, powers, below);
     const int again = done_again(label, sum);
     if (__any_sync(kFullWarp, again != kServe)) {
-      add_column_again(column, rows, again);
+      add_column_again(column, rows, right, again);
       return;
     }
     turn_ ^= 1;
@@ -163,7 +163,7 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 #pragma unroll
     for (int j = 0; j < kClasses; ++j)
       if ((slots >> j & 1) != 0) take_labels(j, column, slopes[j], scales, powers);
-    add_to_sums(rows, pixels_.right[column], scales, powers);
+    add_to_sums(rows, right, scales, powers);
   }
 
   __device__ __forceinline__ Slope slope_of(int j, float right) const {
@@ -276,8 +276,7 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
   // The whole column, row by row: a pixel that is done again relative to its own largest logit, and
   // nothing of one that does not count, whatever its logits. The others have the same bits as
   // above, so that they do not depend on their neighbours.
-  __device__ __forceinline__ void add_column_again(int column, int rows, int again) {
-    const float right = pixels_.right[column];
+  __device__ __forceinline__ void add_column_again(int column, int rows, float right, int again) {
     float both[kClasses] = {}, far[kClasses] = {};
 #pragma unroll 1
     for (int r = 0; r < rows; ++r) {

@@ -49,22 +49,22 @@ struct alignas(16) WalkPixels {
   // Of the pixels of one column, and of the one before it, which some lanes may still be reading.
   ColumnScales columns[2];
 
-  // Called by all lanes.
+  // Called by all lanes, for `columns` columns, of which this walk may have fewer.
   __device__ __forceinline__ void fill(const OnePassInput& input, int lane, int b,
-                                       const PixelBlock& block) {
+                                       const PixelBlock& block, int columns) {
     const int width = input.x_axis.out_size;
     const int64_t first = (static_cast<int64_t>(b) * input.y_axis.out_size + block.y) * width;
     const int16_t* targets = input.targets + first + block.x;
-    for (int i = lane; i < kSide * kSide; i += input.plan.lanes) {
-      const int row = i / kSide, column = i % kSide;
+    for (int i = lane; i < columns * kSide; i += input.plan.lanes) {
+      const int row = i % kSide, column = i / kSide;
       int target = -1;
       float weight = 0.0f;
       if (row < block.rows && column < block.columns) {
         target = targets[static_cast<int64_t>(row) * width + column];
         if (target >= 0) weight = (1.0f - input.smoothing) * input.class_weight(target);
       }
-      label[column * kSide + row] = target;
-      hard[column * kSide + row] = weight;
+      label[i] = target;
+      hard[i] = weight;
     }
     if (lane >= kSide) return;
     // Rows and columns that are not there repeat the last one.

@@ -24,7 +24,9 @@ from mcibi_fast.ops.modes import direct, follows
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
 REDUCTIONS = ("none", "sum", "mean")
-ONE_PASS_CLASSES = 192  # of CUDA's kernel, whose lanes have six classes each
+# The limits of one pass on CUDA; benchmarks/NOTES.md has the counts of instructions behind them.
+ONE_PASS_CLASSES = 192  # of a warp, whose lanes have six classes each
+ONE_PASS_SCALE = 4  # labels for each logit, in either direction
 
 
 def upsample_cross_entropy(
@@ -93,8 +95,10 @@ def why_not_one_pass(logits: Tensor, labels: Tensor) -> str | None:
         return "float64: its exponentials take twice the registers, and speed does not matter"
     if logits.shape[1] > ONE_PASS_CLASSES:
         return f"more than {ONE_PASS_CLASSES} classes: their exponentials do not fit the registers"
-    if any(n < 2 * m for n, m in zip(labels.shape[1:], logits.shape[2:], strict=True)):
-        return "fewer than 2 x 2 labels for each logit: most of the work is not for exponentials"
+    sizes = zip(labels.shape[1:], logits.shape[2:], strict=True)
+    if any(n < ONE_PASS_SCALE * m for n, m in sizes):
+        scale = f"{ONE_PASS_SCALE} x {ONE_PASS_SCALE}"
+        return f"fewer than {scale} labels for each logit: it works on columns of eight pixels"
     return None
 
 
