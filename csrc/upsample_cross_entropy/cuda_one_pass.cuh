@@ -212,10 +212,14 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
 
   __device__ __forceinline__ Scales scales_of(int pixel, float sum) const {
     const float hard = pixels_.hard[pixel], whole = hard + spread_ * weight_sum_;
-    const float scale = pixels_.label[pixel] < 0 ? 0.0f : __fdividef(unit_ * whole, sum);
-    if constexpr (!kSmooth) return {scale, sum, 0.0f};
-    const float ratio = whole != 0.0f ? __fdividef(sum, whole) : 0.0f;
-    return {scale, hard * ratio, spread_ * ratio};
+    const bool counts = pixels_.label[pixel] >= 0;
+    const float scale = counts ? __fdividef(unit_ * whole, sum) : 0.0f;
+    if constexpr (kSmooth) {
+      const float ratio = counts && whole != 0.0f ? __fdividef(sum, whole) : 0.0f;
+      return {scale, hard * ratio, spread_ * ratio};
+    } else {
+      return {scale, sum, 0.0f};
+    }
   }
 
   // Stores what the gradient of this lane's pixel needs, if the lane is the first for its row.
