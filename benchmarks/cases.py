@@ -42,7 +42,7 @@ class Candidate:
         name: "reference", "eager", "compile", "sdpa" or "ours"; all are compared with the first
             candidate of a case.
         run: computes the output, one tensor or several, from inputs that it holds.
-        backend: the backend of this package that runs.
+        backend: the backend of this package that runs; "" where none does.
         counts: computes further columns of the results, once and outside the timing.
     """
 

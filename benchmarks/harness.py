@@ -107,7 +107,8 @@ def run_cases(
 def _add_case(result: Result, case: Case, device: str, quick: bool) -> None:
     """Checks, measures and prints one case."""
     if plan.alone:
-        case = replace(case, candidates=case.candidates[-1:], parts=[])
+        own = [c for c in case.candidates[:-1] if c.backend]
+        case = replace(case, candidates=[*own, case.candidates[-1]], parts=[])
     elif plan.survive:
         case = _without_failures(case, result["failures"])
     else:
@@ -141,7 +142,7 @@ class Plan:
     Attributes:
         deadline: no case begins after it, in seconds of ``time.monotonic``.
         budget: seconds for timing each candidate; None leaves the choice to `measure`.
-        alone: only ours is timed, and compared with nothing.
+        alone: only this package's candidates are timed, and compared with nothing.
         survive: a case that fails is listed, and the next one follows.
         folder: where the result is written after each case; None writes it at the end alone.
         resuming: cases that the result in ``folder`` has are left out.
@@ -176,7 +177,8 @@ def time_briefly(seconds: float, *, alone: bool = False) -> None:
 
     Args:
         seconds: for each candidate.
-        alone: time only ours, and compare it with nothing; the result's name ends in "_alone".
+        alone: time only this package's candidates, and compare them with nothing; the result's name
+            ends in "_alone".
     """
     plan.budget, plan.alone = seconds, alone
 

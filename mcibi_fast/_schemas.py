@@ -60,6 +60,9 @@ SCHEMAS = {
         "(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? weight, int ignore_index, "
         "float label_smoothing, bool align_corners, bool mean) -> Tensor"
     ),
+    "upsample_cross_entropy_gather": (
+        "(Tensor grad_loss, Tensor sums, Tensor logits, SymInt height, SymInt width) -> Tensor"
+    ),
     "upsample_argmax": (
         "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor"
     ),
@@ -83,6 +86,7 @@ OPS_WITH_LABELS = {
         "memory_update",
         "upsample_cross_entropy",
         "upsample_confusion",
+        "upsample_cross_entropy_reduced",
     ),
 }
 

@@ -25,3 +25,26 @@ MCIBI_EXPORT const char* host_upsample_cross_entropy_backward(
   return upsample_cross_entropy_backward_cuda(*cotangent, *logits, *labels, *options, *grad_logits,
                                               *flag, scratch.get(), nullptr);
 }
+
+MCIBI_EXPORT int64_t host_upsample_cross_entropy_reduced_sums(const LogitMap* logits,
+                                                              const LabelMap* labels) {
+  return static_cast<int64_t>(upsample_cross_entropy_reduced_cuda_bytes(*logits, *labels).sums);
+}
+
+// sums: as many bytes as host_upsample_cross_entropy_reduced_sums says.
+MCIBI_EXPORT const char* host_upsample_cross_entropy_reduced(const LogitMap* logits,
+                                                             const LabelMap* labels,
+                                                             const CrossEntropyOptions* options,
+                                                             int mean, void* loss, void* sums,
+                                                             const LabelFlag* flag) {
+  const auto workspace =
+      poisoned(upsample_cross_entropy_reduced_cuda_bytes(*logits, *labels).workspace);
+  return upsample_cross_entropy_reduced_cuda(*logits, *labels, *options, mean != 0, loss, sums,
+                                             *flag, workspace.get(), nullptr);
+}
+
+MCIBI_EXPORT const char* host_upsample_cross_entropy_gather(const void* grad_loss, const void* sums,
+                                                            const LabelMap* labels,
+                                                            const LogitMap* grad_logits) {
+  return upsample_cross_entropy_gather_cuda(grad_loss, sums, *labels, *grad_logits, nullptr);
+}

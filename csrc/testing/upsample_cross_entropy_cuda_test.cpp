@@ -150,6 +150,55 @@ void test(const Case& c, const std::string& name) {
   }
 }
 
+// The sum of the losses and its gradient in one pass, against the losses above and the gradient in
+// two passes.
+template <typename Element>
+void test_one_pass(const Case& c, const std::string& name) {
+  using T = typename Problem<Element>::T;
+  const Problem<Element> problem(c);
+  const ReducedCudaBytes bytes =
+      upsample_cross_entropy_reduced_cuda_bytes(problem.map, problem.label_map);
+  expect((bytes.sums > 0) == (sizeof(T) == 4 && c.label_height > c.height), name + ": one pass");
+  if (bytes.sums == 0) return;
+  const CrossEntropyOptions options = {problem.weight.data(), c.smoothing, c.align_corners};
+  const size_t pixels = problem.labels.size();
+  std::vector<T> losses(pixels), statistic(2 * pixels), ones(pixels, T(1));
+  std::vector<Element> right(problem.logits.size()), grad(right.size(), Element(float(NAN)));
+  LogitMap map = problem.map;
+  expect_success(upsample_cross_entropy_cuda(problem.map, problem.label_map, options, losses.data(),
+                                             statistic.data(), {nullptr, 3}, nullptr),
+                 name);
+  const auto scratch =
+      poisoned(upsample_cross_entropy_backward_cuda_scratch(problem.map, problem.label_map));
+  map.data = right.data();
+  expect_success(
+      upsample_cross_entropy_backward_cuda({ones.data(), int64_t(c.label_height) * c.label_width,
+                                            c.label_width, 1, statistic.data()},
+                                           problem.map, problem.label_map, options, map,
+                                           {nullptr, 3}, scratch.get(), nullptr),
+      name);
+
+  const auto sums = poisoned(bytes.sums), workspace = poisoned(bytes.workspace);
+  int64_t flag[3] = {};
+  float loss = NAN;
+  const float one = 1;
+  expect_success(
+      upsample_cross_entropy_reduced_cuda(problem.map, problem.label_map, options, false, &loss,
+                                          sums.get(), {flag, 3}, workspace.get(), nullptr),
+      name);
+  expect(flag[0] == problem.bad, name + ": bad labels are counted");
+  map.data = grad.data();
+  expect_success(
+      upsample_cross_entropy_gather_cuda(&one, sums.get(), problem.label_map, map, nullptr), name);
+  double total = 0;
+  for (const double x : problem.losses) total += x;
+  expect_close(std::vector<float>{loss}, {total}, 2e-6, name + ": the loss in one pass");
+  std::vector<double> expected;
+  for (const Element x : right) expected.push_back(as_double(x));
+  const double rounding = sizeof(Element) == 2 ? 8e-3 : 4e-6;
+  expect_close(grad, expected, rounding, name + ": the gradient in one pass");
+}
+
 }  // namespace
 
 int main() {
@@ -158,12 +207,14 @@ int main() {
       {{1, 33, 5, 3, 33, 41, true, true, 0.1}, "channels_last, align_corners, smoothing"},
       {{1, 129, 2, 10, 9, 65, false, false, 0.0}, "several patches"},
       {{1, 3, 3, 67, 3, 67, false, true, 0.0}, "labels of the same size"},
+      {{1, 60, 2, 11, 21, 23, false, true, 0.0}, "walks of 16 lanes"},
       {{2, 2, 20, 30, 10, 9, false, false, 1.0}, "labels smaller than the logits"},
       {{1, 1, 1, 1, 40, 37, true, false, 0.0}, "one class, one low-resolution pixel"},
   };
   for (const auto& item : cases)
     for_element_types([&](auto element, const std::string& type) {
       test<decltype(element)>(item.first, item.second + ", " + type);
+      test_one_pass<decltype(element)>(item.first, item.second + ", " + type);
     });
   return report("upsample_cross_entropy_cuda_test");
 }

@@ -93,4 +93,27 @@ const char* upsample_cross_entropy_backward_cuda(const CrossEntropyCotangent& co
                                                  const LogitMap& grad_logits, LabelFlag flag,
                                                  void* scratch, CudaStream stream);
 
+// The reduced loss and its gradient in one pass, for at most 192 classes and not in float64. The
+// gradient is kept as sums over tiles, as in the scratch memory above; the workspace is needed no
+// longer than the launch. Both sizes are 0 where one pass cannot run.
+struct ReducedCudaBytes {
+  size_t sums, workspace;
+};
+ReducedCudaBytes upsample_cross_entropy_reduced_cuda_bytes(const LogitMap& logits,
+                                                           const LabelMap& labels);
+
+// loss: one float, as of upsample_cross_entropy_reduced_cpu. The order of all sums depends only on
+// the sizes.
+const char* upsample_cross_entropy_reduced_cuda(const LogitMap& logits, const LabelMap& labels,
+                                                const CrossEntropyOptions& options, bool mean,
+                                                void* loss, void* sums, LabelFlag flag,
+                                                void* workspace, CudaStream stream);
+
+// Writes grad_logits, a map like the logits: the gradient of the loss times grad_loss, one float.
+// It is 0 where the gradient or grad_loss is. Of the labels only the size is used.
+const char* upsample_cross_entropy_gather_cuda(const void* grad_loss, const void* sums,
+                                                         const LabelMap& labels,
+                                                         const LogitMap& grad_logits,
+                                                         CudaStream stream);
+
 }  // namespace mcibi_fast

@@ -84,16 +84,67 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_losses, const Tensor& 
   return grad;
 }
 
+// The loss, and sums of which upsample_cross_entropy_gather makes the gradient.
+std::tuple<Tensor, Tensor> upsample_cross_entropy_reduced(
+    const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& weight,
+    int64_t ignore_index, double label_smoothing, bool align_corners, bool mean, bool with_grad,
+    const Tensor& flag) {
+  const LogitMap map = logit_map(logits, "logits");
+  const LabelMap label = cuda_label_map_of(labels, logits, map, ignore_index);
+  const CrossEntropyOptions options = options_of(logits, weight, label_smoothing, align_corners);
+  const ReducedCudaBytes bytes = upsample_cross_entropy_reduced_cuda_bytes(map, label);
+  STD_TORCH_CHECK(with_grad && bytes.sums > 0, "logits: one pass is for a gradient, ",
+                  "maps smaller than the labels, at most 192 classes and no float64");
+  const OnDeviceOf device(logits);
+  Tensor loss = device.empty({}, ScalarType::Float);
+  const auto values = static_cast<int64_t>(bytes.sums / sizeof(float));
+  Tensor sums = device.empty({values}, ScalarType::Float);
+  const Tensor workspace = device.empty({static_cast<int64_t>(bytes.workspace)}, ScalarType::Byte);
+  check_launch("upsample_cross_entropy",
+               upsample_cross_entropy_reduced_cuda(
+                   map, label, options, mean, loss.data_ptr(), sums.data_ptr(),
+                   label_flag(flag, labels, label_ops::upsample_cross_entropy),
+                   workspace.data_ptr(), device.stream()));
+  return {loss, sums};
+}
+
+Tensor upsample_cross_entropy_gather(const Tensor& grad_loss, const Tensor& sums,
+                                     const Tensor& logits, int64_t height, int64_t width) {
+  const LogitMap map = logit_map(logits, "logits");
+  LabelMap size = {};
+  size.height = height, size.width = width;
+  check_cuda_sizes(map, height, width);
+  const size_t bytes = upsample_cross_entropy_reduced_cuda_bytes(map, size).sums;
+  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Float && sums.is_contiguous() && bytes > 0 &&
+                      static_cast<size_t>(sums.numel()) * sizeof(float) == bytes &&
+                      sums.get_device_index() == logits.get_device_index(),
+                  "sums: expected what upsample_cross_entropy_reduced returned");
+  STD_TORCH_CHECK(grad_loss.scalar_type() == ScalarType::Float && grad_loss.numel() == 1 &&
+                      grad_loss.get_device_index() == logits.get_device_index(),
+                  "grad_loss: expected one float32 on the logits' device");
+  const OnDeviceOf device(logits);
+  const Tensor grad = empty_map_like(logits);
+  check_launch(
+      "upsample_cross_entropy_backward",
+      upsample_cross_entropy_gather_cuda(grad_loss.const_data_ptr(), sums.const_data_ptr(), size,
+                                         logit_map(grad, "grad_logits"), device.stream()));
+  return grad;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mcibi_fast_cuda, m) {
   m.def(cuda_schemas::upsample_cross_entropy);
   m.def(cuda_schemas::upsample_cross_entropy_backward);
+  m.def(cuda_schemas::upsample_cross_entropy_reduced);
+  m.def(cuda_schemas::upsample_cross_entropy_gather);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mcibi_fast_cuda, MCIBI_CUDA_KEY, m) {
   m.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
   m.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
+  m.impl("upsample_cross_entropy_reduced", TORCH_BOX(&upsample_cross_entropy_reduced));
+  m.impl("upsample_cross_entropy_gather", TORCH_BOX(&upsample_cross_entropy_gather));
 }
 
 }  // namespace mcibi_fast

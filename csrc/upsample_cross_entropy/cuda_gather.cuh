@@ -1,7 +1,7 @@
-// The second launch of the backward adds up the tiles' sums, in the dtype and layout of the logits.
+// The last launch of a backward adds up the tiles' sums, in the dtype and layout of the logits.
 #pragma once
 
-#include "upsample_cross_entropy/cuda_backward.cuh"
+#include "upsample_cross_entropy/cuda_walk.cuh"
 
 namespace mcibi_fast {
 
@@ -12,7 +12,8 @@ template <typename Element>
 struct GatherInput {
   using T = Compute<Element>;
   const T* sums;
-  BackwardPlan plan;
+  const T* factor;  // of the sums, or null for 1
+  TilePlan plan;
   Element* grad;
   MapStrides strides;
   int classes, height, width;
@@ -52,10 +53,14 @@ __global__ void __launch_bounds__(kGatherThreads)
   rest /= input.tiles_k;
   const int x0 = static_cast<int>(rest % input.tiles_x) * kGatherSide;
   rest /= input.tiles_x;
+  const T factor = input.factor == nullptr ? T(1) : *input.factor;
   const int b = static_cast<int>(rest / input.height), y = static_cast<int>(rest % input.height);
-  for (int i = across; i < kGatherSide; i += kStep)
-    if (x0 + i < input.width && k0 + lane < input.classes)
-      tile[i][lane] = input.sum(b, y, x0 + i, k0 + lane);
+  for (int i = across; i < kGatherSide; i += kStep) {
+    if (x0 + i >= input.width || k0 + lane >= input.classes) continue;
+    const T sum = input.sum(b, y, x0 + i, k0 + lane);
+    // 0 times infinity is 0 here: what does not count has no gradient.
+    tile[i][lane] = factor == T(0) || sum == T(0) ? T(0) : sum * factor;
+  }
   __syncthreads();  // warps read along classes and may write along pixels
   const bool classes_first = input.strides.channel == 1;
   Element* row = input.grad + b * input.strides.batch + y * input.strides.row;

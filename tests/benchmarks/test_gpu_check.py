@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,11 @@ def test_a_peer_that_fails_is_left_out_and_ours_must_not_fail(
     assert [line.split(": ")[3] for line in dropped] == ["reference", "sdpa"]
     assert report["failures"][-1].startswith("Disagreement: toy")  # ours
     harness.time_briefly(0.05, alone=True)
-    alone = run_cases("toy", [lambda: cases[0]], "cpu", quick=True)
+    other = [Candidate("two_passes", one, "cuda"), Candidate("ours", one, "cuda")]
+    case = replace(cases[0], candidates=[*cases[0].candidates[:-1], *other])
+    alone = run_cases("toy", [lambda: cases[0], lambda: case], "cpu", quick=True)
     assert alone["benchmark"] == "toy_alone" and alone["failures"] == []
-    assert [row["candidate"] for row in alone["rows"]] == ["ours"]
+    assert [row["candidate"] for row in alone["rows"]] == ["ours", "two_passes", "ours"]
 
 
 @pytest.mark.slow

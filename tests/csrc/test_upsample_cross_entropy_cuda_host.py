@@ -346,7 +346,7 @@ def test_scratch_is_a_few_gradients(ops: UpsampleCrossEntropyHost) -> None:
     for K, size, scale, most in [(19, 64, 8, 1.3), (150, 64, 8, 1.45), (150, 32, 16, 2.0)]:
         logits = torch.empty(1, K, size, size).expand(8, -1, -1, -1)
         labels = torch.empty(1, 1, 1).expand(8, scale * size, scale * size).to(torch.uint8)
-        assert ops.backward_scratch(logits, labels) <= most * 4 * logits.numel()
+        assert ops.bytes_of("backward_scratch", logits, labels) <= most * 4 * logits.numel()
 
 
 def _all_kernels(ops: UpsampleCrossEntropyHost, generator: Generator) -> Callable[[], list[Tensor]]:
@@ -364,6 +364,13 @@ def _all_kernels(ops: UpsampleCrossEntropyHost, generator: Generator) -> Callabl
             results += [losses, statistic]
             options = (logits, labels, statistic.nan_to_num(), None, -1, 0.1)
             results.append(ops.upsample_cross_entropy_backward(cotangent, *options))
+            if not ops.bytes_of("reduced_sums", logits, labels):
+                continue
+            for smoothing in (0.0, 0.1):
+                options = (None, -1, smoothing)
+                loss, sums = ops.upsample_cross_entropy_reduced(logits, labels, *options)
+                grad = ops.upsample_cross_entropy_gather(loss, sums, logits, labels)
+                results += [loss, grad]
         return results
 
     return run

@@ -11,6 +11,8 @@ from torch import Tensor
 from tests.csrc.host_kernels import HostKernels
 from tests.csrc.memory_update_host import FLOATS, INTEGERS, LabelMap, label_flag
 
+OP = "upsample_cross_entropy"
+
 
 class LogitMap(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("kind", c_int)] + [
@@ -52,9 +54,10 @@ class UpsampleCrossEntropyHost:
 
     def __init__(self, kernels: HostKernels) -> None:
         self.kernels = kernels
-        for name in ("upsample_cross_entropy", "upsample_cross_entropy_backward"):
-            getattr(kernels.cdll, f"host_{name}").restype = ctypes.c_char_p
-        kernels.cdll.host_upsample_cross_entropy_backward_scratch.restype = c_int64
+        for name in ("", "_backward", "_reduced", "_gather"):
+            getattr(kernels.cdll, f"host_{OP}{name}").restype = ctypes.c_char_p
+        for name in ("_backward_scratch", "_reduced_sums"):
+            getattr(kernels.cdll, f"host_{OP}{name}").restype = c_int64
 
     def upsample_cross_entropy(
         self,
@@ -91,11 +94,7 @@ class UpsampleCrossEntropyHost:
         align_corners: bool = False,
         flag: Tensor | None = None,
     ) -> Tensor:
-        channels_last = logits.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.contiguous_format
-        if channels_last and not logits.is_contiguous():
-            layout = torch.channels_last
-        grad = torch.full(logits.shape, torch.nan, dtype=logits.dtype).to(memory_format=layout)
+        grad = _nan_like(logits)
         assert statistic.shape == (2, *labels.shape) and statistic.is_contiguous()
         self._call(
             "upsample_cross_entropy_backward",
@@ -110,10 +109,47 @@ class UpsampleCrossEntropyHost:
         )
         return grad
 
-    def backward_scratch(self, logits: Tensor, labels: Tensor) -> int:
-        """Bytes."""
-        scratch = self.kernels.cdll.host_upsample_cross_entropy_backward_scratch
-        bytes_: int = scratch(
+    def upsample_cross_entropy_reduced(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        align_corners: bool = False,
+        mean: bool = True,
+        flag: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        loss = torch.full((), torch.nan)
+        sums = torch.full((self.bytes_of("reduced_sums", logits, labels) // 4,), torch.nan)
+        self._call(
+            "upsample_cross_entropy_reduced",
+            logit_map(logits),
+            label_map(labels, logits.shape[1], ignore_index),
+            _options(weight, label_smoothing, align_corners),
+            c_int(mean),
+            c_void_p(loss.data_ptr()),
+            c_void_p(sums.data_ptr()),
+            label_flag(flag, "upsample_cross_entropy"),
+        )
+        return loss, sums
+
+    def upsample_cross_entropy_gather(
+        self, grad_loss: Tensor, sums: Tensor, logits: Tensor, labels: Tensor
+    ) -> Tensor:
+        grad = _nan_like(logits)
+        self._call(
+            "upsample_cross_entropy_gather",
+            c_void_p(grad_loss.data_ptr()),
+            c_void_p(sums.data_ptr()),
+            label_map(labels, logits.shape[1], 255),
+            logit_map(grad),
+        )
+        return grad
+
+    def bytes_of(self, what: str, logits: Tensor, labels: Tensor) -> int:
+        """Of the memory "backward_scratch" or "reduced_sums"."""
+        bytes_: int = getattr(self.kernels.cdll, f"host_{OP}_{what}")(
             ctypes.byref(logit_map(logits)),
             ctypes.byref(label_map(labels, logits.shape[1], 255)),
         )
@@ -124,6 +160,15 @@ class UpsampleCrossEntropyHost:
         error = getattr(self.kernels.cdll, f"host_{name}")(*references)
         if error is not None:
             raise RuntimeError(error.decode())
+
+
+def _nan_like(logits: Tensor) -> Tensor:
+    """In the layout that the bindings give to a gradient."""
+    channels_last = logits.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.contiguous_format
+    if channels_last and not logits.is_contiguous():
+        layout = torch.channels_last
+    return torch.full(logits.shape, torch.nan, dtype=logits.dtype).to(memory_format=layout)
 
 
 def _options(

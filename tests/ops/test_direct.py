@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mcibi_fast
 from mcibi_fast import _build, ops
 from mcibi_fast.ops import dispatch, measured, modes, triton_support
+from mcibi_fast.ops.dispatch import BACKENDS
 from mcibi_fast.ops.modes import direct
+from mcibi_fast.ops.upsample_cross_entropy import CROSS_ENTROPY, REDUCED, why_not_one_pass
 from tests.ops.table import SMALL, Case
 
 needs_kernels = pytest.mark.skipif(
@@ -69,6 +71,33 @@ def test_direct_calls_on_cuda_run_what_the_dispatcher_would(
         assert chosen is op.select(*args) and chosen.backend != "cpu"
         if case.name.endswith("attention") and triton_support._installed():
             assert chosen.backend == "triton"
+
+
+def test_calls_on_cuda_take_kernels_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those for the CPU, nor the reference, whichever parts are there."""
+    monkeypatch.setattr(_build, "load_extensions", lambda: dict.fromkeys(BACKENDS))
+    monkeypatch.setattr(_build, "why_not_on", lambda _device: None)
+    with FakeTensorMode():
+        try:
+            logits = torch.empty(1, 3, 2, 2, device="cuda")
+        except Exception as error:
+            pytest.skip(f"needs PyTorch with CUDA: {error}")
+        labels = torch.zeros(1, 4, 4, dtype=torch.int64, device="cuda")
+    for op in (CROSS_ENTROPY, REDUCED):
+        assert op._select_directly((logits, labels)).backend == "cuda"
+
+
+def test_why_cuda_takes_two_passes_for_a_loss_and_its_gradient() -> None:
+    """By what the kernels' own limits are; see tests/csrc for those."""
+
+    def reason(K: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> str:
+        return str(why_not_one_pass(torch.empty(1, K, h, w, dtype=dtype), torch.empty(1, 64, 64)))
+
+    assert reason(192, 16, 8) == reason(1, 1, 1, torch.bfloat16) == "None"
+    assert "more than 192 classes" in reason(193, 8, 8)
+    assert "float64" in reason(19, 8, 8, torch.float64)
+    assert "fewer than 4 x 4 labels" in reason(19, 17, 8)
+    assert "fewer than 4 x 4 labels" in reason(19, 8, 128)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

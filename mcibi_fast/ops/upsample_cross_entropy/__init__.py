@@ -24,6 +24,9 @@ from mcibi_fast.ops.modes import direct, follows
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
 REDUCTIONS = ("none", "sum", "mean")
+# The limits of one pass on CUDA; benchmarks/NOTES.md has the counts of instructions behind them.
+ONE_PASS_CLASSES = 192  # of a warp, whose lanes have six classes each
+ONE_PASS_SCALE = 4  # labels for each logit, in either direction
 
 
 def upsample_cross_entropy(
@@ -38,9 +41,10 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """``F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels)``.
 
-    Differentiable once, in the logits. Allocates two numbers per label (three on CUDA) and the
-    gradient, on the CPU in the forward already for "sum" and "mean" if one is wanted (in float32),
-    and in the backward once more; nothing of K times the size of the labels. The same inputs give
+    Differentiable once, in the logits. Allocates two numbers per label (three on CUDA, or two bytes
+    where it computes loss and gradient in one pass) and the gradient, for "sum" and "mean" in the
+    forward already if one is wanted (in float32; on CUDA as 1.2 to 1.4 times as many sums), and in
+    the backward once more; nothing of K times the size of the labels. The same inputs give
     the same bits in every run and with any number of threads, unless a compiler replaces the last
     reduction with its own. A pixel that is ignored, or whose loss gets the gradient 0, contributes
     nothing, whatever its logits (PyTorch multiplies NaN by 0).
@@ -69,11 +73,32 @@ def upsample_cross_entropy(
     if reduction == "none":
         return CROSS_ENTROPY.first(*args)
     mean = reduction == "mean"
-    if logits.is_cpu and direct(args):
+    if direct(args):
         follows = logits.requires_grad and torch.is_grad_enabled()
-        with_grad = follows and not measured.is_reduced(logits, labels)
-        return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
+        if logits.is_cpu:
+            with_grad = follows and not measured.is_reduced(logits, labels)
+            return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
+        if follows and why_not_one_pass(logits, labels) is None:
+            return REDUCED.run_directly((*args, mean, True), only_first=True)
     return _reduce(CROSS_ENTROPY(*args)[0], logits, labels, args[2], ignore_index, mean)
+
+
+def why_not_one_pass(logits: Tensor, labels: Tensor) -> str | None:
+    """Why CUDA does not compute the reduced loss with its gradient in one pass; None where it does.
+
+    Otherwise the losses of all pixels are computed first, and the backward forms their softmax
+    again. That is also what happens where no gradient is wanted, and where PyTorch's dispatcher is
+    needed (compilers, ``torch.func``, forward mode, autocast).
+    """
+    if logits.dtype == torch.float64:
+        return "float64: its exponentials take twice the registers, and speed does not matter"
+    if logits.shape[1] > ONE_PASS_CLASSES:
+        return f"more than {ONE_PASS_CLASSES} classes: their exponentials do not fit the registers"
+    sizes = zip(labels.shape[1:], logits.shape[2:], strict=True)
+    if any(n < ONE_PASS_SCALE * m for n, m in sizes):
+        scale = f"{ONE_PASS_SCALE} x {ONE_PASS_SCALE}"
+        return f"fewer than {scale} labels for each logit: it works on columns of eight pixels"
+    return None
 
 
 def _reduce(
@@ -217,7 +242,7 @@ CROSS_ENTROPY.differentiable(
 )
 
 
-# --- the reduced loss of eager calls on the CPU --------------------------------------------------
+# --- the reduced loss of eager calls -------------------------------------------------------------
 
 
 def _reduced_reference(
@@ -236,6 +261,7 @@ def _reduced_reference(
 
 
 def _reduced_fake(logits: Tensor, labels: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """As on the CPU. Nothing that is traced calls the operator."""
     wide = checks.wide(logits.dtype)
     grad = torch.empty_like(logits, dtype=wide, memory_format=_layout(logits))
     return grad.new_empty(()), grad if args[-1] else grad[:0]
@@ -243,9 +269,17 @@ def _reduced_fake(logits: Tensor, labels: Tensor, *args: Any) -> tuple[Tensor, T
 
 REDUCED = Op(
     "upsample_cross_entropy_reduced",
-    [cpu_kernel, Kernel("reference", _reduced_reference, always, composite=True)],
+    [cuda_kernel, cpu_kernel, Kernel("reference", _reduced_reference, always, composite=True)],
     _reduced_fake,
 )
+# For CUDA alone, where the second result of REDUCED is sums over tiles instead of the gradient: it
+# adds them up and multiplies them by the cotangent.
+GATHER = Op(
+    "upsample_cross_entropy_gather",
+    [cuda_kernel],
+    lambda _grad_loss, _sums, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
+)
+GATHER.refuse_gradient()
 
 
 class ReducedUpsampleCrossEntropy(torch.autograd.Function):
@@ -258,17 +292,18 @@ class ReducedUpsampleCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        loss, grad_logits = REDUCED.run_below_autograd((logits, labels, weight, *options))
-        ctx.save_for_backward(grad_logits, logits)
-        ctx.mark_non_differentiable(grad_logits)
-        return loss, grad_logits
+        loss, saved = REDUCED.run_below_autograd((logits, labels, weight, *options))
+        ctx.save_for_backward(saved, logits)
+        ctx.size = labels.shape[1:]
+        ctx.mark_non_differentiable(saved)
+        return loss, saved
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _grad_logits: Tensor) -> tuple[Any, ...]:
-        grad_logits, logits = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _grad_saved: Tensor) -> tuple[Any, ...]:
+        saved, logits = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _Scaled.apply(grad_logits, grad, logits), *[None] * 7
-        return _scaled(grad_logits, grad, logits.dtype), *[None] * 7
+            return _Scaled.apply(saved, grad, logits, ctx.size), *[None] * 7
+        return _scaled(saved, grad, logits, ctx.size), *[None] * 7
 
 
 class DeferredUpsampleCrossEntropy(torch.autograd.Function):
@@ -307,21 +342,25 @@ REDUCED_BACKWARD = Op(
 REDUCED_BACKWARD.refuse_gradient()
 
 
-def _scaled(grad_logits: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled(saved: Tensor, grad: Tensor, logits: Tensor, size: tuple[int, int]) -> Tensor:
     """A loss that does not count has no gradient, whatever its logits, nor have ignored pixels."""
+    if logits.is_cuda:
+        return GATHER.below_autograd(grad, saved, logits, *size)
     if direct((grad,)) and (factor := grad.item()) and math.isfinite(factor):
-        scaled = grad_logits * factor
+        scaled = saved * factor
     else:
-        scaled = torch.where((grad != 0) & (grad_logits != 0), grad_logits * grad, 0)
-    return scaled if dtype == scaled.dtype else scaled.to(dtype)
+        scaled = torch.where((grad != 0) & (saved != 0), saved * grad, 0)
+    return scaled if logits.dtype == scaled.dtype else scaled.to(logits.dtype)
 
 
 class _Scaled(torch.autograd.Function):
     """Under ``create_graph``: the gradient raises when it is to be differentiated in turn."""
 
     @staticmethod
-    def forward(ctx: Any, grad_logits: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
-        return _scaled(grad_logits, grad, logits.dtype)
+    def forward(
+        ctx: Any, saved: Tensor, grad: Tensor, logits: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        return _scaled(saved, grad, logits, size)
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> Any:
