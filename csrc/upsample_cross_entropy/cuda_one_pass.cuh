@@ -29,10 +29,11 @@ class OnePassWalk : public CellWalk<OnePassWalk<kClasses, kSmooth>, float, kClas
       : Base(input.plan.lanes, lane, place.cell_y, input.y_axis.in_size, false),
         input_(input),
         pixels_(pixels),
-        lanes_log2_(31 - __clz(input.plan.lanes)),
         b_(place.b),
         x_(min(place.cell_x + walk, input.x_axis.in_size - 1)),
         unit_(static_cast<float>(input.divisor->inverse)) {
+    // Not above: nvcc hands initialisers to the host's compiler, which knows no __clz.
+    lanes_log2_ = 31 - __clz(input.plan.lanes);
     one_column_ = x_ == input.x_axis.in_size - 1;
     if constexpr (kSmooth) {
       spread_ = input.smoothing / static_cast<float>(input.classes);

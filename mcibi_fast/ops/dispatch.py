@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mcibi_fast import _build
 from mcibi_fast._schemas import SCHEMAS
-from mcibi_fast.ops.modes import direct, eager, follows
+from mcibi_fast.ops.modes import AUTOCAST, direct, eager, follows, in_autocast
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "sdpa", "pytorch")
 # The backends that a plain CPU tensor cannot use; Triton's interpreter can, slowly, for tests.
@@ -107,6 +107,9 @@ class Op:
 
     def run_directly(self, args: tuple[Any, ...], only_first: bool = False) -> Any:
         """What the dispatcher would run, for arguments that are ``direct``."""
+        if in_autocast():
+            with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
+                return self.run_directly(args, only_first)
         kernel = self._select_directly(args)
         enabled = torch.is_grad_enabled()
         follow = enabled and self._wants_gradient(*args)

@@ -12,6 +12,10 @@ from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_TENSOR = (float, bool, int, type(None))  # isinstance(x, Tensor) takes as long as all the rest
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+_AUTOCAST = AUTOCAST.raw_repr()
 _include = torch._C._dispatch_tls_local_include_set
 _exclude = torch._C._dispatch_tls_local_exclude_set
 
@@ -39,7 +43,13 @@ def _plain_threads() -> frozenset[tuple[int, int]]:
 
 
 def _thread_keys() -> tuple[int, int]:
-    return _include().raw_repr(), _exclude().raw_repr()
+    """Those of autocast count as left out."""
+    return _include().raw_repr(), _exclude().raw_repr() | _AUTOCAST
+
+
+def in_autocast() -> bool:
+    """Whether this thread is in an autocast block, of the CPU or of CUDA."""
+    return _exclude().raw_repr() & _AUTOCAST != _AUTOCAST
 
 
 with ThreadPoolExecutor(1) as _new_thread:  # whatever modes this module is imported in
@@ -48,7 +58,8 @@ with ThreadPoolExecutor(1) as _new_thread:  # whatever modes this module is impo
 
 def direct(args: Sequence[Any]) -> bool:
     """Whether a call needs nothing of PyTorch's dispatcher: its tensors are dense and on the CPU or
-    CUDA, nothing is traced or transformed, and there is no autocast or other mode."""
+    CUDA, nothing is traced or transformed, and there is no mode except autocast, which the ops
+    follow by themselves."""
     if torch.compiler.is_compiling() or torch._C._is_torch_function_mode_enabled():
         return False
     if forward_ad._current_level >= 0 or _thread_keys() not in _PLAIN_THREADS:

@@ -232,7 +232,10 @@ def test_autocast(case: Case) -> None:
     with torch.autocast(args[0].device.type, torch.bfloat16):
         result = case.call(*args)
         compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=False)
-        torch.testing.assert_close(compiled(*args), result)
+        # The compiled graph may run another kernel: each rounds results of the size of the largest.
+        rounding = torch.finfo(result.dtype if result.is_floating_point() else torch.float32).eps
+        atol = rounding * float(result.abs().max())
+        torch.testing.assert_close(compiled(*args), result, rtol=rounding, atol=atol)
     products = ("gaussian_aggregate", "confidence_attention", "class_rank_attention")
     assert result.dtype == (torch.bfloat16 if case.name in products else case.call(*args).dtype)
     torch.testing.assert_close(result.float(), case.call(*args).float(), rtol=3e-2, atol=3e-2)

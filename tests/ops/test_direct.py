@@ -100,6 +100,25 @@ def test_why_cuda_takes_two_passes_for_a_loss_and_its_gradient() -> None:
     assert "fewer than 4 x 4 labels" in reason(19, 8, 128)
 
 
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_calls_under_autocast_are_direct(case: Case) -> None:
+    """Their operators run outside autocast, in the dtype that it asked for."""
+    args = case.args(torch.float32)
+    leaves = [args[i].requires_grad_() for i in case.differentiable]
+    low = args if case.name.endswith("attention") else []
+    low = args[:1] if case.name == "gaussian_aggregate" else low
+    cast = [a.bfloat16() for a in low] + list(args[len(low) :])
+    expected = case.call(*cast)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert direct(args)
+        found = case.call(*args)
+    assert found.dtype == expected.dtype and torch.equal(found, expected)
+    if leaves:
+        ones = torch.ones_like(found)
+        grads, rights = (torch.autograd.grad(out, leaves, ones) for out in (found, expected))
+        assert all(torch.equal(g, right) for g, right in zip(grads, rights, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_what_needs_the_dispatcher_is_not() -> None:
@@ -115,8 +134,10 @@ def test_what_needs_the_dispatcher_is_not() -> None:
         others.append(mode.from_tensor(plain))
     for other in others:
         assert not direct((plain, other))
-    for block in (torch.autocast("cpu"), FunctionMode(), DispatchMode(), FakeTensorMode()):
+    for block in (FunctionMode(), DispatchMode(), FakeTensorMode()):
         with block:
+            assert not direct((plain,))
+        with torch.autocast("cpu"), block:
             assert not direct((plain,))
     seen: list[bool] = []
     torch.vmap(lambda row: (seen.append(direct((row,))), row)[1])(plain)
