@@ -185,14 +185,16 @@ def _dataset_name(name: list[str], args: argparse.Namespace) -> str:
     if name in ([], ["folder"]):
         return "folder"
     own = args.reduce_labels and name != ["huggingface"]  # whose data have that field
-    for option, given in (
-        ("classes", args.classes),
-        ("binary", args.binary),
-        ("reduce-labels", own),
-    ):
-        if given:
-            raise ValueError(f"--{option}: a published dataset has its own; give ROOT alone")
+    given = {"classes": args.classes, "binary": args.binary, "reduce-labels": own}
+    _refuse(given, "a published dataset has its own; give ROOT alone")
     return name[0]
+
+
+def _refuse(options: dict[str, object], why: str) -> None:
+    """Raises if one of these options is given."""
+    for option, given in options.items():
+        if given:
+            raise ValueError(f"--{option}: {why}")
 
 
 def _class_names(text: str | None) -> list[str] | None:
@@ -246,6 +248,9 @@ def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
     if name != "folder":
         return check_named(name, root, out, progress=progress)
     if packed_folders(root):
+        given = {"classes": args.classes, "binary": args.binary}
+        given["reduce-labels"] = args.reduce_labels
+        _refuse(given, f"{root} holds shards, packed with their classes; pack the data again with it")
         return check_shards(root, out, progress=progress)
     return check(
         root,

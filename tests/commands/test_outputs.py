@@ -127,6 +127,16 @@ def test_all_splits_are_checked_before_the_first_is_packed(
     assert not (tmp_path / "shards" / "train").exists()
 
 
+def test_shards_are_checked_as_they_were_packed(run: Path, tmp_path: Path, fails: Fails) -> None:
+    pytest.importorskip("webdataset", reason="needs webdataset to write shards")
+    shards = tmp_path / "shards"
+    options = ["--workers", "0", "--quiet"]
+    assert cli.main(["data", "pack", str(run.parent / "data"), str(shards), *options]) == 0
+    for option in (["--binary"], ["--reduce-labels"], ["--classes", "a,b"]):
+        line = fails("data", "check", shards, *option)
+        assert f"{option[0]}: {shards} holds shards, packed with their classes" in line
+
+
 def test_predict_twice_into_the_source_folder(
     run: Path, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
 ) -> None:
