@@ -112,8 +112,7 @@ const char* upsample_cross_entropy_reduced_cuda(const LogitMap& logits, const La
 // Writes grad_logits, a map like the logits: the gradient of the loss times grad_loss, one float.
 // It is 0 where the gradient or grad_loss is. Of the labels only the size is used.
 const char* upsample_cross_entropy_gather_cuda(const void* grad_loss, const void* sums,
-                                                         const LabelMap& labels,
-                                                         const LogitMap& grad_logits,
-                                                         CudaStream stream);
+                                               const LabelMap& labels, const LogitMap& grad_logits,
+                                               CudaStream stream);
 
 }  // namespace mcibi_fast

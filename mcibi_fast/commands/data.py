@@ -250,7 +250,8 @@ def _checked(args: argparse.Namespace, out: str, progress: bool) -> Report:
     if packed_folders(root):
         given = {"classes": args.classes, "binary": args.binary}
         given["reduce-labels"] = args.reduce_labels
-        _refuse(given, f"{root} holds shards, packed with their classes; pack the data again with it")
+        why = "packed with their classes; pack the data again with it"
+        _refuse(given, f"{root} holds shards, {why}")
         return check_shards(root, out, progress=progress)
     return check(
         root,
