@@ -123,6 +123,8 @@ def _after_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> N
     held: dict[int, dict[str, Any]] = {}  # the group of each parameter
     for context in list(_contexts.values()):
         memory: Any = context.memory
+        if not hasattr(memory, "observes"):  # an exported form's constants, which never change
+            continue
         poly = memory.momentum_schedule == "poly" and not memory.scheduled
         if not (memory.observes or (poly and memory.training)):
             continue

@@ -139,6 +139,18 @@ def test_extra_files_of_a_program(tmp_path):
     assert json.loads(files[export.METADATA])["classes"] == SPEC.classes
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_other_models_learn_while_an_exported_form_lives(fold):
+    """An optimiser's step looks at the memories of all models, and a form has constants instead."""
+    form = EvaluationForm(build("fcn_mcibipp released"), fold=fold)
+    other = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(other.parameters(), lr=1.0)
+    before = other.weight.detach().clone()
+    other(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(other.weight, before - 1) and not form.training
+
+
 @pytest.mark.parametrize("name", ["fcn_mcibipp released", "fcn_mcibipp paper"])
 @pytest.mark.parametrize("fold", [True, False])
 def test_the_table_is_a_constant(name, fold):

@@ -59,6 +59,7 @@ def test_direct_calls_on_cuda_run_what_the_dispatcher_would(
 ) -> None:
     """None of the CPU's kernels: shown by fake tensors of a GPU that is said to be new enough."""
     monkeypatch.setattr(triton_support, "_gpu_too_old", lambda device: None)
+    monkeypatch.setattr(_build, "why_not_on", lambda _device: None)
     op = dispatch._ops[case.name]
     args = op.prepare(*case.args(torch.float32), **case.options)
     with FakeTensorMode() as mode:
