@@ -50,15 +50,20 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def widens(*tensors: Tensor) -> bool:
+WIDENED_FROM = 128  # scores: for fewer the copies take longer than they save
+
+
+def widens(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Attention by PyTorch's operators: whether float32 is faster than the tensors' dtype, of which
     the CPU has no products: with gradients by 2.5 in bfloat16 and by 10 to 20 in float16, and for
     views of maps, which the fused attention does not take. It copies the tensors. For rows without
     gradients the fused attention is as fast in their dtype."""
-    first = tensors[0]
-    if not first.is_cpu or multiplies(first.dtype):
+    if not query.is_cpu or multiplies(query.dtype):
         return False
-    return any(t.stride(-1) != 1 for t in tensors) or wants_gradient(*tensors)
+    if query.size(0) * query.size(1) * key.size(1) < WIDENED_FROM:
+        return False
+    tensors = query, key, value
+    return any(t.stride(2) != 1 for t in tensors) or wants_gradient(*tensors)
 
 
 def few_scores(query: Tensor, hard: bool) -> str | None:
