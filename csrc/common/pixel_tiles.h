@@ -91,6 +91,11 @@ void store_channels(const Compute<S>* tile, int64_t channels, int64_t count, S* 
   });
 }
 
+// Whether the pixels of a channel are neighbours in memory, from the first to the last.
+inline bool has_planes(const MapStrides& s, int64_t width) {
+  return s.column == 1 && s.row == width;
+}
+
 // Where `count` pixels from `first` are in an image.
 inline void pixel_offsets(const MapStrides& s, int64_t width, int64_t first, int64_t count,
                           int64_t* offsets) {
@@ -103,7 +108,7 @@ inline void pixel_offsets(const MapStrides& s, int64_t width, int64_t first, int
 template <typename S>
 void load_tile(const S* image, const MapStrides& s, int64_t width, int64_t channels, int64_t first,
                int64_t count, Compute<S>* tile) {
-  if (s.column == 1 && s.row == width) {
+  if (has_planes(s, width)) {
     for (int64_t c = 0; c < channels; ++c) {
       load_row(image + c * s.channel + first, count, tile + c * kTile);
     }

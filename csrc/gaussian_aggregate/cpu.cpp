@@ -192,6 +192,20 @@ void product_of_channels(const C* panels, const C* grad, int64_t classes, int64_
   }
 }
 
+// The last step of the backward for a tile whose product with the gradient is known.
+template <typename S>
+void write_gradient(const GaussianAggregateInput& in, const Tile& tile, const Compute<S>* lse,
+                    const Compute<S>* dot, Compute<S>* softmax, S* grad_logits) {
+  const int64_t K = in.table.classes, pixels = in.height * in.width;
+  const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
+  load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
+  Compute<S> statistic[kTile];
+  load_row(lse + tile.image * pixels + tile.first, tile.count, statistic);
+  softmax_adjoint_tile(softmax, dot, K, tile.count, statistic);
+  store_tile(softmax, K, tile.first, tile.count, pixels, in.channels_last,
+             grad_logits + tile.image * K * pixels);
+}
+
 // ---- few pixels ---------------------------------------------------------------------------------
 
 template <typename S>
@@ -229,41 +243,18 @@ void backward_of_few(const GaussianAggregateInput& in, const Compute<S>* lse, co
                   static_cast<int64_t>(sizeof(C)));
   C *table = scratch.as<C>(), *softmax = table + K * Z, *dot = softmax + K * kTile;
   C *maps = dot + K * kTile, *rows = maps + Z * kTile;
-  C statistic[kTile];
   pack_table(in.table, Panels::kByChannel, Z, table);
-  for (int64_t b = 0; b < in.batch; ++b, lse += pixels, grad_logits += K * pixels) {
+  for (int64_t b = 0; b < in.batch; ++b) {
     load_tile(grad + b * grad_strides.batch, grad_strides, in.width, Z, 0, pixels, maps);
     for (int64_t n = 0; n < pixels; ++n) {
       for (int64_t z = 0; z < Z; ++z) rows[n * Z + z] = maps[z * kTile + n];
     }
     product_of_few_channels(table, rows, K, Z, pixels, dot);
-    const S* image = static_cast<const S*>(in.logits) + b * in.logits_strides.batch;
-    load_tile(image, in.logits_strides, in.width, K, 0, pixels, softmax);
-    load_row(lse, pixels, statistic);
-    softmax_adjoint_tile(softmax, dot, K, pixels, statistic);
-    store_tile(softmax, K, 0, pixels, pixels, in.channels_last, grad_logits);
+    write_gradient(in, {b, 0, pixels}, lse, dot, softmax, grad_logits);
   }
 }
 
 // ---- few classes --------------------------------------------------------------------------------
-
-// The last step of the backward for a tile whose product with the gradient is known.
-template <typename S>
-void write_gradient(const GaussianAggregateInput& in, const Tile& tile, const Compute<S>* lse,
-                    const Compute<S>* dot, Compute<S>* softmax, S* grad_logits) {
-  const int64_t K = in.table.classes, pixels = in.height * in.width;
-  const S* image = static_cast<const S*>(in.logits) + tile.image * in.logits_strides.batch;
-  load_tile(image, in.logits_strides, in.width, K, tile.first, tile.count, softmax);
-  Compute<S> statistic[kTile];
-  load_row(lse + tile.image * pixels + tile.first, tile.count, statistic);
-  softmax_adjoint_tile(softmax, dot, K, tile.count, statistic);
-  store_tile(softmax, K, tile.first, tile.count, pixels, in.channels_last,
-             grad_logits + tile.image * K * pixels);
-}
-
-bool reads_in_place(const GaussianAggregateInput& in, const MapStrides& grad) {
-  return grad.channel == 1 || (grad.column == 1 && grad.row == in.width);
-}
 
 // Runs of tiles of one image, whose channels are read together where pixels are neighbours.
 template <typename S>
@@ -378,7 +369,8 @@ void aggregate_backward(const GaussianAggregateInput& in, const Compute<S>* lse,
   using C = Compute<S>;
   const int64_t K = in.table.classes, Z = in.table.channels, pixels = in.height * in.width;
   if (in.batch * pixels <= kFew) return backward_of_few(in, lse, grad, grad_strides, grad_logits);
-  if (K <= kFewClasses && reads_in_place(in, grad_strides)) {
+  const bool in_place = grad_strides.channel == 1 || has_planes(grad_strides, in.width);
+  if (K <= kFewClasses && in_place) {
     return backward_of_few_classes(in, lse, grad, grad_strides, grad_logits);
   }
   const int64_t padded = ceil_div(K, kBlockRows) * kBlockRows;

@@ -21,8 +21,8 @@ _FEW_SCORES = f"scaled_dot_product_attention is faster up to {FEW_SCORES} scores
 
 # Attention by products that form the scores. From FORMED_FROM scores on they are faster than
 # PyTorch's fused attention: in bfloat16, on CPUs that multiply it, by up to 2; for views of maps by
-# 1.1 to 1.4; with gradients, which the fused one computes on one thread for each image, by 1.1 to
-# 1.2 from FORMED_CHANNELS channels on (at 64 it is faster by 1.1 to 1.3). In bfloat16 they are also
+# 1.1 to 1.4; with gradients, on one thread and on two, by 1.06 at FORMED_CHANNELS channels and 1.2
+# at 512 (at 64, on one thread, the fused one is faster by 1.1 to 1.3). In bfloat16 they are also
 # faster than our class-rank attention from WIDE classes on, by 1.2 to 2.2 at 150 (at 19 ours is
 # faster by 1.3 to 1.7).
 FORMED_FROM = 2**14

@@ -74,12 +74,12 @@ def upsample_cross_entropy(
         return CROSS_ENTROPY.first(*args)
     mean = reduction == "mean"
     if direct(args):
-        follows = logits.requires_grad and torch.is_grad_enabled()
+        with_grad = measured.wants_gradient(logits)
         if logits.is_cpu:
-            with_grad = follows and not measured.is_reduced(logits, labels)
+            with_grad = with_grad and not measured.is_reduced(logits, labels)
             return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
-        if follows and why_not_one_pass(logits, labels) is None:
-            return REDUCED.run_directly((*args, mean, True), only_first=True)
+        if with_grad and why_not_one_pass(logits, labels) is None:
+            return REDUCED.run_directly((*args, mean, with_grad), only_first=True)
     return _reduce(CROSS_ENTROPY(*args)[0], logits, labels, args[2], ignore_index, mean)
 
 
