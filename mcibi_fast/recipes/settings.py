@@ -43,7 +43,7 @@ def apply_table(
 
     A table's name is a field that holds fields (``[optimizer]``, then ``lr = 0.02``), or a dict
     field (``[model.options]``). TOML has no null: the text "none" stands for it in a field that may
-    be null and takes no text.
+    be null.
 
     Args:
         config: see `apply_settings`.
@@ -164,7 +164,8 @@ def _parse(text: str) -> Any:
 
 def _coerce(shown: str, value: Any, annotation: Any) -> Any:
     is_none = isinstance(value, str) and value.lower() in ("none", "null")
-    if is_none and not fits(value, annotation) and fits(None, annotation):
+    may_be_none = type(None) in options(annotation)
+    if is_none and may_be_none and (str in options(annotation) or not fits(value, annotation)):
         return None
     if not fits(value, annotation):
         raise ValueError(f"{shown}: expected {describe(annotation)}")

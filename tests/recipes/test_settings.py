@@ -20,6 +20,8 @@ from mcibi_fast.recipes.settings import field_names
         ("optimizer.name=adamw", "optimizer.name", "adamw"),
         ("optimizer.clip_norm=2.5", "optimizer.clip_norm", 2.5),
         ("optimizer.clip_norm=null", "optimizer.clip_norm", None),
+        ("optimizer.clip_norm=none", "optimizer.clip_norm", None),
+        ("model.memory=none", "model.memory", None),
         ("epochs = 7", "epochs", 7),
         ("augmentation.crop_size=[32,48]", "augmentation.crop_size", (32, 48)),
         ("augmentation.scale=[1,2]", "augmentation.scale", (1.0, 2.0)),
@@ -45,6 +47,8 @@ def test_values_take_the_field_type(setting: str, name: str, expected: object) -
 
 def test_options_take_any_key() -> None:
     config = recipes.scenes()
+    apply_settings(config, ["model.options.noise=none"])
+    assert config.model.options["noise"] == "none"  # a text: any value may stand there
     apply_settings(config, ["model.options.form=paper", "model.options.hard=true"])
     assert config.model.options["form"] == "paper" and config.model.options["hard"] is True
 

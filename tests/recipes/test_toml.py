@@ -37,6 +37,9 @@ optimizer.lr = 1
 [augmentation]
 crop_size = [64, 96]
 
+[model]
+method = "None"
+
 [model.options]
 feats_channels = 32
 
@@ -59,6 +62,7 @@ def test_a_file_says_all(file: Callable[[str], str], tmp_path: Path) -> None:
     assert config.optimizer.lr == 1.0 and type(config.optimizer.lr) is float
     assert config.optimizer.clip_norm is None
     assert config.augmentation.crop_size == (64, 96)  # a tuple, as the recipe's
+    assert config.model.method is None
     assert config.model.options["feats_channels"] == 32
     assert config.inference.flip and config.inference.window == (32, 32)
 
