@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="a dataset other than the run's, such as cihp"
     )
     options.add_root(parser)
-    options.add_masks(parser, short=True)
+    options.add_masks(parser, of_run=True)
     parser.add_argument("--split", help="default: the run's validation split")
     options.add_inference(parser, scores=True)
     options.add_precision(parser)

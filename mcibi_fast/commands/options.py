@@ -182,13 +182,20 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="A,B,...", help="class names, or 'camvid'")
 
 
-def add_masks(parser: argparse.ArgumentParser, *, short: bool = False) -> None:
-    """Masks of 0 and 255, or of 1..K, of a folder; ``short`` is one line in help with many."""
+def add_masks(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
+    """Masks of 0 and 255, or of 1..K, of a folder.
+
+    With ``of_run`` the run says it unless one of the options does, which can then also say no; they
+    are one line in a help with many.
+    """
+    if of_run:
+        either: Any = {"action": argparse.BooleanOptionalAction}
+        binary = "255 is class 1; --[no-]reduce-labels: 0 is ignored"
+        parser.add_argument("--binary", **either, help=binary)
+        parser.add_argument("--reduce-labels", **either, help=argparse.SUPPRESS)
+        return
     binary = "masks hold 0 and 255: make 255 class 1, not ignored"
     reduced = "masks hold 1..K: ignore 0, lower the others by one"
-    if short:
-        binary = "make 255 class 1; --reduce-labels: ignore 0, 1 is first"
-        reduced = argparse.SUPPRESS
     parser.add_argument("--binary", action="store_true", help=binary)
     parser.add_argument("--reduce-labels", action="store_true", help=reduced)
 

@@ -71,13 +71,13 @@ def evaluation_data(
     dataset: str | None,
     root: str | None,
     *,
-    binary: bool = False,
-    reduce_labels: bool = False,
+    binary: bool | None = None,
+    reduce_labels: bool | None = None,
 ) -> Data:
     """The dataset named, or the folder or shards given, or the data that the run was trained on.
 
-    The folder of a run on a published dataset holds that dataset, too. A folder's masks are
-    ``binary`` or have ``reduce_labels`` if that is said here or by the run.
+    The folder of a run on a published dataset holds that dataset, too. A folder's masks are read
+    as ``binary`` or with ``reduce_labels`` as said here or, if both are None, as in the run.
 
     Raises:
         ValueError: no such dataset, or it is not said where it is; or its masks are not read in
@@ -86,18 +86,19 @@ def evaluation_data(
     data = _evaluation_data(file, trained, dataset, root)
     if isinstance(data, FolderData):
         own = trained.data if trained and dataset is None else None
-        if isinstance(own, FolderData):
-            binary, reduce_labels = binary or own.binary, reduce_labels or own.reduce_labels
-        return replace(data, binary=binary, reduce_labels=reduce_labels)
+        if isinstance(own, FolderData) and binary is None and reduce_labels is None:
+            binary, reduce_labels = own.binary, own.reduce_labels
+        return replace(data, binary=bool(binary), reduce_labels=bool(reduce_labels))
     if binary:
         raise ValueError("--binary: for the masks of a folder, which the data are not")
-    if not reduce_labels:
-        return data
     if isinstance(data, HuggingFaceData):
-        return replace(data, reduce_labels=True)
-    raise ValueError(
-        "--reduce-labels: for the masks of a folder or of huggingface data, which the data are not"
-    )
+        return data if reduce_labels is None else replace(data, reduce_labels=reduce_labels)
+    if reduce_labels:
+        raise ValueError(
+            "--reduce-labels: for the masks of a folder or of huggingface data, which the data "
+            "are not"
+        )
+    return data
 
 
 def _evaluation_data(

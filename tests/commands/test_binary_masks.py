@@ -57,10 +57,13 @@ def test_evaluation_data(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(pack_weights(create_model(spec), spec))
     run = configure("folder", str(data), ["data.binary=true"])
-    for trained, binary in ((run, False), (None, True)):
+    for trained, binary in ((run, None), (None, True)):
         found = evaluation_data(file, trained, None, str(data), binary=binary)
         assert isinstance(found, FolderData) and found.binary
         assert np.unique(found.dataset("val").read(0)[1]).tolist() == [0, 1]
     assert not evaluation_data(file, None, None, str(data)).binary
+    assert not evaluation_data(file, run, None, str(data), binary=False).binary
+    other = evaluation_data(file, run, None, str(data), reduce_labels=True)
+    assert isinstance(other, FolderData) and other.reduce_labels and not other.binary
     with pytest.raises(ValueError, match="--binary: for the masks of a folder"):
         evaluation_data(file, None, "lip", str(data), binary=True)

@@ -71,7 +71,7 @@ def test_training_and_evaluation(data: Path, tmp_path: Path, capsys) -> None:
 def test_evaluation_data(data: Path, weights: Path) -> None:
     """Another root keeps the run's way to read masks."""
     run = configure("folder", str(data), ["data.reduce_labels=true"])
-    for trained, given in ((run, False), (None, True)):
+    for trained, given in ((run, None), (None, True)):
         found = evaluation_data(weights, trained, None, str(data), reduce_labels=given)
         assert isinstance(found, FolderData) and found.reduce_labels
         assert np.unique(found.dataset("val").read(0)[1]).tolist() == [0, 1, 255]
@@ -80,13 +80,17 @@ def test_evaluation_data(data: Path, weights: Path) -> None:
     for trained, name in ((None, None), (run, "camvid")):
         found = evaluation_data(weights, trained, name, str(data))
         assert isinstance(found, FolderData) and not found.reduce_labels
-    for given in (False, True):
+    for given in (None, False, True):
         found = evaluation_data(weights, None, "huggingface", "x", reduce_labels=given)
-        assert isinstance(found, HuggingFaceData) and found.reduce_labels == given
+        assert isinstance(found, HuggingFaceData) and found.reduce_labels is bool(given)
     for name in ("lip", "coco"):
         with pytest.raises(ValueError, match="--reduce-labels: for the masks of a folder or of hu"):
             evaluation_data(weights, None, name, str(data), reduce_labels=True)
-    both = evaluation_data(weights, run, None, str(data), binary=True)
+    for option in ({"reduce_labels": False}, {"binary": True}):  # what is said here comes first
+        other = evaluation_data(weights, run, None, str(data), **option)
+        assert isinstance(other, FolderData) and not other.reduce_labels
+        assert other.binary is ("binary" in option)
+    both = evaluation_data(weights, run, None, str(data), binary=True, reduce_labels=True)
     with pytest.raises(ValueError, match="binary and reduce_labels: give one of them"):
         both.dataset("val")
 
