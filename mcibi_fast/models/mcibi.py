@@ -61,7 +61,8 @@ class MCIBIHead(MemoryHead):
         ignore_index: label that counts neither in the losses nor in the memory.
         align_corners: whether every bilinear resizing aligns corners.
         options: further options of :class:`MemoryHead`: ``alpha``, ``auxiliary_weight``,
-            ``fusion``, ``hard``, ``downsample``, ``stages``, ``mixing``, ``stage_weights``.
+            ``fusion``, ``hard``, ``downsample``, ``detach_weights``, ``stages``, ``mixing``,
+            ``stage_weights``.
 
     Attributes:
         memory_loss_due: whether ``schedule`` was called for the second epoch or a later one.

@@ -85,7 +85,8 @@ class MemoryHead(SegmentationHead):
             "labels": the one-hot ground truth (GT-MCIBI++, Table 1), where ignored pixels take the
             class that H_pr predicts. Training and evaluation then need labels, and further stages
             would change nothing.
-        fusion, hard, downsample: see :class:`DatasetLevelContext`; the fusion is F_T.
+        fusion, hard, downsample, detach_weights: see :class:`DatasetLevelContext`; the fusion is
+            F_T.
         projections: projections of the attention, see :class:`PositionConfidenceAttention`.
         stages: stages of iterative inference if ``forward`` gets no number; 1 means no iteration.
         mixing: how the next stage's weights are computed. "paper": Eq. 17 on probabilities.
@@ -118,6 +119,7 @@ class MemoryHead(SegmentationHead):
         fusion: Fusion = "concatenation",
         hard: bool = False,
         downsample: bool = False,
+        detach_weights: bool = False,
         projections: Projections | None = None,
         stages: int = 1,
         mixing: Mixing | None = None,
@@ -138,6 +140,7 @@ class MemoryHead(SegmentationHead):
             fusion=fusion,
             hard=hard or weights_from == "labels",
             downsample=downsample,
+            detach_weights=detach_weights,
             dropout=dropout,
             align_corners=align_corners,
         )

@@ -130,6 +130,8 @@ class DatasetLevelContext(ContextBase):
         hard: gather with one-hot weights, at the largest logit, instead of the softmax.
         downsample: halve the size of R and C~_bi by a shared Conv3x3-BN-ReLU of stride 2 before the
             attention, and resize C_bi back afterwards.
+        detach_weights: W learns from its own loss alone: what is gathered with it gives it no
+            gradient. Not in the paper; see ``docs/results/camvid.md`` for what it brings.
         dropout: dropout probability in H_pr.
         align_corners: whether that resizing aligns corners.
 
@@ -146,6 +148,7 @@ class DatasetLevelContext(ContextBase):
         fusion: Fusion = "concatenation",
         hard: bool = False,
         downsample: bool = False,
+        detach_weights: bool = False,
         dropout: float = 0.1,
         align_corners: bool = False,
     ) -> None:
@@ -157,6 +160,7 @@ class DatasetLevelContext(ContextBase):
         self.downsample = conv_bn_relu(channels, channels, 3, stride=2) if downsample else None
         self.fuse = _fusion(fusion, channels, out_channels or channels)
         self.hard = hard
+        self.detach_weights = detach_weights
         self.align_corners = align_corners
         self._follow()
 
@@ -221,6 +225,8 @@ class DatasetLevelContext(ContextBase):
 
     def attend(self, query: Tensor | ClassQuery, weight_logits: Tensor, size: torch.Size) -> Tensor:
         check_size(weight_logits, size)
+        if self.detach_weights:
+            weight_logits = weight_logits.detach()
         if isinstance(query, ClassQuery):
             return self.attention.attend_classes(query, weight_logits, hard=self.hard)
         context = self.attention.attend(query, self._coarse(weight_logits))

@@ -264,6 +264,31 @@ def test_folds_a_memory_of_one_channel() -> None:
     torch.testing.assert_close(fold_context(folded)(features)[0], expected)
 
 
+@pytest.mark.parametrize(
+    "options", [{"projections": "paper"}, {"projections": "released"}, {"downsample": True}]
+)
+def test_detached_weights_get_no_gradient(options, generator):
+    """All else gets the same gradient as for weights that are given as numbers."""
+    module = build(generator, **options)
+    head = {id(parameter) for parameter in module.weight_head.parameters()}
+    features = torch.randn(2, 16, 5, 3, generator=generator, dtype=torch.float64)
+    inputs = [features.requires_grad_(), *module.parameters()]
+
+    def gradients(augmented):
+        return torch.autograd.grad(augmented.square().sum(), inputs, allow_unused=True)
+
+    learnt = gradients(module(features).features)
+    given = gradients(module.augment(features, module.weight_head(features).detach()))
+    module.detach_weights = True
+    for each, by_gathering, got, wanted in zip(
+        inputs, learnt, gradients(module(features).features), given, strict=True
+    ):
+        if id(each) in head:
+            assert by_gathering is not None and got is None
+        elif wanted is not None:  # the memory has no parameter
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"hard": True}, {"downsample": True}, {"fusion": "add"}])
 @pytest.mark.parametrize("projections", ["paper", "released"])
 @pytest.mark.parametrize("training", [False, True])
