@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcibi_fast.ablations.controls import CODES
+from mcibi_fast.ablations.controls import CODES, HEAD
 from mcibi_fast.ablations.measures import (
     by_ground_truth,
     four_stages,
@@ -272,6 +272,7 @@ TABLES = {
     "init": INIT,
     "weights": WEIGHTS,
     "codes": CODES,
+    "head": HEAD,
     "augmentation": AUGMENTATION,
 }
 """The tables by their name on the command line."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from mcibi_fast.ablations import configure
 from mcibi_fast.ablations.paper import TABLES
@@ -121,6 +122,16 @@ def test_codes_are_their_rows_names() -> None:
     assert [memory.fixed for memory in memories] == [True, False, False, False]
     # Random codes are what the memory draws with mean 0 and deviation 1.
     assert torch.equal(memories[0].representations(), memories[0].noise_table)
+
+
+def test_controls_of_the_head_are_their_rows_names() -> None:
+    plain = [head("head", name) for name in ("FCN", "FCN of two convolutions")]
+    convolutions = [sum(isinstance(m, nn.Conv2d) for m in h.decoder.modules()) for h in plain]
+    assert convolutions == [2, 3]  # the last one classifies
+    names = ("FCN+MCIBI++", "W detached", "linear projections")
+    contexts = [head("head", name).context for name in names]
+    assert [context.detach_weights for context in contexts] == [False, True, False]
+    assert [context.attention.linear for context in contexts] == [False, False, True]
 
 
 def test_augmentations_are_their_rows_names() -> None:
