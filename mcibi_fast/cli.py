@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mcibi_fast import extras
+from mcibi_fast.allocation import keep_freed_memory
 from mcibi_fast.commands import (
     Command,
     ablate,
@@ -60,6 +61,9 @@ COMMANDS: dict[str, Command] = {
     "info": info,
 }
 
+# Commands that run models over and over, and then end.
+STEPPING = ("train", "evaluate", "predict", "video", "demo", "ablate")
+
 
 class Parser(argparse.ArgumentParser):
     """Reports wrong usage in one line, like every other error."""
@@ -106,6 +110,8 @@ def _run(argv: Sequence[str] | None) -> int:
         args = parser.parse_args(argv)
         command = COMMANDS[args.command]
         extras.require(f"mcibi-fast {args.command}", *extras.EXTRAS.get(command.EXTRA, ()))
+        if args.command in STEPPING:
+            keep_freed_memory()
         with signals_interrupt():
             return command.run(args) or 0
     except KeyboardInterrupt as stop:

@@ -96,7 +96,7 @@ def add_inference(
         large: large images come in windows.
         scores: videos are scored, so ``--protocol`` also names how.
     """
-    windows = "size of sliding windows; none: the whole image at once"
+    windows = "size of windows; none: the whole image at once"
     if large:
         windows = "of windows, or none (default: the run's, else by size)"
     parser.add_argument(
