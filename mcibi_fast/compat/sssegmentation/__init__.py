@@ -9,8 +9,9 @@
 from mcibi_fast.compat.accelerate import accelerate, explain, restore
 from mcibi_fast.compat.dataset_context import context_of
 from mcibi_fast.compat.names import released_name
-from mcibi_fast.compat.sssegmentation.loading import Loaded, followed, head, load, load_published
+from mcibi_fast.compat.sssegmentation.loading import Loaded, head, load, load_published
 from mcibi_fast.compat.sssegmentation.memory import with_mcibi
+from mcibi_fast.compat.sssegmentation.source import followed
 
 __all__ = [
     "Loaded",

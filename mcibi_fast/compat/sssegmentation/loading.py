@@ -10,10 +10,8 @@ The backbones are those of :mod:`mcibi_fast.models.released_backbones`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from mcibi_fast.compat import names, peers, shapes, zoo
 from mcibi_fast.compat.heads import build_head
 from mcibi_fast.compat.shapes import StateDict
+from mcibi_fast.compat.sssegmentation.source import Checkpoint, read
 from mcibi_fast.limits import check_limit
 from mcibi_fast.models import SegmentationHead
 from mcibi_fast.models import released_backbones as backbones
@@ -30,14 +29,12 @@ from mcibi_fast.models.memory_head import WeightsFrom
 from mcibi_fast.models.outline import Unbuildable, outline
 from mcibi_fast.models.segmentor import Segmentor
 from mcibi_fast.terminal import warn
-from mcibi_fast.untrusted import check_tensors, read_torch
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_Checkpoint = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def load(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     *,
     output_stride: int | None = None,
     dataset: str | None = None,
@@ -99,7 +96,7 @@ class Loaded(NamedTuple):
 
 
 def load_published(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     *,
     output_stride: int | None = None,
     dataset: str | None = None,
@@ -111,7 +108,7 @@ def load_published(
     **options: Any,
 ) -> Loaded:
     """As :func:`load`, which warns about the ``notes``."""
-    source = _read(checkpoint, ema)
+    source = read(checkpoint, ema)
     state = source.state
     if peer := peers.framework_of(state):
         own = {"dilations": dilations, "negative_slope": negative_slope, **options}
@@ -295,64 +292,6 @@ def _head_options(settings: _Settings, options: Mapping[str, Any]) -> dict[str, 
         "negative_slope": settings.negative_slope,
         **options,
     }
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A checkpoint's entries, names that may be its own, how to call it, and what to say of it."""
-
-    state: StateDict
-    names: tuple[str, ...]
-    title: str
-    notes: list[str]
-
-
-def _read(checkpoint: _Checkpoint, ema: bool | None) -> _Source:
-    known_as: tuple[str, ...] = ()
-    title = "checkpoint"
-    if not isinstance(checkpoint, Mapping):
-        path = followed(Path(checkpoint))
-        known_as, title = (Path(checkpoint).stem, path.stem, path.absolute().parent.name), str(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint: there is no file {path}")
-        try:
-            checkpoint = read_torch(path)
-        except ValueError as error:
-            raise ValueError(f"checkpoint: torch cannot load {path} ({error})") from error
-    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
-        raise ValueError('checkpoint: expected {"model": state_dict}, as the released code saves')
-    averaged = isinstance(checkpoint.get("model_ema"), Mapping)
-    if ema and not averaged:
-        raise ValueError("checkpoint: it has no averaged weights (model_ema); load it without ema")
-    notes = []
-    if averaged and ema is None:
-        notes.append(
-            "it also has averaged weights (model_ema), which are not loaded; ema=True (convert: "
-            "--ema) loads them instead"
-        )
-    state = checkpoint["model_ema" if ema else "model"]
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint: its entry {name!r} is no tensor with a name")
-    try:
-        check_tensors(state)
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {error}") from error
-    return _Source(state, known_as, title, notes)
-
-
-def followed(path: Path) -> Path:
-    """The file that a path means.
-
-    The trainer links ``FOLDER/checkpoints-epoch-latest.pth`` to ``FOLDER/checkpoints-epoch-9.pth``
-    as seen from where it was started, which leads nowhere from within the folder. The file that is
-    meant lies beside the link.
-    """
-    if path.is_symlink() and not path.exists():
-        beside = path.parent / Path(os.readlink(path)).name
-        if beside.is_file():
-            return beside
-    return path
 
 
 def _build_backbone(state: StateDict, output_stride: int, stem_relu: bool) -> Backbone:
