@@ -31,7 +31,7 @@ def read(checkpoint: Checkpoint, ema: bool | None) -> Source:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of the released code, or has no averaged weights for ``ema``.
+        ValueError: it is no checkpoint of the released code, or lacks the weights of ``ema``.
     """
     known_as: tuple[str, ...] = ()
     title = "checkpoint"
