@@ -6,8 +6,7 @@ import ctypes
 import os
 
 # Parameters of mallopt, from glibc's malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_MIB = 2**20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
@@ -32,9 +31,8 @@ def keep_freed_memory() -> bool:
     if set_by_user or not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    never, largest = -1, 32 * _MIB  # of what glibc accepts
-    settings = ((_TRIM_THRESHOLD, never), (_MMAP_THRESHOLD, largest), (_TOP_PAD, 128 * _MIB))
-    return all(mallopt(parameter, value) for parameter, value in settings)
+    never, largest = -1, 32 * 2**20  # of what glibc accepts
+    return bool(mallopt(_TRIM_THRESHOLD, never) and mallopt(_MMAP_THRESHOLD, largest))
 
 
 def _is_glibc() -> bool:
