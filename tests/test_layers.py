@@ -22,6 +22,7 @@ LAYERS = (
     "_build.py",
     "files.py",
     "limits.py",
+    "allocation.py",
     "interrupt.py",
     "extras.py",
     "errors.py",

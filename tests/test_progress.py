@@ -13,6 +13,7 @@ import torch
 from mcibi_fast import cli, progress
 from mcibi_fast.data import Scenes
 from mcibi_fast.data.packing import pack
+from mcibi_fast.nn import GaussianMemory
 from mcibi_fast.progress import Progress, duration, track
 from mcibi_fast.training.train import train
 from tests.tiny_run import make_tiny_config
@@ -153,6 +154,8 @@ def test_training_with_its_evaluations(clock: Clock, lines: Lines, tmp_path: Pat
     config = make_tiny_config("model.options.init=pixel", "log_every=100", "checkpoint_every=0")
     torch.manual_seed(0)
     reported: list[str] = []
+    other = GaussianMemory(2, 4)  # not of this training: what it counts is not reported
+    other.update(torch.full((1, 4, 2, 2), torch.inf), torch.zeros(1, 2, 2, dtype=torch.long))
     train(config, tmp_path / "run", report=reported.append)
     found = lines()
     steps = [line for line in found if STEP.fullmatch(line)]

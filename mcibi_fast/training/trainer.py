@@ -187,6 +187,7 @@ class Trainer:
             self.compile_time = CompileTime(self.report)
         # Evaluation is included: an interrupt during a library's clean-up can get lost.
         self.shown.done = self.step
+        ops.kept_rows()  # those of what ran in this process before are not this training's
         with deferred_interrupt() as interrupted, self.shown:
             while True:
                 if self._evaluation_is_due():
