@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     Each training step allocates the same sizes again. By default glibc returns much of what was
     freed to the system, which clears every page anew: FCN + MCIBI++ on crops of 288x288 in batches
-    of 8 had 212,000 page faults a step, which took a tenth of its time, and then 2,000. The process
-    stays at its peak, which was 4 % higher. Tensors above 32 MiB are kept only in part: they still
-    come from the system unless what was freed has room for them.
+    of 8 had 212,000 page faults a step, which took a tenth of its time, and then 12,000. The
+    process stays at its peak, which was 3 % higher. Tensors above 32 MiB are kept only in part:
+    they still come from the system unless what was freed has room for them.
 
     It is for programs: a library must not change its process. Where the environment sets the
     allocator (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``, ...), that stays.
