@@ -19,9 +19,11 @@ from torch import Tensor
 
 from mcibi_fast.nn.context import DatasetLevelContext as Context
 from mcibi_fast.recipes.registry import configure
+from mcibi_fast.training import train as training
 from mcibi_fast.training.history import read_history
 from mcibi_fast.training.run import Run
 from mcibi_fast.training.state import seed_global_generators
+from mcibi_fast.training.threads import leave_cores_to_loaders
 from mcibi_fast.training.trainer import Trainer
 
 Change = Callable[[], AbstractContextManager[Any]]
@@ -52,29 +54,21 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Change]] = {
 }
 
 
-class _Beginning(Trainer):
-    """A training that ends early; its learning rate falls as in the whole one."""
-
-    last_epoch: int
-
-    def _is_over(self) -> bool:
-        return self.step >= self.last_epoch * self.steps_per_epoch
-
-
 def begin(name: str, out: Path, root: str, epochs: int, settings: list[str]) -> None:
-    """Trains the first epochs of a variant."""
+    """Trains the first epochs of a variant, continuing from its last checkpoint if there is one."""
+
+    class Beginning(Trainer):
+        """Ends early; the learning rate falls as in the whole training."""
+
+        def _is_over(self) -> bool:
+            return self.step >= epochs * self.steps_per_epoch
+
     own, change = VARIANTS[name]
-    every = f"evaluate_every={epochs}"
-    config = configure("camvid_lite", root, [*settings, *own, every])
+    config = configure("camvid_lite", root, [*settings, *own, f"evaluate_every={epochs}"])
+    leave_cores_to_loaders(config.workers)
     seed_global_generators(config.seed)
-    with change():
-        trainer = _Beginning(config, Run(out), progress=True)
-        trainer.last_epoch = epochs
-        try:
-            trainer.start()
-            trainer.run_to_end()
-        finally:
-            trainer.close()
+    with change(), patch.object(training, "Trainer", Beginning):
+        training.train(config, out, resume=Run(out).checkpoint("last") is not None)
 
 
 def losses(out: Path, name: str, epochs: int) -> list[float]:
@@ -100,8 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.only:
         out = args.out / name.replace(" ", "_").replace("~", "")
-        if not out.exists():
-            begin(name, out, args.root, args.epochs, args.set)
+        begin(name, out, args.root, args.epochs, args.set)
         for loss in ("loss_cls", "loss_pr", "loss_aux"):
             if means := losses(out, loss, args.epochs):
                 print(f"{name}: {loss}", *(f"{value:.3f}" for value in means), flush=True)

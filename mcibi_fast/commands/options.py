@@ -189,10 +189,10 @@ def add_masks(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
     are one line in a help with many.
     """
     if of_run:
-        either: Any = {"action": argparse.BooleanOptionalAction}
+        yes_or_no = argparse.BooleanOptionalAction
         binary = "255 is class 1; --[no-]reduce-labels: 0 is ignored"
-        parser.add_argument("--binary", **either, help=binary)
-        parser.add_argument("--reduce-labels", **either, help=argparse.SUPPRESS)
+        parser.add_argument("--binary", action=yes_or_no, help=binary)
+        parser.add_argument("--reduce-labels", action=yes_or_no, help=argparse.SUPPRESS)
         return
     binary = "masks hold 0 and 255: make 255 class 1, not ignored"
     reduced = "masks hold 1..K: ignore 0, lower the others by one"

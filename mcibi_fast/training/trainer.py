@@ -108,6 +108,7 @@ class Trainer:
         self.step = 0
         self.shown = Progress("train", unit="step", total=self.total_steps, show=self.progress)
         self.readings = LossReadings()
+        ops.kept_rows()  # those of what ran in this process before are not this training's
         self.evaluated: dict[int, dict[str, Any]] = {}
         self.clock = time.perf_counter()
         self.scalars: Loggers | None = None
@@ -187,7 +188,6 @@ class Trainer:
             self.compile_time = CompileTime(self.report)
         # Evaluation is included: an interrupt during a library's clean-up can get lost.
         self.shown.done = self.step
-        ops.kept_rows()  # those of what ran in this process before are not this training's
         with deferred_interrupt() as interrupted, self.shown:
             while True:
                 if self._evaluation_is_due():

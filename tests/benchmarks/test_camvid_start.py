@@ -59,10 +59,13 @@ def test_losses_of_the_first_epochs(tmp_path: Path, monkeypatch, capsys) -> None
     ]  # fmt: skip
     command = ["camvid_start", str(tmp_path / "runs"), "--root", str(root), "--epochs", "2"]
     only = ["--only", "FCN", "W detached"]
-    for _ in range(2):  # the second time, the runs are only read
+    printed: list[list[list[str]]] = []
+    for _ in range(2):  # the second time, finished runs are left as they are
         monkeypatch.setattr(sys, "argv", [*command, *only, "--set", *settings])
         camvid_start.main()
         rows = [line.split() for line in capsys.readouterr().out.splitlines() if ": loss" in line]
         names = [row[-3] for row in rows]
         assert names == ["loss_cls", "loss_aux", "loss_cls", "loss_pr", "loss_aux"]
         assert all(0 < float(value) < 5 for row in rows for value in row[-2:])
+        printed.append(rows)
+    assert printed[0] == printed[1]
