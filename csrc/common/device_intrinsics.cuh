@@ -96,6 +96,9 @@ inline void ldmatrix_trans(uint32_t (&out)[kCount], const void* row) {
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
   mcibi_host::async_copy(shared, global, 16, valid ? 16 : 0);
 }
+inline void cp_async_8(void* shared, const void* global, bool valid = true) {
+  mcibi_host::async_copy(shared, global, 8, valid ? 8 : 0);
+}
 inline void cp_async_commit() { mcibi_host::async_commit(); }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float maximum_or_nan(float a, float b) { return a != a ? a : b <= a ? a : b; }
@@ -191,12 +194,18 @@ __device__ __forceinline__ void ldmatrix_trans(uint32_t (&out)[kCount], const vo
                  : "memory");
 }
 
-// Copies 16 bytes from global to shared memory in the background (zeros where not valid; `global`
-// is then not read). cp_async_commit() closes a group; MCIBI_CP_ASYNC_WAIT(n) waits until at most n
-// of this thread's groups are in flight (a barrier must follow before other threads read).
+// Copies 16 or 8 bytes from global to shared memory in the background (zeros where not valid;
+// `global` is then not read). cp_async_commit() closes a group; MCIBI_CP_ASYNC_WAIT(n) waits until
+// at most n of this thread's groups are in flight (a barrier must follow before other threads
+// read).
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 8 : 0)
                : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() {

@@ -1,21 +1,21 @@
 // Memory update (Eqs. 6-9) on CUDA, in three launches, the first two once for each group of tiles
 // (one group up to 32 MiB of A: 54000 low-resolution pixels at K=150):
 //
-//   class_weights_kernel  A = U^T onehot(GT), by tiles of 64 low-resolution pixels
+//   class_weights_kernel  A = U^T onehot(GT), by tiles of 16 x 4 low-resolution pixels
 //   class_sums_kernel     A^T R for slices of the tiles, reading R once
 //   finish_kernel         the sum of the slices; for memory_update also Eqs. 8, 9 and 6
 //
 // Bytes moved, for N = B h w low-resolution pixels with elements of b bytes: R once (N Z b); the
-// labels once from DRAM (twice from L2, because a tile also reads the cells of the row above); A
-// only for the classes in a tile (3.8 of 11 on CamVid at 45x60), 4 bytes per pixel and class,
-// written once and read from L2 by each chunk of 64 channels; and partial sums of the classes in
-// each slice, of which there are at most 384 * 64 / Z. The least possible time at B=8, Z=512,
-// 64x64, labels of 512x512 and 4.8 TB/s (H200): bfloat16, 33.6 MB and 2.1 MB (uint8) to 16.8 MB
-// (int64) of labels, 7.4 to 10.5 us; float32, 14.4 to 17.5 us.
+// labels once from DRAM (a third more from L2, because a tile also reads the cells of the row above
+// and of the column before); A only for the classes in a tile (2.7 of 11 on CamVid, at 45x60 and at
+// 64x64), 4 bytes per pixel and class, written once and read from L2 by each chunk of 64 channels;
+// and partial sums of the classes in each slice, of which there are at most 384 * 64 / Z. The least
+// possible time at B=8, Z=512, 64x64, labels of 512x512 and 4.8 TB/s (H200): bfloat16, 33.6 MB and
+// 2.1 MB (uint8) to 16.8 MB (int64) of labels, 7.4 to 10.5 us; float32, 14.4 to 17.5 us.
 //
-// Operations: one FMA for each element of R and class in the tile around it (2.1 on CamVid), 70
-// MFLOP in the example, which is a tenth of what the FMA units do in that time. With random labels
-// every class is in every tile, and the limit is K FMAs per element instead.
+// Operations: one FMA for each element of R and class in the tile around it, 90 MFLOP in the
+// example, which is a seventh of what the FMA units do in that time. With random labels every class
+// is in every tile, and the limit is K FMAs per element instead.
 //
 // Every sum has a fixed order, which depends on the sizes alone; atomics are on integers only.
 #include <initializer_list>
@@ -26,7 +26,7 @@
 namespace mcibi_fast {
 namespace {
 
-constexpr size_t kListBytes = 52 * 1024;     // for the cells' lists: 20 classes in float32
+constexpr size_t kListBytes = 52 * 1024;     // for the cells' lists: 30 classes in float32
 constexpr size_t kSharedTarget = 98 * 1024;  // available to a block on every GPU since sm_80
 
 template <typename T>
@@ -67,8 +67,8 @@ cudaError_t class_weights(const FeatureMap& features, const LabelMap& labels, bo
   input.ignore_index = labels.ignore_index;
   input.y_axis = make_bilinear_axis<T>(features.height, labels.height, align_corners);
   input.x_axis = make_bilinear_axis<T>(features.width, labels.width, align_corners);
-  input.tiles_per_image = plan.tiles_per_image;
-  input.cells = cells_of_tile(static_cast<int>(features.width));
+  input.grid = plan.grid;
+  input.cells = cells_of_tile(plan.grid);
   const size_t entry = sizeof(int) + 4 * sizeof(T);
   const int room = static_cast<int>(kListBytes / entry) / input.cells;
   input.listed = room < a.classes ? room : a.classes;
@@ -116,15 +116,18 @@ cudaError_t launch_class_sums(SumsInput<Element, T> input, const TilePlan& plan,
 template <typename Element>
 Fill choose_fill(const FeatureMap& f) {
   constexpr int64_t kVector = 16 / sizeof(Element);
-  const auto whole = [](std::initializer_list<int64_t> values) {
+  // Whether the strides from one row, channel or image to the next are whole vectors.
+  const auto whole = [&f](int64_t vector, std::initializer_list<int64_t> values) {
+    if ((f.batch > 1 && f.stride_b % vector != 0) || (f.height > 1 && f.stride_y % vector != 0))
+      return false;
     for (const int64_t value : values)
-      if (value % kVector != 0) return false;
+      if (value % vector != 0) return false;
     return true;
   };
-  if (!aligned(f.data) || (f.batch > 1 && !whole({f.stride_b}))) return Fill::kElements;
-  if (f.stride_y != f.width * f.stride_x && f.height > 1) return Fill::kElements;
-  if (f.stride_x == 1 && whole({f.stride_z, f.height * f.width})) return Fill::kPixelVectors;
-  if (f.stride_z == 1 && whole({f.stride_x, f.channels})) return Fill::kChannelVectors;
+  if (!aligned(f.data)) return Fill::kElements;
+  if (f.stride_x == 1 && whole(kVector, {f.stride_z, f.width})) return Fill::kPixelVectors;
+  if (f.stride_z == 1 && whole(kVector, {f.stride_x, f.channels})) return Fill::kChannelVectors;
+  if (f.stride_x == 1 && whole(kVector / 2, {f.stride_z, f.width})) return Fill::kPixelHalves;
   return Fill::kElements;
 }
 
@@ -132,21 +135,18 @@ template <typename Element, typename T>
 cudaError_t class_sums(const FeatureMap& f, const TilePlan& plan, int tiles,
                        const ClassWeights<T>& a, const PartialSums<T>& partial, CudaStream stream) {
   SumsInput<Element, T> input;
-  input.features = {static_cast<const Element*>(f.data),
-                    f.stride_b,
-                    f.stride_z,
-                    f.stride_y,
-                    f.stride_x,
-                    static_cast<int>(f.channels),
-                    static_cast<int>(f.width),
-                    static_cast<int>(f.height * f.width)};
+  input.features = {
+      static_cast<const Element*>(f.data), f.stride_b, f.stride_z, f.stride_y, f.stride_x,
+      static_cast<int>(f.channels)};
   input.a = a;
   input.out = partial;
   input.tiles = tiles;
-  input.tiles_per_image = plan.tiles_per_image;
+  input.grid = plan.grid;
   switch (choose_fill<Element>(f)) {
     case Fill::kPixelVectors:
       return launch_class_sums<Element, T, Fill::kPixelVectors>(input, plan, stream);
+    case Fill::kPixelHalves:
+      return launch_class_sums<Element, T, Fill::kPixelHalves>(input, plan, stream);
     case Fill::kChannelVectors:
       return launch_class_sums<Element, T, Fill::kChannelVectors>(input, plan, stream);
     case Fill::kElements:
@@ -233,28 +233,29 @@ size_t scratch_bytes(const FeatureMap& features, const LabelMap& labels) {
 template <typename Element, typename T>
 __global__ void __launch_bounds__(kUpdateThreads)
     spread_kernel(ClassWeights<T> a, const T* grad_sums, Element* grad_features, int channels,
-                  int pixels, int tiles_per_image) {
+                  TileGrid grid) {
   constexpr int kStep = kUpdateThreads / kTile, kChannels = kChannelChunk / kStep;
-  const int tile = static_cast<int>(blockIdx.x), number = a.first_tile + tile;
-  const int b = number / tiles_per_image, in_tile = static_cast<int>(threadIdx.x) % kTile;
-  const int pixel = (number - b * tiles_per_image) * kTile + in_tile;
+  const int tile = static_cast<int>(blockIdx.x), pixel = static_cast<int>(threadIdx.x) % kTile;
+  const PixelTile pixels = grid.tile(a.first_tile + tile);
   const int z0 =
       static_cast<int>(blockIdx.y) * kChannelChunk + static_cast<int>(threadIdx.x) / kTile;
   T grad[kChannels] = {};
   for (int i = 0; i < a.slot_counts[tile]; ++i) {
-    const T weight = a.weight_row(tile, i)[in_tile];
+    const T weight = a.weight_row(tile, i)[pixel];
     if (weight == T(0)) continue;  // an infinite gradient reaches only its own pixels
     const T* row = grad_sums + static_cast<int64_t>(a.slot(tile, i)->label) * channels;
 #pragma unroll
     for (int j = 0; j < kChannels; ++j)
       if (z0 + j * kStep < channels) grad[j] += weight * row[z0 + j * kStep];
   }
-  if (pixel >= pixels) return;
+  if (!pixels.has(pixel)) return;
+  const int64_t plane = static_cast<int64_t>(grid.height) * grid.width;
+  const int64_t in_plane = static_cast<int64_t>(pixels.y(pixel)) * grid.width + pixels.x(pixel);
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
     const int z = z0 + j * kStep;
     if (z < channels)
-      grad_features[(static_cast<int64_t>(b) * channels + z) * pixels + pixel] =
+      grad_features[(static_cast<int64_t>(pixels.image) * channels + z) * plane + in_plane] =
           narrow<Element>(grad[j]);
   }
 }
@@ -274,9 +275,7 @@ cudaError_t backward(const void* grad_sums, const LabelMap& labels, bool align_c
     return launch(spread_kernel<Element, T>, dim3(tiles, plan.channel_chunks), dim3(kUpdateThreads),
                   0, stream, a, static_cast<const T*>(grad_sums),
                   static_cast<Element*>(const_cast<void*>(grad_features.data)),
-                  static_cast<int>(grad_features.channels),
-                  static_cast<int>(grad_features.height * grad_features.width),
-                  plan.tiles_per_image);
+                  static_cast<int>(grad_features.channels), plan.grid);
   });
 }
 

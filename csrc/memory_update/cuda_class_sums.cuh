@@ -17,6 +17,7 @@ namespace mcibi_fast {
 // How the features are laid out in global memory.
 enum class Fill {
   kPixelVectors,    // 16-byte vectors of neighbouring pixels
+  kPixelHalves,     // 8-byte halves of such vectors
   kChannelVectors,  // 16-byte vectors of neighbouring channels
   kElements,        // any other layout; fastest if neighbouring pixels are neighbours in memory
 };
@@ -27,7 +28,7 @@ template <typename Element>
 struct Features {
   const Element* data;
   int64_t stride_b, stride_z, stride_y, stride_x;
-  int channels, width, pixels;  // pixels: h * w
+  int channels;
 };
 
 template <typename Element, typename T>
@@ -35,13 +36,19 @@ struct SumsInput {
   Features<Element> features;
   ClassWeights<T> a;
   PartialSums<T> out;
-  int tiles, tiles_per_image;  // tiles: of the group
-  int class_chunk;             // classes that one block sums
+  TileGrid grid;
+  int tiles;        // of the group
+  int class_chunk;  // classes that one block sums
 };
+
+// Whether the tiles are loaded by cp.async.
+constexpr bool is_async(Fill fill) {
+  return fill == Fill::kPixelVectors || fill == Fill::kPixelHalves;
+}
 
 template <typename Element, typename T, Fill kFill>
 struct SumsShared {
-  static constexpr int kStages = kFill == Fill::kPixelVectors && sizeof(Element) == 2 ? 3 : 2;
+  static constexpr int kStages = is_async(kFill) && sizeof(Element) == 2 ? 3 : 2;
   struct Stage {
     alignas(16) Element features[kChannelChunk][kTile];  // rows swizzled, see place()
     alignas(16) T weights[kStagedSlots][kTile];
@@ -61,25 +68,31 @@ __device__ __forceinline__ int place(int channel, int vector) {
   return vector ^ ((channel & 1) << 2) ^ (channel >> 3 & 7);
 }
 
-// Loads one tile of features into shared memory. Pixels after the tile's end and channels after the
+// Loads one tile of features into shared memory. Pixels outside the image and channels after the
 // last become zeros: their weight is zero, but zero times an old value could be NaN.
 template <typename Element, Fill kFill>
 class TileFill {
  public:
   using Row = Element[kTile];
 
-  __device__ void begin(const Features<Element>& features, int b, int first_pixel, int z0,
+  __device__ void begin(const Features<Element>& features, const PixelTile& tile, int z0,
                         Row* rows) {
-    const int count = features.pixels - first_pixel;
-    const Element* const image = features.data + b * features.stride_b;
+    const Element* const image = features.data + tile.image * features.stride_b;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int channel = channel_of(i), pixel = pixel_of(i), z = z0 + channel;
-      const bool real = pixel < count && z < features.channels;
+      const bool real = tile.has(pixel) && z < features.channels;
       const Element* from = features.data;
-      if (real) from = image + z * features.stride_z + offset(features, first_pixel + pixel);
-      if constexpr (kFill == Fill::kPixelVectors) {
-        cp_async_16(&rows[channel][place(channel, pixel / kVector) * kVector], from, real);
+      if (real)
+        from = image + z * features.stride_z + tile.y(pixel) * features.stride_y +
+               tile.x(pixel) * features.stride_x;
+      if constexpr (is_async(kFill)) {
+        Element* const to =
+            &rows[channel][place(channel, pixel / kVector) * kVector + pixel % kVector];
+        if constexpr (kFill == Fill::kPixelVectors)
+          cp_async_16(to, from, real);
+        else
+          cp_async_8(to, from, real);
       } else if constexpr (kFill == Fill::kChannelVectors) {
         held_[i] = real ? *reinterpret_cast<const Vector<Element>*>(from) : Vector<Element>{};
       } else {
@@ -90,7 +103,7 @@ class TileFill {
 
   // Stores what begin() has loaded into registers.
   __device__ void end(Row* rows) const {
-    if constexpr (kFill != Fill::kPixelVectors) {
+    if constexpr (!is_async(kFill)) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         if constexpr (kFill == Fill::kElements) {
@@ -107,7 +120,9 @@ class TileFill {
  private:
   static constexpr int kVector = Vector<Element>::kSize;
   static constexpr bool kPixelsFirst = kFill != Fill::kChannelVectors;
-  static constexpr int kPixelStep = kFill == Fill::kPixelVectors ? kVector : 1;
+  static constexpr int kPixelStep = kFill == Fill::kPixelVectors  ? kVector
+                                    : kFill == Fill::kPixelHalves ? kVector / 2
+                                                                  : 1;
   static constexpr int kChannelStep = kFill == Fill::kChannelVectors ? kVector : 1;
   // Threads along the faster axis, and along the other.
   static constexpr int kAlong = kPixelsFirst ? kTile / kPixelStep : kChannelChunk / kChannelStep;
@@ -122,19 +137,12 @@ class TileFill {
     const int thread = static_cast<int>(threadIdx.x);
     return kPixelsFirst ? thread % kAlong * kPixelStep : thread / kAlong + i * kAcross;
   }
-  __device__ static int64_t offset(const Features<Element>& features, int pixel) {
-    if constexpr (kFill == Fill::kElements)
-      return (pixel / features.width) * features.stride_y +
-             (pixel % features.width) * features.stride_x;
-    else  // the rows are contiguous
-      return pixel * features.stride_x;
-  }
   __device__ static void put(Row* rows, int channel, int pixel, Element value) {
     rows[channel][place(channel, pixel / kVector) * kVector + pixel % kVector] = value;
   }
 
   std::conditional_t<kFill == Fill::kChannelVectors, Vector<Element>, Element>
-      held_[kFill == Fill::kPixelVectors ? 1 : kItems];
+      held_[is_async(kFill) ? 1 : kItems];
 };
 
 // Loads `count` slots of a tile, from `first` on, with their weights.
@@ -143,7 +151,7 @@ __device__ void fetch_slots(const ClassWeights<T>& a, int tile, int first, int c
                             T (*weights)[kTile]) {
   constexpr int kVector = Vector<T>::kSize, kPerRow = kTile / kVector;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < count) cp_async_16(&slots[thread], a.slot(tile, first + thread));
+  if (thread < count) cp_async_8(&slots[thread], a.slot(tile, first + thread));
   const T* rows = a.weight_row(tile, first);
 #pragma unroll
   for (int i = thread; i < kStagedSlots * kPerRow; i += kUpdateThreads)
@@ -167,29 +175,12 @@ class HeldFeatures {
         zero += values_[step][i] * T(0);
       }
     }
-    finite_ = zero == T(0);
+    finite_ = __all_sync(kFullWarp, zero == T(0));  // one way for the warp
   }
 
   // The sum of weight * feature over the tile's pixels, for all four threads of the channel.
-  __device__ __forceinline__ T dot(const T (&weights)[kTile], const Slot& slot) const {
-    T even = T(0), odd = T(0);
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int first = step * 4 * kVector;
-      if (first >= slot.end || first + 4 * kVector <= slot.begin) continue;
-      const T* const from = weights + vector_of(step) * kVector;
-#pragma unroll
-      for (int i = 0; i < kVector; i += Vector<T>::kSize) {
-        const auto w = *reinterpret_cast<const Vector<T>*>(from + i);
-#pragma unroll
-        for (int j = 0; j < Vector<T>::kSize; j += 2) {
-          // An infinite feature must not reach the classes that give it no weight.
-          if (finite_ || w.values[j] != T(0)) even += w.values[j] * values_[step][i + j];
-          if (finite_ || w.values[j + 1] != T(0)) odd += w.values[j + 1] * values_[step][i + j + 1];
-        }
-      }
-    }
-    T sum = even + odd;
+  __device__ __forceinline__ T dot(const T (&weights)[kTile]) const {
+    T sum = finite_ ? quarter<true>(weights) : quarter<false>(weights);
     sum += __shfl_xor_sync(kFullWarp, sum, 1);
     sum += __shfl_xor_sync(kFullWarp, sum, 2);
     return sum;
@@ -199,6 +190,27 @@ class HeldFeatures {
   static constexpr int kVector = Vector<Element>::kSize, kSteps = kTile / kVector / 4;
 
   __device__ static int vector_of(int step) { return 4 * step + static_cast<int>(threadIdx.x) % 4; }
+
+  // The sum over this thread's pixels.
+  template <bool kFinite>
+  __device__ __forceinline__ T quarter(const T (&weights)[kTile]) const {
+    T even = T(0), odd = T(0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const T* const from = weights + vector_of(step) * kVector;
+#pragma unroll
+      for (int i = 0; i < kVector; i += Vector<T>::kSize) {
+        const auto w = *reinterpret_cast<const Vector<T>*>(from + i);
+#pragma unroll
+        for (int j = 0; j < Vector<T>::kSize; j += 2) {
+          // An infinite feature must not reach the classes that give it no weight.
+          if (kFinite || w.values[j] != T(0)) even += w.values[j] * values_[step][i + j];
+          if (kFinite || w.values[j + 1] != T(0)) odd += w.values[j + 1] * values_[step][i + j + 1];
+        }
+      }
+    }
+    return even + odd;
+  }
 
   T values_[kSteps][kVector];
   bool finite_;
@@ -240,8 +252,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
   TileFill<Element, kFill> fill;
   const auto begin_fill = [&](int tile, int slots) {
     auto& stage = shared.stages[tile % kStages];
-    const int number = input.a.first_tile + tile, b = number / input.tiles_per_image;
-    fill.begin(input.features, b, (number - b * input.tiles_per_image) * kTile, z0, stage.features);
+    fill.begin(input.features, input.grid.tile(input.a.first_tile + tile), z0, stage.features);
     fetch_slots(input.a, tile, 0, min(slots, kStagedSlots), stage.slots, stage.weights);
   };
   const auto slots_of = [&](int tile) { return tile < last ? input.a.slot_counts[tile] : 0; };
@@ -273,7 +284,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 1 : 2)
         const Slot& slot = stage.slots[i];
         const int row = slot.label - class0;
         if (row < 0 || row >= classes) continue;
-        const T sum = held.dot(stage.weights[i], slot);
+        const T sum = held.dot(stage.weights[i]);
         if (thread % 4 == 0) sums[row][channel] += sum;
         if (thread == 0) counts[row] = max(counts[row], int64_t(0)) + slot.count;
       }

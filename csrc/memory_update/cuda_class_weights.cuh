@@ -30,7 +30,7 @@ struct WeightsInput {
   int64_t stride_b, stride_y, stride_x;
   int64_t ignore_index;
   BilinearAxis<T> y_axis, x_axis;
-  int tiles_per_image;
+  TileGrid grid;
   int cells;   // that a tile needs
   int listed;  // the most classes in a cell's list
   int group;   // lanes that share a cell
@@ -39,10 +39,9 @@ struct WeightsInput {
   LabelFlag flag;
 };
 
-// The cells of a tile's pixels j and of their neighbours: runs from j - w - 1 and from j - 1, which
-// are one run if they meet.
-MCIBI_HOST_DEVICE int cells_of_tile(int width) {
-  return width <= kTile ? width + kTile + 1 : 2 * (kTile + 1);
+// The cells of a tile: those of its pixels, and one more column and row before them.
+inline int cells_of_tile(const TileGrid& grid) {
+  return ((1 << grid.columns_log2) + 1) * ((kTile >> grid.columns_log2) + 1);
 }
 
 // The weights of index0 and index0 + 1 at a full-resolution position. At the border index0 gets
@@ -206,18 +205,19 @@ __device__ __forceinline__ CellSums<T> sum_mixed_cell(const LabelImage<Label>& i
   return sums;
 }
 
-// The block's tile: pixels [begin, begin + count) of an image, and its cells.
-struct PixelTile {
-  int begin, count, width;
+// The cells of a tile, numbered row by row. Those outside the image are empty.
+struct TileCells {
+  PixelTile tile;
 
-  // The low-resolution pixel with the coordinates of a cell; may be negative.
-  __device__ int pixel_of(int cell) const {
-    const int run = width <= kTile ? 0 : cell / (kTile + 1);
-    return begin - width - 1 + cell + run * (width - kTile - 1);
-  }
-  __device__ int cell_of(int pixel) const {
-    const int run = width > kTile && pixel >= begin - 1;
-    return pixel - (begin - width - 1) - run * (width - kTile - 1);
+  __device__ int across() const { return tile.columns() + 1; }
+  // Of the low-resolution pixel with the coordinates of a cell; -1 before the image.
+  __device__ int y(int cell) const { return tile.y0 - 1 + cell / across(); }
+  __device__ int x(int cell) const { return tile.x0 - 1 + cell % across(); }
+  // Whether the cell is that of one of the tile's pixels, not of a neighbour before them.
+  __device__ bool own(int cell) const { return cell >= across() && cell % across() != 0; }
+  // The cell of the tile's pixel, or of its neighbour before it by (dy, dx).
+  __device__ int cell_of(int pixel, int dy, int dx) const {
+    return (tile.y(pixel) - tile.y0 + 1 - dy) * across() + tile.x(pixel) - tile.x0 + 1 - dx;
   }
 };
 
@@ -225,7 +225,7 @@ struct PixelTile {
 // present in the tile, and their counts.
 template <typename Label, typename T>
 __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>& input,
-                           const PixelTile& tile, unsigned char* shared) {
+                           const TileCells& cells, unsigned char* shared) {
   const auto* ranges = reinterpret_cast<const CellRange*>(shared + input.shared.ranges);
   auto* distinct = reinterpret_cast<int*>(shared + input.shared.distinct);
   auto* labels = reinterpret_cast<int*>(shared + input.shared.labels);
@@ -239,8 +239,7 @@ __device__ void list_cells(const LabelImage<Label>& image, const WeightsInput<T>
     const int cell = base + lane / group;
     const bool real = cell < input.cells;
     const CellRange range = real ? ranges[cell] : CellRange{0, 0, 0, 0};
-    const int pixel = tile.pixel_of(cell);
-    const bool own = pixel >= tile.begin && pixel < tile.begin + tile.count;
+    const bool own = cells.own(cell);
     FirstLook look = look_at_cell(image, range, first, group);
     if (own && look.largest == kNoLabel) report_cell(image, range, first, group, input.flag);
     for (int offset = group / 2; offset > 0; offset /= 2) {
@@ -292,16 +291,13 @@ __device__ T corner_weight(const LabelImage<Label>& image, const WeightsInput<T>
 // A[pixel, label].
 template <typename Label, typename T>
 __device__ T pixel_weight(const LabelImage<Label>& image, const WeightsInput<T>& input,
-                          const PixelTile& tile, const unsigned char* shared, int pixel,
+                          const TileCells& cells, const unsigned char* shared, int pixel,
                           int label) {
-  const int width = tile.width, y = pixel / width, x = pixel - y * width;
   T weight = T(0);
 #pragma unroll 1
   for (int corner = 0; corner < 4; ++corner) {
-    const int dy = corner / 2, dx = corner % 2;
-    if (y >= dy && x >= dx)
-      weight +=
-          corner_weight(image, input, shared, tile.cell_of(pixel - dy * width - dx), corner, label);
+    const int cell = cells.cell_of(pixel, corner / 2, corner % 2);
+    weight += corner_weight(image, input, shared, cell, corner, label);
   }
   return weight;
 }
@@ -331,23 +327,18 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
     class_weights_kernel(WeightsInput<T> input) {
   MCIBI_DYNAMIC_SHARED(shared);
   const int tile_index = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int number = input.out.first_tile + tile_index, b = number / input.tiles_per_image;
-  const int begin = (number - b * input.tiles_per_image) * kTile;
-  const int width = input.x_axis.in_size;
-  const int64_t pixels = static_cast<int64_t>(input.y_axis.in_size) * width;
-  const PixelTile tile = {begin, static_cast<int>(min(static_cast<int64_t>(kTile), pixels - begin)),
-                          width};
-  const LabelImage<Label> image = {static_cast<const Label*>(input.labels) + b * input.stride_b,
-                                   input.stride_y, input.stride_x, input.ignore_index,
-                                   input.out.classes};
+  const PixelTile tile = input.grid.tile(input.out.first_tile + tile_index);
+  const TileCells cells = {tile};
+  const LabelImage<Label> image = {
+      static_cast<const Label*>(input.labels) + tile.image * input.stride_b, input.stride_y,
+      input.stride_x, input.ignore_index, input.out.classes};
   auto* ranges = reinterpret_cast<CellRange*>(shared + input.shared.ranges);
   auto* present = reinterpret_cast<unsigned*>(shared + input.shared.present);
   auto* histogram = reinterpret_cast<int*>(shared + input.shared.histogram);
   for (int cell = thread; cell < input.cells; cell += kUpdateThreads) {
-    const int pixel = tile.pixel_of(cell);
-    const int y = pixel / width, x = pixel - y * width;
+    const int y = cells.y(cell), x = cells.x(cell);
     ranges[cell] = {0, 0, 0, 0};
-    if (pixel >= 0 && pixel < pixels)
+    if (y >= 0 && y < tile.height && x >= 0 && x < tile.width)
       ranges[cell] = {
           bilinear_first_output(input.y_axis, y), bilinear_first_output(input.y_axis, y + 1),
           bilinear_first_output(input.x_axis, x), bilinear_first_output(input.x_axis, x + 1)};
@@ -355,7 +346,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
   for (int i = thread; i < ceil_div(input.out.classes, 32); i += kUpdateThreads) present[i] = 0;
   for (int i = thread; i < input.out.classes; i += kUpdateThreads) histogram[i] = 0;
   __syncthreads();
-  list_cells(image, input, tile, shared);
+  list_cells(image, input, cells, shared);
   __syncthreads();
   const int slots = number_slots(input, shared);
   if (thread == 0) input.out.slot_counts[tile_index] = slots;
@@ -364,21 +355,11 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(T) == 8 ? 3 : 4)
   const int lane = thread % 32;
   for (int slot = thread / 32; slot < slots; slot += kWarps) {
     const int label = slot_labels[slot];
-    unsigned low = 0, high = 0;
 #pragma unroll 1
-    for (int i = lane; i < kTile; i += 32) {
-      const T weight =
-          i < tile.count ? pixel_weight(image, input, tile, shared, tile.begin + i, label) : T(0);
-      input.out.weight_row(tile_index, slot)[i] = weight;
-      low = high;
-      high = __ballot_sync(kFullWarp, weight != T(0));
-    }
-    if (lane == 0) {
-      const auto nonzero = static_cast<uint64_t>(high) << 32 | low;
-      const int first = nonzero == 0 ? 0 : __ffsll(static_cast<long long>(nonzero)) - 1;
-      const int end = 64 - __clzll(static_cast<long long>(nonzero));
-      *input.out.slot(tile_index, slot) = {label, histogram[label], first, end};
-    }
+    for (int i = lane; i < kTile; i += 32)
+      input.out.weight_row(tile_index, slot)[i] =
+          tile.has(i) ? pixel_weight(image, input, cells, shared, i, label) : T(0);
+    if (lane == 0) *input.out.slot(tile_index, slot) = {label, histogram[label]};
   }
 }
 

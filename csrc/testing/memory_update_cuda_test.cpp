@@ -144,7 +144,9 @@ int main() {
       {{2, 70, 5, 8, 37, 50, 19, false, false}, "pixel vectors, tail of channels"},
       {{1, 72, 9, 8, 33, 41, 5, true, true}, "channel vectors, align_corners"},
       {{1, 3, 7, 13, 20, 21, 40, false, false}, "elements, many classes"},
-      {{1, 5, 3, 67, 3, 67, 3, false, true}, "rows wider than a tile, labels of the same size"},
+      {{2, 6, 9, 20, 31, 45, 7, false, false}, "halves of vectors in 16 bits, tails of tiles"},
+      {{2, 66, 5, 22, 31, 45, 7, true, false}, "halves of vectors in 32 bits, tails of tiles"},
+      {{1, 5, 3, 67, 3, 67, 3, false, true}, "rows of five tiles, labels of the same size"},
       {{2, 2, 20, 30, 10, 9, 1, false, false}, "labels smaller than the features, one class"},
       {{1, 4, 1, 1, 40, 37, 2, true, false}, "one low-resolution pixel"},
   };
