@@ -22,6 +22,7 @@
 
 #include "memory_update/cuda_class_sums.cuh"
 #include "memory_update/cuda_class_weights.cuh"
+#include "memory_update/cuda_finish.cuh"
 
 namespace mcibi_fast {
 namespace {
