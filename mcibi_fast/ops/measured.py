@@ -17,7 +17,6 @@ from torch import Tensor
 
 # Attention: our kernel packs its operands for many queries.
 FEW_SCORES = 1024
-_FEW_SCORES = f"scaled_dot_product_attention is faster up to {FEW_SCORES} scores"
 
 # Attention by products that form the scores. From FORMED_FROM scores on they are faster than
 # PyTorch's fused attention: in bfloat16, on CPUs that multiply it, by up to 2; for views of maps by
@@ -29,6 +28,13 @@ FORMED_FROM = 2**14
 FORMED_MOST = 2**22  # 8 MiB of scores in bfloat16, 16 MiB in float32; twice that with the softmax
 FORMED_CHANNELS = 192
 WIDE, WIDE_MOST = 64, 2**24  # 32 MiB of scores, and as much of the softmax
+
+# Class-rank attention in float32 with gradients: PyTorch's fused attention is faster than ours up
+# to FEW_FOLLOWED scores, by 1.1 to 1.7, and from WIDE_FOLLOWED classes on by 1.1 at 60 and 1.2 to
+# 1.3 at 150 and 256 (at 19 ours is faster by 1.2). From MANY_PIXELS on it depends on the processor:
+# at 150 classes PyTorch's is faster by 1.2 on the Xeon, ours by 1.1 on the EPYC.
+FEW_FOLLOWED = 4096
+WIDE_FOLLOWED, MANY_PIXELS = 60, 4096
 
 # Not here: aggregation by softmax and product, which is 1.0 to 1.9 times faster for a few pixels of
 # many classes, and 1.2 to 1.9 times for wide rows in bfloat16. Its bits depend on the number of
@@ -66,12 +72,23 @@ def widens(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return any(t.stride(2) != 1 for t in tensors) or wants_gradient(*tensors)
 
 
-def few_scores(query: Tensor, hard: bool) -> str | None:
+def fused(query: Tensor, weights: Tensor, hard: bool) -> str | None:
     """Soft class-rank attention: whether ``scaled_dot_product_attention`` is faster."""
-    B, N, _ = query.shape
-    if hard or B * N * N > FEW_SCORES:
+    B, N, K = query.shape
+    if hard:
         return None
-    return _FEW_SCORES
+    if B * N * N <= FEW_SCORES:
+        return f"scaled_dot_product_attention is faster up to {FEW_SCORES} scores"
+    if query.dtype != torch.float32 or not wants_gradient(query, weights):
+        return None
+    if B * N * N <= FEW_FOLLOWED:
+        return f"with gradients scaled_dot_product_attention is faster up to {FEW_FOLLOWED} scores"
+    if K < WIDE_FOLLOWED or N >= MANY_PIXELS:
+        return None
+    return (
+        f"{K} classes with gradients: scaled_dot_product_attention is faster from "
+        f"{WIDE_FOLLOWED} on for less than {MANY_PIXELS} pixels"
+    )
 
 
 def wide_rows(query: Tensor, hard: bool) -> str | None:

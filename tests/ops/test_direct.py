@@ -344,3 +344,31 @@ def test_gradients_of_a_reduced_loss_that_are_batched_or_not_finite(size: tuple[
     ignored = ops.upsample_cross_entropy(logits, torch.full_like(labels, 255), reduction="sum")
     (none,) = torch.autograd.grad(ignored, logits, torch.tensor(torch.inf))
     assert not none.any()
+
+
+@needs_kernels
+def test_class_rank_attention_with_gradients_takes_pytorchs_kernel_for_many_classes() -> None:
+    def explained(N: int, K: int, gradient: bool = True) -> str:
+        rows = torch.zeros(1, N, K, requires_grad=gradient)
+        return mcibi_fast.explain("class_rank_attention", rows, rows, scale=1.0).splitlines()[0]
+
+    sdpa, ours = "class_rank_attention: sdpa", "class_rank_attention: cpu"
+    assert explained(64, 19) == explained(65, 60) == explained(4095, 60) == sdpa
+    assert explained(64, 19, False) == explained(65, 60, False) == ours
+    assert explained(65, 59) == explained(4096, 60) == ours
+
+
+@needs_kernels
+@pytest.mark.parametrize(("N", "K"), [(40, 7), (67, 61)])
+def test_gradients_of_class_rank_attention_by_pytorchs_kernel(N: int, K: int) -> None:
+    Q, W, cotangent = torch.randn(3, 2, N, K, generator=G).unbind()
+
+    def run(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [t.to(dtype).requires_grad_() for t in (Q, W)]
+        with mcibi_fast.backend(name):
+            out = ops.class_rank_attention(*inputs, scale=0.3)
+            return [out, *torch.autograd.grad(out, inputs, cotangent.to(dtype))]
+
+    exact = run("reference", torch.float64)
+    for found, right in zip(run("auto", torch.float32), exact, strict=True):
+        torch.testing.assert_close(found, right.float())

@@ -99,7 +99,7 @@ def _sdpa_why_not(query: Tensor, weights: Tensor, scale: float, hard: bool) -> s
 
 
 def _slower(query: Tensor, weights: Tensor, scale: float, hard: bool) -> str | None:
-    return measured.few_scores(query, hard) or measured.wide_rows(query, hard)
+    return measured.fused(query, weights, hard) or measured.wide_rows(query, hard)
 
 
 def _cpu_kernel(name: str) -> Kernel:
