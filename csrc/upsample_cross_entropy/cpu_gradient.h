@@ -145,6 +145,16 @@ class GradientRow {
   C scale_[kPixels];
 };
 
+// What one thread holds of an output row, a number for each of its pixels.
+template <typename C>
+struct OutputRow {
+  explicit OutputRow(int64_t width) : labels(width), numbers(3 * width) {}
+
+  std::vector<int32_t> labels;
+  std::vector<C> numbers;
+  C *cotangent = numbers.data(), *losses = cotangent + labels.size(), *lse = losses + labels.size();
+};
+
 // Computes losses and gradients of all images with rows of type Row (one of the two above), and
 // writes the gradient to a map of type T.
 //
@@ -175,18 +185,16 @@ void gradients_in_units(const LogitMap& logits, const ClassWeights<typename Row:
     Row row(weights, logits, taps.x);
     Scratch scratch((kUnitRows + 1) * size * static_cast<int64_t>(sizeof(C)));
     C* sums = scratch.as<C>();
-    std::vector<int32_t> labels(width);
-    std::vector<C> numbers(3 * width);
-    C *cotangent = numbers.data(), *losses = cotangent + width, *lse = losses + width;
+    OutputRow<C> output(width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / units, top = i % units * kUnitRows;
       std::fill(sums, sums + (kUnitRows + 1) * size, C(0));
       for (int64_t y = first_from(top), last = first_from(top + kUnitRows); y < last; ++y) {
         const BilinearTap<C>& tap = taps.y[y];
-        read(b, y, labels.data(), cotangent);
-        row.run(b, tap, labels.data(), cotangent, losses, lse, sums + (tap.index0 - top) * size,
-                sums + (tap.index1 - top) * size);
-        done(b * height + y, losses);
+        read(b, y, output.labels.data(), output.cotangent);
+        row.run(b, tap, output.labels.data(), output.cotangent, output.losses, output.lse,
+                sums + (tap.index0 - top) * size, sums + (tap.index1 - top) * size);
+        done(b * height + y, output.losses);
       }
       std::copy(sums, sums + size, edges + 2 * i * size);
       std::copy(sums + kUnitRows * size, sums + (kUnitRows + 1) * size, edges + (2 * i + 1) * size);
@@ -233,17 +241,16 @@ void gradients_in_rows(const LogitMap& logits, const ClassWeights<typename Row::
     Row row(weights, logits, taps.x);
     Scratch scratch(2 * size * static_cast<int64_t>(sizeof(C)));
     C* sums = scratch.as<C>();
-    std::vector<int32_t> labels(width);
-    std::vector<C> numbers(3 * width);
-    C *cotangent = numbers.data(), *losses = cotangent + width, *lse = losses + width;
+    OutputRow<C> output(width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / height, y = i % height;
       const BilinearTap<C>& tap = taps.y[y];
       const int64_t rows = tap.index1 - tap.index0 + 1;  // 1 at the border, else 2
       std::fill(sums, sums + rows * size, C(0));
-      read(b, y, labels.data(), cotangent);
-      row.run(b, tap, labels.data(), cotangent, losses, lse, sums, sums + (rows - 1) * size);
-      done(i, losses);
+      read(b, y, output.labels.data(), output.cotangent);
+      row.run(b, tap, output.labels.data(), output.cotangent, output.losses, output.lse, sums,
+              sums + (rows - 1) * size);
+      done(i, output.losses);
       T* image = static_cast<T*>(const_cast<void*>(grad.data)) + b * grad.strides.batch;
       for (int64_t r = 0; r < rows; ++r) {
         Row::write(sums + r * size, grad, image + (tap.index0 + r) * grad.strides.row);
