@@ -1,9 +1,10 @@
 """What training on CamVid gave: ``python -m benchmarks.camvid {score,write} RUNS``.
 
 ``score`` evaluates every finished run below RUNS (folders of ``mcibi-fast ablate``) on the
-validation and the test split, from one view and from many, measures how well W and the memory know
-the classes, and keeps all of it in each run's ``scores.json``. ``write`` makes from these files a
-page with tables and curves in docs/results, and copies the runs' small files there.
+validation and the test split, from one view and from many, and with the labels as W; it measures
+how well W and the memory know the classes, and keeps all of it in each run's ``scores.json``.
+``write`` makes from these files a page with tables and curves in docs/results, and copies the runs'
+small files there.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ def _measures(folder: Path) -> list[tuple[str, Callable[[], Any]]]:
         )
         return confusion.compute().as_dict(spec.classes)
 
+    def with_labels() -> Any:
+        """The model that gathers with the labels instead of W, as in Table 1."""
+        return load_model(folder / "checkpoints" / "last", weights_from="labels")[0]
+
     one = replace(config.inference, scales=(1.0,), flip=False)
     measures: list[tuple[str, Callable[[], Any]]] = [
         ("val", lambda: metrics("val", one)),
@@ -73,6 +78,7 @@ def _measures(folder: Path) -> list[tuple[str, Callable[[], Any]]]:
         measures += [
             ("val, two stages", lambda: metrics("val", two)),
             ("val, W", lambda: metrics("val", replace(one, stages=None), StageWeights(model, 1))),
+            ("val, W = labels", lambda: metrics("val", one, with_labels())),
             ("codes", lambda: codes(model, config.data.dataset("val"))),
         ]
     return [
@@ -165,7 +171,10 @@ def _mean(values: list[float], digits: int = 2) -> str:
 
 
 def _scores_table(kinds: dict[str, list[Path]]) -> str:
-    columns = ("val", "val, many views", "test", "test, many views", "val, two stages", "val, W")
+    columns = (
+        *("val", "val, many views", "test", "test, many views"),
+        *("val, two stages", "val, W", "val, W = labels"),
+    )
     rows = [["model", "seeds", *columns]]
     for kind, folders in kinds.items():
         cells = [
