@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "common/cpu_dispatch.h"
 #include "common/dtypes.h"
@@ -24,11 +25,18 @@ struct FeatureMap {
   int64_t stride_b, stride_z, stride_y, stride_x;
 };
 
-// Adds to sums (K, Z), zeros, and overwrites counts (K,), both contiguous. If there is a bad label,
-// the sums are not computed.
+// The sums of the classes that occur, which are few of many: row i of sums, (count, Z), is that of
+// class classes[i], in ascending order.
+struct ClassSums {
+  std::unique_ptr<int32_t[]> classes;
+  std::unique_ptr<double[]> sums;
+  int64_t count = 0;
+};
+
+// Overwrites sums and counts (K,). If there is a bad label, the sums are not computed.
 MCIBI_DECLARE_CPU_KERNEL(class_feature_sums_cpu,
                          (const FeatureMap& features, const LabelMap& labels, bool align_corners,
-                          double* sums, int64_t* counts, BadLabel* bad))
+                          ClassSums& sums, int64_t* counts, BadLabel* bad))
 
 // The adjoint: writes grad_features[j, z] = sum_c A[j, c] grad_sums[c, z]. grad_sums, (K, Z), and
 // grad_features are contiguous.
@@ -38,8 +46,8 @@ MCIBI_DECLARE_CPU_KERNEL(class_feature_sums_backward_cpu,
 
 // Eqs. 9 and 6, in place on the contiguous memory (K, 2). Classes without pixels keep their row.
 MCIBI_DECLARE_CPU_KERNEL(moving_average_cpu,
-                         (const double* sums, const int64_t* counts, int64_t num_classes,
-                          int64_t channels, double momentum, bool unbiased, double* memory))
+                         (const ClassSums& sums, const int64_t* counts, int64_t channels,
+                          double momentum, bool unbiased, double* memory))
 
 // ---- CUDA ---------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
 }
 
 struct Sums {
-  std::vector<double> sums;  // (K, Z)
+  ClassSums of_classes;
   std::vector<int64_t> counts;
 };
 
@@ -37,13 +37,26 @@ Sums compute_sums(const Tensor& features, const Tensor& labels, int64_t num_clas
   const FeatureMap map = feature_map(features);
   const LabelMap label = label_map(labels, num_classes, ignore_index);
   check_shapes(map, labels);
-  Sums result = {std::vector<double>(num_classes * map.channels),
-                 std::vector<int64_t>(num_classes)};
+  Sums result = {{}, std::vector<int64_t>(num_classes)};
   BadLabel bad = {};
   MCIBI_CPU_KERNEL(class_feature_sums_cpu)
-  (map, label, align_corners, result.sums.data(), result.counts.data(), &bad);
+  (map, label, align_corners, result.of_classes, result.counts.data(), &bad);
   report_bad_label(report, bad, label);
   return result;
+}
+
+// Writes all K rows of the sums; those of the classes that do not occur are zeros.
+template <typename T>
+void write_sums(const ClassSums& sums, int64_t num_classes, int64_t channels, T* out) {
+  const double* from = sums.sums.get();
+  int64_t next = 0;  // class
+  for (int64_t i = 0; i < sums.count; ++i, from += channels) {
+    const int64_t c = sums.classes[i];
+    std::fill(out + next * channels, out + c * channels, T(0));
+    std::copy(from, from + channels, out + c * channels);
+    next = c + 1;
+  }
+  std::fill(out + next * channels, out + num_classes * channels, T(0));
 }
 
 std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tensor& labels,
@@ -52,13 +65,13 @@ std::tuple<Tensor, Tensor> class_feature_sums(const Tensor& features, const Tens
   const Sums result =
       compute_sums(features, labels, num_classes, ignore_index, align_corners, report);
   const bool wide = features.scalar_type() == ScalarType::Double;
-  Tensor sums =
-      empty({num_classes, features.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  const int64_t channels = features.size(1);
+  Tensor sums = empty({num_classes, channels}, wide ? ScalarType::Double : ScalarType::Float);
   Tensor counts = empty({num_classes}, ScalarType::Long);
   if (wide) {
-    std::copy(result.sums.begin(), result.sums.end(), static_cast<double*>(sums.data_ptr()));
+    write_sums(result.of_classes, num_classes, channels, static_cast<double*>(sums.data_ptr()));
   } else {
-    std::copy(result.sums.begin(), result.sums.end(), static_cast<float*>(sums.data_ptr()));
+    write_sums(result.of_classes, num_classes, channels, static_cast<float*>(sums.data_ptr()));
   }
   std::copy(result.counts.begin(), result.counts.end(), static_cast<int64_t*>(counts.data_ptr()));
   return {sums, counts};
@@ -122,8 +135,7 @@ Tensor memory_update(const Tensor& memory, const Tensor& features, const Tensor&
   const std::vector<double> old = to_doubles(memory, "memory");
   std::vector<double> next = old;
   MCIBI_CPU_KERNEL(moving_average_cpu)
-  (sums.sums.data(), sums.counts.data(), num_classes, features.size(1), momentum, unbiased,
-   next.data());
+  (sums.of_classes, sums.counts.data(), features.size(1), momentum, unbiased, next.data());
   Tensor result = empty({num_classes, 2}, memory.scalar_type());
   *row_counter(kept_rows, memory) +=
       memory.scalar_type() == ScalarType::Double

@@ -162,10 +162,10 @@ void sum_neighbours(const FeatureMap& f, const std::vector<WeightRow>& rows, int
 
 // The sums of kBlock channels from z0 on, or those that are left.
 template <typename S>
-void sum_block(const FeatureMap& f, const std::vector<WeightRow>& rows, int64_t num_classes,
-               int64_t z0, Tile<S>* tile, double* sums) {
+void sum_block(const FeatureMap& f, const std::vector<WeightRow>& rows, int64_t classes, int64_t z0,
+               Tile<S>* tile, double* sums) {
   const bool whole = z0 + kBlock <= f.channels;
-  std::vector<double> partial(whole ? 0 : num_classes * kBlock);  // of the last channels
+  std::vector<double> partial(whole ? 0 : classes * kBlock);  // of the last channels
   double* block = whole ? sums + z0 : partial.data();
   const int64_t pitch = whole ? f.channels : kBlock;
   for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
@@ -178,23 +178,39 @@ void sum_block(const FeatureMap& f, const std::vector<WeightRow>& rows, int64_t 
                    block + run.label * pitch);
     }
   }
-  for (int64_t c = 0; c < num_classes && !whole; ++c) {
+  for (int64_t c = 0; c < classes && !whole; ++c) {
     for (int64_t z = z0; z < f.channels; ++z) {
       sums[c * f.channels + z] = block[c * kBlock + z - z0];
     }
   }
 }
 
-// sums: (K, Z), set to zero by the caller.
+// Numbers the classes that occur in ascending order, in the runs too; makes room for their sums.
+ClassSums number_classes(const int64_t* counts, int64_t num_classes, int64_t channels,
+                         std::vector<WeightRow>& rows) {
+  ClassSums found = {std::unique_ptr<int32_t[]>(new int32_t[num_classes]), nullptr, 0};
+  std::vector<int32_t> number_of(num_classes);
+  for (int32_t c = 0; c < num_classes; ++c) {
+    number_of[c] = static_cast<int32_t>(found.count);
+    if (counts[c] > 0) found.classes[found.count++] = c;
+  }
+  for (WeightRow& row : rows) {
+    for (int32_t n = 0; n < row.num_runs; ++n) row.runs[n].label = number_of[row.runs[n].label];
+  }
+  found.sums.reset(new double[found.count * channels]());
+  return found;
+}
+
+// sums: (classes, Z), zeros.
 template <typename S>
-void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows,
-                  int64_t num_classes, double* sums) {
+void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows, int64_t classes,
+                  double* sums) {
   const int64_t neighbours = features.stride_z == 1 ? features.channels / kBlock : 0;
   parallel_for(ceil_div(features.channels, kBlock), 1, [&](int64_t begin, int64_t end) {
     sum_neighbours<S>(features, rows, begin, std::min(end, neighbours), sums);
     Tile<S> tile(features);
     for (int64_t block = std::max(begin, neighbours); block < end; ++block) {
-      sum_block<S>(features, rows, num_classes, block * kBlock, &tile, sums);
+      sum_block<S>(features, rows, classes, block * kBlock, &tile, sums);
     }
   });
 }
@@ -262,14 +278,16 @@ double sum_over(int64_t count, const F& f) {
 }  // namespace
 
 void class_feature_sums_cpu(const FeatureMap& features, const LabelMap& labels, bool align_corners,
-                            double* sums, int64_t* counts, BadLabel* bad) {
+                            ClassSums& sums, int64_t* counts, BadLabel* bad) {
   std::fill(counts, counts + labels.num_classes, 0);
   with_storage_type(features.kind, [&](auto type) {
     using S = decltype(type);
-    const auto rows = class_weights<Compute<S>>(labels, features.batch, features.height,
-                                                features.width, align_corners, counts);
+    auto rows = class_weights<Compute<S>>(labels, features.batch, features.height, features.width,
+                                          align_corners, counts);
     *bad = first_bad_label(rows);
-    if (!bad->found) sum_channels<S>(features, rows, labels.num_classes, sums);
+    if (bad->found) return;
+    sums = number_classes(counts, labels.num_classes, features.channels, rows);
+    sum_channels<S>(features, rows, sums.count, sums.sums.get());
   });
 }
 
@@ -286,12 +304,12 @@ void class_feature_sums_backward_cpu(const double* grad_sums, const LabelMap& la
   });
 }
 
-void moving_average_cpu(const double* sums, const int64_t* counts, int64_t num_classes,
-                        int64_t channels, double momentum, bool unbiased, double* memory) {
-  parallel_for(num_classes, 32, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      if (counts[c] == 0) continue;
-      const double* x = sums + c * channels;
+void moving_average_cpu(const ClassSums& sums, const int64_t* counts, int64_t channels,
+                        double momentum, bool unbiased, double* memory) {
+  parallel_for(sums.count, 32, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t c = sums.classes[i];
+      const double* x = sums.sums.get() + i * channels;
       const double scale = 1.0 / static_cast<double>(counts[c]);  // Eq. 8
       const double mean = scale * sum_over(channels, [&](int64_t z) { return x[z]; }) / channels;
       const double squares = sum_over(channels, [&](int64_t z) {

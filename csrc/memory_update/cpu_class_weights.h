@@ -55,19 +55,23 @@ struct AxisTaps {
   std::vector<double> weight0, weight1;
 };
 
-// One row of A while it is summed up: dense (K, w + 1), of which few classes are used.
+// One row of A while it is summed up: w + 1 weights for each class that occurs.
 class DenseRow {
  public:
-  DenseRow(int64_t num_classes, int64_t width)
-      : pitch_(width + 1), sums_(num_classes * pitch_), span_(num_classes, {kEmpty, -1}) {}
+  DenseRow(int64_t num_classes, int64_t width) : pitch_(width + 1), place_(num_classes, -1) {}
 
-  double* of_class(int32_t label) { return &sums_[label * pitch_]; }
-
-  void touch(int32_t label, int32_t first, int32_t last) {
-    Span& span = span_[label];
-    if (span.first == kEmpty) touched_.push_back(label);
-    if (first < span.first) span.first = first;
-    if (last > span.last) span.last = last;
+  // The class's weights, to which the caller adds from column `first` to `last`.
+  double* touch(int32_t label, int32_t first, int32_t last) {
+    int32_t& place = place_[label];
+    if (place < 0) {
+      place = static_cast<int32_t>(touched_.size());
+      touched_.push_back({label, first, last});
+      if (sums_.size() < touched_.size() * pitch_) sums_.resize(touched_.size() * pitch_);
+    }
+    Touched& touched = touched_[place];
+    if (first < touched.first) touched.first = first;
+    if (last > touched.last) touched.last = last;
+    return &sums_[place * pitch_];
   }
 
   // Moves the values that are not zero to `row` and clears this one. The vectors are scratch
@@ -75,19 +79,20 @@ class DenseRow {
   void move_to(WeightRow& row, std::vector<ClassRun>& runs, std::vector<double>& weights) {
     runs.clear();
     weights.clear();
-    for (const int32_t label : touched_) {
-      double* sums = of_class(label);
+    double* sums = sums_.data();
+    for (const Touched& touched : touched_) {
       bool open = false;
-      for (int32_t j = span_[label].first; j <= span_[label].last; ++j) {
+      for (int32_t j = touched.first; j <= touched.last; ++j) {
         if (sums[j] != 0.0) {
-          if (!open) runs.push_back({label, j, 0, static_cast<int32_t>(weights.size())});
+          if (!open) runs.push_back({touched.label, j, 0, static_cast<int32_t>(weights.size())});
           ++runs.back().count;
           weights.push_back(sums[j]);
         }
         open = sums[j] != 0.0;
         sums[j] = 0.0;
       }
-      span_[label] = {kEmpty, -1};
+      place_[touched.label] = -1;
+      sums += pitch_;
     }
     touched_.clear();
     row.num_runs = static_cast<int32_t>(runs.size());
@@ -98,15 +103,14 @@ class DenseRow {
   }
 
  private:
-  struct Span {
-    int32_t first, last;
+  struct Touched {
+    int32_t label, first, last;
   };
-  static constexpr int32_t kEmpty = INT32_MAX;
 
-  int64_t pitch_;
-  std::vector<double> sums_;
-  std::vector<Span> span_;
-  std::vector<int32_t> touched_;
+  size_t pitch_;
+  std::vector<int32_t> place_;    // of each class among those that are touched, or -1
+  std::vector<Touched> touched_;  // in the order in which they came
+  std::vector<double> sums_;      // (touched, w + 1), zeros where nothing was added
 };
 
 // Computes consecutive rows of A on one thread.
@@ -194,11 +198,15 @@ class WeightRowBuilder {
 
   void add(double vertical_weight, DenseRow& row) const {
     if (vertical_weight == 0.0) return;
-    for (const Piece& piece : pieces_) {
-      double* sums = row.of_class(piece.label) + piece.column;
-      row.touch(piece.label, piece.column, piece.column + 1);
-      sums[0] += vertical_weight * piece.sum0;
-      sums[1] += vertical_weight * piece.sum1;
+    const Piece* const end = pieces_.data() + pieces_.size();
+    for (const Piece *first = pieces_.data(), *last; first < end; first = last) {
+      // Neighbouring pieces of one class, whose columns ascend.
+      for (last = first + 1; last < end && last->label == first->label;) ++last;
+      double* const sums = row.touch(first->label, first->column, last[-1].column + 1);
+      for (const Piece* piece = first; piece < last; ++piece) {
+        sums[piece->column] += vertical_weight * piece->sum0;
+        sums[piece->column + 1] += vertical_weight * piece->sum1;
+      }
     }
   }
 
