@@ -241,6 +241,14 @@ void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
     std::vector<double> tile(width * kBlock);
     for (int64_t i = begin; i < end; ++i) {
       const WeightRow& row = rows[i];
+      S* image = static_cast<S*>(const_cast<void*>(grad.data)) + (i / height) * grad.stride_b +
+                 (i % height) * grad.stride_y;
+      if (row.num_runs == 0) {  // many rows, where there are fewer labels than rows
+        for (int64_t z = 0; z < channels; ++z) {
+          memset(image + z * grad.stride_z, 0, static_cast<size_t>(width) * sizeof(S));
+        }
+        continue;
+      }
       for (int64_t z0 = 0; z0 < channels; z0 += kBlock) {
         const int64_t count = channels - z0 < kBlock ? channels - z0 : kBlock;
         std::fill(tile.begin(), tile.end(), 0.0);
@@ -253,8 +261,7 @@ void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
             for (int64_t z = 0; z < count; ++z) pixel[z] += weight * source[z];
           }
         }
-        S* out = static_cast<S*>(const_cast<void*>(grad.data)) + (i / height) * grad.stride_b +
-                 z0 * grad.stride_z + (i % height) * grad.stride_y;
+        S* out = image + z0 * grad.stride_z;
         for (int64_t z = 0; z < count; ++z) store_channel(&tile[z], width, out + z * grad.stride_z);
       }
     }
