@@ -24,7 +24,9 @@ from mcibi_fast.ablations.runs import MEASURED
 from mcibi_fast.ablations.stages import StageWeights
 from mcibi_fast.files import write_atomically
 from mcibi_fast.inference.evaluate import evaluate
+from mcibi_fast.metrics.confusion import SegmentationMetrics
 from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.recipes.parts import InferenceConfig
 from mcibi_fast.reports.gathering import collect
 from mcibi_fast.training.run import Run
@@ -53,22 +55,33 @@ def score(folder: Path, report: Callable[[str], None] = print) -> None:
             report(f"{folder.name}: {name} {_short(scores[name])}")
 
 
+def from_one_view(config: TrainConfig) -> InferenceConfig:
+    """A run's own way to test, without further scales and mirroring."""
+    return replace(config.inference, scales=(1.0,), flip=False)
+
+
+def evaluated(
+    config: TrainConfig, model: Any, split: str, inference: InferenceConfig
+) -> SegmentationMetrics:
+    """The scores of a run's model on a split, in float32."""
+    dataset = config.data.dataset(split)
+    return evaluate(
+        model, dataset, inference=inference, batch_size=4, workers=1, precision="no"
+    ).compute()
+
+
 def _measures(folder: Path) -> list[tuple[str, Callable[[], Any]]]:
     config = Run(folder).settings()
     model, spec = load_model(folder / "checkpoints" / "last")
 
     def metrics(split: str, inference: InferenceConfig, shown: Any = model) -> dict[str, Any]:
-        dataset = config.data.dataset(split)
-        confusion = evaluate(
-            shown, dataset, inference=inference, batch_size=4, workers=1, precision="no"
-        )
-        return confusion.compute().as_dict(spec.classes)
+        return evaluated(config, shown, split, inference).as_dict(spec.classes)
 
     def with_labels() -> Any:
         """The model that gathers with the labels instead of W, as in Table 1."""
         return load_model(folder / "checkpoints" / "last", weights_from="labels")[0]
 
-    one = replace(config.inference, scales=(1.0,), flip=False)
+    one = from_one_view(config)
     measures: list[tuple[str, Callable[[], Any]]] = [
         ("val", lambda: metrics("val", one)),
         ("test", lambda: metrics("test", one)),

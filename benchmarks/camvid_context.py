@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from mcibi_fast.inference.evaluate import evaluate
+from benchmarks.camvid import evaluated, from_one_view
 from mcibi_fast.models.checkpoint import load_model
 from mcibi_fast.nn.context import DatasetLevelContext
 from mcibi_fast.training.run import Run
@@ -65,17 +64,12 @@ def scores(folder: Path, split: str = "val") -> Iterator[tuple[str, float]]:
         split: whose images are scored; all must have one size.
     """
     config = Run(folder).settings()
-    dataset = config.data.dataset(split)
     model = load_model(folder / "checkpoints" / "last")[0]
     if not model.head.has_memory:
         raise SystemExit(f"{folder}: a model without a memory has no context")
-    inference = replace(config.inference, scales=(1.0,), flip=False)
 
     def score() -> float:
-        confusion = evaluate(
-            model, dataset, inference=inference, batch_size=4, workers=1, precision="no"
-        )
-        return 100 * confusion.compute().mean_iou
+        return 100 * evaluated(config, model, split, from_one_view(config)).mean_iou
 
     images = Images()
     with replaced(images.keep):

@@ -22,7 +22,7 @@ import csv
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.compat import sssegmentation
-from mcibi_fast.data.loading import training_loader
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.recipes.registry import configure
 from mcibi_fast.training.loss_log import LossReadings
@@ -41,7 +40,6 @@ from mcibi_fast.training.trainer import Trainer
 
 SETTINGS = (
     "mixed_precision=no",
-    "trackers=[]",
     "optimizer.floor=0.01",
     "model.options.dropout=0",
 )
@@ -148,20 +146,6 @@ def in_dtype(model: nn.Module, batch: Batch) -> Batch:
     return batch | {"image": batch["image"].to(next(model.parameters()).dtype)}
 
 
-def batches(trainer: Trainer, epoch: int) -> Iterator[Batch]:
-    """Those of our trainer's epoch."""
-    config = trainer.config
-    return iter(
-        training_loader(
-            trainer.train_data,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            workers=config.workers,
-        )
-    )
-
-
 def compare(
     root: str, out: Path, epochs: int, dtype: torch.dtype, settings: Sequence[str]
 ) -> list[list[Losses]]:
@@ -195,7 +179,7 @@ def compare(
             [
                 loop.step(batch, epoch + 1)
                 for epoch in range(epochs)
-                for batch in batches(trainer, epoch)
+                for batch in trainer.batches(epoch)
             ]
         )
         print(f"{name}: {time.perf_counter() - seconds:.0f} s", flush=True)
@@ -216,18 +200,19 @@ def _tell_memories(memories: list[Tensor]) -> None:
 def tell(found: list[list[Losses]], out: Path) -> None:
     """Writes losses.csv and prints the largest relative differences over the steps."""
     names = ("loss_cls", "loss_pr", "loss_aux")
+    steps = list(zip(*found, strict=True))
     with (out / "losses.csv").open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["step", *(f"{name}: {who}" for name in names for who in COLUMNS)])
-        for number, step in enumerate(zip(*found, strict=True), start=1):
+        for number, step in enumerate(steps, start=1):
             lines.writerow([number, *(losses[name] for name in names for losses in step)])
     print("steps      ours - released      released - itself in channels_last")
     last = 0
     for until in (1, 2, 5, 10, 20, 45, 90, 135, 180):
-        if until > len(found[0]):
+        if until > len(steps):
             break
         largest = [0.0, 0.0]
-        for ours, first, second in list(zip(*found, strict=True))[last:until]:
+        for ours, first, second in steps[last:until]:
             for i, other in enumerate((ours, second)):
                 for name in names:
                     difference = abs(other[name] - first[name]) / abs(first[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -209,24 +209,28 @@ class Trainer:
             self.scalars.close()
         self.accelerator.free_memory()
 
-    def _train_epoch(self, interrupted: Callable[[], bool]) -> None:
-        config = self.config
-        epoch, start = divmod(self.step, self.steps_per_epoch)
+    def batches(self, epoch: int, start: int = 0) -> Iterable[dict[str, Any]]:
+        """This rank's batches of an epoch, from a step of it on."""
         order = None
         if self.balance is not None:
-            order = self.balance.order(seed=config.seed, epoch=epoch)
-        batches = training_loader(
+            order = self.balance.order(seed=self.config.seed, epoch=epoch)
+        return training_loader(
             self.train_data,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
             epoch=epoch,
             start=start,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            workers=config.workers,
+            workers=self.config.workers,
             device=self.accelerator.device,
             order=order,
         )
+
+    def _train_epoch(self, interrupted: Callable[[], bool]) -> None:
+        config = self.config
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        batches = self.batches(epoch, start)
         self.shown.rename(f"epoch {epoch + 1}/{config.epochs}")
         self.wrapped.train()
         for batch in batches:

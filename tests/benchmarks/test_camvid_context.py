@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import camvid_context
 from mcibi_fast.recipes.registry import configure
 from mcibi_fast.training.train import train
-from tests.commands.folders import write_folder
+from tests.benchmarks.small_camvid import SETTINGS, write_small_camvid
 
 
 def test_contexts_of_other_images_and_their_mean() -> None:
@@ -27,17 +26,11 @@ def test_contexts_of_other_images_and_their_mean() -> None:
 
 @pytest.mark.slow
 def test_scores_of_a_run(tmp_path: Path, monkeypatch, capsys) -> None:
-    mask = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 11
-    picture = np.repeat(mask[..., None] * 20, 3, axis=2)
-    root = write_folder(tmp_path / "data", mask, picture)
-    settings = [
-        "model.backbone=test_resnet", "model.options.pretrained=false",
-        "model.options.feats_channels=8", "batch_size=2", "epochs=1",
-        "augmentation.crop_size=[32,32]", "workers=0", "device=cpu", "mixed_precision=no",
-    ]  # fmt: skip
+    root = write_small_camvid(tmp_path / "data")
+    settings = [*SETTINGS, "model.options.feats_channels=8", "epochs=1"]
     threads = torch.get_num_threads()
     for memory in ("mcibipp", "none"):
-        config = configure("camvid_lite", str(root), [*settings, f"model.memory={memory}"])
+        config = configure("camvid_lite", root, [*settings, f"model.memory={memory}"])
         train(config, tmp_path / memory)
     monkeypatch.setattr(sys, "argv", ["camvid_context", str(tmp_path / "mcibipp")])
     camvid_context.main()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import camvid_start
 from mcibi_fast.nn.context import DatasetLevelContext
 from mcibi_fast.nn.memory import GaussianMemory
-from tests.commands.folders import write_folder
+from tests.benchmarks.small_camvid import SETTINGS, write_small_camvid
 
 
 def gradients(name: str) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
@@ -48,16 +47,9 @@ def test_variants_take_out_what_they_say() -> None:
 
 @pytest.mark.slow
 def test_losses_of_the_first_epochs(tmp_path: Path, monkeypatch, capsys) -> None:
-    mask = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 11
-    picture = np.repeat(mask[..., None] * 20, 3, axis=2)
-    root = write_folder(tmp_path / "data", mask, picture)
-    settings = [
-        "model.backbone=test_resnet", "model.options.pretrained=false",
-        "model.options.feats_channels=8", "batch_size=2",
-        "epochs=4", "augmentation.crop_size=[32,32]", "workers=0", "device=cpu",
-        "mixed_precision=no", "log_every=1",
-    ]  # fmt: skip
-    command = ["camvid_start", str(tmp_path / "runs"), "--root", str(root), "--epochs", "2"]
+    root = write_small_camvid(tmp_path / "data")
+    settings = [*SETTINGS, "model.options.feats_channels=8", "epochs=4", "log_every=1"]
+    command = ["camvid_start", str(tmp_path / "runs"), "--root", root, "--epochs", "2"]
     only = ["--only", "FCN", "W detached"]
     printed: list[list[list[str]]] = []
     for _ in range(2):  # the second time, finished runs are left as they are

@@ -6,12 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import released_training
-from tests.commands.folders import write_folder
+from tests.benchmarks.small_camvid import SETTINGS, write_small_camvid
 
 PACKAGE = os.environ.get("SSSEGMENTATION")
 
@@ -24,18 +23,12 @@ PACKAGE = os.environ.get("SSSEGMENTATION")
 def test_losses_of_every_step_are_the_released_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mask = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 11
-    picture = np.repeat(mask[..., None] * 20, 3, axis=2)
-    root = write_folder(tmp_path / "data", mask, picture)
-    settings = [
-        "model.backbone=test_resnet", "model.options.pretrained=false",
-        "batch_size=2", "augmentation.crop_size=[32,32]", "workers=0", "device=cpu",
-        "optimizer.lr=0.001",
-    ]  # fmt: skip
+    root = write_small_camvid(tmp_path / "data")
+    settings = [*SETTINGS, "optimizer.lr=0.001"]
     monkeypatch.syspath_prepend(str(PACKAGE))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     try:
-        found = released_training.compare(str(root), tmp_path / "run", 4, torch.float64, settings)
+        found = released_training.compare(root, tmp_path / "run", 4, torch.float64, settings)
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
