@@ -29,6 +29,7 @@ from mcibi_fast.models.emanet import EMANet
 from mcibi_fast.models.encnet import EncNet
 from mcibi_fast.models.etc import ETC
 from mcibi_fast.models.fcn import FCN
+from mcibi_fast.models.fine_tuning import Beginning, begin_with
 from mcibi_fast.models.gcnet import GCNet
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.isanet import ISANet
@@ -70,6 +71,7 @@ __all__ = [
     "TCB",
     "ANNNet",
     "APCNet",
+    "Beginning",
     "CCNet",
     "DANet",
     "DMNet",
@@ -102,6 +104,7 @@ __all__ = [
     "VideoHead",
     "VideoMethod",
     "VideoSegmentor",
+    "begin_with",
     "convert_sync_batchnorm",
     "create",
     "create_backbone",

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcibi_fast.models.backbones import Pretrained, create_backbone, set_drop_path
+from mcibi_fast.models.fine_tuning import begin_with, own_checkpoint
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.layout import prepare_convolutions
 from mcibi_fast.models.registry import ModelKind, head_type, parse
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.video import VideoSegmentor, load_image_weights, own_checkpoint
+from mcibi_fast.models.video import VideoSegmentor, load_image_weights
 from mcibi_fast.models.weights import find_weights, read_spec
 from mcibi_fast.nn.blocks import use_leaky_relu
 
@@ -48,10 +49,11 @@ def create(
             its usual number of past frames by default.
         output_stride: stride of the backbone's last map.
         pretrained: True loads timm's weights, a path loads that file, and a name such as
-            "efficientnet_lite0" the weights in an installed package (:func:`create_backbone`). For
-            a video model it may also be a checkpoint of this package (a run's directory or a
-            ``.safetensors`` file) of the image model with the same options: see
-            :func:`load_image_weights`.
+            "efficientnet_lite0" the weights in an installed package (:func:`create_backbone`). It
+            may also be a checkpoint of this package, a run's directory or a ``.safetensors`` file.
+            The model then begins with all weights that fit, of the head and the memory as well:
+            see :func:`begin_with`, and for a video model, which begins with the image model of the
+            same options, :func:`load_image_weights`.
         drop_path: see :func:`set_drop_path`; None keeps timm's rate.
         negative_slope: if not 0, all of the head's ReLUs are LeakyReLU with this slope. Several
             published checkpoints of MCIBI and ISNet for LIP have 0.01.
@@ -70,7 +72,7 @@ def create(
     if one_logit or num_classes == 1:
         _check_one_logit(kind, head, num_classes)
         num_classes = 1
-    checkpoint = own_checkpoint(pretrained) if kind.history else None
+    checkpoint = own_checkpoint(pretrained)
     body = create_backbone(
         backbone,
         output_stride=output_stride,
@@ -98,6 +100,8 @@ def create(
         set_drop_path(model.backbone, drop_path)
     if checkpoint and isinstance(model, VideoSegmentor):
         load_image_weights(model, checkpoint)
+    elif checkpoint:
+        model.beginning = begin_with(model, checkpoint)
     model.normalisation = normalisation(backbone, pretrained)
     prepare_convolutions(model)
     model._created = framework, backbone, given

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mcibi_fast.models.checkpointing import set_checkpointing
+from mcibi_fast.models.fine_tuning import Beginning
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.output import DictOutput, SegmentationOutput
 from mcibi_fast.models.weights import ModelSpec, Precision
@@ -39,6 +40,7 @@ class Segmentor(nn.Module):
             prediction use it unless told otherwise; a call of the model itself does not.
         spec: the specification that the model was built from, with its classes and colours; None
             for a model of :func:`mcibi_fast.models.create`.
+        beginning: what it took over from a checkpoint, if ``pretrained`` named one of this package.
         tested_with: how the authors tested a released checkpoint, see
             :class:`mcibi_fast.models.weights.ModelSpec`; None for any other model.
     """
@@ -46,6 +48,7 @@ class Segmentor(nn.Module):
     accepts_loss_kwargs = False  # transformers' Trainer shall average over accumulated passes
     precision: Precision = "no"
     spec: ModelSpec | None = None
+    beginning: Beginning | None = None
     _created: tuple[str, str, dict[str, Any]] | None = None  # name, backbone, options of `create`
     _dict_output: Callable[..., Any] = DictOutput
     _hub: Any  # mcibi_fast.models.hub, which sets it: it creates models, so it is above this file

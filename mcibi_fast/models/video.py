@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mcibi_fast.models.backbones import Pretrained
 from mcibi_fast.models.flow import Frames
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
@@ -280,17 +279,3 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
         added = tuple(f"head.{name}." for name in model.head.added_modules)
         state = {name: value for name, value in own.items() if name.startswith(added)} | state
     fit_weights(model, state, file)
-
-
-def own_checkpoint(pretrained: Pretrained) -> Path | None:
-    """The path, if it is a checkpoint of this package; None for weights of a backbone."""
-    if isinstance(pretrained, bool):
-        return None
-    path = Path(pretrained)
-    if path.is_dir():
-        return path
-    try:
-        read_spec(path)
-    except (ValueError, OSError):
-        return None
-    return path

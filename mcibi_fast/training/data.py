@@ -11,7 +11,7 @@ from mcibi_fast.data.base import renormalised
 from mcibi_fast.data.functions import Augmentation, FunctionTransform
 from mcibi_fast.data.video import ClipDataset
 from mcibi_fast.models.creation import normalisation
-from mcibi_fast.models.video import own_checkpoint
+from mcibi_fast.models.fine_tuning import own_checkpoint
 from mcibi_fast.models.weights import ModelSpec, find_weights, moved_class, read_spec
 from mcibi_fast.recipes.config import TrainConfig
 from mcibi_fast.training.run import Run
@@ -98,7 +98,7 @@ def open_splits(
 
 
 def _moved_class(options: dict[str, Any], train: SegmentationDataset) -> str:
-    """See `moved_class`; of the image model whose weights a video model begins with."""
+    """See `moved_class`; of the checkpoint whose weights the model begins with."""
     checkpoint = own_checkpoint(options.get("pretrained", False))
     if checkpoint is None:
         return ""

@@ -91,6 +91,8 @@ class Trainer:
             check_fits(self.spec, run.weights(), **options)
         model = create_model(self.spec, **options)
         check_model(model, config.inference)
+        if model.beginning is not None:
+            self.report(f"the model {model.beginning}")
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
