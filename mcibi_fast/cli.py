@@ -32,7 +32,7 @@ from mcibi_fast.commands import (
     video,
 )
 from mcibi_fast.commands.options import HelpFormatter, add_command
-from mcibi_fast.errors import TrainingError, explanation
+from mcibi_fast.errors import TrainingError, WeightsError, explanation
 from mcibi_fast.interrupt import signals_interrupt
 from mcibi_fast.terminal import complain, show_warning
 
@@ -143,7 +143,8 @@ def _text(error: Exception) -> str | None:
         return line
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return str(error) if isinstance(error, (ValueError, OSError, TrainingError)) else None
+    known = (ValueError, OSError, TrainingError, WeightsError)
+    return str(error) if isinstance(error, known) else None
 
 
 def run() -> NoReturn:

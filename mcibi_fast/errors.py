@@ -26,6 +26,10 @@ class TrainingError(RuntimeError):
     """Training cannot continue; the message is one line that says at which step and why."""
 
 
+class WeightsError(RuntimeError):
+    """Weights that are not to be had; the message is one line that says which, and what to do."""
+
+
 class DataWarning(UserWarning):
     """Data that can be used, but not all of it, or perhaps not as its owner expects."""
 

@@ -8,9 +8,11 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -194,6 +196,31 @@ def test_batch_norm_of_one_value(
     text = str(caught.value)
     assert expected in text and "\n" not in text
     assert f"batch_size={config.batch_size} with accumulate={config.accumulate}" in text
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "expected"),
+    [
+        ("nowhere", "there is no file nowhere with weights; expected a file or a run"),
+        ("true", "timm/test_resnet.r160_in1k for test_resnet (no network). Download it"),
+    ],
+)
+def test_weights_that_are_not_to_be_had(
+    pretrained: str, expected: str, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, as for other mistakes, and no traceback."""
+    create = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            raise ConnectionError("no network")
+        return create(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.chdir(tmp_path)
+    text = fails("train", "scenes", "--set", f"model.options.pretrained={pretrained}",
+                 "model.backbone=test_resnet", "data.train_count=16", "workers=0")  # fmt: skip
+    assert expected in text
 
 
 class Dying(ScenesData):

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from mcibi_fast.errors import WeightsError
 from mcibi_fast.models.backbone_wrappers import Backbone, HighResolutionBackbone
 from mcibi_fast.models.pretrained import find_pretrained, readable
 
@@ -53,7 +54,7 @@ def create_backbone(
 
     Raises:
         ValueError: timm has no such model, or it has no feature maps at this stride.
-        RuntimeError: the weights could not be loaded; the message says which and what to do.
+        WeightsError: the weights could not be loaded; the message says which and what to do.
     """
     import timm
 
@@ -61,7 +62,9 @@ def create_backbone(
         from mcibi_fast.models import released_backbones as released
 
         if pretrained is not False:
-            raise RuntimeError("pretrained: a released backbone's weights are in its checkpoint")
+            raise WeightsError(
+                "pretrained: a released backbone's weights are in its checkpoint; pass that"
+            )
         return released.create(name, output_stride=output_stride)
     if not timm.is_model(name):
         similar = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
@@ -151,7 +154,7 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
     if pretrained is not True:
         source = str(find_pretrained(str(pretrained)))
     elif not source:
-        raise RuntimeError(f"pretrained: timm has no weights for {name}; pass the path of a file")
+        raise WeightsError(f"pretrained: timm has no weights for {name}; pass the path of a file")
     # Feature maps need no classifier, and timm warns about the file's. (It also warns about missing
     # entries, which is left.)
     builder = logging.getLogger("timm.models._builder")
@@ -167,7 +170,7 @@ def _with_weights(body: Any, name: str, pretrained: Pretrained, options: dict[st
             )
     except Exception as error:  # the hub, the network and the file raise errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RuntimeError(
+        raise WeightsError(
             f"pretrained: could not load {source} for {name} ({reason}). Download it on a machine "
             "with a network and pass its path as pretrained=PATH, or train with pretrained=False"
         ) from error

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from mcibi_fast.defaults import IMAGENET_MEAN, IMAGENET_STD
+from mcibi_fast.errors import WeightsError
 from mcibi_fast.files import write_atomically, write_text
 from mcibi_fast.models.checkpoint import create_model, load_model
 from mcibi_fast.models.segmentor import Segmentor
@@ -159,7 +160,7 @@ def from_pretrained(
 
     Raises:
         FileNotFoundError: the folder does not exist, or there are no weights in it.
-        RuntimeError: the repository could not be fetched; the message says what to do.
+        WeightsError: the repository could not be fetched; the message says what to do.
         ValueError: these are not weights of this package, ``config.json`` contradicts them, or a
             revision was given for a folder.
     """
@@ -204,7 +205,7 @@ def push_to_hub(
 
     Raises:
         ValueError: as in :func:`save_pretrained`, or ``repo`` is not of the form "owner/name".
-        RuntimeError: the Hub could not be reached or refused; the message says what to do.
+        WeightsError: the Hub could not be reached or refused; the message says what to do.
     """
     if not _is_repository(repo):
         raise ValueError(f"repo: expected owner/name, got {repo!r}")
@@ -221,7 +222,7 @@ def push_to_hub(
                 commit_message=commit_message,
             )
         except Exception as error:  # the hub and the network raise errors of many kinds
-            raise RuntimeError(
+            raise WeightsError(
                 f"push_to_hub: could not upload to {repo} ({_reason(error)}). Log in with `hf auth "
                 "login` or pass token=, with the right to write there; without a network, use "
                 f"save_pretrained and upload the folder later with `hf upload {repo} FOLDER`"
@@ -250,7 +251,7 @@ def _download(repo: str, **options: Any) -> Path:
                 "Without a network, download the repository on a machine that has one "
                 f"(`hf download {repo} --local-dir FOLDER`) and pass the folder"
             )
-        raise RuntimeError(
+        raise WeightsError(
             f"from_pretrained: {repo} is not a folder here, and could not be fetched from the Hub "
             f"({_reason(error)}). {advice}"
         ) from error

