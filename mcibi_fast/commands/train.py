@@ -20,6 +20,7 @@ EXTRA = "train"
 EXAMPLES = (
     "mcibi-fast train demo --out runs/first --set epochs=5",
     "mcibi-fast train folder --root DATA --framework pspnet --out runs/mine",
+    "mcibi-fast train folder --root DATA --from runs/mine --out runs/tuned",
 )
 
 
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="a model of timm, such as resnet101")
     parser.add_argument("--memory", metavar="NAME", help="mcibipp (the default), mcibi, or none")
     parser.add_argument("--without-memory", action="store_true", help="the same as --memory none")
+    parser.add_argument(
+        "--from", dest="start", metavar="RUN", help="fine-tune the model of a run or weights file"
+    )
     parser.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in DIR")
     parser.add_argument(
@@ -58,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     from mcibi_fast.training.run import Run
 
     if args.resume:
-        if args.recipe or args.set or args.out or args.config or _model_choices(args):
+        given = (args.recipe, args.set, args.out, args.config, args.start, _model_choices(args))
+        if any(given):
             raise ValueError(
                 "--resume goes on with the run's own settings; give nothing else but --root and "
                 "--augmentation"
@@ -75,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
             args.root,
             args.set,
             file=args.config,
+            start=args.start,
             needs_root=not args.show,
             **_model_choices(args),
         )

@@ -48,6 +48,7 @@ def configure(
     settings: list[str],
     *,
     file: str | None = None,
+    start: str | None = None,
     needs_root: bool = True,
     **model: Any,
 ) -> TrainConfig:
@@ -61,13 +62,21 @@ def configure(
         root: the dataset's folder or zip file.
         settings: see `recipes.apply_settings`.
         file: a TOML file, see `recipes.toml`.
+        start: a run or a weights file: the model becomes its model, with its weights
+            (`mcibi_fast.models.begin_with`); see `model_of`.
         needs_root: whether a missing root is an error for a recipe that reads a folder.
         model: ``framework``, ``backbone`` and ``memory``, for a recipe that takes them; the memory
             None means no memory.
 
     Raises:
         ValueError: there is no such recipe or field, or a value does not fit.
+        FileNotFoundError: there is no such folder, or no checkpoint in ``start``.
     """
+    if start is not None and model:
+        raise ValueError(
+            f"--from takes the model of {start}; change it with --set model.... instead of "
+            f"--{next(iter(model))}"
+        )
     table: dict[str, Any] = {}
     if file is not None:
         choices, table = read_toml(file)
@@ -89,6 +98,8 @@ def configure(
             "--set model.framework=... model.memory=... model.backbone=..."
         )
     config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()
+    if start is not None:
+        config.model = model_of(start)
     if root is not None:
         if isinstance(config.data, ScenesData):
             raise ValueError(f"--root: the recipe {recipe} reads no folder")
@@ -105,3 +116,20 @@ def configure(
     recipes.apply_settings(config, settings)
     config.validate(needs_root=needs_root)
     return config
+
+
+def model_of(checkpoint: str) -> recipes.ModelConfig:
+    """The model of a checkpoint, which begins with its weights, as far as the classes are the same.
+
+    Args:
+        checkpoint: a run's directory or a weights file.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is not one of this package.
+    """
+    from mcibi_fast.models.weights import find_weights, read_spec
+
+    spec = read_spec(find_weights(checkpoint))
+    options = spec.options | {"pretrained": str(Path(checkpoint).resolve())}
+    return recipes.ModelConfig.named(spec.name, spec.backbone, options)
