@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from mcibi_fast import cli
 from mcibi_fast.compat import convert, sssegmentation
-from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.models.checkpoint import create_model, load_model
 from tests.compat import zoo_models as zoo
 
 # A whole one of each kind is in `tests/compat/test_zoo.py`; these are narrow.
@@ -46,6 +46,13 @@ def test_converted_models(name: str, tmp_path: Path, generator: torch.Generator)
     with torch.no_grad():
         logits = model.double()(images).logits
     assert (logits - expected).abs().max() <= 1e-10 * expected.abs().max()
+    # It can be fine-tuned on other classes.
+    options = spec.options | {"pretrained": str(out)}
+    two = replace(spec, classes=["a", "b"], palette=[[0, 0, 0]] * 2, options=options)
+    tuned = create_model(two)
+    assert tuned.beginning is not None
+    assert set(tuned.beginning.fresh) == set(tuned.beginning.unused)
+    assert {n.rpartition(".")[2] for n in tuned.beginning.fresh} <= {"classifier", "memory"}
 
 
 @pytest.mark.slow
