@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -372,3 +374,44 @@ def test_gradients_of_class_rank_attention_by_pytorchs_kernel(N: int, K: int) ->
     exact = run("reference", torch.float64)
     for found, right in zip(run("auto", torch.float32), exact, strict=True):
         torch.testing.assert_close(found, right.float())
+
+
+@needs_kernels
+def test_aggregation_of_few_pixels_with_gradients_is_a_product() -> None:
+    def explained(K: int, h: int, Z: int, gradient: bool = True, **options: Any) -> str:
+        logits = torch.zeros(1, K, h, h, requires_grad=gradient, **options)
+        memory, noise = torch.ones(K, 2), torch.zeros(K, Z)
+        line, *_ = mcibi_fast.explain(
+            "gaussian_aggregate", logits, memory, Z, noise=noise
+        ).splitlines()
+        return line.removeprefix("gaussian_aggregate: ")
+
+    assert explained(128, 12, 64) == explained(1024, 1, 8) == "pytorch"
+    assert explained(128, 12, 64, dtype=torch.float64) == "pytorch"
+    assert explained(127, 12, 64) == explained(128, 13, 64) == "cpu"
+    assert explained(128, 12, 64, False) == explained(128, 12, 64, dtype=torch.bfloat16) == "cpu"
+
+
+@needs_kernels
+@pytest.mark.parametrize("philox", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_aggregation_of_few_pixels(layout: torch.memory_format, philox: bool) -> None:
+    """As a training step does it: the memory changes between the forward and the backward."""
+    K, Z = 131, 67
+    logits = torch.randn(2, K, 7, 10, generator=G).contiguous(memory_format=layout)
+    memory, eps = torch.rand(K, 2, generator=G), torch.randn(K, Z, generator=G)
+    cotangent = torch.randn(2, Z, 7, 10, generator=G)
+
+    def run(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        x, M = logits.to(dtype).requires_grad_(), memory.to(dtype, copy=True)
+        noise = ops.Philox(torch.tensor([5, 3])) if philox else eps.to(dtype)
+        with mcibi_fast.backend(name):
+            out = ops.gaussian_aggregate(x, M, Z, noise=noise)
+            M.add_(100)
+            return [out, *torch.autograd.grad(out, x, cotangent.to(dtype))]
+
+    found, right = run("auto", torch.float32), run("reference", torch.float64)
+    assert "GaussianAggregate" not in found[0].grad_fn.name()
+    assert found[0].is_contiguous(memory_format=layout)
+    for ours, exact in zip(found, right, strict=True):
+        torch.testing.assert_close(ours, exact.float())

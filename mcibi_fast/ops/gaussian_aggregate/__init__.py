@@ -15,7 +15,7 @@ from torch import Tensor
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
-from mcibi_fast.ops.gaussian_aggregate import reference
+from mcibi_fast.ops.gaussian_aggregate import plain, reference
 from mcibi_fast.ops.philox import Philox
 from mcibi_fast.ops.snapshot import snapshot
 
@@ -31,8 +31,10 @@ def gaussian_aggregate(
     """C~_bi (Eq. 12): the class representations sampled from the memory, gathered by each pixel.
 
     Differentiable once, in the logits; the memory is not learnt. Allocates the result and the
-    log-sum-exp of each pixel; on CUDA in 16 bits also the table, (K, Z). Under autocast the logits
-    are cast to its dtype.
+    log-sum-exp of each pixel; on CUDA in 16 bits also the table, (K, Z), and on the CPU, where
+    that is faster, the table and the softmax of at most 144 pixels (``mcibi_fast.explain`` says
+    where; only there the bits may depend on the number of threads). Under autocast the logits are
+    cast to its dtype.
 
     Args:
         logits: (B, K, h, w) before the softmax, float32, float64, bfloat16 or float16, any
@@ -144,9 +146,34 @@ def _aggregate_reference(
     return out.contiguous(memory_format=_layout(logits)), statistic
 
 
+def _plain(
+    logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
+) -> tuple[Tensor, Tensor]:
+    statistic = logits.detach().to(checks.wide(logits.dtype)).logsumexp(1).flatten(1)
+    return _plain_result(logits, memory, channels, noise, hard), statistic
+
+
+def _plain_result(
+    logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
+) -> Tensor:
+    return plain.aggregate(logits, TABLE(memory, channels, noise))
+
+
 AGGREGATE = Op(
     "gaussian_aggregate",
-    [cuda_kernel, cpu_kernel, Kernel("reference", _aggregate_reference, always, composite=True)],
+    [
+        Kernel(
+            "pytorch",
+            _plain,
+            plain.why_not,
+            composite=True,
+            slower=plain.slower,
+            first=_plain_result,
+        ),
+        cuda_kernel,
+        cpu_kernel,
+        Kernel("reference", _aggregate_reference, always, composite=True),
+    ],
     _aggregate_fake,
     public=gaussian_aggregate,
     prepare=_prepare_aggregate,
