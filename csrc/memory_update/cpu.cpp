@@ -217,18 +217,27 @@ void sum_channels(const FeatureMap& features, const std::vector<WeightRow>& rows
 
 // ---- backward -----------------------------------------------------------------------------------
 
-// Writes one row of one channel from the tile [pixel][channel] of doubles.
+// Writes one row of `channels` channels from the tile [pixel][kBlock] of doubles.
 template <typename S>
-void store_channel(const double* tile, int64_t width, S* out) {
+void store_planes(const double* tile, int64_t width, int64_t channels, int64_t stride_z, S* out) {
   using C = Compute<S>;
   for (int64_t x = 0; x < width; x += kLanes<C>) {
-    const int64_t count = width - x < kLanes<C> ? width - x : kLanes<C>;
-    Vector<C> v = {};
-    for (int i = 0; i < count; ++i) v[i] = static_cast<C>(tile[(x + i) * kBlock]);
-    if (count == kLanes<C>) {
-      store(out + x, v);
-    } else {
-      store_first(out + x, v, count);
+    const int64_t pixels = std::min(width - x, kLanes<C>);
+    for (int64_t z = 0; z < channels; z += kLanes<C>) {
+      Vector<C> rows[kLanes<C>] = {};
+      for (int64_t i = 0; i < pixels; ++i) {
+        const double* from = tile + (x + i) * kBlock + z;
+        for (int64_t j = 0; j < kLanes<C>; ++j) rows[i][j] = static_cast<C>(from[j]);
+      }
+      transpose<C>(rows);
+      for (int64_t i = 0; i < kLanes<C> && z + i < channels; ++i) {
+        S* to = out + (z + i) * stride_z + x;
+        if (pixels == kLanes<C>) {
+          store(to, rows[i]);
+        } else {
+          store_first(to, rows[i], pixels);
+        }
+      }
     }
   }
 }
@@ -261,8 +270,7 @@ void spread_to_rows(const double* grad_sums, const std::vector<WeightRow>& rows,
             for (int64_t z = 0; z < count; ++z) pixel[z] += weight * source[z];
           }
         }
-        S* out = image + z0 * grad.stride_z;
-        for (int64_t z = 0; z < count; ++z) store_channel(&tile[z], width, out + z * grad.stride_z);
+        store_planes(tile.data(), width, count, grad.stride_z, image + z0 * grad.stride_z);
       }
     }
   });
