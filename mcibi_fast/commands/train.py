@@ -20,7 +20,6 @@ EXTRA = "train"
 EXAMPLES = (
     "mcibi-fast train demo --out runs/first --set epochs=5",
     "mcibi-fast train folder --root DATA --framework pspnet --out runs/mine",
-    "mcibi-fast train folder --root DATA --from runs/mine --out runs/tuned",
 )
 
 
