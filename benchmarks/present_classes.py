@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from mcibi_fast.data.base import renormalised
+from mcibi_fast.data.transforms import under_protocol
 from mcibi_fast.metrics import ConfusionMatrix
 from mcibi_fast.models.checkpoint import load_model
+from mcibi_fast.nn.one_logit import two_logits
 from mcibi_fast.training.run import Run
 
 
@@ -39,23 +40,25 @@ def scores(folder: Path, split: str = "val") -> Presence:
         split: whose images are scored.
     """
     model, spec = load_model(folder / "checkpoints" / "last")
-    dataset = renormalised(Run(folder).settings().data.dataset(split), model.normalisation)
+    config = Run(folder).settings()
+    dataset = renormalised(config.data.dataset(split), model.normalisation)
+    dataset = under_protocol(dataset, config.inference.protocol)
     K = len(spec.classes)
     trained, known = (ConfusionMatrix(K, spec.ignore_index) for _ in range(2))
     present = 0
     for index in range(len(dataset)):
         sample = dataset[index]
         labels = sample["label"][None].long()
-        logits = model(sample["image"][None]).logits
-        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+        logits = two_logits(model(sample["image"][None]).logits)
+        logits = model.head.upsample(logits, labels.shape[1:])
         occurring = [k for k in labels.unique().tolist() if 0 <= k < K and k != spec.ignore_index]
         absent = torch.ones(K, dtype=torch.bool)
         absent[occurring] = False
         trained.update(logits.argmax(1), labels)
         known.update(logits.masked_fill(absent[:, None, None], -torch.inf).argmax(1), labels)
         present += len(occurring)
-    mean_iou, bound = (100 * matrix.compute().mean_iou for matrix in (trained, known))
-    return Presence(mean_iou, bound, present / len(dataset), K)
+    percent = [100 * matrix.compute().mean_iou for matrix in (trained, known)]
+    return Presence(*percent, present / len(dataset), K)
 
 
 def main() -> None:

@@ -22,14 +22,12 @@ class Beginning:
 
     Attributes:
         file: the weights file.
-        classes: its class names.
         taken: number of entries of the state dict that were taken over.
         fresh: names of the model's modules that kept their fresh weights.
         unused: names of the checkpoint's modules of which nothing was taken over.
     """
 
     file: Path
-    classes: Sequence[str]
     taken: int
     fresh: Sequence[str]
     unused: Sequence[str]
@@ -73,7 +71,6 @@ def begin_with(model: nn.Module, checkpoint: str | Path) -> Beginning:
     model.load_state_dict({entry: stored[entry] for entry in taken}, strict=False)
     return Beginning(
         file=file,
-        classes=spec.classes,
         taken=len(taken),
         fresh=tuple(name for name in ours if name not in fitting),
         unused=tuple(name for name in theirs if name not in fitting),

@@ -107,7 +107,7 @@ def wide_rows(query: Tensor, hard: bool) -> str | None:
 
 def many_pixels(logits: Tensor, channels: int) -> str | None:
     """Aggregation: whether our kernel is faster than a softmax and a product."""
-    if not (logits.requires_grad and torch.is_grad_enabled()):
+    if not wants_gradient(logits):
         return "no gradient is wanted"
     if logits.dtype not in (torch.float32, torch.float64):
         return f"{logits.dtype} is not what it pays off in"

@@ -98,8 +98,6 @@ def configure(
             "--set model.framework=... model.memory=... model.backbone=..."
         )
     config = FREE_RECIPES[recipe](**model) if model else RECIPES[recipe]()
-    if start is not None:
-        config.model = model_of(start)
     if root is not None:
         if isinstance(config.data, ScenesData):
             raise ValueError(f"--root: the recipe {recipe} reads no folder")
@@ -113,6 +111,8 @@ def configure(
         config.data.root = root if is_remote(root) else str(Path(root).resolve())
     if file is not None:
         recipes.apply_table(config, table, file, also=CHOICES)
+    if start is not None:
+        config.model = model_of(start)
     recipes.apply_settings(config, settings)
     config.validate(needs_root=needs_root)
     return config

@@ -20,7 +20,7 @@ def test_parts(memory: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_step.time, "thread_time", lambda: float(next(ticks)))
     variants: tuple[tuple[str, Precision], ...] = (("channels_last", "bf16"),)
     train, inference = bench_step.measure(
-        "fcn", memory, "test_resnet", batch=2, size=32, rounds=1, variants=variants
+        "fcn", memory, "test_resnet", batch=2, size=32, variants=variants
     )
     assert (train["task"], inference["task"]) == ("train", "inference")
     for row in (train, inference):

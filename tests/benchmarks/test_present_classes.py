@@ -19,7 +19,7 @@ from tests.tiny_run import make_tiny_config
 def test_scores_of_a_run(tmp_path: Path, monkeypatch, capsys) -> None:
     train(make_tiny_config("epochs=1"), tmp_path / "run", progress=False, report=lambda _: None)
     found = present_classes.scores(tmp_path / "run")
-    # After six steps it predicts hardly more than one class: the right ones are news.
+    # After three steps it predicts hardly more than one class: the right ones are news.
     assert 0 < found.trained < found.known < 100
     assert found.classes == 12 and 1 < found.present < 12
     monkeypatch.setattr(sys, "argv", ["present_classes", str(tmp_path / "run")])

@@ -50,7 +50,7 @@ def test_converted_models(name: str, tmp_path: Path, generator: torch.Generator)
     options = spec.options | {"pretrained": str(out)}
     two = replace(spec, classes=["a", "b"], palette=[[0, 0, 0]] * 2, options=options)
     tuned = create_model(two)
-    assert tuned.beginning is not None
+    assert tuned.beginning is not None and tuned.beginning.fresh
     assert set(tuned.beginning.fresh) == set(tuned.beginning.unused)
     assert {n.rpartition(".")[2] for n in tuned.beginning.fresh} <= {"classifier", "memory"}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast import models
+from mcibi_fast.errors import WeightsError
 from mcibi_fast.models.checkpoint import create_model
 from mcibi_fast.models.weights import ModelSpec, find_weights, pack_weights
 from mcibi_fast.training.train import train
@@ -112,7 +113,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file = trained(tmp_path, "fcn")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises((ValueError, RuntimeError), match=file.name):
+    with pytest.raises(WeightsError, match=file.name):
         models.create("fcn", 3, "test_resnet", pretrained=file)
 
 

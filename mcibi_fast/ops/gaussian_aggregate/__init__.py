@@ -16,6 +16,7 @@ from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
 from mcibi_fast.ops.gaussian_aggregate import plain, reference
+from mcibi_fast.ops.layout import layout
 from mcibi_fast.ops.philox import Philox
 from mcibi_fast.ops.snapshot import snapshot
 
@@ -128,22 +129,15 @@ def _aggregate_fake(
     logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
 ) -> tuple[Tensor, Tensor]:
     batch, _, height, width = logits.shape
-    out = logits.new_empty((batch, channels, height, width)).to(memory_format=_layout(logits))
+    out = logits.new_empty((batch, channels, height, width)).to(memory_format=layout(logits))
     return out, logits.new_empty((batch, height * width), dtype=checks.wide(logits.dtype))
-
-
-def _layout(t: Tensor) -> torch.memory_format:
-    """The kernels' rule: channels_last stays so, unless the tensor is also contiguous."""
-    if t.is_contiguous() or not t.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def _aggregate_reference(
     logits: Tensor, memory: Tensor, channels: int, noise: Tensor, hard: bool
 ) -> tuple[Tensor, Tensor]:
     out, statistic = reference.gaussian_aggregate(logits, memory, channels, noise, hard)
-    return out.contiguous(memory_format=_layout(logits)), statistic
+    return out.contiguous(memory_format=layout(logits)), statistic
 
 
 def _plain(
@@ -187,7 +181,7 @@ def _backward_reference(
         return _aggregate_reference(scores, memory, grad.shape[1], noise, hard=False)[0]
 
     return recompute_gradients(aggregate, [logits], grad)[0].contiguous(
-        memory_format=_layout(logits)
+        memory_format=layout(logits)
     )
 
 
@@ -196,7 +190,7 @@ AGGREGATE_BACKWARD = Op(
     [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
     lambda grad, logits, lse, memory, noise: torch.empty_like(
         logits,
-        memory_format=_layout(logits),
+        memory_format=layout(logits),
     ),
 )
 AGGREGATE_BACKWARD.refuse_gradient()

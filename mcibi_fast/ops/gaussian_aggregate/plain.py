@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcibi_fast.ops import checks, measured
+from mcibi_fast.ops.layout import layout
 
 
 def aggregate(logits: Tensor, table: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def aggregate(logits: Tensor, table: Tensor) -> Tensor:
     B, K, h, w = logits.shape
     scores = logits.to(checks.wide(logits.dtype))
     table = table.to(scores.dtype)
-    if logits.is_contiguous() or not logits.is_contiguous(memory_format=torch.channels_last):
+    if layout(logits) == torch.contiguous_format:
         maps = torch.matmul(table.T, scores.flatten(2).softmax(1)).view(B, -1, h, w)
     else:
         rows = scores.permute(0, 2, 3, 1).reshape(B * h * w, K)

@@ -20,6 +20,7 @@ from mcibi_fast.ops import checks, measured
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
 from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients, refuse
 from mcibi_fast.ops.labels import without_bad_labels
+from mcibi_fast.ops.layout import layout
 from mcibi_fast.ops.modes import direct, follows
 from mcibi_fast.ops.upsample_cross_entropy import reference
 
@@ -187,13 +188,6 @@ CROSS_ENTROPY = Op(
 )
 
 
-def _layout(logits: Tensor) -> torch.memory_format:
-    """The rule of the kernels: channels_last unless the tensor is also contiguous."""
-    if logits.is_contiguous() or not logits.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def _backward_reference(
     grad_losses: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, *options: Any
 ) -> Tensor:
@@ -201,13 +195,13 @@ def _backward_reference(
         return _reference(l, labels, *options)[0]
 
     (grad,) = recompute_gradients(losses, [logits], grad_losses)
-    return grad.contiguous(memory_format=_layout(logits))
+    return grad.contiguous(memory_format=layout(logits))
 
 
 CROSS_ENTROPY_BACKWARD = Op(
     "upsample_cross_entropy_backward",
     [cuda_kernel, cpu_kernel, Kernel("reference", _backward_reference, always)],
-    lambda grad_losses, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
+    lambda grad_losses, logits, *_: torch.empty_like(logits, memory_format=layout(logits)),
 )
 CROSS_ENTROPY_BACKWARD.refuse_gradient()
 
@@ -263,7 +257,7 @@ def _reduced_reference(
 def _reduced_fake(logits: Tensor, labels: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """As on the CPU. Nothing that is traced calls the operator."""
     wide = checks.wide(logits.dtype)
-    grad = torch.empty_like(logits, dtype=wide, memory_format=_layout(logits))
+    grad = torch.empty_like(logits, dtype=wide, memory_format=layout(logits))
     return grad.new_empty(()), grad if args[-1] else grad[:0]
 
 
@@ -277,7 +271,7 @@ REDUCED = Op(
 GATHER = Op(
     "upsample_cross_entropy_gather",
     [cuda_kernel],
-    lambda _grad_loss, _sums, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
+    lambda _grad_loss, _sums, logits, *_: torch.empty_like(logits, memory_format=layout(logits)),
 )
 GATHER.refuse_gradient()
 
@@ -331,13 +325,13 @@ def _reduced_backward_reference(
         return _reduced_reference(*(l, labels, *options, False))[0]
 
     (grad,) = recompute_gradients(loss, [logits], grad_loss)
-    return grad.contiguous(memory_format=_layout(logits))
+    return grad.contiguous(memory_format=layout(logits))
 
 
 REDUCED_BACKWARD = Op(
     "upsample_cross_entropy_reduced_backward",
     [cpu_kernel, Kernel("reference", _reduced_backward_reference, always)],
-    lambda grad_loss, logits, *_: torch.empty_like(logits, memory_format=_layout(logits)),
+    lambda grad_loss, logits, *_: torch.empty_like(logits, memory_format=layout(logits)),
 )
 REDUCED_BACKWARD.refuse_gradient()
 
