@@ -250,6 +250,16 @@ class _Refusal(torch.autograd.Function):
         refuse(ctx.name)
 
 
+def no_gradient_of(ctx: Any, result: Tensor) -> None:
+    """For the second result of an autograd Function, which is not to be differentiated.
+
+    The Function's backward is then given None for it, and for the first result where nothing needs
+    a gradient. PyTorch would otherwise allocate zeros of its size in each backward pass.
+    """
+    ctx.mark_non_differentiable(result)
+    ctx.set_materialize_grads(False)
+
+
 def refuse(name: str) -> NoReturn:
     """Raises, where a gradient is to be differentiated once more."""
     raise RuntimeError(

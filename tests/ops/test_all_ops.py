@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcibi_fast
 from mcibi_fast.ops.dispatch import _ops
@@ -128,6 +129,57 @@ def test_gradcheck(case: Case, backend: str) -> None:
         args[i] = args[i].requires_grad_()
     with mcibi_fast.backend(backend):
         assert torch.autograd.gradcheck(case.call, args, nondet_tol=unordered(args))
+
+
+class Called(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"), [(c, b) for c, b in LEARNT if b in ("cpu", "cuda")], ids=str
+)
+def test_backward_forms_no_gradient_of_the_second_result(case: Case, backend: str) -> None:
+    """PyTorch makes zeros for it, as large as it is, where it is not told to leave that."""
+    args = case.args(torch.float32)
+    for i in case.differentiable:
+        args[i] = args[i].requires_grad_()
+    with mcibi_fast.backend(backend):
+        result = case.call(*args)
+        cotangent = torch.ones_like(result)
+        with Called() as called:
+            torch.autograd.grad(result, [args[i] for i in case.differentiable], cotangent)
+    assert called.names
+    assert not [name for name in called.names if "zeros" in name]
+
+
+class NoGradient(torch.autograd.Function):
+    """Its backward says that nothing needs a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor) -> Tensor:
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("case", "backend"), SMALL_LEARNT, ids=str)
+def test_no_gradient_from_above_is_none_below(case: Case, backend: str) -> None:
+    args = case.args()
+    for i in case.differentiable:
+        args[i] = args[i].requires_grad_()
+    with mcibi_fast.backend(backend):
+        NoGradient.apply(case.call(*args)).sum().backward()
+    assert all(args[i].grad is None for i in case.differentiable)
 
 
 @pytest.mark.parametrize(("case", "backend"), SMALL_LEARNT, ids=str)

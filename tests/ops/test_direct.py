@@ -259,6 +259,23 @@ def test_the_gradient_takes_any_cotangent(classes: int, size: tuple[int, int]) -
 
 @needs_kernels
 @SIZES
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_a_kept_graph_gives_its_gradient_again(size: tuple[int, int], factor: float) -> None:
+    """Also where the first one was changed; the last backward alone may reuse what is saved."""
+    logits = torch.randn(1, 3, *size, generator=G)
+    right = factor * losses(logits, LABELS[1:], "reference")[1]
+    leaf = logits.clone().requires_grad_()
+    loss = factor * ops.upsample_cross_entropy(leaf, LABELS[1:], ignore_index=255)
+    for keep in (True, True, False):
+        loss.backward(retain_graph=keep)
+        torch.testing.assert_close(leaf.grad, right)
+        leaf.grad.zero_()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@needs_kernels
+@SIZES
 def test_the_gradient_is_not_differentiated_again(size: tuple[int, int]) -> None:
     leaf = torch.randn(1, 3, *size, generator=G, requires_grad=True)
     loss = ops.upsample_cross_entropy(leaf, LABELS[1:], ignore_index=255)

@@ -20,7 +20,13 @@ from mcibi_fast.ops.class_rank_attention import reference
 from mcibi_fast.ops.compiled import cpu_kernel
 from mcibi_fast.ops.confidence_attention import plain
 from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa, sdpa_result
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import (
+    Kernel,
+    Op,
+    always,
+    no_gradient_of,
+    recompute_gradients,
+)
 from mcibi_fast.ops.triton_support import triton_missing
 
 MAX_CLASSES = 256  # of the Triton kernels, which hold a row of W on the chip
@@ -233,11 +239,13 @@ class ClassRankAttention(torch.autograd.Function):
         out, lse = ATTENTION.below_autograd(query, weights, scale, hard)
         ctx.save_for_backward(*((out,) if hard else (query, weights, out, lse)))
         ctx.scale, ctx.hard = scale, hard
-        ctx.mark_non_differentiable(lse)
+        no_gradient_of(ctx, lse)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 4
         if ctx.hard:
             (out,) = ctx.saved_tensors
             return _hard_gradient(grad, out, ctx.scale), None, None, None

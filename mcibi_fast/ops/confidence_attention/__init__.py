@@ -15,7 +15,14 @@ from torch import Tensor
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.confidence_attention import plain, reference
 from mcibi_fast.ops.confidence_attention.sdpa import contiguous, sdpa, sdpa_result
-from mcibi_fast.ops.dispatch import Kernel, Op, always, forced, recompute_gradients
+from mcibi_fast.ops.dispatch import (
+    Kernel,
+    Op,
+    always,
+    forced,
+    no_gradient_of,
+    recompute_gradients,
+)
 from mcibi_fast.ops.triton_support import triton_missing
 
 MAX_CHANNELS = 512  # of the Triton kernels, which hold a row of Q, K or V on the chip
@@ -199,11 +206,13 @@ class ConfidenceAttention(torch.autograd.Function):
         out, lse = ATTENTION.below_autograd(query, key, value, scale)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.scale = scale
-        ctx.mark_non_differentiable(lse)
+        no_gradient_of(ctx, lse)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 4
         return *ATTENTION_BACKWARD(grad, *ctx.saved_tensors, ctx.scale), None
 
 

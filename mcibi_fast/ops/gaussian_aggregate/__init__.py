@@ -14,7 +14,13 @@ from torch import Tensor
 
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import (
+    Kernel,
+    Op,
+    always,
+    no_gradient_of,
+    recompute_gradients,
+)
 from mcibi_fast.ops.gaussian_aggregate import plain, reference
 from mcibi_fast.ops.layout import layout
 from mcibi_fast.ops.philox import Philox
@@ -213,11 +219,13 @@ class GaussianAggregate(torch.autograd.Function):
         noise = noise if noise.is_floating_point() else snapshot(noise)
         out, lse = AGGREGATE.below_autograd(logits, memory, channels, noise, hard)
         ctx.save_for_backward(logits, lse, memory, noise)
-        ctx.mark_non_differentiable(lse)
+        no_gradient_of(ctx, lse)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 5
         logits, lse, memory, noise = ctx.saved_tensors
         return AGGREGATE_BACKWARD(grad, logits, lse, memory, noise), None, None, None, None
 

@@ -17,7 +17,13 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX, MOMENTUM
 from mcibi_fast.ops import checks
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients
+from mcibi_fast.ops.dispatch import (
+    Kernel,
+    Op,
+    always,
+    no_gradient_of,
+    recompute_gradients,
+)
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.memory_update import reference
 from mcibi_fast.ops.modes import follows
@@ -224,11 +230,13 @@ class ClassFeatureSums(torch.autograd.Function):
         ctx.save_for_backward(labels)
         ctx.size, ctx.dtype = features.shape[-2:], features.dtype
         ctx.options = (ignore_index, align_corners)
-        ctx.mark_non_differentiable(counts)
+        no_gradient_of(ctx, counts)
         return sums, counts
 
     @staticmethod
-    def backward(ctx: Any, grad_sums: Tensor, _counts: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_sums: Tensor | None, _counts: None) -> tuple[Any, ...]:
+        if grad_sums is None:
+            return (None,) * 5
         (labels,) = ctx.saved_tensors
         grad = SUMS_BACKWARD(grad_sums, labels, *ctx.size, *ctx.options, ctx.dtype)
         return grad, None, None, None, None

@@ -18,7 +18,14 @@ from torch import Tensor
 from mcibi_fast.defaults import IGNORE_INDEX
 from mcibi_fast.ops import checks, measured
 from mcibi_fast.ops.compiled import cpu_kernel, cuda_kernel
-from mcibi_fast.ops.dispatch import Kernel, Op, always, recompute_gradients, refuse
+from mcibi_fast.ops.dispatch import (
+    Kernel,
+    Op,
+    always,
+    no_gradient_of,
+    recompute_gradients,
+    refuse,
+)
 from mcibi_fast.ops.labels import without_bad_labels
 from mcibi_fast.ops.layout import layout
 from mcibi_fast.ops.modes import direct, follows
@@ -216,11 +223,13 @@ class UpsampleCrossEntropy(torch.autograd.Function):
         losses, lse = CROSS_ENTROPY.below_autograd(logits, labels, weight, *options)
         ctx.save_for_backward(logits, labels, lse, weight)
         ctx.options = options
-        ctx.mark_non_differentiable(lse)
+        no_gradient_of(ctx, lse)
         return losses, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor, _lse: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_losses: Tensor | None, _lse: None) -> tuple[Any, ...]:
+        if grad_losses is None:
+            return (None,) * 6
         grad = CROSS_ENTROPY_BACKWARD(grad_losses, *ctx.saved_tensors, *ctx.options)
         return grad, None, None, None, None, None
 
@@ -289,15 +298,18 @@ class ReducedUpsampleCrossEntropy(torch.autograd.Function):
         loss, saved = REDUCED.run_below_autograd((logits, labels, weight, *options))
         ctx.save_for_backward(saved, logits)
         ctx.size = labels.shape[1:]
-        ctx.mark_non_differentiable(saved)
+        no_gradient_of(ctx, saved)
         return loss, saved
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _grad_saved: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _saved: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 8
         saved, logits = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _Scaled.apply(saved, grad, logits, ctx.size), *[None] * 7
-        return _scaled(saved, grad, logits, ctx.size), *[None] * 7
+        in_place = not torch._C._autograd._get_current_graph_task_keep_graph()
+        return _scaled(saved, grad, logits, ctx.size, in_place), *[None] * 7
 
 
 class DeferredUpsampleCrossEntropy(torch.autograd.Function):
@@ -310,11 +322,13 @@ class DeferredUpsampleCrossEntropy(torch.autograd.Function):
         loss, no_grad = REDUCED.run_below_autograd((logits, labels, weight, *options))
         ctx.save_for_backward(logits, labels, weight)
         ctx.options = options[:-1]
-        ctx.mark_non_differentiable(no_grad)
+        no_gradient_of(ctx, no_grad)
         return loss, no_grad
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _no_grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, _no_grad: None) -> tuple[Any, ...]:
+        if grad_loss is None:
+            return (None,) * 8
         return REDUCED_BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 7
 
 
@@ -336,12 +350,20 @@ REDUCED_BACKWARD = Op(
 REDUCED_BACKWARD.refuse_gradient()
 
 
-def _scaled(saved: Tensor, grad: Tensor, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """A loss that does not count has no gradient, whatever its logits, nor have ignored pixels."""
+def _scaled(
+    saved: Tensor, grad: Tensor, logits: Tensor, size: tuple[int, int], in_place: bool = False
+) -> Tensor:
+    """The saved gradient times the cotangent, in place where the graph is not kept.
+
+    A loss that does not count has no gradient, whatever its logits, nor have ignored pixels.
+    """
     if logits.is_cuda:
         return GATHER.below_autograd(grad, saved, logits, *size)
-    if direct((grad,)) and (factor := grad.item()) and math.isfinite(factor):
-        scaled = saved * factor
+    if direct((grad, saved)) and (factor := grad.item()) and math.isfinite(factor):
+        if not in_place:
+            scaled = saved * factor
+        else:
+            scaled = saved if factor == 1 else saved.mul_(factor)
     else:
         scaled = torch.where((grad != 0) & (saved != 0), saved * grad, 0)
     return scaled if logits.dtype == scaled.dtype else scaled.to(logits.dtype)
