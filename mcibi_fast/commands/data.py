@@ -97,7 +97,12 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     options.add_classes(parser)
     options.add_masks(parser)
     options.add_set(parser, _FORMAT)
-    parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes that read, at most one for each core (default: 2)",
+    )
     options.add_quiet(parser)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def training_loader(
         start: batches to leave out at the front (a run resumed within the epoch).
         drop_last: leave out the incomplete batch at the end.
         rank, world_size: this process among all.
-        workers: loader processes; 0 loads in this one.
+        workers: loader processes, at most one for each core; 0 loads in this one.
         pin_memory: page-locked host memory.
         device: the device that trains. A GPU gets the batches, copied beside the step before; for
             others they stay on the host.
@@ -121,7 +122,7 @@ def training_loader(
     loader: DataLoader = DataLoader(
         _Carried(dataset),
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=loader_processes(workers),
         pin_memory=pin_memory or on_gpu,
         collate_fn=_stack,
         worker_init_fn=leave_to_parent,
@@ -174,7 +175,7 @@ def evaluation_loader(
     loader: DataLoader = DataLoader(
         _Carried(dataset),
         batch_sampler=[indices[i : i + batch_size] for i in range(0, len(indices), batch_size)],
-        num_workers=workers,
+        num_workers=loader_processes(workers),
         pin_memory=pin_memory,
         collate_fn=_stack_by_size,
         worker_init_fn=leave_to_parent,
@@ -207,6 +208,19 @@ def value_or_error(read: Callable[[], Any], name: Callable[[], str]) -> Any:
         return TooLittleMemoryError(
             f"{name()}: {memory_line(error)}; use fewer processes to load data, or smaller images"
         )
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def loader_processes(workers: int) -> int:
+    """As many as are asked for, but at most one for each core: more of them only disturb each
+    other, and PyTorch warns. What they load does not depend on their number."""
+    return min(workers, usable_cores())
 
 
 def carried(items: Iterable[Any]) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from mcibi_fast.data.errors import DataError
 from mcibi_fast.data.folder import FolderDataset
 from mcibi_fast.data.images import decode_pixels, read_image_file
 from mcibi_fast.data.listed import ListedDataset
-from mcibi_fast.data.loading import carried, value_or_error
+from mcibi_fast.data.loading import carried, loader_processes, value_or_error
 from mcibi_fast.data.shard_index import FORMAT, INDEX
 from mcibi_fast.data.shards import check_split, import_webdataset, shard_name
 from mcibi_fast.files import naming, new_directory
@@ -178,7 +178,7 @@ def _encode_all(dataset: SegmentationDataset, workers: int) -> Iterator[_Encoded
     loader: DataLoader = DataLoader(
         _Encoder(dataset),
         batch_size=None,
-        num_workers=workers,
+        num_workers=loader_processes(workers),
         collate_fn=_unchanged,
         # Without one of its own, a loader draws its base seed from the global generator.
         generator=torch.Generator(),

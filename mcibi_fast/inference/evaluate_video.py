@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mcibi_fast.data.base import renormalised
-from mcibi_fast.data.loading import carried, seeded_generator, value_or_error
+from mcibi_fast.data.loading import carried, loader_processes, seeded_generator, value_or_error
 from mcibi_fast.data.transforms import under_protocol
 from mcibi_fast.data.video import ClipDataset, VideoDataset, source_of
 from mcibi_fast.errors import enough_memory
@@ -198,7 +198,7 @@ def _load(frames: _Frames, workers: int) -> Iterator[dict[str, Any]]:
     loader: DataLoader = DataLoader(
         frames,
         batch_size=None,
-        num_workers=workers,
+        num_workers=loader_processes(workers),
         worker_init_fn=leave_to_parent,
         generator=seeded_generator(0),
     )

@@ -145,7 +145,7 @@ class TrainConfig:
         gradient_checkpointing: keep fewer activations and compute them again in the backward pass:
             less memory, about a third more time, the same result up to rounding.
         device: "auto" (a GPU if there is one) or "cpu".
-        workers: number of loader processes per training process.
+        workers: number of loader processes per training process, at most one for each core.
         log_every: number of steps between readings of the loss.
         checkpoint_every: number of steps between checkpoints within an epoch; 0 saves only at the
             end of each epoch.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+
+from mcibi_fast.data.loading import usable_cores
 
 
 def leave_cores_to_loaders(workers: int) -> None:
@@ -12,5 +12,4 @@ def leave_cores_to_loaders(workers: int) -> None:
 
     With one thread more than there are cores, OpenMP's barriers wait and training is much slower.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (cores or 1) - workers)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores() - workers)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ import torch
 from mcibi_fast.data.loading import (
     copied_beside,
     evaluation_loader,
+    loader_processes,
     training_loader,
     training_order,
+    usable_cores,
 )
 from mcibi_fast.data.notes import Notes
 from mcibi_fast.errors import DataWarning
@@ -89,6 +92,24 @@ def test_a_split_smaller_than_a_batch_and_indivisible_batches() -> None:
     assert len(training_order(3, 4, seed=0, epoch=0, drop_last=False)[0]) == 3
     with pytest.raises(ValueError, match="batch_size: 5 is not a multiple of 2 processes"):
         training_loader(Numbers(23), batch_size=5, seed=0, epoch=0, world_size=2)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processes bound to cores")
+def test_one_core_has_one_process_and_no_warning() -> None:
+    """PyTorch warns of more processes than cores; more are asked for by default."""
+    whole = names(training_loader(Numbers(23), batch_size=4, seed=0, epoch=0))
+    cores = os.sched_getaffinity(0)
+    assert usable_cores() == len(cores)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert [loader_processes(n) for n in (0, 1, 8)] == [0, 1, 1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loader = training_loader(Numbers(23), batch_size=4, seed=0, epoch=0, workers=8)
+            assert names(loader) == whole
+            assert len(list(evaluation_loader(Numbers(3), workers=8))) == 3
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
