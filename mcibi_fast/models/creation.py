@@ -99,7 +99,7 @@ def create(
     if drop_path is not None:
         set_drop_path(model.backbone, drop_path)
     if checkpoint and isinstance(model, VideoSegmentor):
-        load_image_weights(model, checkpoint)
+        model.beginning = load_image_weights(model, checkpoint)
     elif checkpoint:
         model.beginning = begin_with(model, checkpoint)
     model.normalisation = normalisation(backbone, pretrained)

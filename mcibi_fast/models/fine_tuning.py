@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcibi_fast.models.backbones import Pretrained
-from mcibi_fast.models.weights import find_weights, read_spec, read_weights
+from mcibi_fast.models.weights import find_weights, load_state, read_spec, read_weights
 
 _BACKBONE = "backbone."
 _SHOWN = 4  # modules that a message names
@@ -41,7 +41,6 @@ class Beginning:
         return "; ".join(parts)
 
 
-@torch.no_grad()
 def begin_with(model: nn.Module, checkpoint: str | Path) -> Beginning:
     """Loads into a model what fits of a checkpoint of this package, usually of another model.
 
@@ -60,15 +59,22 @@ def begin_with(model: nn.Module, checkpoint: str | Path) -> Beginning:
     """
     file = find_weights(checkpoint)
     spec = read_spec(file)  # a clear error for other files
-    stored, own = read_weights(file), model.state_dict()
-    theirs, ours = _modules(stored), _modules(own)
+    return take_what_fits(model, read_weights(file), file, spec.backbone)
+
+
+@torch.no_grad()
+def take_what_fits(
+    model: nn.Module, stored: Mapping[str, Tensor], file: Path, backbone: str
+) -> Beginning:
+    """The same with the state dict that was read from ``file``, of a model with ``backbone``."""
+    theirs, ours = _modules(stored), _modules(model.state_dict())
     fitting = [name for name in ours if _fits(ours[name], theirs.get(name, {}))]
     if missing := [n for n in ours if f"{n}.".startswith(_BACKBONE) and n not in fitting]:
         raise ValueError(
-            f"pretrained: {file} has another backbone, {spec.backbone}: {missing[0]} does not fit"
+            f"pretrained: {file} has another backbone, {backbone}: {missing[0]} does not fit"
         )
     taken = [entry for name in fitting for entry in ours[name]]
-    model.load_state_dict({entry: stored[entry] for entry in taken}, strict=False)
+    load_state(model, {entry: stored[entry] for entry in taken}, file, strict=False)
     return Beginning(
         file=file,
         taken=len(taken),

@@ -12,12 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mcibi_fast.models.fine_tuning import Beginning, take_what_fits
 from mcibi_fast.models.flow import Frames
 from mcibi_fast.models.head import SegmentationHead
 from mcibi_fast.models.memory_head import MemoryHead, WeightsFrom
 from mcibi_fast.models.output import SegmentationOutput
 from mcibi_fast.models.segmentor import Segmentor
-from mcibi_fast.models.weights import find_weights, fit_weights, read_spec, read_weights
+from mcibi_fast.models.weights import (
+    check_names,
+    check_shapes,
+    find_weights,
+    read_spec,
+    read_weights,
+)
 from mcibi_fast.nn.attention import ClassQuery
 from mcibi_fast.nn.context import Concatenation, ContextState, Past
 
@@ -250,8 +257,10 @@ class VideoSegmentor(Segmentor):
 
 
 @torch.no_grad()
-def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
+def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> Beginning:
     """Initialises a video model with the weights of an image model with the same options.
+
+    With another number of classes the classifiers and the memory keep their fresh weights.
 
     The part of the fusing convolution that takes past frames becomes zero: in evaluation the video
     model then computes what the image model does, and training starts from there. What another
@@ -267,7 +276,7 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
         ValueError: it is not a checkpoint of this package, or belongs to another architecture.
     """
     file = find_weights(checkpoint)
-    read_spec(file)  # a clear error for other files
+    spec = read_spec(file)  # a clear error for other files
     state = read_weights(file)
     own = model.state_dict()
     image = state.get(_FUSING)
@@ -275,7 +284,10 @@ def load_image_weights(model: VideoSegmentor, checkpoint: str | Path) -> None:
         widened = torch.zeros(own[_FUSING].shape, dtype=image.dtype)
         widened[:, :Z], widened[:, -Z:] = image[:, :Z], image[:, -Z:]
         state[_FUSING] = widened
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if isinstance(model.head, VideoMethod):
         added = tuple(f"head.{name}." for name in model.head.added_modules)
-        state = {name: value for name, value in own.items() if name.startswith(added)} | state
-    fit_weights(model, state, file)
+        shapes = {n: tuple(t.shape) for n, t in own.items() if n.startswith(added)} | shapes
+    same_classes = len(spec.classes) == max(2, model.head.num_classes)  # one logit is of two
+    (check_shapes if same_classes else check_names)(model, shapes, file)
+    return take_what_fits(model, state, file, spec.backbone)

@@ -174,7 +174,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         ValueError: names or shapes differ; the message names the first that does.
     """
-    fit_weights(model, read_weights(file), file)
+    state = read_weights(file)
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
+    load_state(model, state, file)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -198,17 +200,18 @@ def read_shapes(file: Path) -> Shapes:
         raise ValueError(f"checkpoint: {file} is damaged: {error}") from error
 
 
-def fit_weights(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Loads a state dict that was read from ``file``; raises errors as `load_weights` does."""
-    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], file: Path, *, strict: bool = True
+) -> None:
+    """As ``model.load_state_dict``, with an error that names the file."""
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # a dtype that cannot be converted
         raise ValueError(f"checkpoint: {file} cannot be loaded: {error}") from error
 
 
-def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
-    """Raises ValueError unless the tensors in ``file`` have a model's names and shapes."""
+def check_names(model: nn.Module, stored: Shapes, file: Path) -> None:
+    """Raises ValueError unless the tensors in ``file`` have a model's names."""
     own = model.state_dict()
     for what, names in (
         ("has no", sorted(own.keys() - stored.keys())),
@@ -219,6 +222,12 @@ def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
                 f"checkpoint: {file} is of another architecture: it {what} {names[0]!r}"
                 + and_more(len(names))
             )
+
+
+def check_shapes(model: nn.Module, stored: Shapes, file: Path) -> None:
+    """Raises ValueError unless the tensors in ``file`` have a model's names and shapes."""
+    check_names(model, stored, file)
+    own = model.state_dict()
     for name, shape in stored.items():
         if shape != tuple(own[name].shape):
             raise ValueError(

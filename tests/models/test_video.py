@@ -245,6 +245,24 @@ def test_pretrained_takes_an_image_models_checkpoint(image_checkpoint, generator
     load_image_weights(model, own)
 
 
+def test_other_classes_keep_what_does_not_depend_on_them(image_checkpoint, generator, tmp_path):
+    """As for image models: the classifiers and the memory are fresh, and the message names them."""
+    image, file = image_checkpoint
+    other = models.create("upernet_video_mcibipp", K + 2, "test_resnet",
+                          **{**OPTIONS, "form": "paper", "pretrained": file})  # fmt: skip
+    fresh = set(other.beginning.fresh)
+    classifiers = {n for n, m in other.named_modules() if getattr(m, "out_channels", 0) == K + 2}
+    assert len(classifiers) == 4 and fresh == classifiers | {"head.context.memory"}
+    expected = {n: v for n, v in image.state_dict().items() if n.rpartition(".")[0] not in fresh}
+    fusing = "head.context.fuse.conv.0.weight"
+    new, old = expected[fusing].chunk(2, 1)
+    expected[fusing] = torch.cat([new, torch.zeros_like(new), torch.zeros_like(new), old], 1)
+    for name, value in expected.items():
+        torch.testing.assert_close(other.state_dict()[name], value)
+    again = models.create("upernet_video_mcibipp", K, "test_resnet", **OPTIONS, form="paper")
+    assert not load_image_weights(again, file).fresh
+
+
 def test_another_history_is_refused(generator, tmp_path):
     """Past frames' weights of one history do not become another's."""
     model = small(generator, history=1).float()
