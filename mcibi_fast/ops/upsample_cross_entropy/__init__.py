@@ -52,7 +52,8 @@ def upsample_cross_entropy(
     Differentiable once, in the logits. Allocates two numbers per label (three on CUDA, or two bytes
     where it computes loss and gradient in one pass) and the gradient, for "sum" and "mean" in the
     forward already if one is wanted (in float32; on CUDA as 1.2 to 1.4 times as many sums), and in
-    the backward once more; nothing of K times the size of the labels. The same inputs give
+    the backward once more for 16-bit logits, on CUDA, or where the graph is kept; nothing of K
+    times the size of the labels. The same inputs give
     the same bits in every run and with any number of threads, unless a compiler replaces the last
     reduction with its own. A pixel that is ignored, or whose loss gets the gradient 0, contributes
     nothing, whatever its logits (PyTorch multiplies NaN by 0).
