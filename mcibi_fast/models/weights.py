@@ -60,18 +60,23 @@ class ModelSpec:
     inference: dict[str, Any] | None = None
 
 
-def moved_class(trained: Sequence[str], data: Sequence[str]) -> str:
+def moved_class(
+    trained: Sequence[str],
+    data: Sequence[str],
+    result: str = "predictions are compared with labels by number",
+) -> str:
     """A line about a class that a checkpoint and data both have under different numbers, or "".
 
     Args:
         trained: the class names of the checkpoint.
         data: those of the data that it is used with.
+        result: what comes of it.
     """
     for index, name in enumerate(trained):
         if name in data and (there := list(data).index(name)) != index:
             return (
                 f"class {name!r} is number {index} of the checkpoint, but {there} of the data: the "
-                "classes have another order, and predictions are compared with labels by number"
+                f"classes have another order, and {result}"
             )
     return ""
 

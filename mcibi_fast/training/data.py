@@ -98,11 +98,18 @@ def open_splits(
 
 
 def _moved_class(options: dict[str, Any], train: SegmentationDataset) -> str:
-    """See `moved_class`; of the checkpoint whose weights the model begins with."""
+    """See `moved_class`; of the checkpoint whose weights the model begins with.
+
+    With another number of classes nothing of the model that depends on them is taken over.
+    """
     checkpoint = own_checkpoint(options.get("pretrained", False))
     if checkpoint is None:
         return ""
-    return moved_class(read_spec(find_weights(checkpoint)).classes, train.classes)
+    trained = read_spec(find_weights(checkpoint)).classes
+    if len(trained) != len(train.classes):
+        return ""
+    taken = "what the model keeps for each (classifiers, memory) is taken over by number"
+    return moved_class(trained, train.classes, taken)
 
 
 def describe(train: SegmentationDataset, val: SegmentationDataset) -> dict[str, Any]:

@@ -158,13 +158,17 @@ def test_evaluation_of_permuted_classes_warns(
 
 def test_an_image_model_of_permuted_classes_warns(begun: Path, tmp_path: Path) -> None:
     data = FolderData(str(write_dataset(tmp_path / "data", ["road", "sky", "car"])))
-    for classes in (data, FolderData(str(begun / "data"))):
+    more = FolderData(str(write_dataset(tmp_path / "more", ["road", "sky", "car", "tree"])))
+    for classes in (data, FolderData(str(begun / "data")), more):
         config = configure(classes)
         config.model.options["pretrained"] = str(begun / "run")
         lines: list[str] = []
         open_splits(config, Run(tmp_path / "run"), resume=False, report=lines.append)
         warned = [line for line in lines if line.startswith("warning: class 'sky' is number 0")]
         assert len(warned) == (classes is data)
+        assert all(
+            line.endswith("(classifiers, memory) is taken over by number") for line in warned
+        )
 
 
 @pytest.mark.slow
