@@ -15,6 +15,7 @@ from mcibi_fast import ops
 from mcibi_fast.inference.precision import autocast, mixed_precision_of, precision_of
 from mcibi_fast.models import Segmentor
 from mcibi_fast.models.weights import Precision
+from mcibi_fast.nn.mode import in_mode
 from mcibi_fast.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,24 +71,22 @@ def evaluation_pass(
     progress: bool,
     interrupted: Callable[[], bool] | None,
 ) -> Iterator[Callable[[int], None]]:
-    """Evaluation mode, with its progress shown (on the main process); then the mode is restored.
+    """Evaluation mode, with its progress shown (on the main process); see `in_mode`.
 
     Yields a function to call after each step with the number of units done; it raises
     KeyboardInterrupt if ``interrupted`` returns true. At the end labels are checked
     (``ops.check_labels``).
     """
-    was_training = model.training
-    model.eval()
     show = progress and place.rank == 0
-    try:
-        with Progress("evaluate", unit=unit, total=total, show=show) as shown:
+    with (
+        in_mode(model, training=False),
+        Progress("evaluate", unit=unit, total=total, show=show) as shown,
+    ):
 
-            def done(count: int) -> None:
-                shown.advance(count)
-                if interrupted is not None and interrupted():
-                    raise KeyboardInterrupt
+        def done(count: int) -> None:
+            shown.advance(count)
+            if interrupted is not None and interrupted():
+                raise KeyboardInterrupt
 
-            yield done
-    finally:
-        model.train(was_training)
+        yield done
     ops.check_labels()

@@ -340,12 +340,13 @@ class SegmentorWrapper(nn.Module):
     """Base of wrappers that are called as a model in evaluation, with the wrapped model's head.
 
     Args:
-        model: the wrapped model.
+        model: the wrapped model, whose mode (training or evaluation) the wrapper has.
     """
 
     def __init__(self, model: Segmentor) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
 
     @property
     def head(self) -> SegmentationHead:

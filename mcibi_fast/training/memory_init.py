@@ -15,6 +15,7 @@ from mcibi_fast.data.loading import training_loader
 from mcibi_fast.models import Segmentor
 from mcibi_fast.nn.class_memory import ClassMemory
 from mcibi_fast.nn.clustering import PixelSample
+from mcibi_fast.nn.mode import in_mode
 from mcibi_fast.progress import track
 
 CLUSTERED_IMAGES = 1000  # the part of the train split that clusters are made of
@@ -138,12 +139,10 @@ def _training_statistics(model: nn.Module) -> Iterator[None]:
         {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}
         for norm in norms
     ]
-    was_training = model.training
-    model.train()
     try:
-        yield
+        with in_mode(model, training=True):
+            yield
     finally:
-        model.train(was_training)
         for norm, buffers in zip(norms, before, strict=True):
             for name, value in buffers.items():
                 norm.get_buffer(name).copy_(value)

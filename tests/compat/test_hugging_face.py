@@ -395,6 +395,17 @@ def test_pipeline(saved: tuple[models.Segmentor, Path], caplog: pytest.LogCaptur
     assert "not supported" not in caplog.text
 
 
+def test_frozen_parts_stay_frozen() -> None:
+    from mcibi_fast.compat.transformers.auto import MCIBIFastForSemanticSegmentation
+
+    model = make().train()
+    model.backbone.eval()
+    made = MCIBIFastForSemanticSegmentation.of(model)
+    made.fold()
+    assert made.training and made.head.training and not made.backbone.training
+    assert not MCIBIFastForSemanticSegmentation.of(model.eval()).training
+
+
 @pytest.mark.slow
 def test_trainer_saves_what_auto_loads(tmp_path: Path) -> None:
     """With the Auto class, a Trainer's checkpoint is a folder of a saved model."""

@@ -81,6 +81,16 @@ def test_counts_every_valid_pixel_and_batches_equal_sizes() -> None:
     assert confusion.compute().pixel_accuracy > 0.6  # blocks blur at their borders
 
 
+def test_what_was_frozen_stays_frozen() -> None:
+    """A training that keeps batch norms in evaluation mode goes on so after an evaluation."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout()).train()
+    whole = ByBrightness(4)
+    whole.parts = model
+    model[0].eval()
+    evaluate(whole, Blocks([(16, 16)]))
+    assert [m.training for m in (whole, model, model[0], model[1])] == [True, True, False, True]
+
+
 def test_batch_size_does_not_matter() -> None:
     model = ByBrightness(4)
     alone, together = (evaluate(model, Blocks(SIZES), batch_size=n).matrix for n in (1, 6))

@@ -119,7 +119,7 @@ class MCIBIFastForSemanticSegmentation(Segmentor, PreTrainedModel):  # type: ign
         made = cls.__new__(cls)
         PreTrainedModel.__init__(made, MCIBIFastConfig.of(hub.spec_of(model)))
         made._take(model)
-        made.train(model.training)
+        made.training = model.training  # of itself alone; the parts are the model's
         return made
 
     def _take(self, model: Segmentor) -> None:
@@ -218,7 +218,7 @@ class MCIBIFastForSemanticSegmentation(Segmentor, PreTrainedModel):  # type: ign
         plain = Segmentor(self.backbone, self.head)
         plain.normalisation, plain.precision = self.normalisation, self.precision
         plain.spec, plain._created = self.spec, self._created
-        return plain.train(self.training).fold()
+        return plain.fold()
 
 
 class MCIBIFastImageProcessor(SegformerImageProcessor):
