@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=2,
-        help="processes that load images, at most one for each core (default: 2)",
+        help="processes that load images (default: 2)",
     )
     options.add_cpu(parser)
     options.add_quiet(parser)
