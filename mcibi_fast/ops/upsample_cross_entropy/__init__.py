@@ -361,10 +361,10 @@ def _scaled(
     if logits.is_cuda:
         return GATHER.below_autograd(grad, saved, logits, *size)
     if direct((grad, saved)) and (factor := grad.item()) and math.isfinite(factor):
-        if not in_place:
-            scaled = saved * factor
-        else:
+        if in_place:
             scaled = saved if factor == 1 else saved.mul_(factor)
+        else:
+            scaled = saved * factor
     else:
         scaled = torch.where((grad != 0) & (saved != 0), saved * grad, 0)
     return scaled if logits.dtype == scaled.dtype else scaled.to(logits.dtype)
